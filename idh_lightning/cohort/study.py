@@ -85,11 +85,12 @@ class Cohort:
         sequences: The sequences that this cohort provides, a subset of SEQUENCES in that order; the model's channels.
         studies: Sorted by study_id; study_id unique.
         exclusions: Every study left out.
-        warnings: Faults of severity "warning".
+        faults: Everything found wrong so far, errors and warnings; `settle` turns the errors into one exception or
+            into exclusions.
     """
 
     name: str
     sequences: tuple[str, ...]
     studies: tuple[Study, ...]
     exclusions: tuple[Exclusion, ...] = ()
-    warnings: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()
