@@ -1,0 +1,5 @@
+"""Losses on the logits of a batch."""
+
+from idh_lightning.objectives.focal import CrossEntropy, FocalLoss, focal_loss
+
+__all__ = ["CrossEntropy", "FocalLoss", "focal_loss"]

@@ -1,0 +1,191 @@
+"""Where the weights of the network come from: a hub tag, a local file, or nowhere."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from idh_lightning.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOrigin:
+    """What was asked for and what was had; written to provenance.json and into the checkpoint.
+
+    Attributes:
+        requested: The setting `model.weights`.
+        source: "none", a timm tag or a path.
+        note: Why the source is not what was requested, or what was adapted; empty if nothing.
+    """
+
+    requested: str
+    source: str
+    note: str = ""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether any weights were loaded; without, BatchNorm must be calibrated before training."""
+        return self.source != "none"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the three fields as primitives."""
+        return asdict(self)
+
+
+def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str) -> WeightsOrigin:
+    """Load weights into a timm_3d network and say where they came from.
+
+    Args:
+        network: Changed in place.
+        backbone: Its timm name without a tag.
+        requested: "auto", "none", a timm tag, or a local file (.safetensors, or anything `torch.load` reads with
+            `weights_only=True`).
+        tag: The tag that "auto" tries.
+
+    Raises:
+        ModelError: If weights that were asked for by name cannot be had or do not fit.
+    """
+    if requested == "none":
+        return WeightsOrigin(requested=requested, source="none")
+    if requested == "auto":
+        name = f"{backbone}.{tag}"
+        try:
+            file = _download(name)
+        except _UnreachableError as error:
+            note = f"{name} cannot be had ({error}); the network starts untrained and its BatchNorm is calibrated"
+            logger.warning("model.weights=auto: %s.", note)
+            return WeightsOrigin(requested=requested, source="none", note=note)
+        return WeightsOrigin(requested=requested, source=name, note=_fit(network, _read(file), name))
+    if Path(requested).is_file():
+        return WeightsOrigin(
+            requested=requested, source=requested, note=_fit(network, _read(Path(requested)), requested)
+        )
+    if timm.is_model(requested.split(".")[0]):
+        try:
+            file = _download(requested)
+        except _UnreachableError as error:
+            raise ModelError(
+                f"model.weights: {requested} cannot be had ({error}); expected a reachable hub or a filled cache. "
+                "Give a local file, or model.weights=none to start untrained."
+            ) from error
+        return WeightsOrigin(requested=requested, source=requested, note=_fit(network, _read(file), requested))
+    raise ModelError(
+        f"model.weights: found '{requested}', which is neither a file nor a timm model; expected 'auto', 'none', "
+        f"a tag such as '{backbone}.{tag}', or a file that exists. Correct the setting."
+    )
+
+
+def inflate(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a 2D convolution's weight as a 3D one of the given shape, or the weight itself if it is 3D already.
+
+    The kernel is repeated along depth and divided by its depth, so that a volume that is constant along depth gives
+    what the 2D network gives on one of its slices. Input channels beyond those of the weight are filled by repeating
+    them and scaling by the ratio, so that the expected response keeps its size.
+
+    Args:
+        weight: [O, I, H, W], [O, I, D, H, W], or of any other rank (returned unchanged).
+        shape: The shape that the 3D network wants.
+
+    Source: Carreira and Zisserman 2017, arXiv:1705.07750, section 2.4.
+    """
+    if weight.ndim == 4 and len(shape) == 5:
+        depth = shape[2]
+        weight = weight.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
+    if weight.ndim == 5 and len(shape) == 5 and weight.shape[1] != shape[1] and weight.shape[0] == shape[0]:
+        had, wanted = weight.shape[1], shape[1]
+        repeats = -(-wanted // had)
+        weight = weight.repeat(1, repeats, 1, 1, 1)[:, :wanted] * (had / wanted)
+    return weight
+
+
+def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
+    """Load weights of 2D or 3D shape into the network; return a note on what was adapted.
+
+    A classifier of another number of classes is left as it was initialised.
+    """
+    target = network.state_dict()
+    fitted: dict[str, Tensor] = {}
+    adapted: list[str] = []
+    for name, wanted in target.items():
+        if name not in weights:
+            if name.startswith("classifier.") or name.endswith("num_batches_tracked"):
+                continue
+            raise ModelError(
+                f"{source}: tensor '{name}' is absent; expected the weights of this EfficientNet. "
+                "Give weights of the same model.backbone."
+            )
+        found = inflate(weights[name], tuple(wanted.shape))
+        if found.shape != wanted.shape:
+            if name.startswith("classifier."):
+                continue
+            raise ModelError(
+                f"{source}: tensor '{name}' has shape {tuple(weights[name].shape)}; expected one that fits "
+                f"{tuple(wanted.shape)}. Give weights of the same model.backbone."
+            )
+        if found.shape != weights[name].shape:
+            adapted.append(name)
+        fitted[name] = found.to(wanted.dtype)
+    network.load_state_dict(fitted, strict=False)
+    return f"{len(adapted)} 2D convolutions inflated to 3D" if adapted else ""
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    loaded: Any
+    try:
+        if file.suffix == ".safetensors":
+            loaded = load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, KeyError) as error:
+        raise ModelError(
+            f"{file}: cannot be read as weights ({error}); expected tensors only. Give a .safetensors or .pt file."
+        ) from error
+    weights: dict[str, Tensor] = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    for prefix in ("network.network.", "module.", "network."):
+        if weights and any(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ModelError(f"{file}: holds no mapping of names to tensors; expected a state dict. Give another file.")
+    return weights
+
+
+class _UnreachableError(OSError):
+    """The weights are neither in the local cache nor to be had from the hub."""
+
+
+def _download(name: str) -> Path:
+    """Return the local file of a timm tag, from the cache or the hub, without waiting for a network that is absent."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ModelError(
+            f"model.weights: timm knows no weights for '{name}'; expected one of "
+            f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*'))}. Correct the tag."
+        )
+    cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+    if isinstance(cached, str):
+        return Path(cached)
+    host = urlparse(huggingface_hub.constants.ENDPOINT).hostname or ""
+    try:
+        if not getproxies():
+            # The hub's client retries for most of a minute before it gives up; a name that does not resolve is final.
+            socket.getaddrinfo(host, 443)
+        return Path(huggingface_hub.hf_hub_download(config.hf_hub_id, "model.safetensors"))
+    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise _UnreachableError(f"no answer from the hub: {type(error).__name__}") from error
