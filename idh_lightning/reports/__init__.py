@@ -1,0 +1,1 @@
+"""Arrays to figures; a run folder to one page that people open."""

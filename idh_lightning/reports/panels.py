@@ -1,0 +1,294 @@
+"""Arrays to anatomical panels: sequences, tumour outline and class-activation map, with the sides marked.
+
+Arrays are [D, H, W] in LPS order (D to superior, H to posterior, W to the patient's left). Every panel is shown in
+the radiological convention: the patient's right on the viewer's left in axial and coronal planes, anterior on the
+viewer's left in the sagittal one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from idh_lightning.errors import ExplanationError
+
+FloatArray = NDArray[np.floating[Any]]
+
+MAP_COLOURS = "inferno"
+MAP_FLOOR = 0.2
+"""Below this value the map is fully transparent: faint activation covers most of a brain and would hide it."""
+MAP_OPACITY = 0.65
+MASK_COLOUR = "#56B4E9"
+LEVEL_COLOUR = "#F0E442"
+INK, PAPER = "#f2f2f2", "#0b0b0c"
+
+PLANES: dict[str, tuple[int, str]] = {"axial": (0, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (2, "APSI")}
+"""Plane -> (array axis it is normal to, letters at its left, right, top and bottom edge)."""
+
+
+def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the index of the slice to show along each axis [D, H, W].
+
+    Where there is a tumour these are its largest cross-sections; else where the map weighs most; else the middle.
+
+    Args:
+        mask: [D, H, W], non-zero is tumour, or None.
+        cam: [D, H, W], or None.
+        shape: Length of D, H and W.
+    """
+    for weight in (None if mask is None else np.asarray(mask) > 0, cam):
+        if weight is not None and np.any(weight):
+            profiles = (weight.sum(axis=(1, 2)), weight.sum(axis=(0, 2)), weight.sum(axis=(0, 1)))
+            d, h, w = (int(np.argmax(profile)) for profile in profiles)
+            return d, h, w
+    d, h, w = (length // 2 for length in shape)
+    return d, h, w
+
+
+def cam_panel(
+    image: FloatArray,
+    sequences: Sequence[str],
+    cam: FloatArray | None,
+    mask: NDArray[Any] | None,
+    spacing_mm: Sequence[float],
+    title: str,
+    *,
+    label: int | None = None,
+    probability: float | None = None,
+) -> Figure:
+    """Return one study as a figure: its sequences on the tumour's largest axial slice, then three planes with the map.
+
+    The first row shows each sequence with the outline of the mask and the line where the map reaches half of its
+    maximum, so that the signs stay visible; the second row lays the map itself over the first sequence.
+
+    Args:
+        image: [C, D, H, W], one channel per sequence, LPS order.
+        sequences: C names.
+        cam: [D, H, W] with values 0..1, or None for a panel without a map.
+        mask: [D, H, W], non-zero is tumour, or None.
+        spacing_mm: Voxel size along D, H and W, in array order.
+        title: What the study is called; shown as it is.
+        label: 0 = IDH wildtype, 1 = IDH mutant; shown when given.
+        probability: P(mutant); shown when given.
+
+    Raises:
+        ExplanationError: If the arrays do not share one grid.
+    """
+    _check(image, sequences, cam, mask, spacing_mm)
+    planes = tumour_planes(mask, cam, image.shape[1:])
+    box = _head_box(image)
+    shapes = [_width_over_height(plane, box, spacing_mm) for plane in PLANES]
+    width = 2.9 * max(len(sequences), 3)
+    # The two rows get the height that their images have at this width, plus room for titles: no empty bands.
+    heights = (width / len(sequences) / shapes[0] + 0.75, 0.92 * width / sum(shapes) + 0.35)
+    figure = Figure(
+        figsize=(width, sum(heights) + 0.4),
+        facecolor=PAPER,
+        layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.02),
+    )
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    upper.set_facecolor(PAPER)
+    lower.set_facecolor(PAPER)
+
+    for axes, name, channel in zip(upper.subplots(1, len(sequences), squeeze=False)[0], sequences, image, strict=True):
+        _draw_plane(axes, channel, "axial", planes, box, spacing_mm, mask=mask, level=cam)
+        axes.set_title(name, color=INK, fontsize=12, parse_math=False)
+
+    lower_axes = lower.subplots(1, 3, width_ratios=shapes)
+    for axes, plane in zip(lower_axes, PLANES, strict=True):
+        _draw_plane(axes, image[0], plane, planes, box, spacing_mm, mask=mask, overlay=cam, cross=True)
+        position = planes[PLANES[plane][0]]
+        axes.set_title(f"{sequences[0]}, {plane}, slice {position + 1}", color=INK, fontsize=10, parse_math=False)
+    if cam is not None:
+        bar = lower.colorbar(
+            ScalarMappable(Normalize(0, 1), MAP_COLOURS), ax=lower_axes, fraction=0.025, pad=0.01, aspect=28
+        )
+        bar.set_label("class-activation map", color=INK, fontsize=10)
+        bar.ax.tick_params(colors=INK, labelsize=9)
+        bar.outline.set_edgecolor(INK)
+        bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
+    handles = [Line2D([], [], color=MASK_COLOUR, label="tumour outline")] if mask is not None and np.any(mask) else []
+    if cam is not None:
+        handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle="--", label="map at 0.5"))
+    if handles:
+        upper.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=9,
+        )
+    figure.suptitle(_headline(title, label, probability), color=INK, fontsize=14, parse_math=False)
+    return figure
+
+
+def study_panel(
+    image: FloatArray,
+    sequences: Sequence[str],
+    mask: NDArray[Any] | None,
+    spacing_mm: Sequence[float],
+    title: str,
+    *,
+    label: int | None = None,
+) -> Figure:
+    """Return one prepared study as a figure, without a map: what the network will be given. See `cam_panel`."""
+    return cam_panel(image, sequences, None, mask, spacing_mm, title, label=label)
+
+
+def training_panel(
+    images: FloatArray, sequences: Sequence[str], labels: Sequence[int], spacing_mm: Sequence[float], title: str
+) -> Figure:
+    """Return a batch as a figure, one row per study: what augmentation made of it.
+
+    Args:
+        images: [B, C, D, H, W], LPS order.
+        sequences: C names.
+        labels: B labels, 0 = IDH wildtype, 1 = IDH mutant.
+        spacing_mm: Voxel size along D, H and W.
+        title: Shown as it is.
+    """
+    figure = Figure(figsize=(2.4 * len(sequences), 2.5 * len(images) + 0.4), facecolor=PAPER, layout="constrained")
+    rows = figure.subplots(len(images), len(sequences), squeeze=False)
+    for row, image, label in zip(rows, images, labels, strict=True):
+        planes = tumour_planes(None, None, image.shape[1:])
+        for axes, name, channel in zip(row, sequences, image, strict=True):
+            _draw_plane(axes, channel, "axial", planes, _head_box(image), spacing_mm)
+            axes.set_title(f"{name}, {_label_word(label)}", color=INK, fontsize=9, parse_math=False)
+    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
+    return figure
+
+
+def _draw_plane(
+    axes: Axes,
+    volume: FloatArray,
+    plane: str,
+    planes: tuple[int, int, int],
+    box: tuple[slice, slice, slice],
+    spacing_mm: Sequence[float],
+    *,
+    mask: NDArray[Any] | None = None,
+    overlay: FloatArray | None = None,
+    level: FloatArray | None = None,
+    cross: bool = False,
+) -> None:
+    """Draw one plane of a volume, cropped to `box`, with its letters."""
+    axis, letters = PLANES[plane]
+    # Rows of an axial slice run to posterior, so the first row is on top; rows of the others run to superior.
+    origin: Any = "upper" if plane == "axial" else "lower"
+    rows, columns = (other for other in range(3) if other != axis)
+
+    def cut(array: NDArray[Any]) -> NDArray[Any]:
+        plane_slice: NDArray[Any] = np.take(array, planes[axis], axis=axis)
+        return plane_slice[box[rows], box[columns]]
+
+    shown: dict[str, Any] = {
+        "origin": origin,
+        "aspect": spacing_mm[rows] / spacing_mm[columns],
+        "interpolation": "antialiased",
+    }
+    low, high = _window(volume)
+    # Normalised volumes have 0 outside the head, which is a middle grey there; shown it is black, as on a viewer.
+    axes.imshow(np.ma.masked_equal(cut(volume), 0), cmap="gray", vmin=low, vmax=high, **shown)
+    if overlay is not None:
+        values = np.clip(cut(overlay), 0, 1)
+        opacity = MAP_OPACITY * np.clip((values - MAP_FLOOR) / (0.5 - MAP_FLOOR), 0, 1)
+        axes.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity, **shown)
+    tumour = None if mask is None else mask > 0
+    for array, colour, style in ((tumour, MASK_COLOUR, "-"), (level, LEVEL_COLOUR, "--")):
+        if array is not None:
+            values = cut(array).astype(float)
+            if values.max() > 0.5 > values.min():
+                axes.contour(values, levels=[0.5], colors=[colour], linewidths=1.1, linestyles=style)
+    if cross:
+        lines: dict[str, Any] = {"linewidth": 0.6, "color": INK, "alpha": 0.45}
+        axes.axhline(planes[rows] - box[rows].start, **lines)
+        axes.axvline(planes[columns] - box[columns].start, **lines)
+    corners = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03))
+    sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    for letter, (x, y), (horizontal, vertical) in zip(letters, corners, sides, strict=True):
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            ha=horizontal,
+            va=vertical,
+            color=INK,
+            fontsize=10,
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor("black")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _head_box(image: FloatArray) -> tuple[slice, slice, slice]:
+    """Return the box around everything that differs from the background (0), with a margin for the letters."""
+    found = np.any(image != 0, axis=0)
+    if not found.any():
+        found = np.ones_like(found)
+    box = []
+    for axis in range(3):
+        where = np.flatnonzero(found.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = max(2, round(0.06 * (where[-1] - where[0])))
+        box.append(slice(max(0, int(where[0]) - margin), min(found.shape[axis], int(where[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def _window(volume: FloatArray) -> tuple[float, float]:
+    """Return the grey-level window: from the background, or the darkest percent if it is darker, to the brightest."""
+    inside = volume[volume != 0]
+    if inside.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(inside, (0.5, 99.7))
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _width_over_height(plane: str, box: tuple[slice, slice, slice], spacing_mm: Sequence[float]) -> float:
+    rows, columns = (other for other in range(3) if other != PLANES[plane][0])
+    length = [(box[axis].stop - box[axis].start) * spacing_mm[axis] for axis in (columns, rows)]
+    return float(length[0] / length[1])
+
+
+def _label_word(label: int) -> str:
+    return "IDH mutant" if label == 1 else "IDH wildtype"
+
+
+def _headline(title: str, label: int | None, probability: float | None) -> str:
+    parts = [title]
+    if label is not None:
+        parts.append(_label_word(label))
+    if probability is not None:
+        parts.append(f"P(mutant) = {probability:.2f}")
+    return "   ·   ".join(parts)
+
+
+def _check(
+    image: FloatArray,
+    sequences: Sequence[str],
+    cam: FloatArray | None,
+    mask: NDArray[Any] | None,
+    spacing_mm: Sequence[float],
+) -> None:
+    shapes = {"map": cam, "mask": mask}
+    wrong = {name: a.shape for name, a in shapes.items() if a is not None and a.shape != image.shape[1:]}
+    if image.ndim != 4 or len(sequences) != len(image) or len(spacing_mm) != 3 or wrong:
+        raise ExplanationError(
+            f"Panel: image {image.shape}, {len(sequences)} sequences, spacing {tuple(spacing_mm)}, "
+            f"{wrong or 'map and mask fit'}; expected [C, D, H, W] with C names, a spacing along D, H and W in mm, and "
+            "map and mask of shape [D, H, W]. Resample the map and the mask to the grid of the image."
+        )
