@@ -1,0 +1,512 @@
+"""Arrays and tables to figures that can be read without the text.
+
+Every function returns a matplotlib Figure and touches no global state. Colours are those of Okabe and Ito, which stay
+apart under the common forms of colour blindness; shape or line style always carries the same difference.
+
+Source: Okabe & Ito 2008, Color Universal Design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+from statsmodels.stats.proportion import proportion_confint
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
+WILDTYPE_COLOUR, MUTANT_COLOUR = BLUE, VERMILLION
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval and the count it rests on; what is unknown is None.
+
+    Attributes:
+        value: Point estimate, or None where there were too few patients for one.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        n: Patients (or studies) that it was computed on.
+        why: Why there is no value.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    why: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The estimate as it is printed everywhere: 0.90 (0.80 to 0.97)."""
+        if self.value is None:
+            return self.why or "too few"
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.value:.2f}{interval}"
+
+
+def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max") -> Figure:
+    """Return loss, accuracy, AUROC and learning rate over optimizer steps, with the epochs along the top.
+
+    Args:
+        log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.
+        monitor: Column whose best value is marked (the checkpoint that was kept), or None.
+        mode: "max" or "min": which value of `monitor` is best.
+    """
+    logged = {str(name) for name in log.columns if log[name].notna().any()}
+    rates = sorted(name for name in logged if name == "lr" or name.startswith("lr-"))[:1]
+    panels = [
+        ("Loss", ["train/loss_step", "train/loss", "train/loss_epoch", "val/loss"]),
+        ("Accuracy", ["train/accuracy", "val/accuracy"]),
+        ("AUROC", ["train/auroc", "val/auroc"]),
+        ("Learning rate", rates),
+    ]
+    panels = [(title, [key for key in keys if key in logged]) for title, keys in panels]
+    panels = [(title, keys) for title, keys in panels if keys]
+    figure = _figure(3.4 * max(len(panels), 1), 3.5)
+    looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
+    ends = log.dropna(subset=["epoch"]).groupby("epoch")["step"].max() if "epoch" in log else pd.Series(dtype=float)
+    best = None
+    if monitor in logged:
+        values = log[monitor].astype(float)
+        best = log.iloc[int(values.argmax() if mode == "max" else values.argmin())]
+    for number, (title, keys) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for key in keys:
+            points = log[["step", key]].dropna().sort_values("step")
+            if key.endswith("_step"):
+                axes.plot(points["step"], points[key], color=ORANGE, linewidth=0.9, alpha=0.45, label="training, batch")
+                continue
+            colour, style, marker, name = looks.get(key.split("/")[0], (GREEN, "-", "", "learning rate"))
+            axes.plot(
+                points["step"],
+                points[key],
+                color=colour,
+                linestyle=style,
+                marker=marker if len(points) <= 40 else "",
+                markersize=4,
+                linewidth=1.8,
+                label=name,
+            )
+        _dress(axes, title, " " if len(ends) > 1 else None)
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if title in ("Accuracy", "AUROC"):
+            axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
+        elif title == "Loss":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.yaxis.set_major_formatter("{x:.1e}")
+        if title == "AUROC":
+            axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=":")
+            axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED)
+        if best is not None:
+            axes.axvline(best["step"], color=PURPLE, linewidth=1.2, zorder=0)
+            if monitor in keys:
+                axes.annotate(
+                    f"best: {best[monitor]:.3f}\n(epoch {int(best['epoch'])})",
+                    (best["step"], 0.22),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(-4 if best["step"] > log["step"].max() / 2 else 4, 0),
+                    textcoords="offset points",
+                    ha="right" if best["step"] > log["step"].max() / 2 else "left",
+                    va="bottom",
+                    fontsize=9,
+                    color="#8b3a62",
+                )
+        if len(ends) > 1:
+            every = max(1, len(ends) // 5)
+            top = axes.secondary_xaxis("top")
+            top.set_xticks(ends.to_numpy()[::every], [str(int(epoch)) for epoch in ends.index[::every]])
+            top.tick_params(labelsize=8, colors=MUTED, length=2)
+            top.spines["top"].set_color(RULE)
+            top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
+        if len(keys) > 1 and number == 0:
+            axes.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
+    """Return the confusion matrix with counts and row percentages.
+
+    Args:
+        counts: [2, 2], rows are the truth and columns the prediction, wildtype first.
+        title: Names the patients.
+        threshold: P(mutant) from which a study is called mutant; shown when given.
+    """
+    table = np.asarray(counts, dtype=float)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = _figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.6 else INK
+        kind = "correct" if row == column else ("missed mutant" if row == 1 else "false alarm")
+        axes.text(column, row - 0.1, f"{int(table[row, column])}", ha="center", fontsize=22, color=colour)
+        axes.text(column, row + 0.14, f"{share:.0%} of row", ha="center", fontsize=10, color=colour)
+        axes.text(column, row + 0.32, kind, ha="center", fontsize=9, color=colour, style="italic")
+    names = ("wildtype", "mutant")
+    axes.set_xticks((0, 1), [f"called {name}" for name in names])
+    axes.set_yticks((0, 1), [f"{name}\nn = {int(n)}" for name, n in zip(names, table.sum(axis=1), strict=True)])
+    note = f"called mutant from P = {threshold:.2f} on" if threshold is not None else None
+    _dress(axes, title, note, grid=False)
+    axes.set_ylabel("truth")
+    axes.tick_params(length=0, labelsize=10)
+    return figure
+
+
+def roc(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    auroc: Estimate | None = None,
+    threshold: float | None = None,
+    title: str = "ROC curve",
+    resamples: int = 500,
+    seed: int = 0,
+) -> Figure:
+    """Return the ROC curve with a pointwise 95 % bootstrap band and the operating point.
+
+    Args:
+        labels: [N], 0 wildtype, 1 mutant; both present.
+        probabilities: [N], P(mutant).
+        auroc: Shown in the title.
+        threshold: The operating point, from which P(mutant) is called mutant.
+        title: Names the patients.
+        resamples: Bootstrap resamples, drawn within each class.
+        seed: Of the resampling.
+    """
+    truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
+    grid = np.linspace(0, 1, 101)
+    rng = np.random.default_rng(seed)
+    curves = np.empty((resamples, grid.size))
+    for resample in range(resamples):
+        drawn = np.concatenate([rng.choice(np.flatnonzero(truth == c), (truth == c).sum()) for c in (0, 1)])
+        curves[resample] = _sensitivity_at(grid, truth[drawn], score[drawn])
+    low, high = np.percentile(curves, (2.5, 97.5), axis=0)
+    false_rate, true_rate, _ = roc_curve(truth, score, drop_intermediate=False)
+    figure = _figure(4.9, 4.9)
+    axes = figure.add_subplot()
+    axes.fill_between(grid, low, high, color=SKY, alpha=0.3, linewidth=0, label="95 % band (bootstrap)")
+    axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="chance")
+    axes.plot(false_rate, true_rate, color=BLUE, linewidth=2.2, label="model")
+    if threshold is not None:
+        called = score >= threshold
+        x, y = called[truth == 0].mean(), called[truth == 1].mean()
+        axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+        right = x < 0.5
+        axes.annotate(
+            f"sensitivity {y:.2f}\nspecificity {1 - x:.2f}",
+            (x, y),
+            xytext=(14 if right else -14, -8),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="top",
+            color="#9a4300",
+        )
+    counts = f"n = {truth.size}, {truth.sum()} mutant"
+    _dress(axes, title, counts if auroc is None else f"AUROC {auroc.text}; {counts}")
+    _unit_square(axes)
+    axes.set_xlabel("1 − specificity: wildtype called mutant")
+    axes.set_ylabel("sensitivity: mutant called mutant")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def precision_recall(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    average_precision: Estimate | None = None,
+    threshold: float | None = None,
+    title: str = "Precision and recall",
+) -> Figure:
+    """Return the precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
+    truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
+    precision, recall, _ = precision_recall_curve(truth, score)
+    prevalence = truth.mean()
+    figure = _figure(4.9, 4.9)
+    axes = figure.add_subplot()
+    axes.axhline(prevalence, color=MUTED, linestyle=":", linewidth=1.2, label=f"prevalence {prevalence:.2f}: guessing")
+    axes.step(recall, precision, where="post", color=BLUE, linewidth=2.2, label="model")
+    if threshold is not None and (score >= threshold).any():
+        called = score >= threshold
+        point = (called[truth == 1].mean(), truth[called].mean())
+        axes.plot(*point, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+    counts = f"n = {truth.size}, {truth.sum()} mutant"
+    note = counts if average_precision is None else f"average precision {average_precision.text}; {counts}"
+    _dress(axes, title, note)
+    _unit_square(axes)
+    axes.set_xlabel("recall: share of mutants found")
+    axes.set_ylabel("precision: share of calls that are mutant")
+    axes.legend(loc="lower left", frameon=False)
+    return figure
+
+
+def reliability(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    raw: ArrayLike | None = None,
+    ece: Estimate | None = None,
+    bins: int = 5,
+    title: str = "Calibration",
+) -> Figure:
+    """Return observed mutant frequency against P(mutant) in bins of equal size, with Wilson intervals.
+
+    Args:
+        labels: [N], 0 wildtype, 1 mutant.
+        probabilities: [N], calibrated P(mutant).
+        raw: [N], P(mutant) before calibration, drawn in outline when given.
+        ece: Expected calibration error, shown in the title.
+        bins: Groups of equal size.
+        title: Names the patients.
+    """
+    truth = np.asarray(labels, dtype=int)
+    figure = _figure(4.9, 5.4)
+    axes, counts = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
+    axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="perfect")
+    series: list[tuple[str, NDArray[Any], str, str]] = []
+    if raw is not None:
+        series.append(("before calibration", np.asarray(raw, dtype=float), MUTED, "o"))
+    series.append(("probability", np.asarray(probabilities, dtype=float), BLUE, "s"))
+    for name, score, colour, marker in series:
+        groups = np.array_split(np.argsort(score, kind="stable"), min(bins, truth.size))
+        mean = np.array([score[group].mean() for group in groups])
+        hits, sizes = (np.array([f(truth[group]) for group in groups]) for f in (np.sum, np.size))
+        low, high = _wilson(hits, sizes)
+        observed = hits / sizes
+        filled = colour == BLUE
+        axes.errorbar(
+            mean,
+            observed,
+            yerr=np.clip((observed - low, high - observed), 0, None) if filled else None,
+            color=colour,
+            marker=marker,
+            markerfacecolor=colour if filled else "white",
+            linestyle="-" if filled else "--",
+            linewidth=1.8 if filled else 1.2,
+            elinewidth=1.2,
+            capsize=3,
+            label=name,
+        )
+    note = f"{min(bins, truth.size)} groups of equal size, 95 % intervals; n = {truth.size}"
+    _dress(axes, title, note if ece is None else f"expected calibration error {ece.text}\n{note}")
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylabel("observed share of mutants")
+    axes.legend(loc="upper left", frameon=False)
+    shades = ((0, WILDTYPE_COLOUR, "wildtype"), (1, MUTANT_COLOUR, "mutant"))
+    counts.hist(
+        [series[-1][1][truth == label] for label, _, _ in shades],
+        bins=np.linspace(0, 1, 21).tolist(),
+        stacked=True,
+        color=[colour for _, colour, _ in shades],
+        label=[name for _, _, name in shades],
+    )
+    _dress(counts)
+    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    counts.set_xlabel("P(mutant)")
+    counts.set_ylabel("n")
+    counts.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
+    return figure
+
+
+def decision_curve(curves: pd.DataFrame, *, prevalence: float | None = None, title: str = "Decision curve") -> Figure:
+    """Return net benefit over threshold probabilities: the model against age and against treating all or none.
+
+    Args:
+        curves: Column `threshold`, and one column of net benefit per strategy; `treat_all` and `treat_none` are drawn
+            as references and `model` on top.
+        prevalence: Sets the upper end of the axis, which net benefit cannot pass.
+        title: Names the patients.
+
+    Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
+    """
+    figure = _figure(5.6, 4.6)
+    axes = figure.add_subplot()
+    looks = {
+        "treat_none": (MUTED, ":", 1.2),
+        "treat_all": (MUTED, "--", 1.2),
+        "age": (ORANGE, "-.", 1.8),
+        "model": (BLUE, "-", 2.4),
+    }
+    spare = iter([(GREEN, (0, (5, 1)), 1.6), (PURPLE, (0, (3, 1, 1, 1)), 1.6), (VERMILLION, (0, (1, 1)), 1.6)] * 3)
+    names = [name for name in curves.columns if name != "threshold"]
+    for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
+        colour, style, width = looks.get(name) or next(spare)
+        label = {"treat_all": "call everyone mutant", "treat_none": "call no one mutant"}.get(name)
+        label = label or name.replace("_", " ")
+        axes.plot(curves["threshold"], curves[name], color=colour, linestyle=style, linewidth=width, label=label)
+    top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
+    axes.set_ylim(-0.12 * top, 1.12 * top)
+    axes.set_xlim(float(curves["threshold"].min()), float(curves["threshold"].max()))
+    _dress(axes, title, "higher is better; net benefit = true calls − weighted false calls, per patient")
+    axes.set_xlabel("threshold: P(mutant) from which one would act")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel("net benefit")
+    axes.legend(frameon=False)
+    return figure
+
+
+def forest(
+    rows: Sequence[tuple[str, Estimate]],
+    *,
+    title: str,
+    reference: tuple[str, float] | None = None,
+    xlabel: str = "AUROC",
+    xlim: tuple[float, float] | None = None,
+) -> Figure:
+    """Return estimates with their intervals, one per line, with n and the numbers written out.
+
+    Args:
+        rows: (name, estimate) from top to bottom; a name that starts with "# " opens a group and its estimate is
+            not drawn; an estimate without a value says "too few".
+        title: What is compared.
+        reference: (name, value) of a vertical line, for example the whole test set, or None.
+        xlabel: What the values are.
+        xlim: Limits of the axis; None takes them from the intervals.
+    """
+    figure = _figure(7.6, 1.5 + 0.33 * len(rows))
+    axes, numbers = figure.subplots(1, 2, width_ratios=(1.7, 1), sharey=True)
+    drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
+    for position, (name, estimate) in enumerate(rows):
+        if name.startswith("# "):
+            continue
+        if estimate.value is not None:
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
+            axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
+        colour = MUTED if estimate.value is None else INK
+        numbers.text(0.02, position, "" if estimate.n is None else f"{estimate.n}", va="center", color=colour)
+        numbers.text(0.24, position, estimate.text, va="center", color=colour)
+    if reference is not None:
+        axes.axvline(reference[1], color=VERMILLION, linestyle="--", linewidth=1.2, zorder=0)
+    _dress(axes, title, None if reference is None else f"dashed line: {reference[0]} {reference[1]:.2f}")
+    axes.set_yticks(range(len(rows)), [name.removeprefix("# ") for name, _ in rows])
+    for tick, (name, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        tick.set_parse_math(False)
+        if name.startswith("# "):
+            tick.set_fontweight("bold")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    if xlim is not None:
+        axes.set_xlim(*xlim)
+    elif drawn:
+        ends = [x for _, e in drawn for x in (e.low, e.high, e.value) if x is not None]
+        axes.set_xlim(min(0.45, *ends) - 0.02, max(1.0, *ends) + 0.02)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(xlabel)
+    numbers.set_xlim(0, 1)
+    numbers.axis("off")
+    numbers.text(0.02, -0.75, "n", color=MUTED, fontsize=9)
+    numbers.text(0.24, -0.75, "value (95 % interval)", color=MUTED, fontsize=9)
+    return figure
+
+
+def cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
+    """Return the way from the studies that were found to the three parts, as boxes.
+
+    Args:
+        excluded: Reason -> studies left out.
+        parts: Part -> (studies, patients, patients with a mutation), in order.
+    """
+    used, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
+    lost = sum(excluded.values())
+    reasons = sorted(excluded.items(), key=lambda item: -item[1])
+    lines = [f"{n} × {_shorten(reason, 46)}" for reason, n in reasons[:5]]
+    if len(reasons) > 5:
+        lines.append(f"{sum(n for _, n in reasons[5:])} × other reasons (exclusions.csv)")
+    height = 4.3 + 0.2 * len(lines)
+    figure = _figure(7.6, height)
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 10)
+    axes.set_ylim(0, 10)
+    axes.axis("off")
+    box: dict[str, Any] = {"boxstyle": "round,pad=0.55", "facecolor": "white", "edgecolor": MUTED, "linewidth": 1.2}
+    write: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 1.45, "parse_math": False, "color": INK}
+    arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    top, middle, bottom = 9.2, 4.6, 1.3
+    split = 3.1
+    axes.annotate("", (3, middle + 0.95), (3, top - 0.4), arrowprops=arrow)
+    axes.plot((3, 3), (middle, split), color=MUTED, linewidth=1.2, zorder=0)
+    axes.text(3, top, f"{used + lost} studies found", bbox=box, fontsize=12, **write)
+    text = "\n".join([f"{lost} left out", *lines]) if lost else "none left out"
+    axes.annotate("", (5.0, 7.0), (3, 7.0), arrowprops=arrow)
+    axes.text(5.2, 7.0, text, bbox=box | {"edgecolor": RULE}, fontsize=9.5, **(write | {"ha": "left"}))
+    share = f"{mutant} mutant ({mutant / patients:.0%})" if patients else ""
+    axes.text(3, middle, f"{used} studies of {patients} patients\n{share}", bbox=box, fontsize=12, **write)
+    places = np.linspace(1.6, 8.4, len(parts)) if len(parts) > 1 else np.array([3.0])
+    if len(parts):
+        axes.plot((min(3, places[0]), max(3, places[-1])), (split, split), color=MUTED, linewidth=1.2, zorder=0)
+    fills = {"train": "#fdf3e0", "validation": "#e3f0f8", "test": "#fae9de"}
+    for place, (name, (n, people, positive)) in zip(places, parts.items(), strict=True):
+        axes.annotate("", (place, bottom + 1.0), (place, split), arrowprops=arrow)
+        axes.text(
+            place,
+            bottom,
+            f"{name}\n{people} patients ({n} studies)\n{positive} mutant, {people - positive} wildtype",
+            bbox=box | {"facecolor": fills.get(name, "white")},
+            fontsize=10,
+            **write,
+        )
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def _dress(axes: Axes, title: str | None = None, note: str | None = None, *, grid: bool = True) -> None:
+    """Give axes their title, a quieter note under it, and light rules."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=INK, labelsize=9, color=RULE)
+    if grid:
+        axes.grid(color=RULE, linewidth=0.6, alpha=0.6)
+        axes.set_axisbelow(True)
+    if note:
+        axes.set_title(note, loc="left", fontsize=9, color=MUTED, linespacing=1.3, parse_math=False)
+    if title:
+        lift = 10 + 13 * (note.count("\n") + 1) if note else 6
+        axes.annotate(
+            title,
+            (0, 1),
+            xycoords="axes fraction",
+            xytext=(0, lift),
+            textcoords="offset points",
+            fontsize=12,
+            fontweight="bold",
+            color=INK,
+            parse_math=False,
+        )
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_aspect("equal")
+
+
+def _sensitivity_at(grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any]) -> NDArray[Any]:
+    false_rate, true_rate, _ = roc_curve(truth, score)
+    # Where the curve rises vertically the upper end counts: np.interp takes the last of equal abscissae.
+    values: NDArray[Any] = np.interp(grid, false_rate, true_rate)
+    return values
+
+
+def _wilson(hits: NDArray[Any], sizes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    low, high = proportion_confint(hits, sizes, method="wilson")
+    return np.asarray(low), np.asarray(high)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
