@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from idh_lightning.errors import ConfigError
 
@@ -12,3 +16,117 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
 STAGES: tuple[str, ...] = ("fit", "test", "report")
+CONTROLS: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
+MONITORED: tuple[str, ...] = ("val/auroc", "val/accuracy", "val/loss")
+
+_GROUPS = (
+    "cohort",
+    "data",
+    "split",
+    "augment",
+    "model",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "explain",
+    "evaluation",
+    "logger",
+)
+_PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
+    "": ("name", "seed", "fold", "control", "stages", "checkpoint", "monitor", "paths", "figures", *_GROUPS),
+    "data": ("grid", "crop", "missing", "preprocessing", "store", "batches"),
+    "monitor": ("metric", "mode"),
+    "paths": ("data", "store", "run"),
+}
+"""Sections that are no object's keyword arguments -> the keys they may have."""
+
+_HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Refuse a composed configuration that would fail later, or do something else than it says.
+
+    Args:
+        config: The composed configuration as plain dictionaries and lists, interpolations resolved.
+        choices: Config group -> the file chosen, as Hydra reports it; used to name the file of a wrong key.
+
+    Raises:
+        ConfigError: Listing every unknown key and every contradiction.
+    """
+    faults = [*_unknown_keys(config, "", choices), *_contradictions(config, choices)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) -> Iterable[str]:
+    """Yield one message per key that nothing will read."""
+    if isinstance(section, list):
+        for index, item in enumerate(section):
+            yield from _unknown_keys(item, f"{path}[{index}]", choices)
+        return
+    if not isinstance(section, Mapping):
+        return
+    allowed: Iterable[str] | None = _PLAIN_SECTIONS.get(path)
+    reader = "a run" if not path else f"section '{path}'"
+    if "_target_" in section:
+        reader = str(section["_target_"])
+        allowed = _keywords(reader, path, choices)
+    for key, value in section.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if allowed is not None and key not in allowed and key not in _HYDRA_KEYS:
+            near = difflib.get_close_matches(str(key), list(allowed), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            yield (
+                f"{_file_of(inner, choices)}: found the key '{inner}', which {reader} does not know; "
+                f"expected one of {', '.join(allowed)}.{hint} Correct or remove it."
+            )
+        yield from _unknown_keys(value, inner, choices)
+
+
+def _keywords(target: str, path: str, choices: Mapping[str, str | None]) -> tuple[str, ...] | None:
+    """Return the keyword arguments of a `_target_`; None if it takes any."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        called = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{_file_of(path, choices)}: '{path}._target_' is '{target}', which cannot be imported ({error}); "
+            "expected the full name of a class or function. Correct it."
+        ) from error
+    parameters = inspect.signature(called).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return tuple(parameter.name for parameter in parameters if parameter.name != "self")
+
+
+def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
+    group = path.split(".")[0]
+    chosen = choices.get(group)
+    return f"conf/{group}/{chosen}.yaml" if chosen else "conf/train.yaml"
+
+
+def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterable[str]:
+    stages = config.get("stages", [])
+    if not isinstance(stages, list) or not stages or any(stage not in STAGES for stage in stages):
+        yield f"stages: found {stages}; expected a list out of {', '.join(STAGES)}. Correct it."
+    elif "fit" not in stages and "test" in stages and not config.get("checkpoint"):
+        yield (
+            "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
+            "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
+        )
+    control = config.get("control", "natural")
+    if control not in CONTROLS:
+        yield f"control: found '{control}'; expected natural, null, trivial or shortcut. Correct it."
+    elif control != "natural" and choices.get("cohort", "phantom") != "phantom":
+        yield (
+            f"control: found '{control or 'null'}' with cohort={choices.get('cohort')}; expected cohort=phantom, since "
+            "only the synthetic cohort has controls. Remove the control."
+        )
+    monitor = config.get("monitor", {})
+    if isinstance(monitor, Mapping) and monitor:
+        if monitor.get("metric") not in MONITORED:
+            yield f"monitor.metric: found '{monitor.get('metric')}'; expected one of {', '.join(MONITORED)}. Correct it."
+        elif monitor.get("mode") != ("min" if monitor["metric"] == "val/loss" else "max"):
+            yield f"monitor.mode: found '{monitor.get('mode')}' for {monitor['metric']}; expected the other. Correct it."

@@ -1,5 +1,15 @@
 """Every error that the package raises on purpose: where, what was found, what was expected, and the remedy."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
 
 class IDHError(Exception):
     """Parent of all errors below; entry points print its message and exit with status 2, without a traceback."""
@@ -39,3 +49,33 @@ class ExplanationError(IDHError, ValueError):
 
 class EvaluationError(IDHError, ValueError):
     """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says which."""
+
+
+def exits_with_message(main: Callable[P, None]) -> Callable[P, None]:
+    """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
+
+    With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
+    through unchanged: it is a defect, and its traceback is what we want to see.
+    """
+
+    @wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except Exception as error:
+            ours = _find_ours(error)
+            if ours is None:
+                raise
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n(HYDRA_FULL_ERROR=1 shows where it was raised.)\n")
+            sys.exit(2)
+
+    return guarded
+
+
+def _find_ours(error: BaseException | None) -> IDHError | None:
+    """Return the IDHError that an exception is, or was caused by: Hydra wraps what constructors raise."""
+    while error is not None and not isinstance(error, IDHError):
+        error = error.__cause__
+    return error

@@ -1,0 +1,8 @@
+"""Callbacks that draw and write; none of them learns."""
+
+from idh_lightning.callbacks.explanations import Explanations
+from idh_lightning.callbacks.predictions import PredictionWriter
+from idh_lightning.callbacks.provenance import Provenance
+from idh_lightning.callbacks.tracking import wandb_logger
+
+__all__ = ["Explanations", "PredictionWriter", "Provenance", "wandb_logger"]

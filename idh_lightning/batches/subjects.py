@@ -1,0 +1,70 @@
+"""TorchIO subjects that read from the volume store, and how they become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchio as tio
+from torch import Tensor
+
+from idh_lightning.cohort import Study
+from idh_lightning.volumes import StoredVolume
+
+
+class Batch(NamedTuple):
+    """What the network is fed.
+
+    Attributes:
+        volumes: [B, C, D, H, W], float32, z-normalised within the brain; D to superior, H to posterior, W to left.
+        labels: [B], int64; 0 wildtype, 1 mutant.
+        study_ids: B names.
+    """
+
+    volumes: Tensor
+    labels: Tensor
+    study_ids: list[str]
+
+
+class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has no type information
+    """TorchIO's data set, with the random numbers of each item fixed by the draw that asks for it."""
+
+    def __getitem__(self, index: int) -> tio.Subject:
+        """Return a subject; where the index carries a seed, its augmentation is a function of that seed."""
+        seed = getattr(index, "seed", None)
+        if seed is None:
+            return super().__getitem__(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return super().__getitem__(index)
+
+
+def to_subject(stored: StoredVolume, study: Study) -> tio.Subject:
+    """Return a study as a TorchIO subject whose voxels are read from the store when they are needed."""
+    image = tio.ScalarImage(
+        path=Path(stored.image.filename), reader=partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
+    )
+    return tio.Subject(image=image, label=study.label, study_id=study.study_id)
+
+
+def collate(subjects: Sequence[tio.Subject]) -> Batch:
+    """Stack subjects into a batch, back in the order [D, H, W]."""
+    return Batch(
+        volumes=torch.stack([_from_torchio(subject["image"].data) for subject in subjects]),
+        labels=torch.tensor([int(subject["label"]) for subject in subjects], dtype=torch.int64),
+        study_ids=[str(subject["study_id"]) for subject in subjects],
+    )
+
+
+def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Read one array of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
+    volume = torch.from_numpy(np.load(path).astype(np.float32))
+    return volume.permute(0, 3, 2, 1), affine_ras
+
+
+def _from_torchio(data: Any) -> Tensor:
+    return torch.as_tensor(data).permute(0, 3, 2, 1).float().contiguous()

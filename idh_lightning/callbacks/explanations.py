@@ -1,0 +1,148 @@
+"""Maps of chosen validation studies while training, and of all test studies at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
+from rich.progress import track
+from torch import Tensor
+
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.cohort import Study
+from idh_lightning.files import replacing, write_text
+from idh_lightning.errors import ExplanationError
+from idh_lightning.explain import localisation_scores
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.reports import cam_panel
+from idh_lightning.volumes import StoredVolume, write_map
+
+logger = logging.getLogger(__name__)
+
+
+class Explanations(Callback):
+    """Writes explanations/<study_id>_cam.nii.gz, figures/cam/<study_id>.png and explanations.csv."""
+
+    def __init__(
+        self,
+        *,
+        method: Callable[[StemTailNetwork, Tensor], Tensor],
+        run_folder: Path,
+        sequences: Sequence[str],
+        validation_studies: int = 2,
+        every_epochs: int = 2,
+        test: bool = True,
+        batch_size: int = 4,
+    ) -> None:
+        """Choose what is explained when.
+
+        Args:
+            method: From a network and volumes [B, C, D, H, W] to maps [B, D, H, W].
+            run_folder: Holds the run's files.
+            sequences: Names of the channels.
+            validation_studies: How many validation studies are followed through training, mutants first.
+            every_epochs: Distance between their maps, in epochs; 0 for none.
+            test: Whether every test study is explained at the end.
+            batch_size: Studies explained at once.
+        """
+        self.method = method
+        self.run_folder = run_folder
+        self.sequences = tuple(sequences)
+        self.validation_studies = validation_studies
+        self.every_epochs = every_epochs
+        self.test = test
+        self.batch_size = batch_size
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the followed validation studies."""
+        if trainer.sanity_checking or not self.every_epochs or trainer.current_epoch % self.every_epochs:
+            return
+        data = _data_module(trainer)
+        for study, stored, cam, probability in self._explain(pl_module, data, self._followed(data)):
+            figure = self._panel(study, stored, cam, probability)
+            name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
+            _save(figure, self.run_folder / "figures" / "training" / f"{name}.png")
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Explain, score and draw every test study."""
+        if not self.test or not trainer.is_global_zero:
+            return
+        data = _data_module(trainer)
+        studies = data.studies["test"]
+        rows = []
+        explained = self._explain(pl_module, data, studies)
+        for study, stored, cam, probability in track(explained, description="Explaining", total=len(studies)):
+            inside = cam * (np.asarray(stored.brain) > 0)
+            write_map(inside, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
+            figure = self._panel(study, stored, cam, probability)
+            _save(figure, self.run_folder / "figures" / "cam" / f"{study.study_id}.png")
+            row: dict[str, object] = {"study_id": study.study_id, "method": type(self.method).__name__}
+            try:
+                if stored.mask is None:
+                    raise ExplanationError("the study has no tumour mask")
+                row |= localisation_scores(cam, np.asarray(stored.mask), np.asarray(stored.brain))
+            except ExplanationError as error:
+                logger.warning("Study %s: the map is not scored: %s", study.study_id, error)
+            rows.append(row)
+        columns = ["study_id", "method", "pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain"]
+        table = pd.DataFrame(rows, columns=columns)
+        write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
+
+    def _followed(self, data: IDHDataModule) -> list[Study]:
+        by_label = sorted(data.studies["validation"], key=lambda study: (-study.label, study.study_id))
+        mutants = [study for study in by_label if study.label == 1]
+        wildtype = [study for study in by_label if study.label == 0]
+        half = -(-self.validation_studies // 2)
+        return (mutants[:half] + wildtype)[: self.validation_studies]
+
+    def _explain(
+        self, pl_module: lightning.LightningModule, data: IDHDataModule, studies: Sequence[Study]
+    ) -> Iterator[tuple[Study, StoredVolume, np.ndarray, float]]:
+        network = pl_module.network
+        if not isinstance(network, StemTailNetwork):
+            raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
+        for start in range(0, len(studies), self.batch_size):
+            chunk = studies[start : start + self.batch_size]
+            stored = [data.store.open(study) for study in chunk]
+            volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
+            volumes = volumes.to(pl_module.device)
+            # Outside inference mode, since a map needs gradients.
+            with torch.inference_mode(False):
+                volumes = volumes.clone()
+                maps = self.method(network, volumes).cpu().numpy()
+                with torch.no_grad():
+                    was_training = network.training
+                    probabilities = torch.softmax(network.eval()(volumes), dim=1)[:, 1].tolist()
+                    network.train(was_training)
+            yield from zip(chunk, stored, maps, probabilities, strict=True)
+
+    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> Figure:
+        return cam_panel(
+            np.asarray(stored.image, dtype=np.float32),
+            self.sequences,
+            cam=cam * (np.asarray(stored.brain) > 0),
+            mask=None if stored.mask is None else np.asarray(stored.mask),
+            spacing_mm=stored.spacing_mm,
+            title=study.study_id,
+            label=study.label,
+            probability=probability,
+        )
+
+
+def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, IDHDataModule):
+        raise TypeError("explanations need the trainer to run with an IDHDataModule")
+    return data
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,145 @@
+"""provenance.json: what it took to make a run, and what it would take to repeat it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import psutil
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from idh_lightning.files import write_json
+
+_PACKAGES = (
+    "idh_lightning",
+    "torch",
+    "lightning",
+    "timm",
+    "timm_3d",
+    "torchio",
+    "torchcam",
+    "torchmetrics",
+    "hydra-core",
+    "SimpleITK",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+class Provenance(Callback):
+    """Records versions, hardware, parameters, seconds per stage, studies per second and peak memory."""
+
+    def __init__(self, *, run_folder: Path, known: Mapping[str, object]) -> None:
+        """Begin the record.
+
+        Args:
+            run_folder: provenance.json is written here, and added to when a later stage of the run is repeated.
+            known: Primitives that only the caller knows: fallbacks taken, sequences, preparation times.
+        """
+        self.path = run_folder / "provenance.json"
+        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.record |= {
+            "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+            "git_commit": _git_commit(),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "hardware": _hardware(),
+            **known,
+        }
+        self._began: dict[str, float] = {}
+        self._studies = 0
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Start the clock of a stage and count the parameters."""
+        self._began[stage] = time.perf_counter()
+        parameters = list(pl_module.parameters())
+        self.record["parameters"] = {
+            "total": sum(parameter.numel() for parameter in parameters),
+            "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        }
+        self.record["precision"] = str(trainer.precision)
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the studies that training saw."""
+        self._studies += len(batch.labels)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Stop the clock of a stage and write what is known so far."""
+        elapsed_s = time.perf_counter() - self._began.pop(stage, time.perf_counter())
+        self.add_seconds(stage, elapsed_s)
+        if stage == "fit" and elapsed_s > 0:
+            self.record["epochs"] = trainer.current_epoch
+            self.record["train_studies_per_s"] = round(self._studies / elapsed_s, 3)
+        self.record["peak_memory_gb"] = _peak_memory_gb()
+        if trainer.is_global_zero:
+            self.write()
+
+    def add_seconds(self, stage: str, elapsed_s: float) -> None:
+        """Note how long a stage took."""
+        self.record.setdefault("seconds", {})[stage] = round(elapsed_s, 1)
+
+    def write(self) -> None:
+        """Write the record as it is now."""
+        write_json(self.path, self.record)
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name if spec is not None else Path(sys.argv[0]).stem
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        inside = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, check=False
+        )
+        if inside.returncode:
+            return None
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=folder, capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.decode().strip()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _hardware() -> dict[str, object]:
+    return {
+        "platform": platform.platform(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _peak_memory_gb() -> dict[str, float]:
+    """Return peak resident memory of this process and of the largest of its finished children, and peak CUDA memory."""
+    kibibytes = 1 if sys.platform != "darwin" else 1 / 1024
+    peak = {
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes / 2**20,
+        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibytes / 2**20,
+    }
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 2) for name, value in peak.items()}

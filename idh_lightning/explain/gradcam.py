@@ -1,0 +1,71 @@
+"""Grad-CAM of a network with a frozen stem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torchcam.methods
+from torch import Tensor
+from torch.nn import functional
+
+from idh_lightning.models import StemTailNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradCAM:
+    """Explains the predicted class of each study by the activations of one layer.
+
+    Attributes:
+        layer: Name of a module of the network. Its output grid is the resolution of the map: for B7 `blocks.4` has
+            1/16 of the input's edge, `blocks.2` has 1/8, `blocks.6` and `conv_head` have 1/32.
+
+    Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, computed by TorchCAM.
+    """
+
+    layer: str = "blocks.4"
+
+    def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
+        """Return one map per study, on the grid of the volumes.
+
+        What is explained is the difference between the logit of the predicted class and that of the other, so that
+        evidence for wildtype has a map as well.
+
+        Args:
+            network: Left as it was, in eval or training mode; explained in eval mode.
+            volumes: [B, C, D, H, W].
+
+        Returns:
+            [B, D, H, W], float32, each map between 0 and 1 with its maximum at 1; all zero where no activation of
+            the layer speaks for the predicted class.
+
+        Raises:
+            ModelError: If the network has no such layer.
+        """
+        was_training = network.training
+        network.eval()
+        try:
+            # The hook of `watch` comes before those of TorchCAM, which then see an output that has a gradient.
+            with torch.enable_grad(), network.watch(self.layer), self._extractor(network) as extractor:
+                logits = network.explainable_forward(volumes)
+                coarse: Tensor = extractor(targets=_margin_of_prediction, scores=logits, normalized=False)[0]
+        finally:
+            network.train(was_training)
+        return _unit_maximum(_enlarge(coarse.detach().float(), volumes.shape[2:]))
+
+    def _extractor(self, network: StemTailNetwork) -> torchcam.methods.GradCAM:
+        return torchcam.methods.GradCAM(network.network, self.layer)
+
+
+def _margin_of_prediction(logits: Tensor) -> Tensor:
+    return (logits[1] - logits[0]).abs()
+
+
+def _enlarge(maps: Tensor, shape: torch.Size) -> Tensor:
+    enlarged = functional.interpolate(maps[:, None], size=tuple(shape), mode="trilinear", align_corners=False)
+    return enlarged[:, 0]
+
+
+def _unit_maximum(maps: Tensor) -> Tensor:
+    largest = maps.amax(dim=(1, 2, 3), keepdim=True)
+    return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))

@@ -1,0 +1,109 @@
+"""The LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import timm.optim
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
+
+from idh_lightning.batches import Batch
+from idh_lightning.models import StemTailNetwork
+
+
+class IDHClassifier(lightning.LightningModule):
+    """Learns to tell IDH-mutant from IDH-wildtype glioma.
+
+    Logs `<stage>/loss`, `<stage>/accuracy` (at probability 0.5) and `<stage>/auroc` for the stages train, val and test.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: StemTailNetwork,
+        objective: nn.Module,
+        optimizer: Callable[[Iterable[Any]], Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        weight_decay: float = 0.0,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        """Join network and objective.
+
+        Args:
+            network: Maps volumes [B, C, D, H, W] to logits [B, 2].
+            objective: Maps logits [B, 2] and labels [B] to a scalar.
+            optimizer: From parameter groups to an optimizer; only needed to fit.
+            scheduler: From an optimizer and `total_steps` to a schedule that is stepped once per optimizer step.
+            weight_decay: Of the weight matrices; biases and normalisation layers have none.
+            recipe: Primitives that are written into every checkpoint and suffice to build this model again.
+        """
+        super().__init__()
+        self.network = network
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.weight_decay = weight_decay
+        self.recipe = recipe or {}
+        metrics = MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
+        # A ModuleDict refuses the key "train", which is one of its methods.
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in ("train", "val", "test")}
+        )
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Return the logits [B, 2] of volumes [B, C, D, H, W]."""
+        logits: Tensor = self.network(volumes)
+        return logits
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the loss of a training batch."""
+        return self._shared_step(batch, "train")[0]
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Score a validation batch."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> Tensor:
+        """Score a batch of the validation (loader 0) or test studies (loader 1).
+
+        Returns:
+            [B], the logit of the mutant class minus that of the wildtype class; its sigmoid is P(mutant).
+        """
+        if dataloader_idx == 0:
+            logits = self(batch.volumes)
+        else:
+            _, logits = self._shared_step(batch, "test")
+        return logits[:, 1] - logits[:, 0]
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer over what is trainable and its schedule per optimizer step."""
+        if self.optimizer is None or self.scheduler is None:
+            raise RuntimeError("this model was built to predict; give it an optimizer and a scheduler to fit it")
+        optimizer = self.optimizer(timm.optim.param_groups_weight_decay(self.network, self.weight_decay))
+        scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe beside the weights, so that the file can be used on its own."""
+        checkpoint["recipe"] = self.recipe
+
+    def _shared_step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        logits = self(batch.volumes)
+        loss: Tensor = self.objective(logits, batch.labels)
+        # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
+        # leave it no doubt.
+        probability = torch.softmax(logits.detach().float(), dim=1)[:, 1]
+        metrics = self.metrics[f"{stage}_metrics"]
+        metrics.update(probability, batch.labels)  # type: ignore[operator]
+        size = len(batch.labels)
+        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True}
+        self.log(f"{stage}/loss", loss, on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
+        self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
+        return loss, logits
