@@ -1,0 +1,19 @@
+"""What goes into the model: images read, checked, brought to one grid, and kept on disk."""
+
+from idh_lightning.volumes.checks import FaultyStudyError
+from idh_lightning.volumes.mapping import to_patient_space, write_map
+from idh_lightning.volumes.preprocessing import Preprocessing, Volume
+from idh_lightning.volumes.reading import Geometry
+from idh_lightning.volumes.store import PrepareReport, StoredVolume, VolumeStore
+
+__all__ = [
+    "FaultyStudyError",
+    "Geometry",
+    "PrepareReport",
+    "Preprocessing",
+    "StoredVolume",
+    "Volume",
+    "VolumeStore",
+    "to_patient_space",
+    "write_map",
+]

@@ -1,0 +1,75 @@
+"""From the grid of the network back to the patient: maps on the grid of the study's own FLAIR."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from idh_lightning.errors import VolumeError
+from idh_lightning.files import replacing
+from idh_lightning.volumes.reading import Geometry
+from idh_lightning.volumes.store import StoredVolume
+
+
+def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tuple[NDArray[np.float32], Geometry]:
+    """Return a map of a study on the grid of its own FLAIR, in the orientation of the file.
+
+    Args:
+        values: [D, H, W] on the grid of the store, 0..1.
+        stored: The study.
+
+    Returns:
+        The map [z, y, x], linearly interpolated, 0 outside the grid of the store; and the geometry of the file.
+
+    Raises:
+        VolumeError: If the map has another shape than the study, or values outside 0..1.
+    """
+    shape = stored.brain.shape
+    values = np.asarray(values, dtype=np.float32)
+    if values.shape != shape:
+        raise VolumeError(f"study {stored.study_id}: the map has shape {values.shape}; expected {shape}, as the study.")
+    if not (values.min() >= 0.0 and values.max() <= 1.0):
+        raise VolumeError(
+            f"study {stored.study_id}: the map has values from {values.min()} to {values.max()}; expected 0 to 1. "
+            "Scale it first."
+        )
+    grid = Geometry.from_affine((shape[2], shape[1], shape[0]), stored.affine)
+    native = stored.geometry
+    resampled = sitk.Resample(
+        grid.image(values),
+        native.size,
+        sitk.Transform(),
+        sitk.sitkLinear,
+        native.origin_mm,
+        native.spacing_mm,
+        native.direction,
+        0.0,
+    )
+    return np.clip(sitk.GetArrayFromImage(resampled), 0.0, 1.0), native
+
+
+def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) -> None:
+    """Write a map [D, H, W] of a study as a NIfTI file that lies on its FLAIR: same shape, same affine.
+
+    Args:
+        values: [D, H, W] on the grid of the store, 0..1.
+        stored: The study.
+        path: A name ending in `.nii.gz`; the file appears there whole.
+
+    Raises:
+        VolumeError: If the map does not fit the study, or the name is no NIfTI name.
+    """
+    if not path.name.endswith(".nii.gz"):
+        raise VolumeError(f"{path}: the name of a map must end in .nii.gz.")
+    voxels, geometry = to_patient_space(values, stored)
+    image = nib.Nifti1Image(voxels.T, geometry.affine_ras)
+    image.set_qform(geometry.affine_ras, code=1)
+    image.set_sform(geometry.affine_ras, code=1)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=5, mtime=0))

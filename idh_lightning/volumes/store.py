@@ -1,0 +1,418 @@
+"""Prepared volumes on disk: one folder per study, named after what is in it and how it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import joblib  # type: ignore[import-untyped]
+import numpy as np
+import psutil
+import SimpleITK as sitk
+from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from idh_lightning.cohort.study import Fault, Study
+from idh_lightning.errors import VolumeError
+from idh_lightning.volumes.checks import FaultyStudyError, Place, check_repeats_between
+from idh_lightning.volumes.preprocessing import Preprocessing, Volume
+from idh_lightning.volumes.reading import Geometry
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raise it whenever the same files and settings give another entry: old entries are then made anew."""
+
+_ENTRY = "entry.json"
+_PARTIAL = ".partial-"
+_FORGOTTEN_S = 24 * 3600.0
+_SPARE_BYTES = 256 * 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVolume:
+    """A prepared study; its arrays stay on disk until they are looked at.
+
+    Attributes:
+        study_id: Whose it is.
+        key: Names its folder in the store.
+        image: [C, D, H, W] float16, z-scores within the brain, 0 outside it and in a missing sequence.
+        mask: [D, H, W] uint8, 1 = tumour, or None.
+        brain: [D, H, W] uint8.
+        presence: [C] float32, 0 where a sequence is missing.
+        affine: [4, 4], voxel indices (w, h, d) of the grid to LPS mm.
+        geometry: Of the study's own FLAIR, as in its file.
+    """
+
+    study_id: str
+    key: str
+    image: NDArray[np.float16]
+    mask: NDArray[np.uint8] | None
+    brain: NDArray[np.uint8]
+    presence: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    geometry: Geometry
+
+    @property
+    def affine_ras(self) -> NDArray[np.float64]:
+        """[4, 4], voxel indices (w, h, d) of the grid to RAS mm."""
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What a preparation did.
+
+    Attributes:
+        built: study_id of every entry that was made (anew).
+        reused: study_id of every entry that was there and whole.
+        faults: Everything found wrong with the images, in the order of the studies.
+        elapsed_s: Wall clock.
+    """
+
+    built: tuple[str, ...]
+    reused: tuple[str, ...]
+    faults: tuple[Fault, ...]
+    elapsed_s: float
+
+
+class _Outcome(NamedTuple):
+    key: str
+    built: bool
+    fingerprints: Mapping[str, str]
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
+
+
+class VolumeStore:
+    """Keeps prepared studies so that a NIfTI file is decoded once.
+
+    An entry is a folder with `image.npy`, `brain.npy`, `mask.npy` (if there is a mask) and `entry.json`. Its name is a
+    hash of the study_id, the names and contents of its files, the sequences, the settings and the format: whatever
+    changes, another entry is made, and the label is no part of it. It is written beside its place and renamed into it,
+    so an entry is whole or not there, and several processes may prepare the same studies at once: who comes second
+    drops its own copy.
+    """
+
+    def __init__(self, folder: str | Path, preprocessing: Preprocessing, sequences: Sequence[str]) -> None:
+        """Set up a store; nothing is read or written yet.
+
+        Args:
+            folder: Made when needed. Each combination of settings has a folder of its own in it.
+            preprocessing: Makes the volumes.
+            sequences: The channels, in order.
+        """
+        self.preprocessing = preprocessing
+        self.sequences = tuple(sequences)
+        made = json.dumps([FORMAT, self.sequences, preprocessing.settings()], sort_keys=True).encode()
+        name = "x".join(map(str, preprocessing.shape)) + f"_{preprocessing.crop}_{hashlib.sha256(made).hexdigest()[:8]}"
+        self.folder = Path(folder).absolute() / name
+        self._keys: dict[str, str] = {}
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of one entry with a mask."""
+        return int(np.prod(self.preprocessing.shape)) * (2 * len(self.sequences) + 2) + 8192
+
+    def key(self, study: Study) -> str:
+        """Return the name of a study's entry; reads its files (and decodes none).
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        files: dict[str, list[str]] = {}
+        for name, path in _files_of(study, self.sequences).items():
+            with path.open("rb") as file:
+                files[name] = [path.name, hashlib.file_digest(file, "sha256").hexdigest()]
+        content = {
+            "format": FORMAT,
+            "study_id": study.study_id,
+            "files": files,
+            "sequences": self.sequences,
+            "settings": self.preprocessing.settings(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:40]
+
+    def prepare(self, studies: Sequence[Study], *, workers: int | None = None) -> PrepareReport:
+        """Make the entries that are missing or damaged, and verify the others by checksum.
+
+        A study with faults does not stop the others; those with errors get no entry.
+
+        Args:
+            studies: The cohort.
+            workers: Processes; by default one for each core that this process may use.
+
+        Raises:
+            VolumeError: If the disk cannot hold the entries, or the system killed a worker.
+        """
+        start = time.monotonic()
+        self._make_room(studies)
+        tasks = (joblib.delayed(_without_itk_threads)(self._prepare_one, study) for study in studies)
+        # joblib's processes, unlike those of multiprocessing, do not import the program's main module anew, which
+        # would take some seconds of torch in each.
+        pool = joblib.Parallel(
+            n_jobs=max(1, min(workers or joblib.cpu_count(), len(studies))),
+            return_as="generator",
+            pre_dispatch="4*n_jobs",
+        )
+        try:
+            outcomes: list[_Outcome] = list(_shown(pool(tasks), len(studies)))
+        except TerminatedWorkerError as error:
+            raise VolumeError(
+                f"{self.folder}: the system ended a process that was preparing volumes, most often for want of memory. "
+                f"Start again with fewer workers; finished studies are kept. ({error})"
+            ) from error
+        for outcome in outcomes:
+            for note in outcome.notes:
+                _log.warning(note)
+        by_name = {study.study_id: outcome for study, outcome in zip(studies, outcomes, strict=True)}
+        ready = {name: outcome for name, outcome in by_name.items() if outcome.key}
+        self._keys |= {name: outcome.key for name, outcome in ready.items()}
+        repeats = check_repeats_between(studies, {name: outcome.fingerprints for name, outcome in ready.items()})
+        return PrepareReport(
+            built=tuple(name for name, outcome in ready.items() if outcome.built),
+            reused=tuple(name for name, outcome in ready.items() if not outcome.built),
+            faults=(*(fault for outcome in outcomes for fault in outcome.faults), *repeats),
+            elapsed_s=time.monotonic() - start,
+        )
+
+    def open(self, study: Study) -> StoredVolume:
+        """Return a prepared study; after `prepare`, without reading its files.
+
+        Raises:
+            VolumeError: If it has no entry, or one whose files are not as they were written.
+        """
+        key = self._keys.get(study.study_id) or self.key(study)
+        try:
+            entry = _read_entry(self.folder / key)
+        except _DamageError as damage:
+            raise VolumeError(
+                f"{self.folder / key}, study {study.study_id}: {damage}; expected a prepared study. "
+                "Prepare the cohort (again): a damaged entry is then made anew."
+            ) from damage
+        self._keys[study.study_id] = key
+        return _stored(self.folder / key, entry)
+
+    def _prepare_one(self, study: Study) -> _Outcome:
+        """Return the outcome for one study; whatever is wrong with it becomes a fault."""
+        notes: list[str] = []
+        try:
+            return self._found_or_made(study, notes)
+        except FaultyStudyError as error:
+            return _Outcome("", False, {}, error.faults, tuple(notes))
+        except Exception as error:  # one study must not stop a cohort, whatever a library makes of its files
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise VolumeError(
+                    f"{self.folder}: the disk is full. Free it, or give another folder (paths.store), and start again; "
+                    "finished studies are kept."
+                ) from error
+            fault = Place(study.study_id).fault(
+                "unreadable_study",
+                f"preparing it failed with {type(error).__name__} ({' '.join(str(error).split())})",
+                "images that can be read",
+                "Look at its files, or exclude the study.",
+            )
+            return _Outcome("", False, {}, (fault,), (*notes, traceback.format_exc()))
+
+    def _found_or_made(self, study: Study, notes: list[str]) -> _Outcome:
+        volume = None
+        try:
+            key = self.key(study)
+        except OSError:
+            self.preprocessing(study, self.sequences)  # says which file is missing, and all else that is wrong
+            raise
+        place = self.folder / key
+        entry = None
+        if place.exists():
+            try:
+                entry = _verified_entry(place)
+            except _DamageError as damage:
+                notes.append(f"{place}, study {study.study_id}: {damage}; it is made anew")
+        if entry is None:
+            volume = self.preprocessing(study, self.sequences)
+            entry = self._write(key, study.study_id, volume)
+        faults = tuple(Fault(**fault) for fault in entry["faults"])
+        return _Outcome(key, volume is not None, entry["fingerprints"], faults, tuple(notes))
+
+    def _write(self, key: str, study_id: str, volume: Volume) -> dict[str, Any]:
+        """Write an entry beside its place, move it there, and return its description."""
+        partial = self._partial_folder()
+        partial.mkdir(parents=True)
+        try:
+            arrays: dict[str, NDArray[Any]] = {"image": volume.image.astype(np.float16), "brain": volume.brain}
+            if volume.mask is not None:
+                arrays["mask"] = volume.mask
+            for name, array in arrays.items():
+                np.save(partial / f"{name}.npy", array, allow_pickle=False)
+            entry = {
+                "format": FORMAT,
+                "key": key,
+                "study_id": study_id,
+                "sequences": self.sequences,
+                "settings": self.preprocessing.settings(),
+                "arrays": {name: _description(partial / f"{name}.npy", array) for name, array in arrays.items()},
+                "presence": volume.presence.tolist(),
+                "affine": volume.affine.tolist(),
+                "native": asdict(volume.native),
+                "fingerprints": volume.fingerprints,
+                "faults": [asdict(fault) for fault in volume.faults],
+            }
+            (partial / _ENTRY).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            self._publish(partial, self.folder / key)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return entry
+
+    def _publish(self, partial: Path, place: Path) -> None:
+        """Move a finished entry to its place, unless another process has put the same one there."""
+        for attempt in range(5):
+            try:
+                partial.rename(place)
+                return
+            except OSError:
+                with contextlib.suppress(_DamageError):
+                    _verified_entry(place)
+                    return
+                if attempt == 4:
+                    raise
+                damaged = self._partial_folder()
+                with contextlib.suppress(FileNotFoundError):  # another process has just taken it away
+                    place.rename(damaged)
+                shutil.rmtree(damaged, ignore_errors=True)
+
+    def _partial_folder(self) -> Path:
+        return self.folder / f"{_PARTIAL}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+    def _make_room(self, studies: Sequence[Study]) -> None:
+        """Remove what killed processes left behind, and refuse a disk that is too small.
+
+        The estimate takes the entries that are there for entries of these studies, since telling needs all files read.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"{_PARTIAL}*"):
+            if _is_abandoned(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        there = sum(1 for entry in self.folder.iterdir() if not entry.name.startswith("."))
+        needed = max(0, len(studies) - there) * self.entry_bytes
+        free = shutil.disk_usage(self.folder).free
+        if needed and needed + _SPARE_BYTES > free:
+            raise VolumeError(
+                f"{self.folder}: {len(studies)} prepared studies need {needed / 1e9:.1f} GB; found {free / 1e9:.1f} GB "
+                "free. Give another folder (paths.store), free the disk, or choose a smaller data.grid."
+            )
+
+
+class _DamageError(Exception):
+    """An entry is not as it was written, or not there."""
+
+
+def _files_of(study: Study, sequences: Sequence[str]) -> dict[str, Path]:
+    files = {name: study.files[name] for name in sequences if name in study.files}
+    return files if study.mask is None else files | {"mask": study.mask}
+
+
+def _description(path: Path, array: NDArray[Any]) -> dict[str, Any]:
+    return {
+        "shape": array.shape,
+        "dtype": array.dtype.str,
+        "bytes": path.stat().st_size,
+        "sha256": _checksum(path),
+    }
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_entry(folder: Path) -> dict[str, Any]:
+    """Return the description of an entry, after the checks that cost nothing: presence, format, sizes."""
+    try:
+        entry = cast(dict[str, Any], json.loads((folder / _ENTRY).read_text(encoding="utf-8")))
+        if entry["format"] != FORMAT or entry["key"] != folder.name:
+            raise _DamageError(f"{_ENTRY} is of another entry")
+        for name, array in entry["arrays"].items():
+            size = (folder / f"{name}.npy").stat().st_size
+            if size != array["bytes"]:
+                raise _DamageError(f"{name}.npy has {size} bytes of {array['bytes']}")
+    except FileNotFoundError as error:
+        raise _DamageError(
+            f"there is no {Path(error.filename).name}" if folder.exists() else "there is no entry"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamageError(f"{_ENTRY} cannot be read ({error})") from error
+    return entry
+
+
+def _verified_entry(folder: Path) -> dict[str, Any]:
+    """Return the description of an entry after reading all of it and comparing the checksums."""
+    entry = _read_entry(folder)
+    for name, array in entry["arrays"].items():
+        if _checksum(folder / f"{name}.npy") != array["sha256"]:
+            raise _DamageError(f"{name}.npy has another checksum than when it was written")
+    return entry
+
+
+def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredVolume:
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry["arrays"]}
+    for name, array in arrays.items():
+        description = entry["arrays"][name]
+        if list(array.shape) != description["shape"] or array.dtype.str != description["dtype"]:
+            raise VolumeError(f"{folder / name}.npy holds {array.dtype} {array.shape}. Prepare the cohort again.")
+    native = {key: tuple(value) for key, value in entry["native"].items()}
+    return StoredVolume(
+        study_id=entry["study_id"],
+        key=entry["key"],
+        image=arrays["image"],
+        mask=arrays.get("mask"),
+        brain=arrays["brain"],
+        presence=np.array(entry["presence"], dtype=np.float32),
+        affine=np.array(entry["affine"], dtype=np.float64),
+        geometry=Geometry(**native),
+    )
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Return whether the process that was writing this is gone (or, on another machine, must be)."""
+    try:
+        host, pid = (
+            partial.name.removeprefix(_PARTIAL).rsplit("-", 2)[:2] if "-damaged" not in partial.name else ("", "0")
+        )
+        if host == socket.gethostname():
+            return not psutil.pid_exists(int(pid))
+        return time.time() - partial.stat().st_mtime > _FORGOTTEN_S
+    except (OSError, ValueError):
+        return False
+
+
+def _without_itk_threads(function: Callable[[Study], _Outcome], study: Study) -> _Outcome:
+    """Run one study on one thread: the processes share the cores among them already."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        return function(study)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _shown(outcomes: Iterator[T], total: int) -> Iterator[T]:
+    """Yield the outcomes while a progress bar counts them."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        yield from progress.track(outcomes, total=total, description="Preparing volumes")
