@@ -1,0 +1,178 @@
+"""Whether a predicted 30 % means that 30 of 100 such patients are mutant, and making it so."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import statsmodels.api as sm
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from scipy.stats import norm
+
+from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
+
+Method = Literal["platt", "temperature", "none"]
+
+_LEAST_SLOPE = 1e-3
+_LEAST_PROBABILITY = 1e-15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """Logits -> probabilities of mutant, by a straight line through the logits that never reorders patients.
+
+    Attributes:
+        slope: > 0; below 1 the network was too sure of itself. Its inverse is the temperature.
+        intercept: Undoes a shift, for example of a balanced sampler or of focal loss.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @classmethod
+    def fit(
+        cls,
+        logits: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        method: Method = "platt",
+    ) -> Self:
+        """Return the line of least cross-entropy on validation patients.
+
+        Args:
+            logits: [n], mutant minus wildtype.
+            labels: [n], 0 or 1.
+            method: "platt" fits slope and intercept, "temperature" the slope alone, "none" neither.
+
+        Source: Platt 1999, in Advances in Large Margin Classifiers, with his smoothed targets, which keep the slope
+        finite where validation patients are perfectly separated; Guo et al. 2017, arXiv:1706.04599. The slope is
+        held at 0.001 or above, so a network that is worse than chance becomes unsure instead of being turned round.
+        """
+        x, y = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
+        if method == "none":
+            return cls()
+        mutants, wildtypes = float(y.sum()), float((1 - y).sum())
+        target = np.where(y == 1, (mutants + 1) / (mutants + 2), 1 / (wildtypes + 2))
+        scale = float(x.std())
+        if scale < 1e-9:
+            # All logits are equal: no slope can be seen, only how far they are off.
+            return cls(intercept=float(logit(target.mean()) - x.mean())) if method == "platt" else cls()
+        centre = float(x.mean()) if method == "platt" else 0.0
+        z = (x - centre) / scale
+
+        def loss(line: Floats) -> tuple[float, Floats]:
+            eta = line[0] * z + line[1]
+            error = expit(eta) - target
+            return float(np.mean(np.logaddexp(0, eta) - target * eta)), np.array([np.mean(error * z), error.mean()])
+
+        free = None if method == "platt" else 0.0
+        found = minimize(
+            loss,
+            x0=[scale, 0.0],
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(_LEAST_SLOPE * scale, None), (free, free)],
+            options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000},
+        )
+        slope = float(found.x[0]) / scale
+        return cls(slope=slope, intercept=float(found.x[1]) - slope * centre)
+
+    def __call__(self, logits: npt.ArrayLike) -> Floats:
+        """Return the calibrated probability of mutant of each logit, same shape."""
+        probabilities: Floats = expit(self.slope * np.asarray(logits, dtype=float) + self.intercept)
+        return probabilities
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the two numbers, for a checkpoint."""
+        return {"slope": self.slope, "intercept": self.intercept}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, float]) -> Self:
+        """Return the calibrator that `to_dict` described."""
+        return cls(slope=float(state["slope"]), intercept=float(state["intercept"]))
+
+
+def calibration(labels: Integers, probabilities: Floats, *, bins: int, resamples: Bootstrap) -> dict[str, Statistic]:
+    """Return every statistic of calibration of one group of patients, one row per patient.
+
+    Args:
+        labels: [n], 0 wildtype, 1 mutant.
+        probabilities: [n], of mutant.
+        bins: Number of bins of the expected calibration error; each holds about as many patients.
+        resamples: Of these patients.
+
+    Returns:
+        `brier`, `log_loss` (nats), `ece`, with bootstrap intervals; `calibration_slope` (1 is right, below 1 too
+        extreme) and `calibration_intercept` (0 is right, below 0 too high), with Wald intervals. The expected
+        calibration error is positive even for perfect probabilities in a small cohort.
+
+    Source: Brier 1950; Naeini et al. 2015, AAAI (ECE, here with bins of equal mass); Van Calster et al. 2019, BMC
+    Med. 17:230 (slope and intercept).
+    """
+    clipped = np.clip(probabilities, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    squared = (probabilities - labels) ** 2
+    nats = -np.log(np.where(labels == 1, clipped, 1 - clipped))
+    weights = resamples.weights
+    total = weights.sum(axis=1)
+    members = np.eye(bins)[equal_mass_bins(probabilities, bins)]
+    gaps = np.abs(weights @ (members * (labels - probabilities)[:, None])).sum(axis=1)
+    return {
+        "brier": resamples.interval(weights @ squared / total),
+        "log_loss": resamples.interval(weights @ nats / total),
+        "ece": resamples.interval(gaps / total),
+        **_slope_and_intercept(labels, logit(clipped), resamples.confidence),
+    }
+
+
+def equal_mass_bins(probabilities: Floats, bins: int) -> Integers:
+    """Return the bin of each patient, 0 to bins - 1, cut at quantiles; equal probabilities share a bin."""
+    edges = np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1])
+    found: Integers = np.searchsorted(edges, probabilities, side="right")
+    return found
+
+
+def reliability_curve(labels: Integers, probabilities: Floats, *, bins: int, confidence: float) -> dict[str, Any]:
+    """Return the points of a reliability diagram: per bin the mean probability and the observed share of mutants.
+
+    Returns:
+        Lists of one entry per bin that holds patients: `predicted`, `observed`, `low`, `high` (Wilson), `n`.
+    """
+    index = equal_mass_bins(probabilities, bins)
+    points: dict[str, Any] = {key: [] for key in ("predicted", "observed", "low", "high", "n")}
+    for number in np.unique(index):
+        inside = index == number
+        observed = wilson(int(labels[inside].sum()), int(inside.sum()), confidence)
+        points["predicted"].append(float(probabilities[inside].mean()))
+        points["observed"].append(observed["value"])
+        for key in ("low", "high", "n"):
+            points[key].append(observed[key])
+    return points
+
+
+def _slope_and_intercept(labels: Integers, logits: Floats, confidence: float) -> dict[str, Statistic]:
+    """Return the slope of the labels on the logits, and the intercept when the slope is held at 1."""
+    n, z = len(labels), float(norm.ppf((1 + confidence) / 2))
+
+    def wald(estimate: float, error: float) -> Statistic:
+        return statistic(estimate, estimate - z * error, estimate + z * error, n, "Wald")
+
+    mutants, wildtypes = logits[labels == 1], logits[labels == 0]
+    if not len(mutants) or not len(wildtypes):
+        why = "one class only"
+        return {"calibration_slope": absent(why, n), "calibration_intercept": absent(why, n)}
+    with warnings.catch_warnings():
+        # Probabilities of nearly 0 or 1 overflow on the way; a result that is not finite is reported as such.
+        warnings.simplefilter("ignore")
+        level = sm.GLM(labels, np.ones(n), family=sm.families.Binomial(), offset=logits).fit()
+        intercept = wald(float(level.params[0]), float(level.bse[0]))
+        if mutants.min() >= wildtypes.max() or mutants.max() <= wildtypes.min():
+            slope = absent("the classes do not overlap, so no finite slope fits best", n)
+        else:
+            line = sm.GLM(labels, sm.add_constant(logits, has_constant="add"), family=sm.families.Binomial()).fit()
+            slope = wald(float(line.params[1]), float(line.bse[1]))
+    return {"calibration_slope": slope, "calibration_intercept": intercept}

@@ -1,0 +1,253 @@
+"""How well scores tell mutants from wildtypes: areas under curves, and what a threshold makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.stats import norm, rankdata
+
+from idh_lightning.evaluation.intervals import (
+    Bootstrap,
+    Floats,
+    Integers,
+    Statistic,
+    absent,
+    statistic,
+    wilson,
+)
+
+
+def delong(labels: Integers, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Return the areas under the ROC curve of K scores on the same patients, and their covariance.
+
+    Args:
+        labels: [n], 0 wildtype, 1 mutant; both classes present.
+        scores: [K, n] or [n], higher means mutant; ties count one half.
+
+    Returns:
+        [K] areas and [K, K] covariance; the covariance is NaN where a class has a single patient.
+
+    Source: DeLong et al. 1988, Biometrics 44:837; by midranks in O(n log n): Sun & Xu 2014, IEEE Signal Process.
+    Lett. 21:1389, algorithm 2.
+    """
+    rows = np.atleast_2d(np.asarray(scores, dtype=float))
+    mutant = labels == 1
+    m, n = int(mutant.sum()), int((~mutant).sum())
+    ranks = rankdata(rows, axis=1)
+    # Of each mutant, the share of wildtypes below it; of each wildtype, the share of mutants above it.
+    above = (ranks[:, mutant] - rankdata(rows[:, mutant], axis=1)) / n
+    below = 1 - (ranks[:, ~mutant] - rankdata(rows[:, ~mutant], axis=1)) / m
+    areas: Floats = above.mean(axis=1)
+    if min(m, n) < 2:
+        return areas, np.full((len(rows), len(rows)), np.nan)
+    return areas, np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
+
+
+def auroc(labels: Integers, scores: Floats, *, confidence: float = 0.95) -> Statistic:
+    """Return the area under the ROC curve with its DeLong interval, cut at 0 and 1.
+
+    Where every pair is ordered the same way, the DeLong variance is 0 and says nothing; the interval is then
+    Newcombe's, which depends on the class sizes only.
+
+    Source: DeLong 1988; Newcombe 2006, Stat. Med. 25:559, method 5.
+    """
+    areas, covariance = delong(labels, scores)
+    area, z = float(areas[0]), float(norm.ppf((1 + confidence) / 2))
+    if area in (0.0, 1.0):
+        bound = _newcombe_bound(int((labels == 1).sum()), int((labels == 0).sum()), z)
+        low, high = (bound, 1.0) if area == 1.0 else (0.0, 1 - bound)
+        return statistic(area, low, high, len(labels), "Newcombe")
+    half = z * math.sqrt(max(covariance[0, 0], 0.0)) if math.isfinite(covariance[0, 0]) else math.nan
+    return statistic(area, max(area - half, 0.0), min(area + half, 1.0), len(labels), "DeLong")
+
+
+def _newcombe_bound(m: int, n: int, z: float) -> float:
+    """Return the smallest area that m mutants and n wildtypes in perfect order do not contradict."""
+    mean_size = (m + n) / 2
+
+    def excess(area: float) -> float:
+        spread = 1 + (mean_size - 1) * ((1 - area) / (2 - area) + area / (1 + area))
+        return (1 - area) ** 2 - z**2 * area * (1 - area) * spread / (m * n)
+
+    return float(brentq(excess, 1e-9, 1 - 1e-9))
+
+
+def compare_auroc(labels: Integers, first: Floats, second: Floats, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Return the difference in area (first minus second) on the same patients, with the paired DeLong test.
+
+    Returns:
+        `first` and `second` (areas), `difference` (a statistic), `z`, `p_value` (two-sided; null where the
+        variance of the difference is 0 and the areas differ), `n`.
+    """
+    areas, covariance = delong(labels, np.stack([first, second]))
+    difference = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    result: dict[str, Any] = {"first": float(areas[0]), "second": float(areas[1]), "n": len(labels)}
+    # Rounding leaves a variance of about 1e-18 for scores in the same order.
+    if variance > 1e-12:
+        z = difference / math.sqrt(variance)
+        half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+        interval = statistic(difference, max(difference - half, -1), min(difference + half, 1), len(labels), "DeLong")
+        return result | {"difference": interval, "z": z, "p_value": float(2 * norm.sf(abs(z)))}
+    result["difference"] = statistic(difference, None, None, len(labels), "DeLong")
+    if abs(difference) < 1e-12:
+        return result | {"z": 0.0, "p_value": 1.0}
+    return result | {"z": None, "p_value": None, "why": "the variance of the difference is 0 or unknown"}
+
+
+def divide(top: Floats, bottom: Floats, *, undefined: float = math.nan) -> Floats:
+    """Return the ratios, and `undefined` where the bottom is 0."""
+    quotient: Floats = np.divide(top, bottom, out=np.full_like(top, undefined, dtype=float), where=bottom > 0)
+    return quotient
+
+
+def concordance(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return the weighted number of mutant-wildtype pairs in the right order (ties one half), and of all pairs.
+
+    Args:
+        labels: [n].
+        scores: [n].
+        weights: [R, n], one row per resample.
+
+    Returns:
+        [R] and [R]; their ratio is the area under the ROC curve of each resample.
+    """
+    mutants, wildtypes = _counts_by_score(labels, scores, weights)
+    below = np.cumsum(wildtypes, axis=1) - wildtypes
+    right: Floats = (mutants * (below + wildtypes / 2)).sum(axis=1)
+    return right, mutants.sum(axis=1) * wildtypes.sum(axis=1)
+
+
+def average_precision(labels: Integers, scores: Floats, weights: Floats) -> Floats:
+    """Return the average precision of each resample, [R]: precision at each score, weighted by the rise in recall."""
+    mutants, wildtypes = _counts_by_score(labels, scores, weights)
+    mutants, wildtypes = mutants[:, ::-1], wildtypes[:, ::-1]
+    found = np.cumsum(mutants, axis=1)
+    called = found + np.cumsum(wildtypes, axis=1)
+    # Before the first patient that a resample holds, nothing is called and nothing is found: any precision will do.
+    precision = found / np.maximum(called, 1)
+    return divide((precision * mutants).sum(axis=1), mutants.sum(axis=1))
+
+
+def _counts_by_score(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return the mutants and wildtypes at each distinct score, from the lowest up, [R, distinct] each."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    mutants: Floats = np.add.reduceat(weights[:, order] * (labels[order] == 1), starts, axis=1)
+    wildtypes: Floats = np.add.reduceat(weights[:, order] * (labels[order] == 0), starts, axis=1)
+    return mutants, wildtypes
+
+
+def confusion(labels: Integers, predicted: Integers, weights: Floats) -> dict[str, Floats]:
+    """Return the counts `tn`, `fp`, `fn`, `tp` of each resample, [R] each."""
+    cells = {"tn": (0, 0), "fp": (0, 1), "fn": (1, 0), "tp": (1, 1)}
+    return {
+        cell: weights @ ((labels == truth) & (predicted == call)).astype(float) for cell, (truth, call) in cells.items()
+    }
+
+
+def threshold_scores(tn: Floats, fp: Floats, fn: Floats, tp: Floats) -> dict[str, Floats]:
+    """Return F1 (mutant, macro, weighted by class size) and Matthews' correlation from counts.
+
+    An undefined ratio counts as 0, as in scikit-learn.
+    """
+    mutant = divide(2 * tp, 2 * tp + fp + fn, undefined=0.0)
+    wildtype = divide(2 * tn, 2 * tn + fp + fn, undefined=0.0)
+    return {
+        "f1": mutant,
+        "f1_macro": (mutant + wildtype) / 2,
+        "f1_weighted": divide(mutant * (tp + fn) + wildtype * (tn + fp), tn + fp + fn + tp),
+        "mcc": divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), undefined=0.0),
+    }
+
+
+def discrimination(
+    labels: Integers,
+    scores: Floats,
+    predicted: Integers,
+    *,
+    resamples: Bootstrap,
+) -> dict[str, Statistic]:
+    """Return every statistic of discrimination of one group of patients, one row per patient.
+
+    Args:
+        labels: [n], 0 wildtype, 1 mutant; both classes present.
+        scores: [n], any increasing function of the probability of mutant; ranks the patients.
+        predicted: [n], 0 or 1, the class at the operating point.
+        resamples: Of these patients, stratified by label.
+
+    Returns:
+        Name -> statistic. `auroc` has the DeLong interval and `auroc_bootstrap` the bootstrap's; `prevalence` is the
+        level that `average_precision` has to beat; proportions have Wilson intervals, `balanced_accuracy` combines
+        two of them (Zou & Donner 2008, Stat. Med. 27:1693), the rest are bootstrapped.
+    """
+    n, confidence, weights = len(labels), resamples.confidence, resamples.weights
+    right, pairs = concordance(labels, scores, weights)
+    counts = confusion(labels, predicted, weights)
+    resampled = {
+        "auroc_bootstrap": divide(right, pairs),
+        "average_precision": average_precision(labels, scores, weights),
+        **threshold_scores(**counts),
+    }
+    bootstrapped = {name: resamples.interval(values) for name, values in resampled.items()}
+    tn, fp, fn, tp = (round(float(counts[cell][0])) for cell in ("tn", "fp", "fn", "tp"))
+    sensitivity = wilson(tp, tp + fn, confidence)
+    specificity = wilson(tn, tn + fp, confidence)
+    return {
+        "auroc": auroc(labels, scores, confidence=confidence),
+        "auroc_bootstrap": bootstrapped.pop("auroc_bootstrap"),
+        "average_precision": bootstrapped.pop("average_precision"),
+        "prevalence": wilson(tp + fn, n, confidence),
+        "accuracy": wilson(tp + tn, n, confidence),
+        "balanced_accuracy": _mean_of_two(sensitivity, specificity, n),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": wilson(tp, tp + fp, confidence, denominator="patient was called mutant"),
+        "npv": wilson(tn, tn + fn, confidence, denominator="patient was called wildtype"),
+        **bootstrapped,
+    }
+
+
+def _mean_of_two(first: Statistic, second: Statistic, n: int) -> Statistic:
+    """Return the mean of two independent proportions; the interval recovers its variance from theirs."""
+    value = (first["value"] + second["value"]) / 2
+    below = math.hypot(first["value"] - first["low"], second["value"] - second["low"]) / 2
+    above = math.hypot(first["high"] - first["value"], second["high"] - second["value"]) / 2
+    return statistic(value, max(value - below, 0.0), min(value + above, 1.0), n, "Wilson")
+
+
+def predictive_values(
+    sensitivity: Statistic, specificity: Statistic, prevalences: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return PPV and NPV as they would be where the disease is rarer or commoner, by Bayes' rule.
+
+    Both grow with sensitivity and with specificity, so the bounds are taken at the lower and at the upper bounds of
+    the two: an interval that is never too narrow.
+
+    Returns:
+        One `{prevalence, ppv, npv}` per prevalence.
+    """
+    rows: list[dict[str, Any]] = []
+    n = sensitivity["n"] + specificity["n"]
+    for prevalence in prevalences:
+        values: dict[str, dict[str, float]] = {"ppv": {}, "npv": {}}
+        for bound in ("value", "low", "high"):
+            true_mutant = sensitivity[bound] * prevalence
+            true_wildtype = specificity[bound] * (1 - prevalence)
+            called_mutant = true_mutant + (1 - specificity[bound]) * (1 - prevalence)
+            called_wildtype = true_wildtype + (1 - sensitivity[bound]) * prevalence
+            values["ppv"][bound] = true_mutant / called_mutant if called_mutant > 0 else math.nan
+            values["npv"][bound] = true_wildtype / called_wildtype if called_wildtype > 0 else math.nan
+        row: dict[str, Any] = {"prevalence": float(prevalence)}
+        for name, value in values.items():
+            if math.isfinite(value["value"]):
+                row[name] = statistic(value["value"], value["low"], value["high"], n, "Bayes")
+            else:
+                row[name] = absent("no patient was called so", n)
+        rows.append(row)
+    return rows

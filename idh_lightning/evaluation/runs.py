@@ -1,0 +1,137 @@
+"""Several runs side by side: folds pooled, seeds compared, two networks tested on the same patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn import metrics
+
+from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation.discrimination import compare_auroc
+
+_SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1")
+
+
+def patient_predictions(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Return one row per patient of a split, sorted: label, and the means of logit, probability and predicted.
+
+    Args:
+        predictions: `Results.predictions`, whose probability is calibrated and which has the column predicted.
+        split: Which patients.
+
+    Raises:
+        EvaluationError: If the split has no rows or a patient has two labels.
+    """
+    rows = predictions[predictions["split"] == split]
+    if rows.empty:
+        raise EvaluationError(f"predictions: no rows of split {split}; expected some. Choose another split or run.")
+    groups = rows.assign(patient_id=rows["patient_id"].astype(str)).groupby("patient_id")
+    if (groups["label"].nunique() > 1).any():
+        raise EvaluationError("predictions: a patient has two labels; expected one IDH status. Correct the table.")
+    return groups[["label", "logit", "probability", "predicted"]].mean()
+
+
+def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
+    """Return the out-of-fold predictions of a cross-validation as one table, with the column run.
+
+    Raises:
+        EvaluationError: If a patient is in that split of two runs, so that they are no folds of one cohort.
+    """
+    parts = [table[table["split"] == split].assign(run=name) for name, table in runs.items()]
+    pooled = pd.concat(parts, ignore_index=True)
+    twice = pooled.groupby(pooled["patient_id"].astype(str))["run"].nunique()
+    shared = sorted(twice.index[twice > 1])
+    if shared:
+        raise EvaluationError(
+            f"runs {', '.join(runs)}: {len(shared)} patients are in the {split} split of more than one, first "
+            f"{shared[0]}; expected folds of one cohort. Give one run per fold, or compare the runs instead."
+        )
+    return pooled
+
+
+def compare_runs(
+    first: pd.DataFrame, second: pd.DataFrame, *, split: str = "test", confidence: float = 0.95
+) -> dict[str, Any]:
+    """Return the paired DeLong comparison of two runs on the patients that both have in a split.
+
+    Raises:
+        EvaluationError: If they share no patients of both classes, or disagree about a label.
+    """
+    both = patient_predictions(first, split).join(
+        patient_predictions(second, split), how="inner", lsuffix="_first", rsuffix="_second"
+    )
+    if (both["label_first"] != both["label_second"]).any():
+        raise EvaluationError("the two runs disagree about a label; expected one cohort. Give runs on the same table.")
+    if both["label_first"].nunique() < 2:
+        raise EvaluationError(
+            f"the two runs share {len(both)} patients of split {split}; expected some of both classes. "
+            "Give runs with the same split seed and fold."
+        )
+    return compare_auroc(
+        both["label_first"].to_numpy(dtype=np.int64),
+        both["logit_first"].to_numpy(dtype=float),
+        both["logit_second"].to_numpy(dtype=float),
+        confidence=confidence,
+    )
+
+
+def spread(runs: Mapping[str, pd.DataFrame], *, split: str = "test") -> dict[str, Any]:
+    """Return how much results move from run to run: over seeds, or over folds.
+
+    Args:
+        runs: Name -> `Results.predictions`.
+        split: Which patients.
+
+    Returns:
+        `runs`: name -> metric -> value; `summary`: metric -> mean, sd (null for one run), minimum, maximum, n (runs);
+        `patients`: where all runs hold the same patients (seeds), how much a patient's probability moves (mean over
+        patients of its sd over runs) and the share of patients who are not called the same in all runs; else `why`.
+
+    Raises:
+        EvaluationError: If there are no runs, or one has a single class in that split.
+    """
+    if not runs:
+        raise EvaluationError("runs: none given; expected one or more. Name some run folders.")
+    tables = {name: patient_predictions(table, split) for name, table in runs.items()}
+    values = {name: _scores(name, table) for name, table in tables.items()}
+    summary: dict[str, Any] = {}
+    for metric in _SCORES:
+        column = np.array([row[metric] for row in values.values()])
+        summary[metric] = {
+            "mean": float(column.mean()),
+            "sd": float(column.std(ddof=1)) if len(column) > 1 else None,
+            "minimum": float(column.min()),
+            "maximum": float(column.max()),
+            "n": len(column),
+        }
+    first, *others = tables.values()
+    patients: dict[str, Any] = {"n": len(first)}
+    if not others:
+        patients = {"n": len(first), "why": "one run only"}
+    elif all(first.index.equals(other.index) for other in others):
+        probability = np.stack([table["probability"] for table in tables.values()])
+        called = np.stack([table["predicted"] >= 0.5 for table in tables.values()])
+        patients["probability_sd"] = float(probability.std(axis=0, ddof=1).mean())
+        patients["called_differently"] = float(np.mean(called.any(axis=0) & ~called.all(axis=0)))
+    else:
+        patients = {"n": 0, "why": "the runs hold different patients"}
+    return {"split": split, "runs": values, "summary": summary, "patients": patients}
+
+
+def _scores(name: str, patients: pd.DataFrame) -> dict[str, float]:
+    labels, called = patients["label"].to_numpy(dtype=np.int64), patients["predicted"].to_numpy() >= 0.5
+    if len(set(labels)) < 2:
+        raise EvaluationError(
+            f"run {name}: all patients of the split have label {labels[0]}; expected both classes. Leave it out."
+        )
+    return {
+        "auroc": float(metrics.roc_auc_score(labels, patients["logit"])),
+        "average_precision": float(metrics.average_precision_score(labels, patients["logit"])),
+        "brier": float(np.mean((patients["probability"] - labels) ** 2)),
+        "accuracy": float(metrics.accuracy_score(labels, called)),
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(labels, called)),
+        "f1": float(metrics.f1_score(labels, called, zero_division=0)),
+    }

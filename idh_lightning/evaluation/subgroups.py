@@ -1,0 +1,106 @@
+"""Results in parts of the test patients: where a network that is good on the whole may be poor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from idh_lightning.evaluation.discrimination import auroc, concordance, divide
+from idh_lightning.evaluation.intervals import Bootstrap, Statistic, absent, wilson
+
+
+def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the values as names: 4.0 is "4" (a column with gaps is read as floats), a gap is "unknown"."""
+
+    def name(value: Any) -> str:
+        if pd.isna(value):
+            return "unknown"
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    return values.map(name, na_action=None).astype(object)
+
+
+def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
+    """Return the band of each age in years: "under 40", "40 to 60", "60 and over"; an edge is in the band above it."""
+    cuts = sorted(edges)
+    names = [
+        f"under {cuts[0]:g}",
+        *(f"{low:g} to {high:g}" for low, high in pairwise(cuts)),
+        f"{cuts[-1]:g} and over",
+    ]
+    years = ages.to_numpy(dtype=float)
+    bands = np.array(names, dtype=object)[np.searchsorted(cuts, years, side="right")]
+    return pd.Series(np.where(np.isnan(years), "unknown", bands), index=ages.index, dtype=object)
+
+
+def group_scores(patients: pd.DataFrame, *, minimum: int, confidence: float) -> dict[str, Statistic]:
+    """Return `auroc`, `accuracy`, `sensitivity` and `specificity` of a group, each where enough patients carry it.
+
+    Args:
+        patients: One row each: label, logit, predicted.
+        minimum: The fewest patients that a statistic may rest on: mutants for sensitivity, wildtypes for specificity,
+            of each for the area. With fewer its value is null, and `why` says "too few".
+        confidence: Of the intervals.
+    """
+    labels = patients["label"].to_numpy(dtype=np.int64)
+    right = patients["predicted"].to_numpy(dtype=np.int64) == labels
+    mutant = labels == 1
+
+    def too_few(n: int, who: str) -> Statistic:
+        return absent(f"too few: {n} {who}, {minimum} needed", n)
+
+    def share(among: Any, who: str) -> Statistic:
+        n = int(among.sum())
+        return wilson(int(right[among].sum()), n, confidence) if n >= minimum else too_few(n, who)
+
+    rarer = min(
+        ("mutant patients", int(mutant.sum())), ("wildtype patients", int((~mutant).sum())), key=lambda pair: pair[1]
+    )
+    area = too_few(rarer[1], rarer[0])
+    if rarer[1] >= minimum:
+        area = auroc(labels, patients["logit"].to_numpy(dtype=float), confidence=confidence)
+    return {
+        "auroc": area,
+        "accuracy": share(np.ones(len(labels), dtype=bool), "patients"),
+        "sensitivity": share(mutant, "mutant patients"),
+        "specificity": share(~mutant, "wildtype patients"),
+    }
+
+
+def within_groups_auroc(
+    patients: pd.DataFrame, groups: pd.Series[Any], *, minimum: int, resamples: int, seed: int, confidence: float
+) -> Statistic:
+    """Return the area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
+
+    It answers whether the network sees more than the group: predicting nothing but the grade gives 0.5 within grades.
+    Groups without both classes have no pairs and do not count.
+
+    Args:
+        patients: One row each: label, logit.
+        groups: [n], the group of each patient.
+        minimum: The fewest patients, of each class, that it may rest on.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        confidence: Of the interval.
+    """
+    labels = patients["label"].to_numpy(dtype=np.int64)
+    scores = patients["logit"].to_numpy(dtype=float)
+    names = groups.to_numpy(dtype=object)
+    mixed = [name for name in sorted(set(names)) if len(set(labels[names == name])) == 2]
+    inside = np.isin(names, mixed)
+    counts = np.bincount(labels[inside], minlength=2)
+    if counts.min() < minimum:
+        return absent(f"too few: {counts.min()} of a class in groups that have both, {minimum} needed", counts.sum())
+    labels, scores, names = labels[inside], scores[inside], names[inside]
+    strata = [f"{label} {name}" for label, name in zip(labels, names, strict=True)]
+    drawn = Bootstrap.draw(strata, resamples=resamples, seed=seed, confidence=confidence)
+    right, pairs = np.zeros(len(drawn.weights)), np.zeros(len(drawn.weights))
+    for name in mixed:
+        member = names == name
+        more_right, more_pairs = concordance(labels[member], scores[member], drawn.weights[:, member])
+        right, pairs = right + more_right, pairs + more_pairs
+    return drawn.interval(divide(right, pairs))

@@ -1,0 +1,164 @@
+"""predictions.csv and cohort.csv: checked, joined, and reduced to one row per patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from idh_lightning.errors import EvaluationError
+
+SPLITS = ("train", "validation", "test")
+
+_PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
+_COHORT = ("study_id", "patient_id", "split", "label")
+
+
+def join(
+    predictions: pd.DataFrame,
+    cohort: pd.DataFrame,
+    *,
+    required: Sequence[str] = ("validation", "test"),
+    features: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return one row per study of the cohort with its logit (NaN where the network was not asked), sorted.
+
+    Args:
+        predictions: study_id, patient_id, split, label, logit; further columns are left aside.
+        cohort: study_id, patient_id, split, label, and what is known of the patients: age_years, sex, follow_up,
+            carried columns. Every study of a required split needs a prediction.
+        required: Splits that need patients of both classes.
+        features: study_id and numeric columns, for example of the tumour; they come out as `feature <name>`.
+
+    Raises:
+        EvaluationError: Listing everything that is wrong with the tables.
+    """
+    faults = _missing_columns(predictions, _PREDICTIONS, "predictions")
+    faults += _missing_columns(cohort, _COHORT, "cohort")
+    if features is not None:
+        faults += _missing_columns(features, ("study_id",), "features")
+    _raise(faults)
+
+    predicted, studies = _with_text_ids(predictions), _with_text_ids(cohort)
+    faults = _faults_of_one(predicted, "predictions") + _faults_of_one(studies, "cohort")
+    logits = pd.to_numeric(predicted["logit"], errors="coerce")
+    faults += [
+        f"predictions, study {study}: the logit is {value}; expected a finite number. "
+        "Look for overflow in training, then predict again."
+        for study, value in predicted.loc[~np.isfinite(logits), ["study_id", "logit"]].itertuples(index=False)
+    ]
+    _raise(faults)
+
+    predicted["logit"] = logits
+    unknown = sorted(set(predicted["study_id"]) - set(studies["study_id"]))
+    faults += [
+        f"predictions, study {study}: not in the cohort; expected every study there. Give the tables of one run."
+        for study in unknown
+    ]
+    both = predicted[["study_id", "patient_id", "split", "label"]].merge(
+        studies[["study_id", "patient_id", "split", "label"]], on="study_id", suffixes=("", "_cohort")
+    )
+    for column in ("patient_id", "split", "label"):
+        differs = both[both[column] != both[f"{column}_cohort"]]
+        faults += [
+            f"predictions, study {row['study_id']}: {column} is {row[column]}; expected {row[f'{column}_cohort']} as "
+            "in the cohort. Give the tables of one run."
+            for _, row in differs.iterrows()
+        ]
+    _raise(faults)
+
+    joined = studies.drop(columns=["logit", "probability"], errors="ignore").merge(
+        predicted[["study_id", "logit"]], on="study_id", how="left"
+    )
+    for split in required:
+        inside = joined[joined["split"] == split]
+        faults += [
+            f"predictions, split {split}, study {study}: absent; expected a prediction for every study of the cohort. "
+            "Predict it, or leave it out of the cohort."
+            for study in inside.loc[inside["logit"].isna(), "study_id"]
+        ]
+        if inside.empty:
+            faults.append(
+                f"predictions, split {split}: no patients; expected some. Predict this split, or change the split "
+                "settings."
+            )
+        elif inside["label"].nunique() < 2:
+            faults.append(
+                f"predictions, split {split}: all patients have label {inside['label'].iloc[0]}; expected both "
+                "classes. Change the split settings or add patients."
+            )
+    _raise(faults)
+
+    if "follow_up" in joined:
+        joined["follow_up"] = joined["follow_up"].astype(str).str.lower().isin(["true", "1", "1.0", "yes"])
+    else:
+        joined["follow_up"] = False
+    if "age_years" in joined:
+        joined["age_years"] = pd.to_numeric(joined["age_years"], errors="coerce")
+    if "sex" in joined:
+        joined["sex_male"] = joined["sex"].map({"F": 0.0, "M": 1.0}).astype(float)
+    if features is not None:
+        measured = features.assign(study_id=features["study_id"].astype(str)).set_index("study_id")
+        measured = measured.select_dtypes("number").add_prefix("feature ")
+        joined = joined.merge(measured, left_on="study_id", right_index=True, how="left")
+    return joined.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
+
+
+def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per patient: the mean logit of the patient's studies, all else from the first that has it.
+
+    Patients are independent of each other and their studies are not, so patients are what is counted. The first
+    study is the one before any follow-up.
+
+    Args:
+        studies: From `join`, or any rows of it.
+    """
+    # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
+    groups = studies.groupby("patient_id", sort=False)
+    patients = groups.first()
+    patients["logit"] = groups["logit"].mean()
+    patients["studies"] = groups.size()
+    return patients.reset_index()
+
+
+def _missing_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> list[str]:
+    missing = [column for column in needed if column not in table]
+    if not missing:
+        return []
+    found = ", ".join(map(str, table.columns))
+    return [f"{name}: no column {', '.join(missing)}; found {found}. Give the table that a run wrote."]
+
+
+def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(study_id=table["study_id"].astype(str), patient_id=table["patient_id"].astype(str))
+
+
+def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
+    faults = [
+        f"{name}, study {study}: listed {count} times; expected once. Evaluate one run (one fold) at a time."
+        for study, count in table["study_id"].value_counts().items()
+        if count > 1
+    ]
+    faults += [
+        f"{name}, study {study}: split is {split!r}; expected {', '.join(SPLITS)}. Correct the table."
+        for study, split in table.loc[~table["split"].isin(SPLITS), ["study_id", "split"]].itertuples(index=False)
+    ]
+    faults += [
+        f"{name}, study {study}: label is {label!r}; expected 0 (wildtype) or 1 (mutant). Correct the table."
+        for study, label in table.loc[~table["label"].isin([0, 1]), ["study_id", "label"]].itertuples(index=False)
+    ]
+    for column, remedy in (
+        ("split", "Split by patient."),
+        ("label", "A patient has one IDH status; correct the table."),
+    ):
+        for patient, values in table.groupby("patient_id")[column].unique().items():
+            if len(values) > 1:
+                listed = " and ".join(sorted(map(str, values)))
+                faults.append(f"{name}, patient {patient}: {column} is {listed}; expected one. {remedy}")
+    return faults
+
+
+def _raise(faults: Sequence[str]) -> None:
+    if faults:
+        raise EvaluationError("\n".join(faults))
