@@ -80,14 +80,14 @@ class PrepareReport:
     """What a preparation did.
 
     Attributes:
-        built: study_id of every entry that was made (anew).
-        reused: study_id of every entry that was there and whole.
+        built: Number of entries that were made (anew).
+        reused: Number of entries that were there and whole.
         faults: Everything found wrong with the images, in the order of the studies.
         elapsed_s: Wall clock.
     """
 
-    built: tuple[str, ...]
-    reused: tuple[str, ...]
+    built: int
+    reused: int
     faults: tuple[Fault, ...]
     elapsed_s: float
 
@@ -186,8 +186,8 @@ class VolumeStore:
         self._keys |= {name: outcome.key for name, outcome in ready.items()}
         repeats = check_repeats_between(studies, {name: outcome.fingerprints for name, outcome in ready.items()})
         return PrepareReport(
-            built=tuple(name for name, outcome in ready.items() if outcome.built),
-            reused=tuple(name for name, outcome in ready.items() if not outcome.built),
+            built=sum(outcome.built for outcome in ready.values()),
+            reused=sum(not outcome.built for outcome in ready.values()),
             faults=(*(fault for outcome in outcomes for fault in outcome.faults), *repeats),
             elapsed_s=time.monotonic() - start,
         )
