@@ -1,0 +1,44 @@
+"""Who: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
+
+from idh_lightning.cohort.bids import BIDS
+from idh_lightning.cohort.brats import BraTS
+from idh_lightning.cohort.checks import exclusions_table, faults_table, settle
+from idh_lightning.cohort.combined import Combined
+from idh_lightning.cohort.egd import EGD
+from idh_lightning.cohort.flow import cohort_flow
+from idh_lightning.cohort.reader import Reader
+from idh_lightning.cohort.report import write_cohort_report
+from idh_lightning.cohort.splits import SPLITS, GivenSplit, HoldOut, KFold, cohort_table, verify_split
+from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.table import Table
+from idh_lightning.cohort.ucsf_pdgm import UCSFPDGM
+from idh_lightning.cohort.upenn_gbm import UPENNGBM
+
+__all__ = [
+    "BIDS",
+    "EGD",
+    "MUTANT",
+    "SEQUENCES",
+    "SPLITS",
+    "UCSFPDGM",
+    "UPENNGBM",
+    "WILDTYPE",
+    "BraTS",
+    "Cohort",
+    "Combined",
+    "Exclusion",
+    "Fault",
+    "GivenSplit",
+    "HoldOut",
+    "KFold",
+    "Reader",
+    "Study",
+    "Table",
+    "cohort_flow",
+    "cohort_table",
+    "exclusions_table",
+    "faults_table",
+    "settle",
+    "verify_split",
+    "write_cohort_report",
+]

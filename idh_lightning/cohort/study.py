@@ -53,6 +53,7 @@ class Fault:
         expected: What should be.
         remedy: What the user does.
         severity: "error" stops the run (or excludes the study), "warning" is shown and recorded.
+        patient_id: The patient of the study where that is known, so that a flow of patients can be counted.
     """
 
     where: str
@@ -62,6 +63,7 @@ class Fault:
     remedy: str
     study_id: str | None = None
     severity: Literal["error", "warning"] = "error"
+    patient_id: str | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.found}; expected {self.expected}. {self.remedy}"

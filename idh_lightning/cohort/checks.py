@@ -1,0 +1,209 @@
+"""What is wrong with a cohort as a whole, and what to do about it: raise once with all of it, or exclude and say so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
+from idh_lightning.errors import CohortError, ConfigError
+
+
+def assemble(
+    *,
+    name: str,
+    sequences: Sequence[str],
+    studies: Iterable[Study],
+    exclusions: Iterable[Exclusion] = (),
+    faults: Iterable[Fault] = (),
+) -> Cohort:
+    """Return the cohort of some studies after comparing them with each other.
+
+    A study with an error of its own, here or in `faults`, is not among the studies of the cohort. Of each patient only
+    one study (the first by identifier of those that are not follow-ups already) stays unmarked; the others become
+    follow-ups.
+    """
+    studies = sorted(studies, key=lambda study: study.study_id)
+    faults = [*faults, *_label_conflicts(studies), *_shared_files(studies)]
+    marked, warnings = _mark_follow_ups(studies)
+    faulty = {fault.study_id for fault in faults if fault.severity == "error"}
+    return Cohort(
+        name=name,
+        sequences=tuple(sequences),
+        studies=tuple(study for study in marked if study.study_id not in faulty),
+        exclusions=tuple(sorted(exclusions, key=lambda exclusion: exclusion.study_id)),
+        faults=(*faults, *warnings),
+    )
+
+
+def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["raise", "exclude"]) -> Cohort:
+    """Return a cohort without faulty studies: all errors raised at once, or turned into exclusions.
+
+    Args:
+        cohort: As a reader returns it, with the faults found so far.
+        faults: Further ones, for example from reading the images.
+        on_error: "raise" one exception, or "exclude" the faulty studies. An error that concerns no single study is
+            always raised.
+
+    Returns:
+        The cohort with the faults of both kinds. Settling it again changes nothing.
+
+    Raises:
+        CohortError: Lists every error, grouped by check; or, after exclusion, no study is left.
+        ConfigError: If on_error is neither.
+    """
+    if on_error not in ("raise", "exclude"):
+        raise ConfigError(f"cohort.on_error: {on_error!r}; expected 'raise' or 'exclude'. Correct the setting.")
+    everything = tuple(dict.fromkeys([*cohort.faults, *faults]))
+    settled = {exclusion.study_id for exclusion in cohort.exclusions}
+    errors = [f for f in everything if f.severity == "error" and (f.study_id is None or f.study_id not in settled)]
+    blocking = [f for f in errors if on_error == "raise" or f.study_id is None]
+    if blocking:
+        raise CohortError(_list_of(cohort.name, blocking))
+    patients = {study.study_id: study.patient_id for study in cohort.studies}
+    reasons: dict[str, list[Fault]] = defaultdict(list)
+    for fault in errors:
+        reasons[str(fault.study_id)].append(fault)
+    exclusions = [
+        Exclusion(
+            study_id=study_id,
+            patient_id=patients.get(study_id) or next((f.patient_id for f in found if f.patient_id), study_id),
+            reason="; ".join(f"{fault.check}: {fault.found}" for fault in found),
+        )
+        for study_id, found in reasons.items()
+    ]
+    studies = tuple(study for study in cohort.studies if study.study_id not in reasons)
+    if not studies:
+        details = f"\n{_list_of(cohort.name, errors)}" if errors else ""
+        raise CohortError(
+            f"cohort {cohort.name}: no study is left, {len(cohort.exclusions) + len(exclusions)} are excluded; "
+            f"expected some of each label. Correct the table, the folder or cohort.exclude.{details}"
+        )
+    return replace(
+        cohort,
+        studies=studies,
+        exclusions=tuple(sorted([*cohort.exclusions, *exclusions], key=lambda exclusion: exclusion.study_id)),
+        faults=everything,
+    )
+
+
+def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:
+    """Return the faults as a table for the screen, errors first; long lists are cut and say by how much."""
+    table = Table(title=f"Cohort {cohort.name}: what was found", show_lines=False)
+    for heading in ("severity", "check", "where", "found", "expected", "remedy"):
+        table.add_column(heading, overflow="fold")
+    for (severity, check), found in by_check(cohort.faults).items():
+        for fault in found[:rows_per_check]:
+            cells = (severity, _words(check), fault.where, fault.found, fault.expected, fault.remedy)
+            table.add_row(*(Text(cell) for cell in cells), style="red" if severity == "error" else "yellow")
+        if len(found) > rows_per_check:
+            table.add_row(severity, _words(check), f"... and {len(found) - rows_per_check} more in the cohort report")
+    return table
+
+
+def by_check(faults: Iterable[Fault]) -> dict[tuple[str, str], list[Fault]]:
+    """Return (severity, check) -> faults, errors first, then by check and place."""
+    groups: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for fault in sorted(faults, key=lambda f: (f.severity, f.check, f.where)):
+        groups[fault.severity, fault.check].append(fault)
+    return dict(groups)
+
+
+def exclusions_table(cohort: Cohort) -> pd.DataFrame:
+    """Return study_id, patient_id and reason of every study left out: the content of `exclusions.csv`."""
+    rows = [(e.study_id, e.patient_id, e.reason) for e in cohort.exclusions]
+    return pd.DataFrame(rows, columns=["study_id", "patient_id", "reason"])
+
+
+def _list_of(name: str, errors: Sequence[Fault]) -> str:
+    lines = [
+        f"cohort {name}: {len(errors)} {'error' if len(errors) == 1 else 'errors'}. Correct them, list the studies in "
+        "cohort.exclude, or set cohort.on_error=exclude to leave faulty studies out."
+    ]
+    for (_, check), found in by_check(errors).items():
+        lines += [f"{_words(check)} ({len(found)}):", *(f"  - {fault}" for fault in found)]
+    return "\n".join(lines)
+
+
+def _words(check: str) -> str:
+    return check.replace("_", " ")
+
+
+def _label_conflicts(studies: Sequence[Study]) -> list[Fault]:
+    faults = []
+    for patient, theirs in _group(studies).items():
+        if len({study.label for study in theirs}) > 1:
+            seen = ", ".join(f"{study.study_id} {('wildtype', 'mutant')[study.label]}" for study in theirs)
+            faults += [
+                Fault(
+                    where=f"patient {patient}, study {study.study_id}", check="label_conflict", study_id=study.study_id,
+                    found=f"one patient with two labels: {seen}", expected="one IDH status per patient",
+                    remedy="Correct the table or list the patient in cohort.exclude.", patient_id=patient,
+                )
+                for study in theirs
+            ]  # fmt: skip
+    return faults
+
+
+def _shared_files(studies: Sequence[Study]) -> list[Fault]:
+    """Return a fault for every study one of whose files is a file of another study, or has two roles in its own."""
+    users: dict[str, list[tuple[Study, str]]] = defaultdict(list)
+    for study in studies:
+        for role, path in [*study.files.items(), *([("mask", study.mask)] if study.mask else [])]:
+            users[str(path.resolve())].append((study, role))
+    return [
+        Fault(
+            where=f"study {study.study_id}", check="shared_file", study_id=study.study_id, patient_id=study.patient_id,
+            found=f"{path} is used as {', '.join(f'{role} of {other.study_id}' for other, role in using)}",
+            expected="each file used once", remedy="Correct the paths in the table.",
+        )
+        for path, using in users.items()
+        if len(using) > 1
+        for study in {study.study_id: study for study, _ in using}.values()
+    ]  # fmt: skip
+
+
+def _mark_follow_ups(studies: Sequence[Study]) -> tuple[list[Study], list[Fault]]:
+    """Return the studies with all but one per patient marked as follow-ups, and warnings that say so."""
+    later: dict[str, list[str]] = {}
+    for patient, theirs in _group(studies).items():
+        unmarked = [study.study_id for study in theirs if not study.follow_up]
+        if len(unmarked) > 1:
+            later[patient] = unmarked[1:]
+    marks = {study_id for ids in later.values() for study_id in ids}
+    marked = [replace(study, follow_up=True) if study.study_id in marks else study for study in studies]
+    warnings = [
+        Fault(
+            where=f"patient {patient}", check="patient_in_two_places", severity="warning", patient_id=patient,
+            found=f"{', '.join(ids)}, besides the first study", expected="one study, or follow-ups marked as such",
+            remedy="None needed: they share one split and count as follow-ups. Exclude one if it is the same scan.",
+        )
+        for patient, ids in later.items()
+    ]  # fmt: skip
+    follow_ups = [study for study in marked if study.follow_up]
+    if follow_ups:
+        warnings.append(
+            Fault(
+                where="cohort",
+                check="follow_ups",
+                severity="warning",
+                found=f"{len(follow_ups)} follow-up studies of {len(_group(follow_ups))} patients: "
+                f"{', '.join(study.study_id for study in follow_ups[:10])}{' ...' if len(follow_ups) > 10 else ''}",
+                expected="one study per patient",
+                remedy="None needed: they stay in the split of their patient.",
+            )
+        )
+    return marked, warnings
+
+
+def _group(studies: Iterable[Study]) -> dict[str, list[Study]]:
+    groups: dict[str, list[Study]] = defaultdict(list)
+    for study in studies:
+        groups[study.patient_id].append(study)
+    return dict(groups)

@@ -1,0 +1,88 @@
+"""Several cohorts as one, with every person held to one split whatever source a study comes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from idh_lightning.cohort.checks import assemble
+from idh_lightning.cohort.reader import Reader
+from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
+from idh_lightning.errors import CohortError, ConfigError
+
+
+@dataclass(kw_only=True)
+class Combined:
+    """The union of several cohorts, with the sequences that all of them have.
+
+    The source of a study is carried as `cohort`, by which splits are stratified. Studies that have the same identifier
+    in two sources are told apart by the name of their source. A patient in two sources is one patient.
+
+    Attributes:
+        readers: Name of the source -> its reader.
+        name: For tables and titles.
+        on_error: As for a single cohort; that of the readers is not used.
+    """
+
+    readers: Mapping[str, Reader]
+    name: str = "combined"
+    on_error: Literal["raise", "exclude"] = "raise"
+
+    def read(self) -> Cohort:
+        """Return the combined cohort with all that is wrong about it; see `Reader.read`.
+
+        Raises:
+            CohortError: If a table, a folder or a label column is not there at all, or no sequence is common to all.
+            ConfigError: If there is no reader.
+        """
+        if not self.readers:
+            raise ConfigError("cohort.readers: none; expected at least one. Add one under a name of its source.")
+        cohorts = {source: reader.read() for source, reader in self.readers.items()}
+        common = tuple(s for s in SEQUENCES if all(s in cohort.sequences for cohort in cohorts.values()))
+        offers = "; ".join(f"{source} has {', '.join(cohort.sequences)}" for source, cohort in cohorts.items())
+        if not common:
+            raise CohortError(f"cohort {self.name}: {offers}; expected a common sequence. Remove a source.")
+        seen = Counter(study_id for cohort in cohorts.values() for study_id in _identifiers(cohort))
+        renamed = [
+            _rename(cohort, {i: f"{source}-{i}" for i in _identifiers(cohort) if seen[i] > 1}, source)
+            for source, cohort in cohorts.items()
+        ]
+        unused = Fault(
+            where=f"cohort {self.name}", check="unused_sequence", found=offers, expected="the same sequences in all",
+            remedy=f"None needed: only {', '.join(common)} are used.", severity="warning",
+        )  # fmt: skip
+        return assemble(
+            name=self.name,
+            sequences=common,
+            studies=[
+                replace(study, files={s: path for s, path in study.files.items() if s in common})
+                for cohort in renamed
+                for study in cohort.studies
+            ],
+            exclusions=[exclusion for cohort in renamed for exclusion in cohort.exclusions],
+            faults=[
+                *(fault for cohort in renamed for fault in cohort.faults if fault.check != "follow_ups"),
+                *([unused] if any(cohort.sequences != common for cohort in renamed) else []),
+            ],
+        )
+
+
+def _identifiers(cohort: Cohort) -> set[str]:
+    """Return every study identifier that a cohort mentions."""
+    records: tuple[Study | Exclusion | Fault, ...] = (*cohort.studies, *cohort.exclusions, *cohort.faults)
+    return {record.study_id for record in records if record.study_id is not None}
+
+
+def _rename(cohort: Cohort, names: Mapping[str, str], source: str) -> Cohort:
+    """Return a cohort with some identifiers replaced everywhere and the source carried by each study."""
+    return replace(
+        cohort,
+        studies=tuple(
+            replace(s, study_id=names.get(s.study_id, s.study_id), carried={**s.carried, "cohort": source})
+            for s in cohort.studies
+        ),
+        exclusions=tuple(replace(e, study_id=names.get(e.study_id, e.study_id)) for e in cohort.exclusions),
+        faults=tuple(replace(f, study_id=names.get(str(f.study_id), f.study_id)) for f in cohort.faults),
+    )

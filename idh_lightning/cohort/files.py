@@ -1,0 +1,82 @@
+"""Which files are there: look-ups that answer for any path, however odd."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from idh_lightning.errors import CohortError
+
+NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the NIfTI files of a folder whose whole name before `.nii` or `.nii.gz` matches a regular expression."""
+    expression = re.compile(rf"(?:{pattern})\.nii(?:\.gz)?", re.IGNORECASE)
+    return [child for child in children(folder) if expression.fullmatch(child.name)]
+
+
+def subfolders(folder: str | Path) -> list[Path]:
+    """Return the folders in a folder and one level down, sorted.
+
+    Raises:
+        CohortError: If it is not a folder, or cannot be listed.
+    """
+    folder = Path(folder).expanduser()
+    if not _is(folder, "dir") or not os.access(folder, os.R_OK | os.X_OK):
+        raise CohortError(
+            f"{str(folder)[:300]}: no such folder, or not readable; expected the studies of the cohort. Correct "
+            "cohort.folder."
+        )
+    first = [child for child in children(folder) if _is(child, "dir")]
+    return sorted([*first, *(child for parent in first for child in children(parent) if _is(child, "dir"))])
+
+
+def children(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted; nothing where it does not exist or cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def files_named(text: str, root: Path) -> list[Path]:
+    """Return the files that a table entry stands for: none if it is blank, several if a pattern fits several.
+
+    Args:
+        text: A path, absolute or relative to `root`, possibly with `*`, `?` or `[...]`.
+        root: A folder.
+    """
+    if not text:
+        return []
+    path = root / text
+    if _is(path, "file") or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
+        return [path]
+    try:
+        base = Path(path.anchor) if path.anchor else Path()
+        return sorted(base.glob(str(path.relative_to(base)))) or [path]
+    except (OSError, ValueError, NotImplementedError, re.error):  # not a pattern either: reported as a missing file
+        return [path]
+
+
+def _is(path: Path, kind: Literal["file", "dir"]) -> bool:
+    """Return whether a path is a file or folder; a path that no file system can hold is neither."""
+    try:
+        return path.is_file() if kind == "file" else path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
+    """Return the only candidate if it is a NIfTI file, else None and what is wrong."""
+    if len(candidates) > 1:
+        return None, f"{len(candidates)} files could be {what}: {', '.join(str(p)[-120:] for p in candidates[:4])}"
+    if not candidates:
+        return None, f"no {what}"
+    path = candidates[0]
+    if not _is(path, "file"):
+        return None, f"{what} is {str(path)[-200:]!r}, which is not there"
+    return (path, "") if path.name.endswith(NIFTI) else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")

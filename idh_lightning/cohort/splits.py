@@ -1,0 +1,279 @@
+"""Which patient trains, which one chooses the threshold, which one is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
+
+from idh_lightning.cohort.identity import canonical_patient
+from idh_lightning.cohort.study import Cohort
+from idh_lightning.cohort.tables import read_table
+from idh_lightning.errors import CohortError, SplitError
+
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+SPLIT_COLUMNS: tuple[str, ...] = (
+    "study_id", "patient_id", "label", "split", "fold", "age_years", "sex", "follow_up",
+)  # fmt: skip
+_LABELS = ("wildtype", "mutant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """One split into three parts, drawn over patients, stratified by label and by site where there are several.
+
+    Attributes:
+        seed: The draw depends on it and on the patients, on nothing else.
+        validation: Share of the patients, rounded to whole patients.
+        test: Likewise.
+        site: Name of the carried column that tells sites apart; ignored where it does not occur.
+    """
+
+    seed: int
+    validation: float = 0.15
+    test: float = 0.15
+    site: str = "cohort"
+
+    def __call__(self, cohort: Cohort) -> pd.DataFrame:
+        """Return the cohort table with split; one row per study.
+
+        Raises:
+            SplitError: If the shares are out of range, or a part would lack one of the labels.
+        """
+        _check_shares(validation=self.validation, test=self.test)
+        patients = _patients(cohort, self.site)
+        test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
+        rest = patients.drop(test)
+        validation = _draw(rest, _count(self.validation, len(patients)), self.seed, "validation")
+        return _assign(cohort, _parts(cohort, test, validation), fold=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFold:
+    """One fold of a cross-validation over patients: over all folds, every patient is tested once per repeat.
+
+    Attributes:
+        seed: The same for all folds of one cross-validation.
+        fold: From 0 to folds * repeats - 1.
+        folds: Number of parts.
+        validation: Share of all patients, drawn from those that are not tested in this fold.
+        repeats: Number of cross-validations with different draws.
+        site: As for `HoldOut`.
+    """
+
+    seed: int
+    fold: int = 0
+    folds: int = 5
+    validation: float = 0.15
+    repeats: int = 1
+    site: str = "cohort"
+
+    def __call__(self, cohort: Cohort) -> pd.DataFrame:
+        """Return the cohort table with split; one row per study.
+
+        Raises:
+            SplitError: If a setting is out of range, or a part would lack one of the labels.
+        """
+        if self.folds < 2 or self.repeats < 1 or not 0 <= self.fold < self.folds * self.repeats:
+            raise SplitError(
+                f"split: fold {self.fold} of {self.folds} folds x {self.repeats} repeats; expected at least 2 folds, 1 "
+                "repeat, and 0 <= fold < folds * repeats. Correct split.folds, split.repeats or fold."
+            )
+        _check_shares(validation=self.validation, test=1 / self.folds)
+        patients = _patients(cohort, self.site)
+        fewest = patients["label"].value_counts().reindex([0, 1], fill_value=0).min()
+        if fewest < self.folds:
+            raise SplitError(
+                f"split: {fewest} patients of one label; expected at least one for each of {self.folds} folds. "
+                "Set split.folds lower or add patients."
+            )
+        strata = _strata(patients, self.folds)
+        folds = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.seed)
+        _, tested = list(folds.split(patients, strata))[self.fold]
+        test = list(patients.index[tested])
+        validation = _draw(
+            patients.drop(test), _count(self.validation, len(patients)), self.seed + self.fold, "validation"
+        )
+        return _assign(cohort, _parts(cohort, test, validation), fold=self.fold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenSplit:
+    """A split that somebody has made before: the `cohort.csv` or `splits.csv` of a run, or any table like it.
+
+    Attributes:
+        file: CSV, TSV or Parquet with the columns split and study_id or, without that, patient_id; a column fold is
+            kept. It may name studies that the cohort lacks, but not the other way round.
+    """
+
+    file: str | Path
+
+    def __call__(self, cohort: Cohort) -> pd.DataFrame:
+        """Return the cohort table with split; one row per study.
+
+        Raises:
+            SplitError: If the file cannot be read, does not say where a study belongs, or says two things about it.
+        """
+        name = Path(self.file).name
+        try:
+            table = read_table(self.file)
+        except CohortError as error:
+            raise SplitError(str(error).replace("cohort.table", "split.file")) from error
+        key = "study_id" if "study_id" in table else "patient_id"
+        if absent := [column for column in (key, "split") if column not in table]:
+            raise SplitError(f"{name}: no column {absent}; expected study_id or patient_id, and split. Add it.")
+        if unknown := sorted(set(table["split"]) - set(SPLITS)):
+            raise SplitError(f"{name}: split is {unknown[:5]}; expected one of {SPLITS}. Correct the file.")
+        ids = table[key].map(canonical_patient) if key == "patient_id" else table[key]
+        table = table.assign(**{key: ids, "fold": table.get("fold", "0")})
+        table = table[[key, "split", "fold"]].drop_duplicates()
+        if twice := sorted(set(table[key][table[key].duplicated()])):
+            raise SplitError(
+                f"{name}: {_some(twice)} in two splits or folds; expected one each. Correct the file, or give one with "
+                "a single fold."
+            )
+        folds = sorted(set(table["fold"]))
+        if len(folds) != 1 or not folds[0].isdecimal():
+            raise SplitError(f"{name}: fold is {folds[:5]}; expected one whole number. Give a file of one fold.")
+        splits = dict(zip(table[key], table["split"], strict=True))
+        wanted = {s.study_id: s.study_id if key == "study_id" else s.patient_id for s in cohort.studies}
+        if lost := sorted({identifier for identifier in wanted.values() if identifier not in splits}):
+            raise SplitError(
+                f"{name}: says nothing about {_some(lost)}; expected every study of the cohort. Add them to the file "
+                "or to cohort.exclude."
+            )
+        return _assign(cohort, {study: splits[identifier] for study, identifier in wanted.items()}, int(folds[0]))
+
+
+def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per study, sorted by study_id: the content of `cohort.csv`.
+
+    Args:
+        cohort: The studies.
+        assignment: Columns study_id, split and fold; other columns do not matter.
+
+    Returns:
+        SPLIT_COLUMNS, then every carried column; one that would take the name of the former becomes `carried_<name>`.
+    """
+    carried = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
+    places = assignment.set_index("study_id")[["split", "fold"]]
+    rows = [
+        {
+            "study_id": study.study_id,
+            "patient_id": study.patient_id,
+            "label": study.label,
+            "split": places.at[study.study_id, "split"],
+            "fold": places.at[study.study_id, "fold"],
+            "age_years": study.age_years,
+            "sex": study.sex,
+            "follow_up": study.follow_up,
+            **{_column(name): study.carried.get(name) for name in carried},
+        }
+        for study in sorted(cohort.studies, key=lambda study: study.study_id)
+    ]
+    table = pd.DataFrame(rows, columns=[*SPLIT_COLUMNS, *map(_column, carried)])
+    return table.astype({"age_years": float, "label": int, "fold": int, "follow_up": bool})
+
+
+def verify_split(table: pd.DataFrame) -> None:
+    """Check that a split is one: no patient in two parts, every study once, both labels in each part.
+
+    Args:
+        table: As `cohort_table` returns it.
+
+    Raises:
+        SplitError: Names the patients, the studies or the part.
+    """
+    if unknown := sorted(set(table["split"]) - set(SPLITS)):
+        raise SplitError(f"split: {unknown}; expected one of {SPLITS}. Correct the split.")
+    parts = table.groupby("patient_id")["split"].nunique()
+    if len(torn := sorted(parts.index[parts > 1])):
+        raise SplitError(
+            f"split: patient {_some(torn)} in two splits; expected every patient in one. Correct the split file."
+        )
+    if twice := sorted(set(table["study_id"][table["study_id"].duplicated()])):
+        raise SplitError(f"split: study {_some(twice)} twice; expected every study once. Correct the split file.")
+    for split in SPLITS:
+        labels = set(table["label"][table["split"] == split])
+        if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
+            raise SplitError(
+                f"split: no {' and no '.join(lacking)} patient in {split}; expected both labels in each part. "
+                "Raise the share of this part, use another seed, or add patients."
+            )
+
+
+def _patients(cohort: Cohort, site: str) -> pd.DataFrame:
+    """Return label and site of each patient, sorted by patient, so that the order of a table cannot matter."""
+    rows = [(s.patient_id, s.label, str(s.carried.get(site, ""))) for s in cohort.studies]
+    table = pd.DataFrame(rows, columns=["patient_id", "label", "site"]).sort_values(["patient_id", "site"])
+    patients = table.groupby("patient_id", sort=True).agg(
+        label=("label", "first"), labels=("label", "nunique"), site=("site", "first")
+    )
+    if len(torn := list(patients.index[patients["labels"] > 1])):
+        raise SplitError(f"split: patient {_some(torn)} has two labels; expected one. Correct the table of the cohort.")
+    return patients
+
+
+def _strata(patients: pd.DataFrame, fewest: int) -> list[str]:
+    """Return a stratum per patient: label and site, where a site too small for a label joins its largest one."""
+    strata = {}
+    for label, group in patients.groupby("label"):
+        sizes = group["site"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        for site, size in sizes.items():
+            strata[label, site] = f"{label} {site if size >= fewest else sizes.index[0]}"
+    return [strata[label, site] for label, site in zip(patients["label"], patients["site"], strict=True)]
+
+
+def _draw(patients: pd.DataFrame, count: int, seed: int, part: str) -> list[str]:
+    """Return a stratified sample of patients."""
+    strata = _strata(patients, 2)
+    if min(count, len(patients) - count) < len(set(strata)):
+        strata = [str(label) for label in patients["label"]]
+    counts = pd.Series(strata).value_counts()
+    if len(set(patients["label"])) < 2 or counts.min() < 2 or min(count, len(patients) - count) < len(counts):
+        labels = patients["label"].value_counts()
+        have = ", ".join(f"{labels.get(label, 0)} {word}" for label, word in enumerate(_LABELS))
+        raise SplitError(
+            f"split: {count} of {len(patients)} patients ({have}) for {part}; expected room for both labels there and "
+            f"in the rest. Raise split.{part} or add patients."
+        )
+    _, drawn = train_test_split(list(patients.index), test_size=count, stratify=strata, random_state=seed)
+    return list(drawn)
+
+
+def _parts(cohort: Cohort, test: list[str], validation: list[str]) -> dict[str, str]:
+    """Return study_id -> split; what is neither tested nor used for validation trains."""
+    parts = {**dict.fromkeys(test, "test"), **dict.fromkeys(validation, "validation")}
+    return {study.study_id: parts.get(study.patient_id, "train") for study in cohort.studies}
+
+
+def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFrame:
+    """Return the verified cohort table of a split."""
+    assignment = pd.DataFrame({"study_id": list(splits), "split": list(splits.values()), "fold": fold})
+    table = cohort_table(cohort, assignment)
+    verify_split(table)
+    return table
+
+
+def _check_shares(*, validation: float, test: float) -> None:
+    if not (validation > 0 and test > 0 and validation + test < 1):
+        raise SplitError(
+            f"split: validation {validation:g} and test {test:g}; expected shares above 0 that leave some for "
+            "training. Correct split.validation or split.test."
+        )
+
+
+def _count(share: float, patients: int) -> int:
+    """Return a share as a whole number of patients, halves rounded up."""
+    return int(share * patients + 0.5 + 1e-9)
+
+
+def _column(name: str) -> str:
+    return f"carried_{name}" if name in SPLIT_COLUMNS else name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,60 @@
+"""Any cohort that a table describes: one row per study, one column per sequence with the path of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from idh_lightning.cohort.files import files_named
+from idh_lightning.cohort.identity import canonical_patient
+from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows, without_id
+from idh_lightning.cohort.study import SEQUENCES, Fault
+from idh_lightning.cohort.tables import read_table, require_columns
+
+
+@dataclass(kw_only=True)
+class Table(Reader):
+    """Studies whose files a CSV, TSV or Parquet table names; the sequences are those whose column exists.
+
+    Attributes:
+        table: One row per study. Paths are relative to its folder and may contain `*`, `?` or `[...]` if one file fits.
+    """
+
+    name: str = "table"
+    table: str | Path
+
+    default_columns: ClassVar[Mapping[str, str]] = {
+        **{role: role for role in ("study_id", "patient_id", "idh", "age_years", "sex", *SEQUENCES)},
+        "mask": "tumor_segmentation",
+    }
+
+    def found(self) -> Iterator[Entry | Fault]:
+        """Yield one entry per row; see `Reader.found`."""
+        path = Path(self.table).expanduser()
+        table = read_table(path)
+        name, person = self.column("study_id"), self.column("patient_id")
+        sequences = [s for s in SEQUENCES if self.column(s) in table] or list(SEQUENCES)
+        require_columns(table, path, self.required_columns() | {s: self.column(s) for s in self.sequences or sequences})
+        if person not in table:
+            yield Fault(
+                where=path.name, check="no_patient_column", severity="warning", expected=f"a column {person!r}",
+                found="every study counts as a patient of its own",
+                remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
+            )  # fmt: skip
+        for text, rows in table.groupby(name, sort=True):
+            study_id, row = str(text), rows.iloc[0]
+            patient_id = canonical_patient(row.get(person, study_id))
+            if not study_id:
+                yield from (without_id(f"{path.name}, row {number}", f"row {number}") for number in rows.index)
+            elif len(rows) > 1:
+                yield duplicate_rows(study_id, patient_id, f"{path.name}, study {study_id[:80]}", len(rows))
+            else:
+                yield Entry(
+                    where=f"{path.name}, study {study_id[:80]}", study_id=study_id, patient_id=patient_id,
+                    idh=row[self.column("idh")], age=row.get(self.column("age_years"), ""),
+                    sex=row.get(self.column("sex"), ""), carried=self.carried(row),
+                    files={s: files_named(row[self.column(s)], path.parent) for s in sequences},
+                    mask=files_named(row.get(self.column("mask"), ""), path.parent),
+                )  # fmt: skip
