@@ -1,0 +1,298 @@
+"""The normal brain of a synthetic patient: the MNI152 tissue maps, posed, warped and resampled on the scanner's grid.
+
+Coordinates are in millimetres in the order of the arrays, [z, y, x], in LPS orientation: z grows to Superior, y to
+Posterior, x to the patient's Left. "Template" coordinates have their origin at the anterior commissure of MNI152.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+FIELD_OF_VIEW_MM = (155.0, 240.0, 240.0)
+"""Extent of a UCSF-PDGM volume, [z, y, x]: at 1 mm spacing 155 x 240 x 240 voxels."""
+
+_FIELD_CENTRE_MM = np.array([77.0, -119.5, 119.5])
+"""Centre of the field in the files' coordinates: the first voxel of the 1 mm grid lies at z 0, y -239, x 0."""
+
+_BRAIN_CENTRE_MM = np.array([68.0, -111.0, 119.5])
+"""Where the middle of the brain comes to lie in the field, as in the SRI24 space of UCSF-PDGM."""
+
+_TEMPLATE_CENTRE_MM = np.array([5.0, 17.0, 0.0])
+"""Middle of the bounding box of the MNI152 brain, template coordinates."""
+
+_TEMPLATE_ZERO = (72, 98, 98)
+"""Index of the template's origin in its arrays after they were turned to [z, y, x] LPS."""
+
+LOBES: tuple[str, ...] = ("frontal", "temporal", "parietal", "occipital", "insular")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of isotropic voxels: shape [D, H, W], spacing in mm, and the position [z, y, x] of the first voxel."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: float
+    origin_mm: tuple[float, float, float]
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel."""
+        return self.spacing_mm**3 / 1000.0
+
+    def affine_ras(self) -> NDArray[np.float64]:
+        """Return the 4x4 matrix from file index [i, j, k] = [w, h, d] to RAS millimetres, as NIfTI stores it."""
+        z, y, x = self.origin_mm
+        affine = np.diag([-self.spacing_mm, -self.spacing_mm, self.spacing_mm, 1.0])
+        affine[:3, 3] = (-x, -y, z)
+        return affine
+
+    def crop(self, low: tuple[int, ...], high: tuple[int, ...]) -> Grid:
+        """Return the part of the grid from index `low` up to but not including `high`."""
+        depth, height, width = (int(stop - start) for start, stop in zip(low, high, strict=True))
+        z, y, x = (o + self.spacing_mm * start for o, start in zip(self.origin_mm, low, strict=True))
+        return Grid((depth, height, width), self.spacing_mm, (z, y, x))
+
+    def axes(self) -> tuple[Floats, Floats, Floats]:
+        """Return the positions along z, y and x, shaped to broadcast to [D, H, W]."""
+        z, y, x = (
+            (o + self.spacing_mm * np.arange(n, dtype=np.float64)).astype(np.float32)
+            for o, n in zip(self.origin_mm, self.shape, strict=True)
+        )
+        return z[:, None, None], y[None, :, None], x[None, None, :]
+
+
+def field_grid(spacing_mm: float) -> Grid:
+    """Return the grid that fills the field of view of UCSF-PDGM with voxels of the given size."""
+    shape = [round(extent / spacing_mm) for extent in FIELD_OF_VIEW_MM]
+    z, y, x = _FIELD_CENTRE_MM - (np.array(shape) - 1) / 2 * spacing_mm
+    return Grid((shape[0], shape[1], shape[2]), float(spacing_mm), (float(z), float(y), float(x)))
+
+
+@dataclass(frozen=True)
+class Template:
+    """MNI152 2009a as tissue fractions at 1 mm.
+
+    Attributes:
+        white, grey, brain: [D, H, W], 0..1; what is brain but neither white nor grey is fluid.
+        seeds_mm: (lobe, side) -> [N, 3] template coordinates in deep enough white matter, where a tumour may start.
+    """
+
+    white: Floats
+    grey: Floats
+    brain: Floats
+    seeds_mm: dict[tuple[str, str], Floats]
+
+
+@lru_cache(maxsize=2)
+def load_template(blur_mm: float) -> Template:
+    """Return the MNI152 tissue maps that nilearn ships, smoothed against aliasing on coarser grids.
+
+    Args:
+        blur_mm: Standard deviation of the smoothing, 0 for none.
+    """
+    t1, grey, white = (
+        np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
+        for image in (
+            load_mni152_template(resolution=1),
+            load_mni152_gm_template(resolution=1),
+            load_mni152_wm_template(resolution=1),
+        )
+    )
+    inside = t1 > 0
+    seeds = _seeds(white, inside)
+    maps = [white * inside, grey * inside, inside.astype(np.float32)]
+    if blur_mm > 0:
+        maps = [gaussian_filter(values, blur_mm, truncate=3.0) for values in maps]
+    return Template(maps[0], maps[1], maps[2], seeds)
+
+
+def lobe_of(z: Floats, y: Floats, x: Floats) -> NDArray[np.int8]:
+    """Return the index in LOBES of each template position, -1 below the tentorium and close to the midline.
+
+    The borders are planes through the central sulcus, the lateral fissure and the parieto-occipital sulcus: good to
+    about a gyrus, which is all that a tumour's location needs.
+    """
+    z, y, x = np.broadcast_arrays(z, y, x)
+    lateral = np.abs(x)
+    lobe = np.full(z.shape, LOBES.index("parietal"), dtype=np.int8)
+    # Central sulcus: from 8 mm in front of the commissure at the fissure to 30 mm behind it at the vertex.
+    lobe[(y < -8.0 + 0.55 * z) & (z > -12)] = LOBES.index("frontal")
+    lobe[y > 68] = LOBES.index("occipital")
+    temporal = (z < 2 - 0.1 * (y + 20)) & (lateral > 24) & (y > -18) & (y < 62)
+    lobe[temporal] = LOBES.index("temporal")
+    lobe[(lateral > 26) & (lateral < 44) & (z > -6) & (z < 18) & (y > -22) & (y < 18)] = LOBES.index("insular")
+    lobe[(lateral < 14) | ((z < -8) & (y > 30) & (lateral < 30)) | ((z < -16) & (y > 40)) | (z < -30)] = -1
+    return lobe
+
+
+def _seeds(white: Floats, inside: Bools) -> dict[tuple[str, str], Floats]:
+    zero = np.array(_TEMPLATE_ZERO)
+    depth_mm = distance_transform_edt(inside)
+    index = np.argwhere((white > 0.6) & (depth_mm > 12))
+    position = (index - zero).astype(np.float32)
+    lobe = lobe_of(*position.T)
+    seeds = {}
+    for number, name in enumerate(LOBES):
+        for side, sign in (("left", 1), ("right", -1)):
+            seeds[name, side] = position[(lobe == number) & (position[:, 2] * sign > 0)]
+    return seeds
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where and how large the head lies in the field: rotation [3, 3], scale per axis [3] and shift in mm [3]."""
+
+    rotation: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    shift_mm: NDArray[np.float64]
+
+    def to_template(self, grid: Grid) -> tuple[Floats, Floats, Floats]:
+        """Return the template coordinates z, y, x, each [D, H, W], of a grid's voxels."""
+        centre = _BRAIN_CENTRE_MM + self.shift_mm
+        z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes(), centre, strict=True))
+        inverse = (np.diag(1.0 / self.scale) @ self.rotation.T).astype(np.float32)
+        turned = [row[0] * z + row[1] * y + row[2] * x for row in inverse]
+        q = [t + np.float32(c) for t, c in zip(turned, _TEMPLATE_CENTRE_MM, strict=True)]
+        return q[0], q[1], q[2]
+
+
+def draw_pose(rng: np.random.Generator) -> Pose:
+    """Return a random pose: a few degrees and millimetres, and a brain of 1.2 to 1.7 litres.
+
+    MNI152 is larger than most brains, hence a mean scale below one.
+    """
+    pitch, yaw, roll = np.deg2rad(np.clip(rng.normal(0, [5.0, 3.5, 3.5]), -10, 10))
+    rotation = np.eye(3)
+    for (a, b), angle in (((0, 1), pitch), ((1, 2), yaw), ((0, 2), roll)):
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        rotation = rotation @ turn
+    scale = 0.915 * np.clip(rng.normal(1, 0.025), 0.95, 1.05) * np.clip(rng.normal(1, 0.02, 3), 0.95, 1.05)
+    return Pose(rotation, scale, np.clip(rng.normal(0, [1.0, 3.0, 2.0]), -6, 6))
+
+
+def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> Floats:
+    """Return a smooth random field [D, H, W] with mean 0 and standard deviation about 1.
+
+    Normal numbers on a lattice half a wavelength apart, joined by cubic B-splines. The same field results on every
+    spacing, and the sums run in a fixed order, so that the field does not depend on threads.
+    """
+    step = wavelength_mm / 2
+    counts = [int(np.ceil(extent / step)) + 4 for extent in FIELD_OF_VIEW_MM]
+    field = rng.standard_normal(counts, dtype=np.float32)
+    first = _FIELD_CENTRE_MM - np.array(FIELD_OF_VIEW_MM) / 2
+    for axis in range(3):
+        position = grid.origin_mm[axis] + grid.spacing_mm * np.arange(grid.shape[axis]) - first[axis]
+        place = np.clip(position / step, 0, counts[axis] - 4.001)
+        base = place.astype(int)
+        t = (place - base).astype(np.float32)
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        field = sum(
+            (weight / np.float32(6)).reshape(shape) * np.take(field, base + k, axis=axis)
+            for k, weight in enumerate(weights)
+        )
+    # A cubic B-spline of white noise has variance 0.5 per axis on average (sum of its squared weights).
+    return np.asarray(field * np.float32(0.479**-1.5), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Normal tissue on a grid, before any tumour.
+
+    Attributes:
+        grid: Just large enough for the brain.
+        low: Index of its first voxel in the whole field.
+        white, grey, csf, vein: [D, H, W], fractions that add up to 1 inside the brain.
+        brain: [D, H, W], bool.
+        z, y, x: Template coordinates of the voxels before the tumour pushed the tissue aside.
+    """
+
+    grid: Grid
+    low: tuple[int, int, int]
+    white: Floats
+    grey: Floats
+    csf: Floats
+    vein: Floats
+    brain: Bools
+    z: Floats
+    y: Floats
+    x: Floats
+
+
+@dataclass(frozen=True)
+class Push:
+    """Mass effect: tissue within about `radius_mm` of a centre (template coordinates) is pressed outwards."""
+
+    centre_mm: Floats
+    radius_mm: float
+    strength: float
+
+
+def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Generator) -> Anatomy:
+    """Return one patient's normal tissue: the template posed, smoothly warped, and pressed aside by the tumour.
+
+    Args:
+        field: The whole grid of the images.
+        pose: Of the head.
+        pushes: One per tumour focus. The mapping stays one-to-one for strengths below 1.
+        rng: For the warp, the width of the fluid spaces, and the veins.
+    """
+    template = load_template(round(0.3 * field.spacing_mm, 3) if field.spacing_mm > 1 else 0.0)
+    warp_seed, vein_seed = rng.spawn(2)
+    atrophy = np.float32(rng.uniform(0.8, 1.6))
+    grid, low = _brain_box(field, pose)
+    z, y, x = pose.to_template(grid)
+    for axis in (z, y, x):
+        axis += 2.5 * smooth_field(grid, 60.0, warp_seed) + 1.0 * smooth_field(grid, 25.0, warp_seed)
+    source = [z.copy(), y.copy(), x.copy()]
+    for push in pushes:
+        offset = [axis - np.float32(c) for axis, c in zip((z, y, x), push.centre_mm, strict=True)]
+        distance2 = offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2
+        pull = np.float32(push.strength) * np.exp(-distance2 / np.float32(2 * push.radius_mm**2))
+        for axis, component in zip(source, offset, strict=True):
+            axis -= component * pull
+    index = np.stack([axis + np.float32(zero) for axis, zero in zip(source, _TEMPLATE_ZERO, strict=True)])
+    white, grey, inside = (
+        map_coordinates(values, index, order=1, mode="constant", prefilter=False)
+        for values in (template.white, template.grey, template.brain)
+    )
+    brain = inside > 0.5
+    # The maps are averages over many people; raising them to a power takes back some of the blur of averaging.
+    power = np.float32(1.6)
+    csf = (atrophy * np.clip(inside - white - grey, 0, 1)) ** power
+    white, grey = white**power, grey**power
+    total = np.where(brain, white + grey + csf, 1)
+    total[total <= 1e-6] = 1
+    white, grey, csf = (np.where(brain, part / total, 0).astype(np.float32) for part in (white, grey, csf))
+    csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
+    # Veins run in the sulci; the sagittal sinus lies on the outer edge of the midline.
+    sulcal = smooth_field(grid, 9.0, vein_seed) > 1.7
+    sinus = (np.abs(source[2]) < 3.5) & (gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0) < 0.72)
+    vein = np.where(sulcal | (sinus & (source[0] > 5)), csf, 0).astype(np.float32)
+    return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)
+
+
+def _brain_box(field: Grid, pose: Pose) -> tuple[Grid, tuple[int, int, int]]:
+    """Return the part of the field that holds the posed brain with a margin of 8 mm for the warp, and its corner."""
+    corners = np.array(np.meshgrid([-77, 77], [-90, 90], [-72, 72], indexing="ij")).reshape(3, -1)
+    placed = pose.rotation @ (pose.scale[:, None] * corners) + (_BRAIN_CENTRE_MM + pose.shift_mm)[:, None]
+    origin = np.array(field.origin_mm)
+    # The corners of the box reach further than the round brain, so that they may lose a tenth.
+    middle = placed.mean(axis=1, keepdims=True)
+    placed = middle + 0.92 * (placed - middle)
+    low = np.clip(np.floor((placed.min(axis=1) - 8 - origin) / field.spacing_mm), 0, None).astype(int)
+    high = np.minimum(np.ceil((placed.max(axis=1) + 8 - origin) / field.spacing_mm).astype(int) + 1, field.shape)
+    corner = (int(low[0]), int(low[1]), int(low[2]))
+    return field.crop(corner, (int(high[0]), int(high[1]), int(high[2]))), corner

@@ -1,0 +1,244 @@
+"""The synthetic cohort on disk: written once in the layout of UCSF-PDGM v5, then read like the real one."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from rich.progress import track
+
+from idh_lightning.cohort import UCSFPDGM
+from idh_lightning.cohort.study import SEQUENCES, Cohort
+from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.phantom.anatomy import Grid
+from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients, list_studies
+from idh_lightning.phantom.lesion import Signs
+from idh_lightning.phantom.render import render_study
+
+FORMAT = 1
+"""Raised whenever the same settings would give other images, so that an old cohort is never taken for a new one."""
+
+CLINICAL_TABLE = "UCSF-PDGM-metadata_v5.csv"
+SIGNS_TABLE = "signs.csv"
+MANIFEST = "manifest.json"
+
+_SIGN_COLUMNS = (
+    "study_id", "patient_id", "label", "group", "follow_up", "missing",
+    *SIGNS, "lobe", "side", "volume_ml", "oedema_share", "water", "mark",
+)  # fmt: skip
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that decides what is in a cohort."""
+
+    patients: int
+    spacing_mm: float
+    control: str
+    seed: int
+    missing_sequence: float
+
+    def folder_name(self) -> str:
+        """Return a name for people that ends in a hash of all settings, so that no two cohorts share a folder."""
+        digest = hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
+        return f"{self.control}-{self.patients}-{self.spacing_mm:g}mm-{digest[:8]}"
+
+
+class PhantomCohort:
+    """A cohort of synthetic gliomas with known evidence, in files like those of UCSF-PDGM v5."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        patients: int = 280,
+        spacing_mm: float = 2.0,
+        control: str | None = "natural",
+        seed: int = 0,
+        missing_sequence: float = 0.0,
+        workers: int | None = None,
+        exclude: Sequence[str] = (),
+        on_error: Literal["raise", "exclude"] = "raise",
+        missing: Literal["error", "zero"] = "error",
+    ) -> None:
+        """Check the settings; nothing is written yet.
+
+        Args:
+            folder: Holds one subfolder per cohort, named after its settings.
+            patients: Number of patients; about one study in eighty is a follow-up on top of them.
+            spacing_mm: Voxel size; 1 gives 240 x 240 x 155 voxels as in UCSF-PDGM.
+            control: natural, null, trivial or shortcut; None, which is how YAML reads a bare null, means null.
+            seed: Of the cohort. The training seed is another one, so that it does not change the patients.
+            missing_sequence: Share of the studies that lack one of the sequences.
+            workers: Processes that write, or None for one per core. The files do not depend on it.
+            exclude: Studies to leave out when reading.
+            on_error: What is done with studies that are wrong: "raise" or "exclude".
+            missing: Whether a study may lack a sequence ("zero") or not ("error").
+
+        Raises:
+            ConfigError: If a setting is out of range.
+        """
+        self.settings = Settings(
+            patients=int(patients),
+            spacing_mm=float(spacing_mm),
+            control="null" if control is None else control,
+            seed=int(seed),
+            missing_sequence=float(missing_sequence),
+        )
+        if not 0.5 <= spacing_mm <= 8:
+            raise ConfigError(f"cohort.spacing_mm: {spacing_mm}; expected 0.5 to 8 mm. Correct cohort.spacing_mm.")
+        if seed < 0:
+            raise ConfigError(f"cohort.seed: {seed}; expected 0 or more. Correct cohort.seed.")
+        if workers is not None and workers < 1:
+            raise ConfigError(f"cohort.workers: {workers}; expected 1 or more, or null for one per core. Correct it.")
+        # Drawing takes milliseconds and checks what it is given.
+        _studies(self.settings)
+        self.folder = Path(folder).expanduser() / self.settings.folder_name()
+        self.workers = workers
+        self.exclude = tuple(exclude)
+        self.on_error = on_error
+        self.missing = missing
+
+    def write(self) -> Path:
+        """Return the folder of the cohort, after writing it unless it is there already."""
+        return write_cohort(self.folder, self.settings, workers=self.workers)
+
+    def read(self) -> Cohort:
+        """Return the cohort through the reader of the real data, after writing it unless it is there already."""
+        folder = self.write()
+        reader = UCSFPDGM(
+            name="phantom",
+            folder=folder,
+            table=folder / CLINICAL_TABLE,
+            exclude=self.exclude,
+            on_error=self.on_error,
+            missing=self.missing,
+        )
+        cohort: Cohort = reader.read()
+        return cohort
+
+
+def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None) -> Path:
+    """Write a cohort and return its folder; do nothing if it is complete, finish it if it is not.
+
+    Studies go to a sibling `<folder>.partial`, each one whole or not at all, and the sibling takes the name of the
+    folder once it is complete. A run that was interrupted therefore goes on where it stopped. Two runs that want the
+    same cohort wait for each other.
+
+    Args:
+        folder: To be written.
+        settings: Of the cohort.
+        workers: Processes, None for one per core.
+
+    Raises:
+        CohortError: If the folder is there but is not a complete cohort of these settings.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if folder.exists():
+            _check_manifest(folder, settings)
+            _logger.info("Synthetic cohort: %s (there already)", folder)
+            return folder
+        partial.mkdir(exist_ok=True)
+        for leftover in partial.glob(".*"):
+            shutil.rmtree(leftover)
+        studies = _studies(settings)
+        todo = [
+            (index, row)
+            for index, row in enumerate(studies.to_dict("records"))
+            if not (partial / f"{row['study_id']}_nifti").exists()
+        ]
+        if len(todo) < len(studies):
+            _logger.info("Synthetic cohort: %d of %d studies are there", len(studies) - len(todo), len(studies))
+        count = min(workers or cpu_count(), max(1, len(todo)))
+        tasks = (delayed(_write_study)(partial, row, index, settings) for index, row in todo)
+        # Loky's processes, unlike those of multiprocessing, neither fork a process that has threads nor import the
+        # caller's main module with all that it imports.
+        done = Parallel(n_jobs=count, return_as="generator_unordered")(tasks)
+        for _ in track(done, description="Writing the synthetic cohort", total=len(todo)):
+            pass
+        if count > 1:
+            get_reusable_executor().shutdown(wait=True)
+        studies[list(CLINICAL_COLUMNS)].to_csv(partial / CLINICAL_TABLE, index=False, lineterminator="\n")
+        signs = studies.assign(patient_id=[f"UCSF-PDGM-{number:04d}" for number in studies["patient_number"]])
+        signs[list(_SIGN_COLUMNS)].to_csv(partial / SIGNS_TABLE, index=False, lineterminator="\n")
+        (partial / MANIFEST).write_text(json.dumps(_manifest(settings), indent=2) + "\n")
+        partial.rename(folder)
+    _logger.info("Synthetic cohort: %s (%d studies written)", folder, len(studies))
+    return folder
+
+
+def read_signs(folder: str | Path) -> pd.DataFrame:
+    """Return the latent signs of every study of a written cohort, indexed by study_id.
+
+    Args:
+        folder: Of one cohort, as returned by PhantomCohort.write.
+    """
+    table = pd.read_csv(Path(folder) / SIGNS_TABLE, keep_default_na=False)
+    return table.set_index("study_id")
+
+
+def _studies(settings: Settings) -> pd.DataFrame:
+    patients = draw_patients(settings.patients, seed=settings.seed, control=settings.control)
+    return list_studies(patients, seed=settings.seed, missing_sequence=settings.missing_sequence, sequences=SEQUENCES)
+
+
+def _manifest(settings: Settings) -> dict[str, object]:
+    return {"format": FORMAT, "settings": asdict(settings)}
+
+
+def _check_manifest(folder: Path, settings: Settings) -> None:
+    path = folder / MANIFEST
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found != _manifest(settings):
+        raise CohortError(
+            f"{path}: {'other settings' if found else 'not there'}; expected the manifest of a complete synthetic "
+            "cohort. Delete the folder; it is written anew."
+        )
+
+
+def _write_study(folder: Path, row: Mapping[Any, Any], index: int, settings: Settings) -> None:
+    """Render one study and write its files; the study's folder appears when all of them are there."""
+    study_id = str(row["study_id"])
+    images = render_study(
+        Signs(**{field.name: row[field.name] for field in fields(Signs)}),
+        spacing_mm=settings.spacing_mm,
+        patient_seed=np.random.SeedSequence([settings.seed, 2, row["patient_number"]]),
+        study_seed=np.random.SeedSequence([settings.seed, 3, index]),
+    )
+    arrays: dict[str, NDArray[np.generic]] = {
+        sequence: values for sequence, values in images.sequences.items() if sequence != row["missing"]
+    }
+    arrays |= {"tumor_segmentation": images.labels, "evidence": images.evidence}
+    unfinished = folder / f".{study_id}"
+    unfinished.mkdir()
+    for name, values in arrays.items():
+        _write_nifti(unfinished / f"{study_id}_{name}.nii.gz", values, images.grid)
+    unfinished.rename(folder / f"{study_id}_nifti")
+
+
+def _write_nifti(path: Path, values: NDArray[np.generic], grid: Grid) -> None:
+    """Write an array [D, H, W]; equal arrays give equal bytes, since the gzip header holds neither name nor time."""
+    image = nib.Nifti1Image(values.transpose(2, 1, 0), grid.affine_ras())
+    image.header.set_xyzt_units("mm")
+    image.set_qform(grid.affine_ras(), code=1)
+    image.set_sform(grid.affine_ras(), code=1)
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        file.write(image.to_bytes())

@@ -1,0 +1,327 @@
+"""The tumour of a synthetic patient: where it lies, which compartments it has, and the voxels that carry each sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from idh_lightning.phantom.anatomy import Anatomy, Floats, Push, Template, smooth_field
+
+Labels = NDArray[np.uint8]
+
+
+class Evidence(IntFlag):
+    """Codes in `<study_id>_evidence.nii.gz`: the voxels that carry a sign. A voxel with several signs has their sum.
+
+    The sharp margin is the outer edge of the tumour and the frontal location is the tumour's place, so that neither
+    has voxels of its own. In a tumour without a solid part OEDEMA marks the infiltrated tissue as well.
+    """
+
+    ENHANCEMENT = 1
+    RING_NECROSIS = 2
+    MISMATCH = 4
+    CYST = 8
+    SOLID = 16
+    OEDEMA = 32
+    FURTHER_FOCUS = 64
+    MARK = 128
+
+
+NECROTIC_OR_SOLID, OEDEMA, ENHANCING = 1, 2, 4
+"""Labels of the tumour segmentation, as in UCSF-PDGM and BraTS."""
+
+MARK_MM = (-38.0, 62.0, -24.0)
+"""Where the shortcut's mark lies: in the right hemisphere of the cerebellum, away from every tumour."""
+
+MARK_RADIUS_MM = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """The latent signs of one study that shape its images: the columns of draw_patients with these names."""
+
+    enhancing: bool
+    ring_necrosis: bool
+    mismatch: bool
+    multifocal: bool
+    cyst: bool
+    solid: bool
+    sharp_margin: bool
+    lobe: str
+    side: str
+    volume_ml: float
+    oedema_share: float
+    water: float
+    mark: bool
+
+
+@dataclass(frozen=True)
+class Focus:
+    """One tumour focus: its centre in template coordinates, the volume of its core, and of its oedema."""
+
+    centre_mm: Floats
+    core_ml: float
+    oedema_ml: float
+
+    @property
+    def radius_mm(self) -> float:
+        """Radius of a ball of the core's volume."""
+        return float((self.core_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3))
+
+    def push(self) -> Push:
+        """Return the mass effect of the focus: the core made about half of its room by pressing tissue aside."""
+        return Push(self.centre_mm, 1.1 * self.radius_mm, 0.35)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What the tumour puts in place of normal tissue.
+
+    Attributes:
+        parts: Tissue name -> fraction of each voxel, [D, H, W].
+        labels: Segmentation, [D, H, W], 0 or one of the labels of UCSF-PDGM.
+        evidence: Sum of Evidence codes, [D, H, W].
+    """
+
+    parts: dict[str, Floats]
+    labels: Labels
+    evidence: Labels
+
+
+def place_foci(signs: Signs, template: Template, rng: np.random.Generator) -> list[Focus]:
+    """Return the main focus, in the lobe and hemisphere of the signs, and one or two further ones if multifocal."""
+    oedema = signs.volume_ml * signs.oedema_share
+    core = signs.volume_ml - oedema
+    main = Focus(rng.choice(template.seeds_mm[signs.lobe, signs.side]), core, oedema)
+    foci = [main]
+    if signs.multifocal:
+        everywhere = np.concatenate(list(template.seeds_mm.values()))
+        for _ in range(int(rng.integers(1, 3))):
+            size = float(rng.uniform(0.15, 0.35))
+            further = Focus(main.centre_mm, max(3.0, core * size), max(1.0, oedema * size))
+            # Far enough for normal tissue in between, near enough to look like one disease.
+            gaps = np.min(
+                [
+                    np.linalg.norm(everywhere - other.centre_mm, axis=1) - other.radius_mm - further.radius_mm
+                    for other in foci
+                ],
+                axis=0,
+            )
+            for low in (14.0, 9.0, 5.0):
+                near = everywhere[(gaps > low) & (gaps < low + 30)]
+                if len(near):
+                    foci.append(Focus(rng.choice(near), further.core_ml, further.oedema_ml))
+                    break
+    return foci
+
+
+def grow_lesion(
+    anatomy: Anatomy, foci: list[Focus], signs: Signs, template_scale: float, rng: np.random.Generator
+) -> Lesion:
+    """Return the tumour's compartments on the grid of the anatomy.
+
+    Args:
+        anatomy: Of the patient, already pressed aside by the foci.
+        foci: From place_foci; the first one is the main tumour.
+        signs: Of the study.
+        template_scale: Patient millimetres per template millimetre.
+        rng: For shapes and borders.
+    """
+    shape = anatomy.grid.shape
+    parts = {name: np.zeros(shape, dtype=np.float32) for name in _PARTS}
+    evidence = np.zeros(shape, dtype=np.uint8)
+    free = anatomy.brain.astype(np.float32)
+    for number, focus in enumerate(foci):
+        grown = _grow_focus(anatomy, focus, signs, template_scale, main=number == 0, rng=rng)
+        for name, fraction in grown.items():
+            fraction *= free
+            parts[name] += fraction
+        core = sum(fraction for name, fraction in grown.items() if name != "oedema")
+        if number > 0:
+            evidence[np.asarray(core + grown["oedema"] > 0.5)] |= np.uint8(Evidence.FURTHER_FOCUS)
+        free = np.clip(free - core - grown["oedema"], 0, 1)
+    if signs.mark:
+        distance = _distance(anatomy, np.array(MARK_MM, dtype=np.float32)) * template_scale
+        parts["mark"] = _inside(MARK_RADIUS_MM - distance, 0.6) * free
+        evidence[parts["mark"] > 0.5] |= np.uint8(Evidence.MARK)
+    for name, code in _EVIDENCE_OF_PART.items():
+        evidence[parts[name] > 0.5] |= np.uint8(code)
+    if not signs.ring_necrosis:
+        evidence &= ~np.uint8(Evidence.RING_NECROSIS)
+    return Lesion(parts, _segment(parts), evidence)
+
+
+_PARTS = ("oedema", "solid", "mismatch", "rim", "enhancing", "necrosis", "cyst", "mark")
+_EVIDENCE_OF_PART = {
+    "enhancing": Evidence.ENHANCEMENT,
+    "necrosis": Evidence.RING_NECROSIS,
+    "mismatch": Evidence.MISMATCH,
+    "rim": Evidence.MISMATCH,
+    "cyst": Evidence.CYST,
+    "solid": Evidence.SOLID,
+    "oedema": Evidence.OEDEMA,
+}
+
+
+def _segment(parts: dict[str, Floats]) -> Labels:
+    """Return the label of the tumour tissue that prevails in each voxel that is at least half tumour."""
+    core = parts["solid"] + parts["mismatch"] + parts["rim"] + parts["necrosis"] + parts["cyst"]
+    stack = np.stack([core, parts["oedema"], parts["enhancing"]])
+    labels = np.array([NECROTIC_OR_SOLID, OEDEMA, ENHANCING], dtype=np.uint8)[stack.argmax(axis=0)]
+    return np.where(stack.sum(axis=0) >= 0.5, labels, 0).astype(np.uint8)
+
+
+def _grow_focus(
+    anatomy: Anatomy, focus: Focus, signs: Signs, scale: float, *, main: bool, rng: np.random.Generator
+) -> dict[str, Floats]:
+    """Return tissue name -> fraction for one focus."""
+    voxel_ml = anatomy.grid.voxel_ml
+    radius = focus.radius_mm
+    depth = _core_depth(anatomy, focus, scale, signs.sharp_margin, rng)
+    softness = 0.5 if signs.sharp_margin else 2.6
+    core = _inside(depth, softness)
+    result: dict[str, Floats] = {}
+
+    if main and signs.cyst:
+        # At the edge of the core, so that it shows beside a ring or a solid part; big enough to be seen.
+        cyst_radius = float(np.clip(rng.uniform(0.5, 0.65) * radius, 8.0, 20.0))
+        centre = focus.centre_mm + _direction(rng) * np.float32(0.6 * radius / scale)
+        wobble = 0.06 * cyst_radius * smooth_field(anatomy.grid, 20, rng)
+        ball = cyst_radius - _distance(anatomy, centre) * scale + wobble
+        # Not in the ventricles, which would only widen them, and not detached from the tumour.
+        cyst = _inside(ball, 0.5) * (1 - _ventricle(anatomy)) * _inside(depth + 0.6 * cyst_radius, 1.0)
+        result["cyst"] = np.asarray(cyst, dtype=np.float32)
+        core = core * (1 - cyst)
+
+    if signs.enhancing:
+        whole = not (signs.solid or signs.mismatch)
+        if whole:
+            inner = depth - np.float32(0.5)
+        else:
+            centre = focus.centre_mm + _direction(rng) * np.float32(0.35 * radius / scale)
+            wobble = 0.12 * radius * smooth_field(anatomy.grid, max(12.0, radius), rng)
+            inner = np.minimum(radius - _distance(anatomy, centre) * scale + wobble, depth - np.float32(1.5))
+            share = 0.5 if signs.ring_necrosis else 0.35
+            inner = inner - _level(inner, anatomy.brain, share * focus.core_ml / voxel_ml)
+        tissue = core * _inside(inner, 0.6)
+        if signs.ring_necrosis:
+            inner_radius = radius * (1.0 if whole else 0.8)
+            thickness = np.clip(0.26 * inner_radius, 3.2, 6.0)
+            thickness = thickness * np.clip(1 + 0.35 * smooth_field(anatomy.grid, 16, rng), 0.5, 1.9)
+            necrosis = tissue * _inside(inner - thickness, 0.6)
+            result["necrosis"] = necrosis
+            result["enhancing"] = tissue - necrosis
+        else:
+            result["enhancing"] = tissue
+        core = core - tissue
+
+    if signs.solid:
+        part = core
+        if signs.mismatch:
+            # One side of the core stays solid, so that both signs can be seen.
+            along = _along(anatomy, focus.centre_mm, _direction(rng)) * scale
+            along += 2.0 * smooth_field(anatomy.grid, 20, rng)
+            along[core <= 0.5] = -1e3
+            part = core * _inside(along - _level(along, anatomy.brain, 0.25 * float((core > 0.5).sum())), 0.8)
+        result["solid"] = part
+        core = core - part
+    if signs.mismatch:
+        rim_mm = np.clip(0.14 * radius, 2.2, 3.2) * np.clip(1 + 0.2 * smooth_field(anatomy.grid, 20, rng), 0.6, 1.4)
+        result["mismatch"] = core * _inside(depth - rim_mm, 0.5)
+        result["rim"] = core - result["mismatch"]
+        core = np.zeros_like(core)
+
+    tumour = np.asarray(sum(result.values(), np.zeros_like(core)))
+    seed = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    oedema = _oedema(anatomy, np.clip(tumour + core, 0, 1), seed, focus.oedema_ml, rng)
+    # What is left of the core is infiltrated tissue without a solid part; it looks like oedema.
+    result["oedema"] = np.asarray(oedema + core, dtype=np.float32)
+    return result
+
+
+def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, sharp: bool, rng: np.random.Generator) -> Floats:
+    """Return the depth below the core's surface in mm, [D, H, W], such that the core has its volume."""
+    radius = focus.radius_mm
+    axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    stretch = np.exp(rng.normal(0, 0.12, 3))
+    form = (axes * (stretch / stretch.prod() ** (1 / 3))) @ axes.T
+    offset = [axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), focus.centre_mm, strict=True)]
+    rows = form.astype(np.float32)
+    squares = [(row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2]) ** 2 for row in rows]
+    depth = np.float32(radius) - np.float32(scale) * np.sqrt(squares[0] + squares[1] + squares[2])
+    roughness = 0.07 if sharp else 0.16
+    depth += np.float32(roughness * radius) * smooth_field(anatomy.grid, max(14.0, 1.2 * radius), rng)
+    if not sharp:
+        depth += np.float32(1.6) * smooth_field(anatomy.grid, 10.0, rng)
+    # Gliomas stop at the ventricle, the falx and the tentorium.
+    depth -= 14 * _ventricle(anatomy)
+    side = np.float32(np.sign(focus.centre_mm[2]))
+    depth -= 0.8 * np.clip(-side * anatomy.x, 0, None) + 6 * ((side * anatomy.x < 0) & (anatomy.white < 0.5))
+    depth -= 20 * ((anatomy.z < -14) & (anatomy.y > 38))
+    depth[~anatomy.brain] = -1e3
+    return np.asarray(depth - _level(depth, anatomy.brain, focus.core_ml / anatomy.grid.voxel_ml), dtype=np.float32)
+
+
+def _oedema(
+    anatomy: Anatomy, tumour: Floats, seed: tuple[np.intp, ...], volume_ml: float, rng: np.random.Generator
+) -> Floats:
+    """Return the fraction of oedema: what fluid reaches first from the core when white matter conducts and cortex not.
+
+    Source: arrival time by fast marching (Sethian 1996), with the speed given by the share of white matter.
+    """
+    fingers = np.exp(0.35 * smooth_field(anatomy.grid, 18, rng))
+    speed = (0.01 + anatomy.white**2 + 0.03 * anatomy.grey) * fingers
+    speed = np.where(tumour > 0.3, 60.0, np.where(anatomy.brain, speed, 0.0)).astype(np.float32)
+    image = sitk.GetImageFromArray(speed)
+    image.SetSpacing([anatomy.grid.spacing_mm] * 3)
+    marching = sitk.FastMarchingImageFilter()
+    marching.SetTrialPoints([[int(i) for i in reversed(seed)]])
+    marching.SetStoppingValue(60.0)
+    arrival = sitk.GetArrayFromImage(marching.Execute(image))
+    takes = (anatomy.white + 0.1 * anatomy.grey) * (1 - tumour) * anatomy.brain
+    reached = np.flatnonzero((arrival < 60.0) & (takes > 0.05))
+    order = reached[np.argsort(arrival.ravel()[reached], kind="stable")]
+    filled = np.cumsum(takes.ravel()[order]) * anatomy.grid.voxel_ml
+    last = min(int(np.searchsorted(filled, volume_ml)), len(order) - 1)
+    front = arrival.ravel()[order[last]] if len(order) else 0.0
+    return np.asarray(takes * _inside(np.float32(front) - np.minimum(arrival, 1e3), 0.8), dtype=np.float32)
+
+
+def _inside(depth: Floats, softness_mm: float) -> Floats:
+    """Return the share of a voxel below a surface: a logistic step in the depth, 0..1."""
+    return np.asarray(1 / (1 + np.exp(np.clip(-depth / np.float32(softness_mm), -30, 30))), dtype=np.float32)
+
+
+def _level(depth: Floats, brain: NDArray[np.bool_], voxels: float) -> np.float32:
+    """Return the value that `voxels` voxels of the brain exceed."""
+    values = depth[brain]
+    count = int(np.clip(voxels, 1, len(values) - 1))
+    return np.float32(np.partition(values, len(values) - count)[len(values) - count])
+
+
+def _ventricle(anatomy: Anatomy) -> Floats:
+    """Return where fluid is wide, 0..1: the ventricles and cisterns but not the sulci."""
+    wide = gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5)
+    return np.asarray(np.clip((wide - 0.35) / 0.3, 0, 1), dtype=np.float32)
+
+
+def _direction(rng: np.random.Generator) -> Floats:
+    vector = rng.standard_normal(3)
+    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+
+
+def _distance(anatomy: Anatomy, centre: Floats) -> Floats:
+    """Return the distance to a point, template millimetres."""
+    z, y, x = (axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), centre, strict=True))
+    return np.asarray(np.sqrt(z**2 + y**2 + x**2), dtype=np.float32)
+
+
+def _along(anatomy: Anatomy, centre: Floats, direction: Floats) -> Floats:
+    """Return the position along a direction through a centre, template millimetres."""
+    z, y, x = (axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), centre, strict=True))
+    return np.asarray(direction[0] * z + direction[1] * y + direction[2] * x, dtype=np.float32)

@@ -1,0 +1,121 @@
+"""One synthetic study as arrays: anatomy, tumour, signal, and everything that differs between scanners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.phantom.anatomy import Floats, Grid, draw_pose, field_grid, load_template, make_anatomy, smooth_field
+from idh_lightning.phantom.lesion import Lesion, Signs, grow_lesion, place_foci
+from idh_lightning.phantom.physics import TISSUES, Tissue, signals
+
+_WATERED = ("solid", "mismatch", "rim", "oedema")
+"""The compartments that the latent `water` makes darker on T1 and brighter on T2."""
+
+_SLICE_MM: Mapping[str, tuple[float, ...]] = {
+    "FLAIR": (1.2, 2.0, 3.0, 4.0),
+    "T1": (1.0, 1.2, 2.0),
+    "T1c": (1.0, 1.2, 2.0),
+    "T2": (1.2, 2.0, 3.0, 4.0),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The arrays of one study on the whole field, [D, H, W].
+
+    Attributes:
+        grid: Their grid.
+        sequences: Sequence -> int16, 0 outside the brain and at least 1 inside.
+        labels: Tumour segmentation, uint8.
+        evidence: Sum of Evidence codes, uint8.
+    """
+
+    grid: Grid
+    sequences: dict[str, NDArray[np.int16]]
+    labels: NDArray[np.uint8]
+    evidence: NDArray[np.uint8]
+
+
+def render_study(
+    signs: Signs, *, spacing_mm: float, patient_seed: np.random.SeedSequence, study_seed: np.random.SeedSequence
+) -> Images:
+    """Return the images of one study.
+
+    Args:
+        signs: The latent signs.
+        spacing_mm: Isotropic voxel size.
+        patient_seed: For what stays the same in a follow-up study: anatomy, tumour shape, tissue.
+        study_seed: For what changes from session to session: pose, bias fields, gains, noise, slice thickness.
+    """
+    anatomy_rng, lesion_rng, tissue_rng = (np.random.default_rng(child) for child in patient_seed.spawn(3))
+    pose_rng, scanner_rng = (np.random.default_rng(child) for child in study_seed.spawn(2))
+    field = field_grid(spacing_mm)
+    pose = draw_pose(pose_rng)
+    foci = place_foci(signs, load_template(0.0), lesion_rng)
+    anatomy = make_anatomy(field, pose, [focus.push() for focus in foci], anatomy_rng)
+    lesion = grow_lesion(anatomy, foci, signs, float(pose.scale.mean()), lesion_rng)
+    parts = _mix({"white": anatomy.white, "grey": anatomy.grey, "csf": anatomy.csf, "vein": anatomy.vein}, lesion)
+    images = _scan(parts, anatomy.brain, anatomy.grid, _draw_tissues(signs.water, tissue_rng), tissue_rng, scanner_rng)
+    window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
+
+    def whole(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        full = np.zeros(field.shape, dtype=values.dtype)
+        full[window] = values
+        return full
+
+    return Images(
+        field,
+        {sequence: whole(values) for sequence, values in images.items()},  # type: ignore[misc]
+        whole(lesion.labels),  # type: ignore[arg-type]
+        whole(lesion.evidence),  # type: ignore[arg-type]
+    )
+
+
+def _mix(normal: dict[str, Floats], lesion: Lesion) -> dict[str, Floats]:
+    """Return tissue -> fraction, normal tissue making room for the tumour."""
+    tumour = np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
+    return {**{name: part * (1 - tumour) for name, part in normal.items()}, **lesion.parts}
+
+
+def _draw_tissues(water: float, rng: np.random.Generator) -> dict[str, Tissue]:
+    """Return the tissues of one patient: the tumour's with the patient's water and uptake of contrast agent."""
+    tissues = dict(TISSUES)
+    for name in _WATERED:
+        tissues[name] = tissues[name].watered(water)
+    uptake = float(np.clip(rng.normal(1.0, 0.15), 0.7, 1.4))
+    tissues["enhancing"] = replace(tissues["enhancing"], agent_mm=tissues["enhancing"].agent_mm * uptake)
+    return tissues
+
+
+def _scan(
+    parts: dict[str, Floats],
+    brain: NDArray[np.bool_],
+    grid: Grid,
+    tissues: dict[str, Tissue],
+    tissue_rng: np.random.Generator,
+    scanner_rng: np.random.Generator,
+) -> dict[str, NDArray[np.int16]]:
+    """Return sequence -> image: the mixed signals seen through bias field, slice profile, gain and noise."""
+    # Living tumour is uneven; the mismatch core and fluid are not.
+    uneven = sum(parts[name] for name in ("solid", "enhancing", "necrosis", "oedema"))
+    texture = 1 + np.float32(0.09) * uneven * smooth_field(grid, 9.0, tissue_rng)
+    images = {}
+    for sequence, levels in signals(tissues).items():
+        image = sum(np.float32(levels[name]) * part for name, part in parts.items()) * texture
+        image *= np.exp(np.float32(scanner_rng.uniform(0.03, 0.12)) * smooth_field(grid, 160.0, scanner_rng))
+        thickness_mm = scanner_rng.choice(_SLICE_MM[sequence])
+        if thickness_mm > grid.spacing_mm:
+            # A boxcar profile has the standard deviation thickness / sqrt(12); the voxel has its own share already.
+            sigma = np.sqrt((thickness_mm**2 - grid.spacing_mm**2) / 12) / grid.spacing_mm
+            image = gaussian_filter1d(image, sigma, axis=0)
+        noise = np.float32(scanner_rng.uniform(0.02, 0.05) * levels["white"])
+        image = np.abs(image + noise * scanner_rng.standard_normal(image.shape, dtype=np.float32))
+        gain = 300 / levels["white"] * np.exp(scanner_rng.normal(0, 0.2))
+        images[sequence] = np.where(brain, np.clip(image * np.float32(gain), 1, 32000), 0).astype(np.int16)
+    return {sequence: images[sequence] for sequence in SEQUENCES}
