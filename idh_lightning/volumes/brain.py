@@ -21,7 +21,7 @@ def find_brain(image: sitk.Image) -> tuple[Mask, bool]:
     mask is then exact. Otherwise the mask is found from intensity and is rough: see `brain_in_head`.
     """
     voxels = sitk.GetArrayViewFromImage(image)
-    foreground = voxels != _background(voxels)
+    foreground = voxels != background(voxels)
     if np.count_nonzero(foreground) * np.prod(image.GetSpacing()) <= STRIPPED_MOST_ML * 1000.0:
         return _solid(foreground), True
     size = [max(1, round(n * mm / _WORKING_MM)) for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
@@ -41,6 +41,14 @@ def find_brain(image: sitk.Image) -> tuple[Mask, bool]:
     return sitk.GetArrayFromImage(full) > 0.5, False
 
 
+def background(voxels: NDArray[np.float32]) -> float:
+    """Return the most frequent value on the six faces of the field of view."""
+    faces = [voxels[side] for side in (0, -1)]
+    faces += [voxels[:, side] for side in (0, -1)] + [voxels[:, :, side] for side in (0, -1)]
+    values, counts = np.unique(np.concatenate([face.ravel() for face in faces]), return_counts=True)
+    return float(values[counts.argmax()])
+
+
 def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> Mask:
     """Return a rough mask of the brain in a head with skull and scalp.
 
@@ -56,8 +64,9 @@ def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> Mask:
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(np.minimum(voxels, np.percentile(voxels, 98))))
     air = 0.5 * otsu.GetThreshold()  # the scalp is so bright that Otsu's threshold itself cuts grey matter
-    head = _largest(ndimage.binary_opening(voxels > air, _ball(1.5 * spacing_mm, spacing_mm)))
-    head = _filled(_closed(head, _ball(9.0, spacing_mm)))
+    # Filled before the largest piece is taken: around a dark skull, the scalp alone would be smaller than the brain.
+    head = _filled(ndimage.binary_opening(voxels > air, _ball(1.5 * spacing_mm, spacing_mm)))
+    head = _filled(_largest(_closed(head, _ball(9.0, spacing_mm))))
     # The field of view cuts the head at its top and bottom: what touches those is not a surface, so the head goes on.
     pad = ((16, 16), (1, 1), (1, 1))
     depth_mm = ndimage.distance_transform_edt(np.pad(head, pad, mode="edge"), sampling=spacing_mm)[16:-16, 1:-1, 1:-1]
@@ -71,14 +80,6 @@ def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> Mask:
         return head
     brain = ndimage.binary_dilation(_largest(core), _ball(7.0, spacing_mm)) & inside
     return _filled(_closed(brain, _ball(12.0, spacing_mm)) & inside)
-
-
-def _background(voxels: NDArray[np.float32]) -> float:
-    """Return the most frequent value on the six faces of the field of view."""
-    faces = [voxels[side] for side in (0, -1)]
-    faces += [voxels[:, side] for side in (0, -1)] + [voxels[:, :, side] for side in (0, -1)]
-    values, counts = np.unique(np.concatenate([face.ravel() for face in faces]), return_counts=True)
-    return float(values[counts.argmax()])
 
 
 def _solid(foreground: Mask) -> Mask:

@@ -15,7 +15,7 @@ from scipy import ndimage, sparse
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
 from idh_lightning.volumes import checks
-from idh_lightning.volumes.brain import find_brain
+from idh_lightning.volumes.brain import background, find_brain
 from idh_lightning.volumes.checks import FaultyStudyError, Place
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
 
@@ -230,9 +230,22 @@ def _bring_to_one_grid(
         covered = float(sitk.GetArrayViewFromImage(field_of_view)[brain].mean()) if brain.any() else 0.0
         path = study.mask if name == MASK else study.files[name]
         faults += checks.check_coverage(covered, name, Place(study.study_id, path.name if path else None))
-        how = sitk.sitkNearestNeighbor if name == MASK else sitk.sitkLinear
-        images[name] = sitk.Resample(image, images[reference], sitk.Transform(), how, 0.0)
+        images[name] = _on_grid_of(images[reference], image, labels=name == MASK)
     return faults
+
+
+def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> sitk.Image:
+    """Return an image on the grid of another, interpolated within its own foreground: air darkens no edge."""
+    if labels:
+        return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
+    air = background(sitk.GetArrayViewFromImage(image))
+    foreground = sitk.Cast(sitk.NotEqual(image, air), sitk.sitkFloat32)
+    total, share = (
+        sitk.GetArrayFromImage(sitk.Resample(part, reference, sitk.Transform(), sitk.sitkLinear, 0.0))
+        for part in (image * foreground, foreground)
+    )
+    voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
+    return Geometry.of(reference).image(voxels)
 
 
 def _place(study: Study, path: Path) -> Place:
