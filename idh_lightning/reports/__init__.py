@@ -1,5 +1,7 @@
 """Arrays to figures; a run folder to one page that people open."""
 
+from idh_lightning.reports.html import write_report
 from idh_lightning.reports.panels import cam_panel, study_panel, training_panel
+from idh_lightning.reports.run import write_figures
 
-__all__ = ["cam_panel", "study_panel", "training_panel"]
+__all__ = ["cam_panel", "study_panel", "training_panel", "write_figures", "write_report"]

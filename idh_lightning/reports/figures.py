@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
-from statsmodels.stats.proportion import proportion_confint
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
@@ -48,7 +47,7 @@ class Estimate:
     def text(self) -> str:
         """The estimate as it is printed everywhere: 0.90 (0.80 to 0.97)."""
         if self.value is None:
-            return self.why or "too few"
+            return (self.why or "not known").split(":")[0]
         interval = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"
         return f"{self.value:.2f}{interval}"
 
@@ -252,53 +251,44 @@ def precision_recall(
 
 
 def reliability(
+    curve: Mapping[str, Sequence[float]],
     labels: ArrayLike,
     probabilities: ArrayLike,
     *,
-    raw: ArrayLike | None = None,
+    raw: Mapping[str, Sequence[float]] | None = None,
     ece: Estimate | None = None,
-    bins: int = 5,
     title: str = "Calibration",
 ) -> Figure:
-    """Return observed mutant frequency against P(mutant) in bins of equal size, with Wilson intervals.
+    """Return the observed share of mutants against P(mutant), with the probabilities themselves below.
 
     Args:
+        curve: `predicted`, `observed`, `low`, `high`: one entry per group of patients.
         labels: [N], 0 wildtype, 1 mutant.
-        probabilities: [N], calibrated P(mutant).
-        raw: [N], P(mutant) before calibration, drawn in outline when given.
+        probabilities: [N], P(mutant).
+        raw: `predicted` and `observed` before calibration, drawn in outline when given.
         ece: Expected calibration error, shown in the title.
-        bins: Groups of equal size.
         title: Names the patients.
     """
-    truth = np.asarray(labels, dtype=int)
+    truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     figure = _figure(4.9, 5.4)
     axes, counts = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
     axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="perfect")
-    series: list[tuple[str, NDArray[Any], str, str]] = []
     if raw is not None:
-        series.append(("before calibration", np.asarray(raw, dtype=float), MUTED, "o"))
-    series.append(("probability", np.asarray(probabilities, dtype=float), BLUE, "s"))
-    for name, score, colour, marker in series:
-        groups = np.array_split(np.argsort(score, kind="stable"), min(bins, truth.size))
-        mean = np.array([score[group].mean() for group in groups])
-        hits, sizes = (np.array([f(truth[group]) for group in groups]) for f in (np.sum, np.size))
-        low, high = _wilson(hits, sizes)
-        observed = hits / sizes
-        filled = colour == BLUE
-        axes.errorbar(
-            mean,
-            observed,
-            yerr=np.clip((observed - low, high - observed), 0, None) if filled else None,
-            color=colour,
-            marker=marker,
-            markerfacecolor=colour if filled else "white",
-            linestyle="-" if filled else "--",
-            linewidth=1.8 if filled else 1.2,
-            elinewidth=1.2,
-            capsize=3,
-            label=name,
-        )
-    note = f"{min(bins, truth.size)} groups of equal size, 95 % intervals; n = {truth.size}"
+        axes.plot(raw["predicted"], raw["observed"], "o--", color=MUTED, mfc="white", lw=1.2, label="uncalibrated")
+    observed = np.asarray(curve["observed"], dtype=float)
+    below, above = observed - np.asarray(curve["low"]), np.asarray(curve["high"]) - observed
+    axes.errorbar(
+        curve["predicted"],
+        observed,
+        yerr=np.clip((below, above), 0, None),
+        color=BLUE,
+        marker="s",
+        linewidth=1.8,
+        elinewidth=1.2,
+        capsize=3,
+        label="probability of the report",
+    )
+    note = f"{len(observed)} groups of about equal size, 95 % intervals; n = {truth.size}"
     _dress(axes, title, note if ece is None else f"expected calibration error {ece.text}\n{note}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(-0.03, 1.03)
@@ -306,7 +296,7 @@ def reliability(
     axes.legend(loc="upper left", frameon=False)
     shades = ((0, WILDTYPE_COLOUR, "wildtype"), (1, MUTANT_COLOUR, "mutant"))
     counts.hist(
-        [series[-1][1][truth == label] for label, _, _ in shades],
+        [score[truth == label] for label, _, _ in shades],
         bins=np.linspace(0, 1, 21).tolist(),
         stacked=True,
         color=[colour for _, colour, _ in shades],
@@ -320,12 +310,19 @@ def reliability(
     return figure
 
 
-def decision_curve(curves: pd.DataFrame, *, prevalence: float | None = None, title: str = "Decision curve") -> Figure:
+def decision_curve(
+    curves: pd.DataFrame,
+    *,
+    band: Mapping[str, Any] | None = None,
+    prevalence: float | None = None,
+    title: str = "Decision curve",
+) -> Figure:
     """Return net benefit over threshold probabilities: the model against age and against treating all or none.
 
     Args:
         curves: Column `threshold`, and one column of net benefit per strategy; `treat_all` and `treat_none` are drawn
             as references and `model` on top.
+        band: `low` and `high`, net benefit at the same thresholds: the 95 % band of the model.
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
         title: Names the patients.
 
@@ -339,6 +336,8 @@ def decision_curve(curves: pd.DataFrame, *, prevalence: float | None = None, tit
         "age": (ORANGE, "-.", 1.8),
         "model": (BLUE, "-", 2.4),
     }
+    if band is not None:
+        axes.fill_between(curves["threshold"], band["low"], band["high"], color=SKY, alpha=0.25, linewidth=0)
     spare = iter([(GREEN, (0, (5, 1)), 1.6), (PURPLE, (0, (3, 1, 1, 1)), 1.6), (VERMILLION, (0, (1, 1)), 1.6)] * 3)
     names = [name for name in curves.columns if name != "threshold"]
     for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
@@ -501,11 +500,6 @@ def _sensitivity_at(grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any]
     # Where the curve rises vertically the upper end counts: np.interp takes the last of equal abscissae.
     values: NDArray[Any] = np.interp(grid, false_rate, true_rate)
     return values
-
-
-def _wilson(hits: NDArray[Any], sizes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    low, high = proportion_confint(hits, sizes, method="wilson")
-    return np.asarray(low), np.asarray(high)
 
 
 def _shorten(text: str, length: int) -> str:

@@ -1,0 +1,256 @@
+"""The items of two reporting guidelines that a run can answer from its own files, with the answers.
+
+Source: Mongan et al. 2020, CLAIM (its 42 items), doi:10.1148/ryai.2020200029; Collins et al. 2024, TRIPOD+AI,
+doi:10.1136/bmj-2023-078378.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idh_lightning.reports.run import PARTS, Run, exclusion_reasons, in_words
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One item, or several that ask the same.
+
+    Attributes:
+        items: Where it stands: "CLAIM 33, TRIPOD+AI 20a".
+        question: What is asked.
+        answer: What this run says, or None where it has not computed it.
+    """
+
+    items: str
+    question: str
+    answer: str | None
+
+
+def checklist(run: Run) -> list[Answer]:
+    """Return the items in the order of a paper: data, model, training, evaluation, results."""
+    return [
+        Answer("CLAIM 7, TRIPOD+AI 5a", "Where do the data come from?", _source(run)),
+        Answer("CLAIM 8, TRIPOD+AI 6b", "Who was eligible, who was left out?", _eligible(run)),
+        Answer("CLAIM 9, TRIPOD+AI 7", "How were the images prepared?", _settings(run, "data", "preprocessing")),
+        Answer("CLAIM 13, TRIPOD+AI 11", "How were missing data handled?", _missing(run)),
+        Answer("CLAIM 14, TRIPOD+AI 8a", "What is predicted?", _outcome(run)),
+        Answer("CLAIM 19, TRIPOD+AI 10", "How large is the sample?", _sizes(run)),
+        Answer("CLAIM 20, TRIPOD+AI 12a", "How were patients assigned to partitions?", _settings(run, "split")),
+        Answer("CLAIM 21", "At which level are partitions disjoint?", _disjoint(run)),
+        Answer("CLAIM 22, TRIPOD+AI 12c", "What is the model?", _model(run)),
+        Answer("CLAIM 23", "With which software and hardware?", _software(run)),
+        Answer("CLAIM 24", "How were parameters initialised?", _initialised(run)),
+        Answer("CLAIM 25, TRIPOD+AI 12c", "How was it trained?", _training(run)),
+        Answer("CLAIM 26", "How was the final model chosen?", _chosen(run)),
+        Answer("TRIPOD+AI 13", "How was class imbalance handled?", _imbalance(run)),
+        Answer("CLAIM 28, TRIPOD+AI 12e", "How is performance measured?", _measures(run)),
+        Answer("CLAIM 29", "How is uncertainty measured?", _uncertainty(run)),
+        Answer("TRIPOD+AI 12f", "Was the model updated or recalibrated?", _recalibrated(run)),
+        Answer("CLAIM 30", "Is the result robust?", _robust(run)),
+        Answer("CLAIM 31", "How is the model explained?", _explained(run)),
+        Answer("CLAIM 32", "Was it tested on external data?", _external(run)),
+        Answer("CLAIM 33, TRIPOD+AI 20a", "What is the flow of participants?", _flow(run)),
+        Answer("CLAIM 34, TRIPOD+AI 20b", "Who are the participants in each partition?", _demographics(run)),
+        Answer("CLAIM 35, TRIPOD+AI 23a", "What is the performance, with intervals?", _performance(run)),
+        Answer("TRIPOD+AI 14 and 23b", "Does performance differ between groups?", _groups(run)),
+        Answer("CLAIM 37", "Which cases failed?", _failures(run)),
+        Answer("CLAIM 41, TRIPOD+AI 18f and 22", "Where are the code and the full model?", _code(run)),
+    ]
+
+
+def _source(run: Run) -> str | None:
+    name = run.provenance.get("cohort")
+    return None if name is None else f"Cohort {name}; studies, patients and labels in cohort.csv."
+
+
+def _eligible(run: Run) -> str | None:
+    if run.cohort.empty:
+        return None
+    reasons = exclusion_reasons(run)
+    lost = "none was left out" if not reasons else f"left out: {', '.join(f'{n} × {r}' for r, n in reasons.items())}"
+    return f"Studies with the sequences asked for and a known IDH status; {lost} (exclusions.csv names each)."
+
+
+def _missing(run: Run) -> str | None:
+    if run.cohort.empty:
+        return None
+    ages = "age_years" in run.cohort and int(run.cohort["age_years"].isna().sum())
+    setting = _at(run.config, "data", "missing")
+    words = "" if setting is None else f"Missing sequences: {_plain(setting)}. "
+    return (
+        f"{words}Age is unknown in {int(ages)} of {len(run.cohort)} studies; these do not enter comparisons with age."
+    )
+
+
+def _outcome(run: Run) -> str | None:
+    if run.cohort.empty:
+        return None
+    return "IDH mutation (1) or wildtype (0) from the cohort's table, matched against a closed vocabulary."
+
+
+def _sizes(run: Run) -> str | None:
+    parts = []
+    for split in PARTS:
+        counts = run.node("splits", split)
+        if isinstance(counts, Mapping):
+            parts.append(f"{split} {counts['n']} patients ({counts['n_mutant']} mutant)")
+    return "; ".join(parts) + "." if parts else None
+
+
+def _disjoint(run: Run) -> str | None:
+    if not {"patient_id", "split"} <= set(run.cohort.columns):
+        return None
+    torn = int((run.cohort.groupby("patient_id")["split"].nunique() > 1).sum())
+    if torn:
+        return f"NOT disjoint: {torn} patients are in more than one partition."
+    return "Patients: counted from cohort.csv, no patient is in two partitions; follow-up studies stay together."
+
+
+def _model(run: Run) -> str | None:
+    parameters = run.provenance.get("parameters")
+    model = _settings(run, "model")
+    if not isinstance(parameters, Mapping):
+        return model
+    counts = f"{_millions(parameters.get('total'))} parameters, {_millions(parameters.get('trainable'))} trainable"
+    return f"{model.rstrip('.')}; {counts}." if model else f"{counts}."
+
+
+def _software(run: Run) -> str | None:
+    versions, hardware = run.provenance.get("versions"), run.provenance.get("hardware")
+    if not isinstance(versions, Mapping):
+        return None
+    words = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{words}. {_plain(hardware)}." if hardware else f"{words}."
+
+
+def _initialised(run: Run) -> str | None:
+    weights = run.provenance.get("weights")
+    return None if not isinstance(weights, Mapping) else _plain({k: v for k, v in weights.items() if v}) + "."
+
+
+def _training(run: Run) -> str | None:
+    words = [text for key in ("objective", "optimizer", "scheduler") if (text := _settings(run, key))]
+    epochs = run.provenance.get("epochs")
+    if epochs is not None:
+        words.append(f"{epochs} epochs.")
+    return " ".join(words) or None
+
+
+def _chosen(run: Run) -> str | None:
+    metric = _at(run.config, "monitor", "metric")
+    return None if metric is None else f"The epoch with the best {metric} ({_at(run.config, 'monitor', 'mode')})."
+
+
+def _imbalance(run: Run) -> str | None:
+    target = _at(run.config, "objective", "_target_")
+    if target is None:
+        return None
+    return f"Class-balanced sampling of training patients and {str(target).split('.')[-1]}; probabilities recalibrated."
+
+
+def _measures(run: Run) -> str | None:
+    test = run.node("test")
+    return None if not isinstance(test, Mapping) else ", ".join(in_words(str(name)) for name in test) + "."
+
+
+def _uncertainty(run: Run) -> str | None:
+    confidence, bootstrap = run.number("settings", "confidence"), run.number("settings", "bootstrap")
+    if confidence is None:
+        return None
+    return (
+        f"{confidence:.0%} intervals over patients: DeLong and stratified bootstrap ({bootstrap or 0:.0f} resamples) "
+        "for areas, Wilson for proportions; paired DeLong tests between models."
+    )
+
+
+def _recalibrated(run: Run) -> str | None:
+    method = run.node("calibration", "method")
+    return None if method is None else f"Calibration on validation patients: {method}."
+
+
+def _robust(run: Run) -> str | None:
+    done = [
+        f"{in_words(name)}: ROC-AUC {estimate.text}"
+        for name in run.node("sensitivity_analyses") or {}
+        if (estimate := run.estimate("sensitivity_analyses", name, "metrics", "auroc")) is not None
+    ]
+    return "; ".join(done) + "." if done else None
+
+
+def _explained(run: Run) -> str | None:
+    if "method" not in run.explanations:
+        return None
+    methods = ", ".join(sorted(run.explanations["method"].astype(str).unique()))
+    return f"{methods} for {run.explanations['study_id'].nunique()} test studies, scored against the tumour masks."
+
+
+def _external(run: Run) -> str | None:
+    return None if run.node("test") is None else "No: training, validation and test patients are of one cohort."
+
+
+def _flow(run: Run) -> str | None:
+    return (
+        None if run.cohort.empty else "See the figure of the cohort flow; cohort.csv and exclusions.csv name everyone."
+    )
+
+
+def _demographics(run: Run) -> str | None:
+    return None if run.cohort.empty else "See the table of patients: counts, age and sex per partition."
+
+
+def _performance(run: Run) -> str | None:
+    found = [(name, run.estimate("test", name)) for name in ("auroc_bootstrap", "sensitivity", "specificity", "ece")]
+    words = [f"{in_words(name)} {estimate.text}" for name, estimate in found if estimate is not None]
+    return f"Test: {', '.join(words)}." if words else None
+
+
+def _groups(run: Run) -> str | None:
+    names = [in_words(name) for name, found in (run.node("subgroups") or {}).items() if "groups" in found]
+    return f"Computed for {', '.join(names)}; see the tables of groups." if names else None
+
+
+def _failures(run: Run) -> str | None:
+    people = run.patients("test")
+    if people.empty:
+        return None
+    wrong = int((people["called"].astype(int) != people["label"]).sum())
+    return f"{wrong} of {len(people)} test patients are called wrong; the table of test studies names them."
+
+
+def _code(run: Run) -> str | None:
+    commit = run.provenance.get("git_commit")
+    if commit is None:
+        return None
+    return (
+        f"Commit {commit}; checkpoints/best.ckpt carries its own recipe; command: {run.provenance.get('command', '?')}"
+    )
+
+
+def _settings(run: Run, *path: str) -> str | None:
+    node = _at(run.config, *path)
+    return None if not isinstance(node, Mapping) else _plain(node) + "."
+
+
+def _at(node: Any, *path: str) -> Any:
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _plain(node: Any) -> str:
+    """Return settings as words: the name of the class first, then its values."""
+    if isinstance(node, Mapping):
+        values = [
+            f"{in_words(str(key))} {_plain(value)}" for key, value in node.items() if not str(key).startswith("_")
+        ]
+        name = [str(node["_target_"]).split(".")[-1]] if "_target_" in node else []
+        return ": ".join([*name, *([", ".join(values)] if values else [])])
+    if isinstance(node, list | tuple):
+        return " ".join(map(_plain, node)) or "none"
+    return str(node)
+
+
+def _millions(count: object) -> str:
+    return f"{count / 1e6:.2f} M" if isinstance(count, int | float) else "unknown"

@@ -1,0 +1,648 @@
+"""A run folder to report.html: one file that opens offline and says how good the model is, for whom, and how sure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from idh_lightning.errors import EvaluationError
+from idh_lightning.files import write_text
+from idh_lightning.reports.checklist import checklist
+from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.run import PARTS, Run, as_estimate, exclusion_reasons, in_words, read_run, save_figures
+from idh_lightning.reports.viewer import slice_viewer
+
+logger = logging.getLogger(__name__)
+
+CLASSES = {0: "wildtype", 1: "mutant"}
+
+PANELS_MB = 8.0
+"""Room for the panels of all test studies; those that do not fit stay in the run folder and are named."""
+
+METRICS: dict[str, tuple[str, str]] = {
+    "auroc_bootstrap": ("ROC-AUC", "chance that a random mutant is ranked above a random wildtype; bootstrap interval"),
+    "auroc": ("ROC-AUC, DeLong", "the same with DeLong's interval, which is narrow where a class is small"),
+    "average_precision": ("average precision", "precision averaged over recall; guessing gives the prevalence"),
+    "sensitivity": ("sensitivity (recall)", "share of mutants called mutant"),
+    "specificity": ("specificity", "share of wildtypes called wildtype"),
+    "ppv": ("PPV (precision)", "share of calls of mutant that are right, at this prevalence"),
+    "npv": ("NPV", "share of calls of wildtype that are right, at this prevalence"),
+    "accuracy": ("accuracy", "share of patients called right"),
+    "balanced_accuracy": ("balanced accuracy", "mean of sensitivity and specificity"),
+    "f1": ("F1, mutant", "harmonic mean of precision and recall"),
+    "f1_macro": ("F1, macro", "mean of the F1 of both classes"),
+    "f1_weighted": ("F1, weighted", "mean of the F1 of both classes, weighted by their patients"),
+    "mcc": ("MCC", "correlation of call and truth, −1 to 1"),
+}
+CALIBRATION: dict[str, tuple[str, str]] = {
+    "ece": ("calibration error (ECE)", "mean distance of probability and observed share"),
+    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
+    "log_loss": ("log loss, nats", "surprise about the truth; lower is better"),
+    "calibration_slope": ("slope", "1 is right; below 1 the probabilities are too extreme"),
+    "calibration_intercept": ("intercept", "0 is right; below 0 the probabilities are too high"),
+}
+LOCALISATION: dict[str, tuple[str, str]] = {
+    "pointing_game": ("hottest voxel inside the tumour", "share of studies"),
+    "energy_inside": ("share of the map inside the tumour", "1 is best"),
+    "auprc": ("average precision as a tumour detector", "chance is the share of brain that is tumour"),
+    "best_iou": ("best overlap with the tumour (IoU)", "over all thresholds"),
+    "outside_brain": ("share of the map outside the brain", "0 is best"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report; cells are text and escaped by the template.
+
+    Attributes:
+        caption: What it shows.
+        head: Column headings.
+        rows: Cells, the first of each row being its heading.
+        wide: Which columns hold words, not numbers, counted from 0.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wide: Sequence[int] = (0,)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a report, inlined.
+
+    Attributes:
+        source: data URI.
+        words: What it shows, for those who do not see it.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    source: str
+    words: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the model says of a test study.
+
+    Attributes:
+        study_id: Its name.
+        label: 0 wildtype, 1 mutant.
+        probability: P(mutant).
+        called: 0 or 1.
+        certainty: 0 at the threshold, 1 where the probability is 0 or 1.
+    """
+
+    study_id: str
+    label: int
+    probability: float
+    called: int
+    certainty: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the call is the truth."""
+        return self.called == self.label
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A test study that deserves a look, with its panel and its viewer where the run wrote them.
+
+    Attributes:
+        why: What makes it telling.
+        call: What the model says of it.
+        panel: Its class-activation panel, or None.
+        viewer: HTML page of the interactive viewer, or None.
+    """
+
+    why: str
+    call: Call
+    panel: Picture | None = None
+    viewer: str | None = None
+
+
+@dataclass
+class Gallery:
+    """The panels of test studies that fit into a report, and the names of those that do not."""
+
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html into a run folder, from what else is in it, and return its path.
+
+    The figures are drawn anew. What the run did not compute is said to be so.
+
+    Raises:
+        EvaluationError: If there is no such folder or a file in it is damaged.
+    """
+    run = read_run(run_folder)
+    drawn = save_figures(run)
+    environment = Environment(
+        loader=PackageLoader("idh_lightning.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    gallery = _gallery(run)
+    telling = _telling(run, gallery)
+    page = environment.get_template("report.html.j2").render(
+        title=_title(run),
+        place="/".join(run.folder.resolve().parts[-2:]),
+        warnings=_warnings(run),
+        headline=_headline(run),
+        tiles=_tiles(run),
+        figures={name.removesuffix(".png"): _picture(run.folder / "figures" / name, w) for name, w in drawn.items()},
+        cohort=_cohort_table(run),
+        exclusions=_exclusions(run),
+        metrics=_metrics_table(run, METRICS, "Test patients, and validation patients for comparison"),
+        predictive_values=_predictive_values(run),
+        calibration=_metrics_table(run, CALIBRATION, "Calibration", raw=True),
+        calibration_words=_calibration_words(run),
+        baselines=_baselines(run),
+        comparisons=_comparisons(run),
+        subgroups=_subgroups(run),
+        sensitivity_analyses=_sensitivity_analyses(run),
+        conformal=_conformal(run),
+        localisation=_localisation(run),
+        telling=telling,
+        gallery=gallery,
+        classes=CLASSES,
+        predictions=_predictions(run),
+        weights=_weights_words(run),
+        provenance=_provenance(run),
+        checklist=checklist(run),
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def _title(run: Run) -> str:
+    name = run.provenance.get("cohort")
+    return f"IDH status from MRI: {name}" if name else "IDH status from MRI"
+
+
+def _headline(run: Run) -> list[str]:
+    """Return what the run found, in sentences that carry their uncertainty."""
+    auroc = run.auroc
+    if auroc is None or auroc.value is None:
+        return []
+    people = run.patients("test")
+    level = 100 * (run.number("settings", "confidence") or 0.95)
+    count = f"On {len(people)} held-out patients ({int(people['label'].sum())} mutant)" if len(people) else "Held out"
+    interval = ""
+    if auroc.low is not None and auroc.high is not None:
+        interval = f" ({level:.0f} % interval {auroc.low:.2f} to {auroc.high:.2f})"
+    sentences = [
+        f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
+        f"{auroc.value:.2f}{interval}."
+    ]
+    age = run.estimate("baselines", "age", "test", "auroc_bootstrap") or run.estimate(
+        "baselines", "age", "test", "auroc"
+    )
+    if age is not None and age.value is not None:
+        sentence = f"Age alone reaches {age.text} in the same patients"
+        difference = run.estimate("comparisons", "model_vs_age", "difference")
+        p = run.number("comparisons", "model_vs_age", "p_value")
+        if difference is not None and difference.value is not None and p is not None:
+            better = "better" if difference.value > 0 else "worse"
+            told = f"the model is {better} than age" if p < 0.05 else "the two cannot be told apart"
+            sentence += f"; {told} (difference {_signed(difference)}, {_p_value(p)})"
+        sentences.append(sentence + ".")
+    cells = run.node("confusion", "test")
+    if isinstance(cells, Mapping):
+        tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
+        sentences.append(
+            f"At the threshold fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
+            f"{tn} of {tn + fp} wildtypes."
+        )
+    return sentences
+
+
+def _warnings(run: Run) -> list[str]:
+    """Return what a reader must know before believing a number."""
+    found = []
+    cohort = str(run.provenance.get("cohort", ""))
+    control = run.config.get("control", "natural")
+    if "phantom" in cohort:
+        found.append(
+            "These patients are synthetic. The numbers say whether the machinery works, not how well MRI shows IDH "
+            "status in people."
+        )
+        if control != "natural":
+            words = {
+                "trivial": "one certain sign was drawn into every mutant, so the AUC must be about 1",
+                "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
+            }
+            found.append(f"Control run: {words.get(str(control), 'labels were shuffled, so the AUC must hold 0.5')}.")
+    auroc = run.auroc
+    if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
+        found.append("The interval holds 0.5: on these patients the model cannot be told from guessing.")
+    people = run.patients("test")
+    if len(people):
+        mutant, wildtype = int(people["label"].sum()), int((people["label"] == 0).sum())
+        if min(mutant, wildtype) < 10:
+            rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
+            found.append(f"Only {rarer} test patients: every interval below is wide for that reason.")
+    return found
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Return (name, value, interval and n) of the numbers that stand at the top."""
+    wanted = [
+        ("ROC-AUC", run.auroc),
+        ("sensitivity", run.estimate("test", "sensitivity")),
+        ("specificity", run.estimate("test", "specificity")),
+        ("calibration error", run.estimate("test", "ece")),
+        ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
+    ]
+    tiles = []
+    for name, estimate in wanted:
+        if estimate is not None and estimate.value is not None:
+            interval = "" if estimate.low is None else f"{estimate.low:.2f} to {estimate.high:.2f}, "
+            tiles.append((name, f"{estimate.value:.2f}", f"{interval}n = {estimate.n}"))
+    return tiles
+
+
+def _metrics_table(
+    run: Run, metrics: Mapping[str, tuple[str, str]], caption: str, *, raw: bool = False
+) -> Table | None:
+    """Return metrics of test and validation patients; with `raw` also those before calibration."""
+    rows = []
+    for key, (name, meaning) in metrics.items():
+        test, validation = run.estimate("test", key), run.estimate("validation", key)
+        if test is None and validation is None:
+            continue
+        row = [name, _cell(test), _n(test), _cell(validation)]
+        if raw:
+            row.insert(3, _cell(run.estimate("calibration", "raw", "test", key)))
+        rows.append([*row, meaning])
+    head = ["", "test (95 % interval)", "n", "validation (optimistic)", "what it means"]
+    if raw:
+        head.insert(3, "test, uncalibrated")
+    return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
+
+
+def _cohort_table(run: Run) -> Table | None:
+    if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
+        return None
+    rows = []
+    for split in PARTS:
+        studies = run.cohort[run.cohort["split"] == split]
+        people = studies.drop_duplicates("patient_id")
+        if people.empty:
+            continue
+        mutant = int((people["label"].astype(int) == 1).sum())
+        ages = people["age_years"].astype(float).dropna() if "age_years" in people else pd.Series(dtype=float)
+        sexes = people["sex"].dropna().astype(str) if "sex" in people else pd.Series(dtype=str)
+        women = int(sexes.str.upper().str.startswith("F").sum())
+        rows.append(
+            [
+                split,
+                str(len(people)),
+                str(len(studies)),
+                f"{mutant} ({mutant / len(people):.0%})",
+                f"{ages.mean():.0f} ({ages.std():.0f})" if len(ages) > 1 else "unknown",
+                f"{women} of {len(sexes)}" if len(sexes) else "unknown",
+            ]
+        )
+    head = ["", "patients", "studies", "mutant", "age, mean (SD), years", "women"]
+    return Table("Who the patients are", head, rows) if rows else None
+
+
+def _exclusions(run: Run) -> Table | None:
+    if "reason" not in run.exclusions or run.exclusions.empty:
+        return None
+    columns = [name for name in ("study_id", "patient_id", "reason") if name in run.exclusions]
+    rows = [[str(value) for value in row] for row in run.exclusions[columns].itertuples(index=False)]
+    reasons = ", ".join(f"{n} × {reason}" for reason, n in exclusion_reasons(run).items())
+    return Table(f"Studies left out: {reasons}", [in_words(name) for name in columns], rows, range(len(columns)))
+
+
+def _predictive_values(run: Run) -> Table | None:
+    rows = [
+        [
+            f"{100 * float(row['prevalence']):.0f} %",
+            _cell(as_estimate(row.get("ppv"))),
+            _cell(as_estimate(row.get("npv"))),
+        ]
+        for row in run.node("predictive_values") or []
+    ]
+    head = ["share of mutants", "PPV: “mutant” is right", "NPV: “wildtype” is right"]
+    return Table("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
+
+
+def _calibration_words(run: Run) -> str | None:
+    method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
+    if method is None or slope is None:
+        return None
+    if method == "none":
+        return "Probabilities are the network's own; the run did not calibrate them."
+    temperature, shift = run.number("calibration", "temperature"), run.number("calibration", "intercept")
+    n = run.number("calibration", "n")
+    of = "" if n is None else f" {n:.0f}"
+    return (
+        f"Probabilities were calibrated on{of} validation patients ({method}: slope {slope:.2f}, i.e. temperature "
+        f"{temperature or 1 / slope:.2f}, intercept {shift or 0:.2f}); training with focal loss and balanced sampling "
+        "shifts them otherwise. Ranking, and so the ROC-AUC, is unchanged."
+    )
+
+
+def _baselines(run: Run) -> Table | None:
+    rows = []
+    for name, section in (run.node("baselines") or {}).items():
+        test = section.get("test", {})
+        auroc, brier = as_estimate(test.get("auroc")), as_estimate(test.get("brier"))
+        why = section.get("why") or test.get("why")
+        if why:
+            rows.append([in_words(name), f"not computed: {why}", "", "", ""])
+            continue
+        fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
+        rows.append([in_words(name), _cell(auroc), _n(auroc), _cell(brier), fitted])
+    if not rows:
+        return None
+    rows.insert(
+        0,
+        [
+            "model (MRI)",
+            _cell(run.estimate("test", "auroc")),
+            _n(run.auroc),
+            _cell(run.estimate("test", "brier")),
+            "train patients",
+        ],
+    )
+    head = ["", "ROC-AUC (95 % interval, DeLong)", "n", "Brier score", "fitted on"]
+    return Table("The model and what is known without a network", head, rows, (0, 4))
+
+
+def _comparisons(run: Run) -> Table | None:
+    rows = []
+    for name, section in (run.node("comparisons") or {}).items():
+        first, _, second = name.partition("_vs_")
+        words = f"{in_words(first)} against {in_words(second)}"
+        difference = as_estimate(section.get("difference"))
+        if difference is None:
+            rows.append([words, "", "", f"not computed: {section.get('why', 'no result')}", "", ""])
+            continue
+        p = section.get("p_value")
+        areas = [f"{float(section[key]):.2f}" for key in ("first", "second")]
+        rows.append(
+            [
+                words,
+                *areas,
+                _signed(difference),
+                "" if p is None else _p_value(float(p)).removeprefix("p ").removeprefix("= "),
+                _n(difference),
+            ]
+        )
+    head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
+    return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+
+
+def _subgroups(run: Run) -> Table | None:
+    rows = []
+    for name, section in (run.node("subgroups") or {}).items():
+        if "why" in section:
+            rows.append([in_words(name), "", "", f"not computed: {section['why']}", "", ""])
+            continue
+        for group, found in section.get("groups", {}).items():
+            values = [_cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+            rows.append(
+                [f"{in_words(name)}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
+            )
+        within = as_estimate(section.get("within_auroc"))
+        if within is not None:
+            rows.append([f"within {in_words(name)}", _n(within), "", _cell(within), "", ""])
+    head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
+    caption = "Groups of test patients; “within” compares only patients of the same group"
+    return Table(caption, head, rows) if rows else None
+
+
+def _sensitivity_analyses(run: Run) -> Table | None:
+    rows = []
+    for name, section in (run.node("sensitivity_analyses") or {}).items():
+        metrics = section.get("metrics", {})
+        values = [_cell(as_estimate(metrics.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+        if "why" in section:
+            values = [f"not computed: {section['why']}", "", ""]
+        rows.append([in_words(name), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
+    head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
+    return Table("Does the result hold without some patients?", head, rows) if rows else None
+
+
+def _conformal(run: Run) -> Table | None:
+    section = run.node("conformal", "test")
+    if not isinstance(section, Mapping):
+        return None
+    rows = [
+        [in_words(key), _cell(estimate), _n(estimate)]
+        for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
+        if estimate is not None
+    ]
+    promised = run.number("conformal", "coverage")
+    caption = "Prediction sets: the classes that cannot be excluded"
+    if promised is not None:
+        caption += f"; {promised:.0%} of each class shall be covered"
+    return Table(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
+
+
+def _localisation(run: Run) -> list[Table]:
+    if not {"study_id", "method"} <= set(run.explanations.columns):
+        return []
+    right = run.explanations["study_id"].map({call.study_id: call.right for call in _calls(run)})
+    tables = []
+    for method, scores in run.explanations.groupby("method"):
+        rows = []
+        for key, (name, meaning) in LOCALISATION.items():
+            if key not in scores:
+                continue
+            values = pd.to_numeric(scores[key], errors="coerce").dropna()
+            parts = [values, *(values[right[values.index] == found] for found in (True, False))]
+            if len(values):
+                rows.append([name, *(_spread(part.to_numpy(), key) for part in parts), str(len(values)), meaning])
+        if rows:
+            head = ["", "all test studies", "where the call is right", "where it is wrong", "n", "what it means"]
+            caption = f"{method}: does the map lie on the tumour? Mean (quartiles) over studies"
+            tables.append(Table(caption, head, rows, (0, 5)))
+    return tables
+
+
+def _spread(values: NDArray[np.float64], key: str) -> str:
+    if values.size == 0:
+        return "none"
+    if key == "pointing_game":
+        return f"{int(values.sum())} of {values.size}"
+    low, high = np.percentile(values, (25, 75))
+    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def _calls(run: Run) -> list[Call]:
+    """Return the test studies, the most certain first."""
+    if not {"study_id", "split", "label", "probability"} <= set(run.predictions.columns):
+        return []
+    threshold = run.number("operating_point", "threshold")
+    threshold = 0.5 if threshold is None else threshold
+    rows = run.predictions[run.predictions["split"] == "test"]
+    calls = []
+    for study_id, label, probability in zip(rows["study_id"], rows["label"], rows["probability"], strict=True):
+        p = float(probability)
+        mutant = p >= threshold
+        certainty = (p - threshold) / max(1 - threshold, 1e-9) if mutant else (threshold - p) / max(threshold, 1e-9)
+        calls.append(Call(str(study_id), int(label), p, int(mutant), certainty))
+    return sorted(calls, key=lambda call: (-call.certainty, call.study_id))
+
+
+def _most_telling(calls: Sequence[Call]) -> dict[str, Call]:
+    """Return why -> study: the most confident right, the most confident wrong, the least certain; each study once."""
+    wanted = {
+        "Most confident and right": [call for call in calls if call.right][:1],
+        "Most confident and wrong": [call for call in calls if not call.right][:1],
+        "Least certain": list(calls[-1:]),
+    }
+    chosen: dict[str, Call] = {}
+    for why, found in wanted.items():
+        if found and found[0] not in chosen.values():
+            chosen[why] = found[0]
+    return chosen
+
+
+def _telling(run: Run, gallery: Gallery) -> list[Telling]:
+    """Return the most telling studies with their panels, which leave the gallery, and their viewers."""
+    return [
+        Telling(why, call, gallery.pictures.pop(call.study_id, None), _viewer(run, call.study_id))
+        for why, call in _most_telling(_calls(run)).items()
+    ]
+
+
+def _viewer(run: Run, study_id: str) -> str | None:
+    cam = run.folder / "explanations" / f"{study_id}_cam.nii.gz"
+    if "flair" not in run.cohort or not cam.is_file():
+        return None
+    listed = run.cohort.loc[run.cohort["study_id"] == study_id, "flair"].dropna()
+    if listed.empty or not Path(str(listed.iloc[0])).is_file():
+        return None
+    try:
+        return slice_viewer(Path(str(listed.iloc[0])), cam)
+    except (OSError, ValueError, EOFError) as error:
+        raise EvaluationError(
+            f"{cam}: {error}; expected a whole map on the grid of {listed.iloc[0]}. Run the stage 'test' again."
+        ) from error
+
+
+def _gallery(run: Run) -> Gallery:
+    """Return the panels of the test studies, as far as there is room: telling ones first, then wrong ones, then all."""
+    gallery, used = Gallery(), 0
+    calls = _calls(run)
+    telling = list(_most_telling(calls).values())
+    for call in sorted(calls, key=lambda call: (call not in telling, call.right)):
+        path = run.folder / "figures" / "cam" / f"{call.study_id}.png"
+        if not path.is_file():
+            continue
+        words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
+        picture = _picture(path, words, photograph=True)
+        if used + len(picture.source) > PANELS_MB * 1e6:
+            gallery.left_out.append(call.study_id)
+        else:
+            used += len(picture.source)
+            gallery.pictures[call.study_id] = picture
+    return gallery
+
+
+def _picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
+    """Return an image as a data URI; a photograph is stored as WebP, at a tenth of the size of PNG."""
+    data, kind = path.read_bytes(), "png"
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if photograph:
+            packed = io.BytesIO()
+            image.convert("RGB").save(packed, "WEBP", quality=72, method=4)
+            data, kind = packed.getvalue(), "webp"
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", words, width, height)
+
+
+def _predictions(run: Run) -> Table | None:
+    rows = [
+        [
+            call.study_id,
+            CLASSES[call.label],
+            f"{call.probability:.3f}",
+            CLASSES[call.called],
+            "right" if call.right else "wrong",
+        ]
+        for call in sorted(_calls(run), key=lambda call: -call.probability)
+    ]
+    head = ["study", "truth", "P(mutant)", "called", ""]
+    return Table("Every test study, from surely mutant to surely wildtype", head, rows, (0, 1, 3, 4)) if rows else None
+
+
+def _weights_words(run: Run) -> str | None:
+    weights = run.provenance.get("weights")
+    if not isinstance(weights, Mapping):
+        return None
+    source, requested, note = (str(weights.get(key) or "") for key in ("source", "requested", "note"))
+    if source in ("", "none"):
+        words = (
+            f"The network started untrained: no pretrained weights were loaded (model.weights={requested or 'none'})."
+        )
+    else:
+        words = f"The network started from {source} (model.weights={requested})."
+    return f"{words} {note}".strip()
+
+
+def _provenance(run: Run) -> Table | None:
+    rows = [[key, value] for key, value in _flat(run.provenance)]
+    return Table("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
+
+
+def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, inner in node.items():
+            yield from _flat(inner, f"{path} {in_words(str(key))}".strip())
+    elif isinstance(node, list) and any(isinstance(item, Mapping | list) for item in node):
+        for number, inner in enumerate(node):
+            yield from _flat(inner, f"{path} {number}")
+    elif isinstance(node, list):
+        yield path, ", ".join(map(str, node)) or "none"
+    else:
+        grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else str(node)
+        yield path, "unknown" if node is None else grouped
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return "not computed in this run" if estimate is None else estimate.text
+
+
+def _n(estimate: Estimate | None) -> str:
+    return "" if estimate is None or estimate.n is None else str(estimate.n)
+
+
+def _signed(estimate: Estimate) -> str:
+    """Return a difference with its sign and interval."""
+    if estimate.value is None:
+        return estimate.text
+    interval = (
+        "" if estimate.low is None or estimate.high is None else f" ({estimate.low:+.2f} to {estimate.high:+.2f})"
+    )
+    return f"{estimate.value:+.2f}{interval}".replace("-", "−")
+
+
+def _p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

@@ -1,0 +1,349 @@
+"""A run folder, read: its contract files as tables and numbers, and the figures that follow from them alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+from idh_lightning.errors import EvaluationError
+from idh_lightning.files import replacing
+from idh_lightning.reports import figures
+from idh_lightning.reports.figures import Estimate
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder holds; a table or mapping is empty where the run did not write it.
+
+    Attributes:
+        folder: Where it is.
+        config: The recipe, interpolations unresolved.
+        cohort: One row per study used.
+        exclusions: One row per study left out.
+        predictions: One row per validation and test study.
+        metrics: What evaluation computed.
+        explanations: One row per study and method.
+        log: What Lightning's CSVLogger wrote.
+        provenance: How the run was made.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    cohort: pd.DataFrame
+    exclusions: pd.DataFrame
+    predictions: pd.DataFrame
+    metrics: Mapping[str, Any]
+    explanations: pd.DataFrame
+    log: pd.DataFrame
+    provenance: Mapping[str, Any]
+
+    def node(self, *path: str) -> Any:
+        """Return what metrics.json holds at this path, or None."""
+        node: Any = self.metrics
+        for key in path:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        return node
+
+    def number(self, *path: str) -> float | None:
+        """Return the bare number of metrics.json at this path, or None."""
+        node = self.node(*path)
+        return float(node) if isinstance(node, int | float) and not isinstance(node, bool) else None
+
+    def estimate(self, *path: str) -> Estimate | None:
+        """Return the statistic of metrics.json at this path, or None where the run has not computed it."""
+        return as_estimate(self.node(*path))
+
+    @property
+    def auroc(self) -> Estimate | None:
+        """The area on test patients with the bootstrap's interval, which holds its level in small cohorts."""
+        delong, bootstrap = self.estimate("test", "auroc"), self.estimate("test", "auroc_bootstrap")
+        return bootstrap if bootstrap is not None and bootstrap.low is not None else delong
+
+    def patients(self, split: str) -> pd.DataFrame:
+        """Return one row per patient of a split, indexed by patient: label, logit, probability, called; or no rows.
+
+        The logits of a patient's studies are averaged, as in evaluation, which counts patients: these are independent
+        of each other and studies are not. The probability is the calibrated one where the run calibrated.
+        """
+        if not {"patient_id", "split", "label", "logit"} <= set(self.predictions.columns):
+            return pd.DataFrame(columns=["label", "logit", "probability", "called"])
+        rows = self.predictions[self.predictions["split"] == split]
+        people = rows.groupby("patient_id").agg(label=("label", "first"), logit=("logit", "mean"))
+        slope, intercept = (self.number("calibration", key) for key in ("slope", "intercept"))
+        line = (1.0 if slope is None else slope) * people["logit"].astype(float) + (intercept or 0.0)
+        threshold = self.number("operating_point", "threshold")
+        probability = expit(line)
+        return people.assign(
+            label=people["label"].astype(int),
+            probability=probability,
+            called=probability >= (0.5 if threshold is None else threshold),
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """Return the contract files of a run folder.
+
+    Raises:
+        EvaluationError: If there is no such folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(
+            f"{folder}: no such folder; expected a run folder, outputs/<date>/<time>_<name>. Correct the path."
+        )
+    log_file = next(iter(sorted(folder.rglob("metrics.csv"), key=lambda path: len(path.parts))), folder / "metrics.csv")
+    return Run(
+        folder=folder,
+        config=_mapping(folder / ".hydra" / "config.yaml", yaml.safe_load),
+        cohort=_table(folder / "cohort.csv"),
+        exclusions=_table(folder / "exclusions.csv"),
+        predictions=_table(folder / "predictions.csv"),
+        metrics=_mapping(folder / "metrics.json", json.loads),
+        explanations=_table(folder / "explanations.csv"),
+        log=_table(log_file),
+        provenance=_mapping(folder / "provenance.json", json.loads),
+    )
+
+
+def as_estimate(node: object) -> Estimate | None:
+    """Return a statistic of metrics.json, `{value, low, high, n, why}`, as an Estimate; None if it is none."""
+    if not isinstance(node, Mapping) or "value" not in node:
+        return None
+    value, low, high = (None if node.get(key) is None else float(node[key]) for key in ("value", "low", "high"))
+    n = node.get("n")
+    return Estimate(value, low, high, None if n is None else int(n), node.get("why"))
+
+
+def in_words(key: str) -> str:
+    """Return a key of metrics.json as a reader would say it."""
+    return _WORDS.get(key, key.replace("_", " "))
+
+
+def exclusion_reasons(run: Run) -> dict[str, int]:
+    """Return how many studies each reason left out, the commonest first; a reason is the check, without its details."""
+    if "reason" not in run.exclusions:
+        return {}
+    reasons = run.exclusions["reason"].astype(str).str.split(":", n=1).str[0].str.replace("_", " ")
+    return {str(reason): int(n) for reason, n in reasons.value_counts().items()}
+
+
+def write_figures(run_folder: Path) -> dict[str, str]:
+    """Draw every figure that the contract files of a run allow, into its folder `figures`.
+
+    Returns:
+        File name -> what the figure shows, in words and numbers.
+    """
+    return save_figures(read_run(run_folder))
+
+
+def save_figures(run: Run) -> dict[str, str]:
+    """Draw the figures of a run that was read. See `write_figures`."""
+    shown = {}
+    for name, draw in _DRAWINGS.items():
+        drawn = draw(run)
+        path = run.folder / "figures" / f"{name}.png"
+        if drawn is None:
+            # What an earlier evaluation drew must not stand beside the numbers of this one.
+            path.unlink(missing_ok=True)
+            continue
+        figure, words = drawn
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+        shown[path.name] = words
+    return shown
+
+
+Drawn = tuple[Figure, str] | None
+
+
+def _cohort_flow(run: Run) -> Drawn:
+    if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
+        return None
+    parts = {}
+    for split in PARTS:
+        rows = run.cohort[run.cohort["split"] == split]
+        people = rows.drop_duplicates("patient_id")
+        if len(rows):
+            parts[split] = (len(rows), len(people), int((people["label"].astype(int) == 1).sum()))
+    excluded = exclusion_reasons(run)
+    words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
+    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+
+
+def _learning_curves(run: Run) -> Drawn:
+    if not {"epoch", "step"} <= set(run.log.columns) or not any("/" in str(name) for name in run.log.columns):
+        return None
+    monitor = run.config.get("monitor")
+    monitor = monitor if isinstance(monitor, Mapping) else {}
+    metric, mode = str(monitor.get("metric", "val/auroc")), str(monitor.get("mode", "max"))
+    words = f"Learning curves over {int(run.log['epoch'].max()) + 1} epochs: loss, accuracy, AUROC, learning rate."
+    return figures.learning_curves(run.log, monitor=metric, mode=mode), words
+
+
+def _confusion_matrix(run: Run) -> Drawn:
+    cells = run.node("confusion", "test")
+    if not isinstance(cells, Mapping):
+        return None
+    tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
+    figure = figures.confusion_matrix(
+        [[tn, fp], [fn, tp]],
+        title="Test patients, called and true",
+        threshold=run.number("operating_point", "threshold"),
+    )
+    words = f"{tp} of {tp + fn} mutant and {tn} of {tn + fp} wildtype test patients are called right"
+    return figure, f"Confusion matrix: {words}."
+
+
+def _roc(run: Run) -> Drawn:
+    people = run.patients("test")
+    if people["label"].nunique() < 2:
+        return None
+    figure = figures.roc(
+        people["label"],
+        people["probability"],
+        auroc=run.auroc,
+        threshold=run.number("operating_point", "threshold"),
+        title="ROC curve, test patients",
+    )
+    return (
+        figure,
+        f"ROC curve of {len(people)} test patients{'' if run.auroc is None else f', AUROC {run.auroc.text}'}.",
+    )
+
+
+def _precision_recall(run: Run) -> Drawn:
+    people = run.patients("test")
+    if people["label"].nunique() < 2:
+        return None
+    precision = run.estimate("test", "average_precision")
+    figure = figures.precision_recall(
+        people["label"],
+        people["probability"],
+        average_precision=precision,
+        threshold=run.number("operating_point", "threshold"),
+        title="Precision and recall, test patients",
+    )
+    words = "" if precision is None else f", average precision {precision.text}"
+    return figure, f"Precision-recall curve{words}; the prevalence is {people['label'].mean():.2f}."
+
+
+def _reliability(run: Run) -> Drawn:
+    curves = run.node("curves", "test", "reliability")
+    people = run.patients("test")
+    if not isinstance(curves, Mapping) or "calibrated" not in curves or people.empty:
+        return None
+    calibrated = run.node("calibration", "method") not in (None, "none")
+    ece = run.estimate("test", "ece")
+    figure = figures.reliability(
+        curves["calibrated"],
+        people["label"],
+        people["probability"],
+        raw=curves.get("raw") if calibrated else None,
+        ece=ece,
+        title="Calibration, test patients",
+    )
+    words = "" if ece is None else f" Expected calibration error {ece.text}."
+    return figure, f"Observed share of mutants against predicted probability in groups of equal size.{words}"
+
+
+def _decision_curve(run: Run) -> Drawn:
+    curves = run.node("decision_curves")
+    if not isinstance(curves, Mapping) or "thresholds" not in curves:
+        return None
+    benefit = {str(name): values for name, values in curves.items() if isinstance(values, list)}
+    people = run.patients("test")
+    figure = figures.decision_curve(
+        pd.DataFrame(benefit).rename(columns={"thresholds": "threshold"}),
+        band=curves.get("band"),
+        prevalence=people["label"].mean() if len(people) else None,
+        title="Decision curve, test patients",
+    )
+    return (
+        figure,
+        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities.",
+    )
+
+
+def _subgroups(run: Run) -> Drawn:
+    rows: list[tuple[str, Estimate]] = []
+    for name, section in (run.node("subgroups") or {}).items():
+        groups = {group: as_estimate(found.get("auroc")) for group, found in section.get("groups", {}).items()}
+        if len(groups) < 2:
+            continue
+        rows.append((f"# {in_words(name)}", Estimate(None)))
+        rows += [(str(group), e) for group, e in groups.items() if e is not None]
+        within = as_estimate(section.get("within_auroc"))
+        if within is not None and within.value is not None:
+            rows.append((f"within {in_words(name)}", within))
+    if not rows:
+        return None
+    whole = run.auroc
+    reference = ("all test patients", whole.value) if whole is not None and whole.value is not None else None
+    words = "; ".join(f"{name}: {estimate.text}" for name, estimate in rows if not name.startswith("# "))
+    return figures.forest(rows, title="AUROC in groups of test patients", reference=reference), f"Forest plot. {words}."
+
+
+def _baselines(run: Run) -> Drawn:
+    rows = [("model (MRI)", run.auroc)]
+    for name, section in (run.node("baselines") or {}).items():
+        rows.append((in_words(name), as_estimate(section.get("test", {}).get("auroc"))))
+    known = [(name, estimate) for name, estimate in rows if estimate is not None]
+    if len(known) < 2:
+        return None
+    figure = figures.forest(
+        known, title="The model against what is known without a network", reference=("guessing", 0.5)
+    )
+    return figure, "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in known) + "."
+
+
+_WORDS = {
+    "age": "age alone",
+    "age_sex": "age and sex",
+    "model_age": "model and age",
+    "features": "tumour size, shape, intensity",
+    "prevalence": "prevalence (same for all)",
+    "follow_up": "follow-up study",
+}
+
+_DRAWINGS: dict[str, Callable[[Run], Drawn]] = {
+    "cohort_flow": _cohort_flow,
+    "learning_curves": _learning_curves,
+    "roc": _roc,
+    "precision_recall": _precision_recall,
+    "confusion_matrix": _confusion_matrix,
+    "reliability": _reliability,
+    "baselines": _baselines,
+    "decision_curve": _decision_curve,
+    "subgroups": _subgroups,
+}
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame()
+    try:
+        # Ids stay text: 0012 is not 12, and a patient may be called NA.
+        return pd.read_csv(path, converters={"study_id": str, "patient_id": str})
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: {error}; expected a CSV table. Run the stage that writes it again.") from error
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{path}: {error}; expected a whole file. Run the stage that writes it again.") from error
+    return content if isinstance(content, Mapping) else {}
