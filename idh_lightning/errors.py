@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class IDHError(Exception):
@@ -51,17 +52,19 @@ class EvaluationError(IDHError, ValueError):
     """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says which."""
 
 
-def exits_with_message(main: Callable[P, None]) -> Callable[P, None]:
+def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
+
+    It goes inside `hydra.main`, which else would print a traceback of its own.
 
     With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
     through unchanged: it is a defect, and its traceback is what we want to see.
     """
 
     @wraps(main)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except Exception as error:
             ours = _find_ours(error)
             if ours is None:

@@ -77,7 +77,7 @@ class IDHClassifier(lightning.LightningModule):
             [B], the logit of the mutant class minus that of the wildtype class; its sigmoid is P(mutant).
         """
         if dataloader_idx == 0:
-            logits = self(batch.volumes)
+            logits: Tensor = self(batch.volumes)
         else:
             _, logits = self._shared_step(batch, "test")
         return logits[:, 1] - logits[:, 0]

@@ -11,11 +11,9 @@ from torch.utils.data import DataLoader
 
 from idh_lightning.batches.sampler import ClassBalancedSampler
 from idh_lightning.batches.subjects import Batch, SeededSubjects, collate, to_subject
-from idh_lightning.cohort import Study
+from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import SplitError
 from idh_lightning.volumes import VolumeStore
-
-SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
 
 class IDHDataModule(lightning.LightningDataModule):
@@ -119,8 +117,9 @@ class IDHDataModule(lightning.LightningDataModule):
         """Yield unaugmented training volumes, half of them mutant as far as there are any, as [B, C, D, H, W]."""
         sampler = ClassBalancedSampler([study.label for study in self.studies["train"]], seed=self.seed, epoch=0)
         chosen = list(dict.fromkeys(int(draw) for draw in sampler))[:volumes]
+        size = max(self.batch_size, 2)
         subjects = SeededSubjects([self._split("train")[index] for index in chosen])
-        for batch in DataLoader(subjects, batch_size=max(self.batch_size, 2), collate_fn=collate):
+        for batch in DataLoader(subjects, batch_size=size, collate_fn=collate, drop_last=len(chosen) % size == 1):
             yield batch.volumes
 
     def _split(self, name: str) -> list[tio.Subject]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,9 +45,8 @@ class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has 
 
 def to_subject(stored: StoredVolume, study: Study) -> tio.Subject:
     """Return a study as a TorchIO subject whose voxels are read from the store when they are needed."""
-    image = tio.ScalarImage(
-        path=Path(stored.image.filename), reader=partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
-    )
+    file = cast(np.memmap[Any, Any], stored.image).filename
+    image = tio.ScalarImage(path=file, reader=partial(_read_stored, affine_ras=np.asarray(stored.affine_ras)))
     return tio.Subject(image=image, label=study.label, study_id=study.study_id)
 
 

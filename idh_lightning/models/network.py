@@ -179,10 +179,10 @@ def calibrate_batch_norm(network: StemTailNetwork, batches: Iterable[Tensor]) ->
 
     Args:
         network: Changed in place.
-        batches: Tensors [B, C, D, H, W] of training studies, at least two volumes in all.
+        batches: Tensors [B, C, D, H, W] of training studies, B >= 2.
 
     Raises:
-        ModelError: If there are fewer than two volumes.
+        ModelError: If a batch is a single volume.
     """
     was_training = network.training
     network.eval()
@@ -196,17 +196,17 @@ def calibrate_batch_norm(network: StemTailNetwork, batches: Iterable[Tensor]) ->
     try:
         with torch.no_grad():
             for batch in batches:
+                if len(batch) < 2:
+                    raise ModelError(
+                        f"BatchNorm calibration: found a batch of {len(batch)} training volume(s); expected at least 2 "
+                        "to average over. Add training studies or use pretrained weights."
+                    )
                 network(batch)
                 volumes_seen += len(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         network.train(was_training)
-    if volumes_seen < 2:
-        raise ModelError(
-            f"BatchNorm calibration: found {volumes_seen} training volume(s); expected at least 2. "
-            "Add training studies or use pretrained weights."
-        )
     return volumes_seen
 
 

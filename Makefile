@@ -1,0 +1,42 @@
+# make train   set up and run the default experiment        make test    set up and run the tests
+# make setup   only set up                                   make check   format, lint, types, import rules
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup train test check clean-runs
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one: make PYTHON=python3.12")'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies (about 6 GB, some minutes the first time) ..."
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "Set up."
+
+train: setup
+	@echo "Training with the default configuration ..."
+	@$(RUN) -m idh_lightning.train $(ARGS)
+
+test: setup
+	@echo "Running the tests ..."
+	@$(RUN) -m pytest $(ARGS)
+
+check: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean-runs:
+	@echo "Removing every run in outputs/ (cohorts and the volume store stay) ..."
+	@rm -rf outputs/20* outputs/sweeps

@@ -1,0 +1,214 @@
+"""Configuration to objects: the only module that instantiates, and where OmegaConf ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks import PredictionWriter, Provenance
+from idh_lightning.cohort import SPLITS, Cohort, cohort_table, exclusions_table, settle, write_cohort_report
+from idh_lightning.config import check_config
+from idh_lightning.errors import CheckpointError
+from idh_lightning.files import write_text
+from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
+from idh_lightning.module import IDHClassifier
+from idh_lightning.volumes import PrepareReport, VolumeStore
+
+logger = logging.getLogger(__name__)
+
+_OUR_CALLBACKS = "idh_lightning.callbacks."
+
+CALIBRATION_VOLUMES = 32
+"""Training volumes from which an untrained network takes its BatchNorm statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCohort:
+    """A cohort that is ready for training.
+
+    Attributes:
+        cohort: Studies and exclusions; no errors are left.
+        table: One row per study: study_id, patient_id, label, split, fold, age_years, ...
+        store: Holds the volumes of every study.
+        report: What preparing them took.
+    """
+
+    cohort: Cohort
+    table: pd.DataFrame
+    store: VolumeStore
+    report: PrepareReport
+
+
+def checked(config: DictConfig) -> DictConfig:
+    """Return the configuration after refusing unknown keys and contradictions.
+
+    Raises:
+        ConfigError: Listing all of them.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    check_config(plain, dict(choices))  # type: ignore[arg-type]
+    return config
+
+
+def prepare(config: DictConfig) -> PreparedCohort:
+    """Read a cohort, put its volumes into the store, split its patients, and write down who is in and who is out.
+
+    Writes cohort.csv, exclusions.csv and cohort_report.html into the run folder.
+
+    Raises:
+        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault.
+        SplitError: If the patients cannot be split as asked.
+    """
+    run_folder = Path(config.paths.run)
+    reader = _instantiate(config.cohort)
+    cohort: Cohort = reader.read()
+    store: VolumeStore = _factory(config.data.store)(
+        preprocessing=_instantiate(config.data.preprocessing), sequences=cohort.sequences
+    )
+    report = store.prepare(cohort.studies)
+    cohort = settle(cohort, report.faults, on_error=reader.on_error)
+    table: pd.DataFrame = _instantiate(config.split)(cohort)
+    write_text(run_folder / "cohort.csv", cohort_table(cohort, table).to_csv(index=False))
+    write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
+    write_cohort_report(cohort, run_folder / "cohort_report.html", table)
+    return PreparedCohort(cohort=cohort, table=table, store=store, report=report)
+
+
+def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
+    """Return the data module of a prepared cohort."""
+    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
+    studies = {
+        name: [study for study in prepared.cohort.studies if split.get(study.study_id) == name] for name in SPLITS
+    }
+    made: IDHDataModule = _factory(config.data.batches)(
+        studies=studies, store=prepared.store, augmentation=_instantiate(config.augment), seed=config.seed
+    )
+    return made
+
+
+def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
+    """Return an untrained model for the sequences of a cohort."""
+    network = _factory(config.model)(in_channels=len(prepared.cohort.sequences))
+    optimizer = config.optimizer.copy()
+    if optimizer.get("fused") == "auto":
+        optimizer.fused = precision(config.trainer) != "16-mixed"
+    return IDHClassifier(
+        network=network,
+        objective=_instantiate(config.objective),
+        optimizer=_factory(optimizer),
+        scheduler=_factory(config.scheduler),
+        weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
+        recipe=recipe(config, prepared, network.weights_origin),
+    )
+
+
+def recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin) -> dict[str, Any]:
+    """Return what a checkpoint must carry so that nothing else is needed to use it, in primitives."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return {
+        "model": plain["model"],
+        "objective": plain["objective"],
+        "preprocessing": plain["data"]["preprocessing"],
+        "explain": plain["explain"],
+        "sequences": list(prepared.cohort.sequences),
+        "cohort": prepared.cohort.name,
+        "weights": origin.as_dict(),
+        "seed": plain["seed"],
+        "fold": plain["fold"],
+    }
+
+
+def load_classifier(checkpoint: Path) -> IDHClassifier:
+    """Return the model that a checkpoint holds, built from the recipe in it.
+
+    Args:
+        checkpoint: A `.ckpt` that a run wrote, or the folder of a run (its best.ckpt is taken).
+
+    Raises:
+        CheckpointError: If the file is absent, damaged, or was not written by this project.
+    """
+    file = checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        written = content["recipe"]
+        network = _factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
+        network.weights_origin = WeightsOrigin(**written["weights"])
+        model = IDHClassifier(network=network, objective=_instantiate(written["objective"]), recipe=written)
+        model.load_state_dict(content["state_dict"])
+    except (OSError, RuntimeError, KeyError, EOFError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+            "Give another one."
+        ) from error
+    return model.eval()
+
+
+def calibrate(model: IDHClassifier, data: IDHDataModule) -> int:
+    """Give an untrained network BatchNorm statistics from training volumes; return how many were used, 0 if none."""
+    network = model.network
+    if network.weights_origin.pretrained:
+        return 0
+    used = calibrate_batch_norm(network, data.calibration_batches(CALIBRATION_VOLUMES))
+    logger.info("The network starts untrained: BatchNorm calibrated on %d training volumes.", used)
+    return used
+
+
+def precision(trainer: DictConfig) -> str:
+    """Return the precision that "auto" stands for on this machine."""
+    if trainer.precision != "auto":
+        return str(trainer.precision)
+    on_gpu = torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
+    return "16-mixed" if on_gpu else "bf16-mixed"
+
+
+def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, object]) -> lightning.Trainer:
+    """Return the trainer with its callbacks and loggers."""
+    run_folder = Path(config.paths.run)
+    callbacks: list[Callback] = []
+    for section in config.callbacks.values():
+        ours = str(section._target_).startswith(_OUR_CALLBACKS)
+        extra = {"run_folder": run_folder, "sequences": prepared.cohort.sequences} if ours else {}
+        callbacks.append(_factory(section)(**extra))
+    callbacks += [
+        PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
+        Provenance(run_folder=run_folder, known=known),
+    ]
+    loggers: list[Logger] = [_instantiate(section) for section in config.logger.values()]
+    settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
+    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers)
+    return made
+
+
+def evaluation(config: DictConfig) -> Any:
+    """Return the evaluation, a function of predictions and cohort."""
+    return _instantiate(config.evaluation)
+
+
+def _instantiate(section: Any) -> Any:
+    return instantiate(section, _convert_="all")
+
+
+def _factory(section: Any) -> Callable[..., Any]:
+    """Return the constructor of a section with its settings filled in.
+
+    What is not a setting goes to the constructor directly: Hydra would turn data classes among its keyword arguments
+    into configuration.
+    """
+    made: Callable[..., Any] = instantiate({**section, "_partial_": True}, _convert_="all")
+    return made

@@ -1,0 +1,81 @@
+"""Fixtures shared by the tests: tiny networks, and stores that hold what the test wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from idh_lightning.cohort import Study
+from idh_lightning.models import StemTailNetwork
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("IDH_REAL_DATA"):
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason="IDH_REAL_DATA does not name the folder of real MRI"))
+
+
+@pytest.fixture
+def small_network() -> Callable[..., StemTailNetwork]:
+    """Return a maker of untrained B0 networks, which run on 32^3 volumes in milliseconds."""
+
+    def make(**settings: object) -> StemTailNetwork:
+        torch.manual_seed(0)
+        defaults: dict[str, object] = {"backbone": "tf_efficientnet_b0", "in_channels": 4, "weights": "none"}
+        return StemTailNetwork(**(defaults | settings))  # type: ignore[arg-type]
+
+    return make
+
+
+@dataclass
+class FakeStored:
+    """What a store returns, with arrays that the test chose."""
+
+    image: np.memmap
+    mask: np.ndarray | None
+    brain: np.ndarray
+    affine_ras: np.ndarray
+
+
+class FakeStore:
+    """A store over a folder of .npy files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, study: Study, image: np.ndarray) -> None:
+        np.save(self.folder / f"{study.study_id}.npy", image.astype(np.float16))
+
+    def open(self, study: Study) -> FakeStored:
+        image = np.load(self.folder / f"{study.study_id}.npy", mmap_mode="r")
+        shape = image.shape[1:]
+        mask = np.zeros(shape, np.uint8)
+        mask[tuple(slice(length // 2, length // 2 + 3) for length in shape)] = 1
+        return FakeStored(image=image, mask=mask, brain=np.ones(shape, np.uint8), affine_ras=np.diag([-2.0, -2, 2, 1]))
+
+
+@pytest.fixture
+def fake_store(tmp_path: Path) -> FakeStore:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return FakeStore(folder)
+
+
+def studies_of(labels: list[int], prefix: str) -> list[Study]:
+    """Return one study per label, each of its own patient."""
+    return [
+        Study(study_id=f"{prefix}{index:03d}", patient_id=f"P{prefix}{index:03d}", label=label, files={})
+        for index, label in enumerate(labels)
+    ]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from idh_lightning.config import CONF_DIR, check_config
+from idh_lightning.errors import CohortError, ConfigError, exits_with_message
+
+CHOICES = {"model": "efficientnet_b7", "cohort": "phantom"}
+GOOD: dict[str, object] = {
+    "seed": 0,
+    "stages": ["fit", "test", "report"],
+    "monitor": {"metric": "val/auroc", "mode": "max"},
+    "objective": {"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 2.0},
+}
+
+
+def test_a_good_configuration_passes() -> None:
+    check_config(GOOD, CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sead": 1}, r"conf/train\.yaml: found the key 'sead'.*Did you mean 'seed'"),
+        ({"model": {"_target_": "idh_lightning.models.StemTailNetwork", "wieghts": "none"}},
+         r"conf/model/efficientnet_b7\.yaml: found the key 'model\.wieghts'.*Did you mean 'weights'"),
+        ({"data": {"gird": 64}}, r"found the key 'data\.gird'.*Did you mean 'grid'"),
+        ({"objective": {"_target_": "idh_lightning.objectives.Nothing"}}, "cannot be imported"),
+        ({"stages": ["fit", "tset"]}, r"stages: found \['fit', 'tset'\]"),
+        ({"stages": ["test"]}, "checkpoint: found none while stages has 'test' without 'fit'"),
+        ({"control": "sham"}, "control: found 'sham'"),
+        ({"monitor": {"metric": "val/aurok", "mode": "max"}}, r"monitor\.metric: found 'val/aurok'"),
+        ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_named_with_its_file_and_remedy(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config(GOOD | change, CHOICES)
+
+
+def test_a_control_needs_the_synthetic_cohort() -> None:
+    check_config(GOOD | {"control": None}, CHOICES)
+    with pytest.raises(ConfigError, match="control: found 'null' with cohort=table"):
+        check_config(GOOD | {"control": None}, CHOICES | {"cohort": "table"})
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(GOOD | {"sead": 1, "control": "sham"}, CHOICES)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_configuration_is_where_the_package_says() -> None:
+    assert (CONF_DIR / "train.yaml").is_file()
+
+
+def test_an_error_of_ours_ends_with_one_message_and_status_two(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @exits_with_message
+    def fails() -> None:
+        try:
+            raise CohortError("table.csv: nothing in it")
+        except CohortError as error:
+            raise RuntimeError("wrapped by a library") from error
+
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        fails()
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert "CohortError: table.csv: nothing in it" in shown
+    assert "Traceback" not in shown
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(RuntimeError, match="wrapped"):
+        fails()
+
+
+def test_an_error_that_is_not_ours_passes_through() -> None:
+    @exits_with_message
+    def fails() -> None:
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        fails()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FakeStore, studies_of
+from torch import Tensor, nn
+
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks import PredictionWriter
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.module import IDHClassifier
+from idh_lightning.objectives import FocalLoss
+
+
+class Oracle(nn.Module):
+    """Knows the label, which the test wrote into the voxels; `sign` 0 makes it know nothing, -1 always wrong."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign = sign
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        score = self.sign * (volumes.mean((1, 2, 3, 4)) - 0.5) + 0 * self.weight
+        return torch.stack([-score, score], dim=1)
+
+
+@pytest.fixture
+def data(fake_store: FakeStore) -> IDHDataModule:
+    studies = {
+        "train": studies_of([0, 1] * 6, "t"),
+        "validation": studies_of([0, 0, 1, 0], "v"),
+        "test": studies_of([0, 1, 0, 1, 0], "x"),
+    }
+    generator = np.random.default_rng(0)
+    for members in studies.values():
+        for study in members:
+            fake_store.put(study, study.label + 0.1 * generator.normal(size=(2, 32, 32, 32)))
+    return IDHDataModule(
+        studies=studies,
+        store=fake_store,
+        augmentation=None,
+        seed=0,
+        batch_size=3,
+        workers=0,  # type: ignore[arg-type]
+    )
+
+
+def table_of(data: IDHDataModule) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"study_id": s.study_id, "patient_id": s.patient_id, "label": s.label, "split": split, "fold": 0}
+            for split, members in data.studies.items()
+            for s in members
+        ]
+    )
+
+
+def quiet_trainer(
+    folder: Path, *callbacks: lightning.Callback, epochs: int = 1, **settings: object
+) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        default_root_dir=folder,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(("sign", "auroc", "accuracy"), [(1.0, 1.0, 1.0), (0.0, 0.5, 0.6), (-1.0, 0.0, 0.0)])
+def test_the_real_loop_gives_fakes_the_scores_they_must_get(
+    data: IDHDataModule, tmp_path: Path, sign: float, auroc: float, accuracy: float
+) -> None:
+    writer = PredictionWriter(run_folder=tmp_path, cohort_table=table_of(data))
+    model = IDHClassifier(network=Oracle(sign), objective=FocalLoss())  # type: ignore[arg-type]
+    trainer = quiet_trainer(tmp_path, writer)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert trainer.callback_metrics["test/auroc"] == pytest.approx(auroc)
+    assert trainer.callback_metrics["test/accuracy"] == pytest.approx(accuracy)
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    assert list(predictions.columns) == ["study_id", "patient_id", "split", "fold", "label", "logit", "probability"]
+    assert sorted(predictions["study_id"]) == sorted(
+        s.study_id for k in ("validation", "test") for s in data.studies[k]
+    )
+    np.testing.assert_allclose(predictions["probability"], 1 / (1 + np.exp(-predictions["logit"])))
+    if sign == 1.0:
+        assert ((predictions["probability"] > 0.5) == (predictions["label"] == 1)).all()
+
+
+def learner(weight_decay: float = 0.1) -> IDHClassifier:
+    torch.manual_seed(0)
+    network = StemTailNetwork(backbone="tf_efficientnet_b0", in_channels=2, weights="none", drop_path_rate=0.0)
+    return IDHClassifier(
+        network=network,
+        objective=FocalLoss(),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3),
+        weight_decay=weight_decay,
+        recipe={"sequences": ["FLAIR", "T1"]},
+    )
+
+
+def test_the_schedule_goes_up_and_down_once_over_the_optimizer_steps(data: IDHDataModule, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_before_optimizer_step(self, trainer: lightning.Trainer, *_: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = quiet_trainer(tmp_path, Watch(), epochs=3, accumulate_grad_batches=2)
+    trainer.fit(learner(), datamodule=data)
+    assert trainer.global_step == len(rates) == 6
+    assert rates[-1] < rates[0] < max(rates)
+    assert max(rates) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_weights_of_matrices_decay_and_biases_and_norms_do_not(data: IDHDataModule, tmp_path: Path) -> None:
+    model = learner(weight_decay=0.3)
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(model, datamodule=data)
+    groups = trainer.optimizers[0].param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    trainable = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
+    assert len(decays) == len(trainable)
+    for name, parameter in trainable.items():
+        assert decays[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+
+
+def test_training_twice_from_one_seed_gives_the_same_weights(data: IDHDataModule, tmp_path: Path) -> None:
+    def fitted() -> dict[str, Tensor]:
+        lightning.seed_everything(3, verbose=False)
+        model = learner()
+        quiet_trainer(tmp_path, epochs=2).fit(model, datamodule=data)
+        return model.state_dict()
+
+    first, second = fitted(), fitted()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_checkpoint_holds_tensors_and_primitives_and_its_recipe(data: IDHDataModule, tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path)
+    model = learner()
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert content["recipe"] == {"sequences": ["FLAIR", "T1"]}
+    again = learner()
+    again.load_state_dict(content["state_dict"])
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_model_built_to_predict_says_that_it_cannot_fit(data: IDHDataModule, tmp_path: Path) -> None:
+    model = IDHClassifier(network=Oracle(1.0), objective=FocalLoss())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="built to predict"):
+        quiet_trainer(tmp_path).fit(model, datamodule=data)

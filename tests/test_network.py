@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from idh_lightning.errors import ModelError
+from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
+
+Maker = Callable[..., StemTailNetwork]
+
+
+def volumes(batch: int = 2, channels: int = 4, edge: int = 32) -> torch.Tensor:
+    return torch.randn(batch, channels, edge, edge, edge, generator=torch.Generator().manual_seed(1))
+
+
+def test_default_network_is_b7_with_the_parameter_counts_of_its_last_two_stages() -> None:
+    network = StemTailNetwork(weights="none")
+    total = sum(parameter.numel() for parameter in network.parameters())
+    trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    assert total == pytest.approx(68.77e6, rel=1e-3)
+    assert trainable == pytest.approx(54.6e6, rel=1e-3)
+
+
+def test_stem_then_tail_is_the_whole_timm_network(small_network: Maker) -> None:
+    network = small_network(stem_precision="float32", tail_precision="float32").eval()
+    x = volumes()
+    torch.testing.assert_close(network(x), network.network(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["conv_stem", "blocks.3", "blocks.5", "blocks.5.2", "conv_head", "classifier"])
+def test_where_the_network_is_cut_does_not_change_what_it_computes(small_network: Maker, cut: str) -> None:
+    x = volumes()
+    whole = small_network(trainable_from="conv_stem", tail_precision="float32").eval()
+    cut_network = small_network(trainable_from=cut, stem_precision="float32", tail_precision="float32").eval()
+    cut_network.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(cut_network(x), whole(x), rtol=1e-4, atol=1e-5)
+
+
+def test_stem_in_bfloat16_agrees_with_float32_within_two_percent_of_the_features_spread(small_network: Maker) -> None:
+    network = small_network(stem_precision="float32").eval()
+    calibrate_batch_norm(network, [volumes(4)])
+    exact = network.stem(volumes())
+    network.stem_precision = "bfloat16"
+    difference = (network.stem(volumes()) - exact).pow(2).mean().sqrt()
+    assert difference < 0.02 * exact.std()
+
+
+def test_only_what_follows_the_cut_learns_and_stem_buffers_stay_bit_identical(small_network: Maker) -> None:
+    network = small_network(trainable_from="blocks.5").train()
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(volumes()), torch.tensor([0, 1])).backward()
+        optimizer.step()
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    heads = ("network.blocks.5", "network.blocks.6", "network.conv_head", "network.bn2", "network.classifier")
+    assert changed
+    assert all(name.startswith(heads) for name in changed)
+    for head in heads:
+        assert any(name.startswith(head) for name in changed), head
+
+
+def test_stem_stays_in_eval_mode_after_train(small_network: Maker) -> None:
+    network = small_network(trainable_from="blocks.5").train()
+    assert not network.network.blocks[4].training
+    assert network.network.blocks[5].training
+
+
+def test_stem_features_carry_no_graph(small_network: Maker) -> None:
+    assert not small_network().stem(volumes()).requires_grad
+
+
+def test_calibration_keeps_signals_alive_through_an_untrained_network() -> None:
+    torch.manual_seed(0)
+    network = StemTailNetwork(weights="none", stem_precision="float32").eval()
+    faded = network.stem(volumes(2, edge=32)).std()
+    calibrate_batch_norm(network, [volumes(2, edge=32), volumes(2, edge=32)])
+    assert faded < 0.05
+    assert network.stem(volumes(2, edge=32)).std() > 0.5
+
+
+def test_calibration_restores_modes_and_momenta(small_network: Maker) -> None:
+    network = small_network().train()
+    momenta = [m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm3d)]
+    assert calibrate_batch_norm(network, [volumes(2), volumes(2)]) == 4
+    assert [m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm3d)] == momenta
+    assert network.training
+    assert not network.network.blocks[0].training
+
+
+def test_calibration_refuses_a_single_volume(small_network: Maker) -> None:
+    with pytest.raises(ModelError, match="at least 2"):
+        calibrate_batch_norm(small_network(), [volumes(1)])
+
+
+def test_inflated_kernel_gives_the_2d_response_on_a_volume_constant_along_depth() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    inflated = inflate(weight, (5, 3, 3, 3, 3))
+    image = torch.randn(1, 3, 9, 9)
+    volume = image.unsqueeze(2).expand(1, 3, 7, 9, 9)
+    flat = nn.functional.conv2d(image, weight)
+    torch.testing.assert_close(nn.functional.conv3d(volume, inflated)[:, :, 2], flat, rtol=1e-4, atol=1e-5)
+
+
+def test_fourth_channel_keeps_the_response_to_equal_channels() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    inflated = inflate(weight, (5, 4, 3, 3, 3))
+    assert inflated.shape == (5, 4, 3, 3, 3)
+    torch.testing.assert_close(inflated[:, 3], inflated[:, 0])
+
+
+def test_2d_weights_of_timm_fit_and_are_recorded(tmp_path: Path, small_network: Maker) -> None:
+    flat = timm.create_model("tf_efficientnet_b0", pretrained=False)
+    torch.save(flat.state_dict(), tmp_path / "flat.pt")
+    network = small_network(weights=str(tmp_path / "flat.pt"))
+    assert network.weights_origin.pretrained
+    assert "inflated" in network.weights_origin.note
+    depthwise = flat.blocks[1][0].conv_dw.weight
+    torch.testing.assert_close(network.network.blocks[1][0].conv_dw.weight.sum(2), depthwise)
+
+
+def test_3d_weights_are_taken_as_they_are(tmp_path: Path, small_network: Maker) -> None:
+    first = small_network()
+    torch.save({"state_dict": first.network.state_dict()}, tmp_path / "volume.pt")
+    torch.manual_seed(5)
+    second = StemTailNetwork(backbone="tf_efficientnet_b0", weights=str(tmp_path / "volume.pt"))
+    assert second.weights_origin.note == ""
+    torch.testing.assert_close(second.network.state_dict(), first.network.state_dict())
+
+
+def test_auto_weights_fall_back_and_say_so(small_network: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no name service")
+
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr("idh_lightning.models.weights.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", unreachable_cache)
+    origin = small_network(weights="auto").weights_origin
+    assert (origin.source, origin.pretrained) == ("none", False)
+    assert "cannot be had" in origin.note
+    with pytest.raises(ModelError, match="cannot be had"):
+        small_network(weights="tf_efficientnet_b0.ns_jft_in1k")
+
+
+def unreachable_cache(*_: object) -> None:
+    return None
+
+
+def test_unknown_names_are_refused_with_the_choices(small_network: Maker) -> None:
+    with pytest.raises(ModelError, match=r"trainable_from: found 'blocks\.9'.*expected one of conv_stem"):
+        small_network(trainable_from="blocks.9")
+    with pytest.raises(ModelError, match="expected an EfficientNet"):
+        small_network(backbone="resnet18")
+    with pytest.raises(ModelError, match="neither a file nor a timm model"):
+        small_network(weights="nowhere.pt")
+
+
+def test_weights_that_are_not_weights_are_refused(tmp_path: Path, small_network: Maker) -> None:
+    (tmp_path / "text.pt").write_text("not weights")
+    with pytest.raises(ModelError, match=r"text\.pt: cannot be read"):
+        small_network(weights=str(tmp_path / "text.pt"))
+    torch.save(timm.create_model("tf_efficientnet_b1").state_dict(), tmp_path / "b1.pt")
+    with pytest.raises(ModelError, match="has shape"):
+        small_network(backbone="tf_efficientnet_b2", weights=str(tmp_path / "b1.pt"))
