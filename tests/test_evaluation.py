@@ -1,0 +1,544 @@
+"""The whole evaluation, driven with networks of known answer."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from idh_lightning.errors import ConfigError, EvaluationError
+from idh_lightning.evaluation import Evaluation, Learnt, auroc, compare_runs, per_patient, pool, spread
+from idh_lightning.evaluation.baselines import Baseline, fit_baseline
+from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
+from idh_lightning.evaluation.tables import join
+
+GRADE, DIAGNOSIS = "WHO CNS Grade", "Final pathologic diagnosis (WHO 2021)"
+
+
+def make_cohort(seed=0, n=260):
+    rng = np.random.default_rng(seed)
+    split = np.repeat(["train", "validation", "test"], [n - 120, 60, 60])
+    label = rng.permuted(np.tile([1, 0, 0, 0], n // 4))
+    label[-60:] = np.tile([1, 0, 0, 0], 15)
+    label[-120:-60] = np.tile([1, 0, 0, 0], 15)
+    number = np.arange(n)
+    return pd.DataFrame(
+        {
+            "study_id": [f"S{i:04d}" for i in number],
+            "patient_id": [f"P{i:04d}" for i in number],
+            "label": label,
+            "split": split,
+            "fold": 0,
+            "age_years": np.where(label == 1, rng.normal(42, 14, n), rng.normal(60, 14, n)).round(),
+            "sex": rng.choice(["F", "M"], n),
+            "follow_up": False,
+            GRADE: np.where((label == 1) & (rng.random(n) < 0.6), 2, 4),
+            DIAGNOSIS: np.where(label == 1, "Astrocytoma, IDH-mutant", "Glioblastoma, IDH-wildtype"),
+        }
+    )
+
+
+def predict(cohort, logit="good", seed=1):
+    rng = np.random.default_rng(seed)
+    rows = cohort.loc[cohort["split"] != "train", ["study_id", "patient_id", "split", "fold", "label"]]
+    logits = {
+        "good": rng.normal(size=len(rows)) + 2 * rows["label"] - 1,
+        "oracle": rows["label"] * 2.0 - 1,
+        "constant": np.full(len(rows), 0.3),
+        "inverted": 1.0 - 2 * rows["label"],
+    }[logit]
+    return rows.assign(logit=logits, probability=1 / (1 + np.exp(-logits)))
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return make_cohort()
+
+
+@pytest.fixture(scope="module")
+def predictions(cohort):
+    return predict(cohort)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return Evaluation(bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def results(evaluation, predictions, cohort):
+    return evaluation(predictions, cohort)
+
+
+def test_an_oracle_a_constant_and_an_inverted_network_give_what_they_must(evaluation, cohort):
+    areas = {
+        kind: evaluation(predict(cohort, kind), cohort).metrics["test"]["auroc"]["value"]
+        for kind in ("oracle", "constant", "inverted")
+    }
+    assert areas == {"oracle": 1.0, "constant": 0.5, "inverted": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["good", "oracle", "constant", "inverted"])
+def test_metrics_are_plain_json_without_nan_whatever_the_network(evaluation, cohort, kind):
+    found = evaluation(predict(cohort, kind), cohort).metrics
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_every_statistic_has_a_value_or_says_why_not(evaluation, cohort):
+    def walk(node):
+        if isinstance(node, dict):
+            if "value" in node and "n" in node and "column" not in node:
+                missing = [key for key in ("value", "low", "high") if node[key] is None]
+                assert bool(missing) == ("why" in node), node
+            for child in node.values():
+                walk(child)
+
+    for kind in ("good", "oracle", "constant", "inverted"):
+        walk(evaluation(predict(cohort, kind), cohort).metrics)
+
+
+def test_test_patients_change_nothing_that_is_learnt(evaluation, predictions, cohort, results):
+    rng = np.random.default_rng(5)
+    test_scores, test_labels = predictions.copy(), predictions.copy()
+    scored = test_scores["split"] == "test"
+    test_scores.loc[scored, "logit"] = rng.normal(size=scored.sum()) * 9
+    assert evaluation(test_scores, cohort).learnt == results.learnt
+
+    other_cohort = cohort.copy()
+    for table in (test_labels, other_cohort):
+        table.loc[table["split"] == "test", "label"] = 1 - table.loc[table["split"] == "test", "label"]
+    changed = evaluation(test_labels, other_cohort)
+    assert changed.learnt == results.learnt
+    assert changed.metrics["operating_point"] == results.metrics["operating_point"]
+    assert changed.metrics["validation"] == results.metrics["validation"]
+    assert changed.metrics["test"]["auroc"]["value"] == pytest.approx(1 - results.metrics["test"]["auroc"]["value"])
+
+    other_cohort.loc[other_cohort["split"] == "test", ["age_years", GRADE]] = [99.0, 3]
+    assert evaluation(test_labels, other_cohort).learnt == results.learnt
+
+
+def test_validation_patients_do_change_what_is_learnt(evaluation, predictions, cohort, results):
+    shifted = predictions.assign(logit=predictions["logit"] + 2 * (predictions["split"] == "validation"))
+    learnt = evaluation(shifted, cohort).learnt
+    assert learnt.calibrator.intercept == pytest.approx(
+        results.learnt.calibrator.intercept - 2 * results.learnt.calibrator.slope, abs=1e-4
+    )
+
+
+def test_learning_needs_no_test_patients(evaluation, predictions, cohort, results):
+    seen = evaluation.learn(predictions[predictions["split"] == "validation"], cohort[cohort["split"] != "test"])
+    assert seen == results.learnt
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows(evaluation, predictions, cohort, results):
+    shuffled = evaluation(predictions.sample(frac=1, random_state=1), cohort.sample(frac=1, random_state=2))
+    assert shuffled.metrics == results.metrics
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_the_same_values(evaluation, predictions, cohort, results):
+    assert evaluation(predictions, cohort).metrics == results.metrics
+    other = Evaluation(bootstrap=200, seed=1)(predictions, cohort).metrics["test"]
+    assert other["f1"]["value"] == results.metrics["test"]["f1"]["value"]
+    assert other["f1"]["low"] != results.metrics["test"]["f1"]["low"]
+
+
+def test_the_predictions_keep_their_rows_and_their_raw_probability(predictions, results):
+    table = results.predictions
+    assert table["study_id"].tolist() == predictions["study_id"].tolist()
+    np.testing.assert_allclose(table["raw_probability"], predictions["probability"])
+    np.testing.assert_allclose(table["probability"], results.learnt.calibrator(predictions["logit"]))
+    assert (table["predicted"] == (table["probability"] >= results.metrics["operating_point"]["threshold"])).all()
+    assert set(table["prediction_set"]) <= {"wildtype", "mutant", "both", "none"}
+
+
+def test_evaluating_the_evaluated_table_again_changes_nothing(evaluation, cohort, results):
+    again = evaluation(results.predictions, cohort)
+    pd.testing.assert_frame_equal(again.predictions, results.predictions)
+    assert again.metrics == results.metrics
+
+
+def test_calibration_ranks_patients_as_before_and_improves_the_log_loss_of_validation(predictions, results):
+    test = results.predictions[results.predictions["split"] == "test"]
+    area = results.metrics["test"]["auroc"]["value"]
+    assert roc_auc_score(test["label"], test["probability"]) == pytest.approx(area)
+    raw = results.metrics["calibration"]["raw"]["validation"]["log_loss"]["value"]
+    assert results.metrics["validation"]["log_loss"]["value"] < raw
+
+
+def test_what_is_learnt_survives_the_checkpoint_and_json(results):
+    state = results.learnt.to_dict()
+    assert Learnt.from_dict(json.loads(json.dumps(state))) == results.learnt
+
+
+def test_with_a_checkpoint_another_cohort_needs_test_patients_only(evaluation, predictions, cohort, results):
+    external = evaluation(
+        predictions[predictions["split"] == "test"], cohort[cohort["split"] == "test"], learnt=results.learnt
+    )
+    assert "validation" not in external.metrics
+    assert external.learnt == results.learnt
+    for key in ("test", "operating_point", "comparisons", "subgroups", "decision_curves"):
+        assert external.metrics[key] == results.metrics[key]
+
+
+def test_the_top_level_keys_of_metrics_are_those_of_the_package_docstring(results):
+    import idh_lightning.evaluation as package
+
+    for key, entry in results.metrics.items():
+        assert f"`{key}`" in package.__doc__
+        if key == "test":
+            assert all(f"`{name}`" in package.__doc__ for name in entry)
+
+
+def test_default_yaml_names_every_setting_with_the_default_of_the_class():
+    yaml = pytest.importorskip("yaml")
+    settings = yaml.safe_load((Path(__file__).parents[1] / "conf/evaluation/default.yaml").read_text())
+    assert settings.pop("_target_") == "idh_lightning.evaluation.Evaluation"
+    assert settings.pop("seed") == "${seed}"
+    assert Evaluation(**settings) == Evaluation(age_bands=[40, 60], prevalences=[0.1, 0.2, 0.3, 0.5, 0.8])
+    assert settings.keys() | {"seed"} == set(Evaluation.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("calibration", "isotonic"),
+        ("coverage", 1.0),
+        ("confidence", 95),
+        ("bins", 0),
+        ("bootstrap", 10),
+        ("minimum_group", 1),
+        ("age_bands", []),
+        ("prevalences", [0.0]),
+        ("operating_point", "best"),
+        ("operating_target", 0.9),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_is_trained(setting, value):
+    with pytest.raises(ConfigError, match=rf"evaluation\.{setting}: found .*; expected"):
+        Evaluation(**{setting: value})
+
+
+# Patients
+
+
+def with_follow_ups(cohort, count=8, split="test"):
+    again = cohort[cohort["split"] == split].head(count)
+    return pd.concat([cohort, again.assign(study_id=again["study_id"] + "_FU1", follow_up=True)], ignore_index=True)
+
+
+def test_a_patient_with_several_studies_counts_once_with_the_mean_logit(evaluation):
+    cohort = with_follow_ups(make_cohort())
+    predictions = predict(cohort)
+    found = evaluation(predictions, cohort).metrics
+    assert found["splits"]["test"] == {"n": 60, "n_mutant": 15, "studies": 68}
+    test = predictions[predictions["split"] == "test"].groupby("patient_id")[["label", "logit"]].mean()
+    assert found["test"]["auroc"]["value"] == pytest.approx(roc_auc_score(test["label"], test["logit"]))
+    assert found["test"]["auroc"]["n"] == 60
+    every = found["sensitivity_analyses"]["every_study"]
+    rows = predictions[predictions["split"] == "test"]
+    assert every["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(rows["label"], rows["logit"]))
+    assert every["metrics"]["auroc"]["n"] == 60
+    assert every["studies"] == 68
+
+
+def test_without_follow_ups_is_the_evaluation_of_the_first_studies(evaluation, cohort):
+    more = with_follow_ups(cohort)
+    predictions = predict(more)
+    first = predictions[~predictions["study_id"].str.endswith("_FU1")]
+    found = evaluation(predictions, more).metrics["sensitivity_analyses"]["without_follow_ups"]
+    assert found["studies_left_out"] == 8
+    assert found["metrics"] == evaluation(first, cohort).metrics["test"]
+
+
+def test_a_patient_has_the_age_of_the_study_before_any_follow_up():
+    table = pd.DataFrame(
+        {
+            "study_id": ["A_FU", "Z"],
+            "patient_id": "P",
+            "label": 1,
+            "split": "test",
+            "follow_up": [True, False],
+            "age_years": [60, 50],
+        }
+    )
+    joined = join(table.assign(logit=[1.0, 3.0]), table, required=())
+    (patient,) = per_patient(joined).to_dict("records")
+    assert patient["age_years"] == 50
+    assert patient["logit"] == 2
+    assert patient["studies"] == 2
+
+
+# Faults of the tables
+
+
+def edited(table, row, **changes):
+    table = table.copy()
+    for column, value in changes.items():
+        table[column] = table[column].astype(object)
+        table.loc[table.index[row], column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change_predictions", "change_cohort", "message"),
+    [
+        (lambda p: p.drop(columns="logit"), None, "predictions: no column logit; found study_id"),
+        (None, lambda c: c.drop(columns=["split", "label"]), "cohort: no column split, label"),
+        (lambda p: edited(p, 3, logit=float("nan")), None, "study S0143: the logit is nan; expected a finite"),
+        (lambda p: edited(p, 3, logit=float("inf")), None, "study S0143: the logit is inf; expected a finite"),
+        (lambda p: edited(p, 0, label=2), None, "study S0140: label is 2; expected 0"),
+        (lambda p: edited(p, 0, split="val"), None, "study S0140: split is 'val'; expected train, validation, test"),
+        (lambda p: pd.concat([p, p.head(1)]), None, "study S0140: listed 2 times; expected once"),
+        (lambda p: edited(p, 0, patient_id="P0200"), None, "patient P0200: split is test and validation; expected one"),
+        (None, lambda c: edited(c, 0, patient_id="P0140"), "cohort, patient P0140: split is train and validation"),
+        (lambda p: edited(p, 0, label=1 - p["label"].iloc[0]), None, "study S0140: label is .*; expected .* as in the"),
+        (None, lambda c: c[c["study_id"] != "S0140"], "study S0140: not in the cohort"),
+        (lambda p: p.iloc[1:], None, "split validation, study S0140: absent; expected a prediction"),
+        (lambda p: p[p["split"] == "test"], lambda c: c[c["split"] == "test"], "split validation: no patients"),
+        (
+            lambda p: p[(p["split"] != "test") | (p["label"] == 0)],
+            lambda c: c[(c["split"] != "test") | (c["label"] == 0)],
+            "split test: all patients have label 0; expected both classes",
+        ),
+    ],
+)
+def test_a_fault_in_the_tables_is_named(evaluation, predictions, cohort, change_predictions, change_cohort, message):
+    with pytest.raises(EvaluationError, match=message):
+        evaluation(
+            change_predictions(predictions) if change_predictions else predictions,
+            change_cohort(cohort) if change_cohort else cohort,
+        )
+
+
+def test_all_faults_are_listed_at_once(evaluation, predictions, cohort):
+    broken = edited(edited(predictions, 0, logit=float("nan")), 5, logit=float("inf"))
+    with pytest.raises(EvaluationError) as caught:
+        evaluation(broken, cohort)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_patient_with_two_labels_is_refused(evaluation, cohort):
+    more = with_follow_ups(cohort, count=1)
+    more.loc[more.index[-1], "label"] = 1 - more["label"].iloc[-1]
+    with pytest.raises(EvaluationError, match=r"label is 0 and 1; expected one\. A patient has one IDH status"):
+        evaluation(predict(more), more)
+
+
+# Baselines and comparisons
+
+
+def test_the_prevalence_knows_nothing_and_age_is_fitted_on_training_patients(results, cohort):
+    baselines = results.metrics["baselines"]
+    assert baselines["prevalence"]["test"]["auroc"]["value"] == 0.5
+    train = cohort[cohort["split"] == "train"]
+    assert baselines["prevalence"]["intercept"] == pytest.approx(
+        np.log(train["label"].mean() / (1 - train["label"].mean()))
+    )
+    test = cohort[cohort["split"] == "test"]
+    assert baselines["age"]["test"]["auroc"]["value"] == pytest.approx(roc_auc_score(test["label"], -test["age_years"]))
+    assert baselines["age"]["coefficients"][0] < 0
+    assert baselines["age"]["n"] == len(train)
+    assert baselines["model_age"]["fitted_on"] == "validation"
+
+
+def test_a_baseline_is_the_logistic_regression_of_statsmodels_up_to_its_ridge():
+    import statsmodels.api as sm
+
+    cohort = make_cohort(n=4000)
+    found = fit_baseline(cohort, ["age_years"])
+    train = cohort[cohort["split"] == "train"]
+    reference = sm.Logit(train["label"], sm.add_constant(train["age_years"])).fit(disp=False).params
+    assert found.coefficients[0] == pytest.approx(reference["age_years"], rel=0.01)
+    assert found.intercept == pytest.approx(reference["const"], rel=0.01)
+    assert Baseline.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_model_is_compared_with_each_baseline_on_the_patients_both_know(evaluation, predictions, cohort):
+    gaps = cohort.copy()
+    unknown = gaps.index[gaps["split"] == "test"][:7]
+    gaps.loc[unknown, "age_years"] = np.nan
+    found = evaluation(predictions, gaps).metrics
+    assert found["comparisons"]["model_vs_prevalence"]["n"] == 60
+    assert found["comparisons"]["model_vs_age"]["n"] == found["comparisons"]["model_age_vs_age"]["n"] == 53
+    assert found["decision_curves"]["n"] == 53
+    assert found["baselines"]["age"]["test"]["auroc"]["n"] == 53
+    known = gaps[(gaps["split"] == "test") & gaps["age_years"].notna()].merge(predictions[["study_id", "logit"]])
+    assert found["comparisons"]["model_vs_age"]["first"] == pytest.approx(roc_auc_score(known["label"], known["logit"]))
+
+
+def test_without_ages_the_baselines_say_so(evaluation, predictions, cohort):
+    found = evaluation(predictions, cohort.drop(columns=["age_years", "sex"])).metrics
+    assert "age_years" in found["baselines"]["age"]["why"]
+    assert "no baseline age" in found["comparisons"]["model_vs_age"]["why"]
+    assert "no column age_years" in found["subgroups"]["age"]["why"]
+    assert "age" not in found["decision_curves"]
+
+
+def test_tumour_features_become_a_baseline_where_they_are_given(evaluation, predictions, cohort, results):
+    assert "no table" in results.metrics["baselines"]["features"]["why"]
+    rng = np.random.default_rng(0)
+    features = cohort[["study_id"]].assign(
+        volume_ml=cohort["label"] * 30 + rng.normal(60, 5, len(cohort)), sphericity=rng.random(len(cohort))
+    )
+    found = evaluation(predictions, cohort, features).metrics
+    assert found["baselines"]["features"]["columns"] == ["feature sphericity", "feature volume_ml"]
+    assert found["baselines"]["features"]["test"]["auroc"]["value"] > 0.99
+    assert found["comparisons"]["model_vs_features"]["n"] == 60
+    assert found["test"] == results.metrics["test"]
+
+
+# Subgroups
+
+
+def test_subgroups_count_their_patients_and_small_ones_say_too_few(results, cohort):
+    groups = results.metrics["subgroups"]["grade"]["groups"]
+    assert list(groups) == ["2", "4"]
+    assert sum(group["n"] for group in groups.values()) == 60
+    assert groups["2"]["n_mutant"] == groups["2"]["n"], "every grade 2 patient of this cohort is mutant"
+    assert groups["2"]["auroc"]["value"] is None
+    assert groups["2"]["auroc"]["why"] == "too few: 0 wildtype patients, 5 needed"
+    assert groups["2"]["sensitivity"]["value"] is not None
+    assert "no column site" in results.metrics["subgroups"]["site"]["why"]
+
+
+def test_a_group_of_everyone_has_the_results_of_everyone(results):
+    patients = results.predictions[results.predictions["split"] == "test"]
+    found = group_scores(patients, minimum=5, confidence=0.95)
+    for name in found:
+        assert found[name] == pytest.approx(results.metrics["test"][name])
+
+
+def test_a_score_that_is_only_the_grade_gives_one_half_within_grades():
+    rng = np.random.default_rng(0)
+    grade = rng.choice([2, 3, 4], 300)
+    label = (rng.random(300) < np.array([0.9, 0.6, 0.1])[grade - 2]).astype(int)
+    patients = pd.DataFrame({"label": label, "logit": -grade.astype(float)})
+    assert roc_auc_score(label, -grade) > 0.8
+    settings = {"minimum": 5, "resamples": 200, "seed": 0, "confidence": 0.95}
+    assert within_groups_auroc(patients, pd.Series(grade), **settings)["value"] == 0.5
+    patients["logit"] += 0.1 * label
+    assert within_groups_auroc(patients, pd.Series(grade), **settings)["value"] == 1
+    alone = within_groups_auroc(patients, pd.Series(label), **settings)
+    assert alone["value"] is None
+    assert "too few" in alone["why"]
+
+
+def test_the_area_within_groups_counts_pairs_of_the_same_group_only():
+    rng = np.random.default_rng(1)
+    label, group, logit = rng.integers(0, 2, 60), rng.choice(["a", "b"], 60), rng.normal(size=60)
+    won = [
+        float(logit[i] > logit[j])
+        for i in range(60)
+        for j in range(60)
+        if label[i] == 1 and label[j] == 0 and group[i] == group[j]
+    ]
+    found = within_groups_auroc(
+        pd.DataFrame({"label": label, "logit": logit}),
+        pd.Series(group),
+        minimum=5,
+        resamples=200,
+        seed=0,
+        confidence=0.95,
+    )
+    assert found["value"] == pytest.approx(np.mean(won))
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_groups_have_plain_names_and_gaps_are_unknown():
+    assert group_names(pd.Series([4.0, None, 2.0])).tolist() == ["4", "unknown", "2"]
+    assert group_names(pd.Series([True, False])).tolist() == ["True", "False"]
+    bands = age_bands(pd.Series([39.9, 40, 60, np.nan, 59]), [60, 40])
+    assert bands.tolist() == ["under 40", "40 to 60", "60 and over", "unknown", "40 to 60"]
+
+
+def test_leaving_out_a_diagnosis_leaves_out_its_patients_and_no_one_else(predictions, cohort, evaluation):
+    marked = cohort.copy()
+    some = marked.index[(marked["split"] == "test") & (marked["label"] == 0)][:9]
+    marked.loc[some, DIAGNOSIS] = "Astrocytoma, IDH-wildtype"
+    found = evaluation(predictions, marked).metrics
+    entry = found["sensitivity_analyses"]["without_astrocytoma_wildtype"]
+    assert (entry["studies_left_out"], entry["n"], entry["n_mutant"]) == (9, 51, 15)
+    kept = predictions[(predictions["split"] == "test") & ~predictions["study_id"].isin(marked.loc[some, "study_id"])]
+    assert entry["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(kept["label"], kept["logit"]))
+
+
+# Several runs
+
+
+def test_seeds_that_agree_have_no_spread_and_runs_that_differ_have_one(results, evaluation, cohort):
+    same = spread({"a": results.predictions, "b": results.predictions})
+    assert same["summary"]["auroc"]["sd"] == 0
+    assert same["patients"] == {"n": 60, "probability_sd": 0.0, "called_differently": 0.0}
+    other = evaluation(predict(cohort, seed=9), cohort)
+    found = spread({"a": results.predictions, "b": other.predictions})
+    for name in ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1"):
+        values = [run.metrics["test"][name]["value"] for run in (results, other)]
+        assert [found["runs"][run][name] for run in "ab"] == pytest.approx(values)
+        assert found["summary"][name]["mean"] == pytest.approx(np.mean(values))
+        assert found["summary"][name]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert found["patients"]["probability_sd"] > 0
+    assert 0 < found["patients"]["called_differently"] < 1
+
+
+def test_folds_are_pooled_into_one_table_of_everyone(results):
+    test = results.predictions[results.predictions["split"] == "test"]
+    folds = {"0": test.iloc[:30], "1": test.iloc[30:]}
+    assert len(pool(folds)) == 60
+    assert spread(folds)["patients"]["why"] == "the runs hold different patients"
+    with pytest.raises(EvaluationError, match="60 patients are in the test split of more than one"):
+        pool({"0": test, "1": test})
+
+
+def test_two_runs_are_compared_on_the_patients_they_share(results, evaluation, cohort):
+    other = evaluation(predict(cohort, "inverted"), cohort).predictions
+    found = compare_runs(other, results.predictions)
+    assert found["first"] == 0
+    assert found["second"] == pytest.approx(results.metrics["test"]["auroc"]["value"])
+    assert found["p_value"] < 0.05
+    with pytest.raises(EvaluationError, match="share 0 patients"):
+        compare_runs(other.assign(patient_id="x" + other["patient_id"]), results.predictions)
+    with pytest.raises(EvaluationError, match="disagree about a label"):
+        compare_runs(other.assign(label=1 - other["label"]), results.predictions)
+
+
+def test_runs_that_do_not_fit_are_refused(results):
+    with pytest.raises(EvaluationError, match="none given"):
+        spread({})
+    with pytest.raises(EvaluationError, match="no rows of split train"):
+        spread({"a": results.predictions}, split="train")
+    mutants = results.predictions[results.predictions["label"] == 1]
+    with pytest.raises(EvaluationError, match="run a: all patients of the split have label 1"):
+        spread({"a": mutants})
+    twofold = results.predictions.assign(patient_id="P")
+    with pytest.raises(EvaluationError, match="a patient has two labels"):
+        spread({"a": twofold})
+
+
+# The real table
+
+
+@pytest.mark.real
+@pytest.mark.skipif("IDH_REAL_DATA" not in os.environ, reason="IDH_REAL_DATA is not set")
+def test_age_alone_reaches_the_known_area_in_the_real_cohort():
+    table = pd.read_csv(Path(os.environ["IDH_REAL_DATA"]) / "ucsf_pdgm/UCSF-PDGM-metadata_v5.csv")
+    # The table writes patients with 3 digits and their follow-ups with 4: UCSF-PDGM-429, UCSF-PDGM-0429_FU003d.
+    patient = table["ID"].str.extract(r"UCSF-PDGM-(\d+)")[0].astype(int)
+    studies = pd.DataFrame(
+        {
+            "study_id": table["ID"],
+            "patient_id": patient,
+            "follow_up": table["ID"].str.contains("_FU"),
+            "label": (table["IDH"] != "wildtype").astype(int),
+            "age_years": table["Age at MRI"],
+        }
+    ).sort_values(["patient_id", "follow_up"])
+    patients = studies.drop_duplicates("patient_id")
+    assert len(patients) == 495
+    both = pd.concat([patients.assign(split=split) for split in ("train", "validation")])
+    baseline = fit_baseline(both, ["age_years"])
+    found = auroc(patients["label"].to_numpy(), baseline.logits(patients))
+    assert found["n"] == 495
+    assert (round(found["value"], 3), round(found["low"], 3), round(found["high"], 3)) == (0.905, 0.871, 0.939)
