@@ -103,13 +103,10 @@ def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
 def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
     """Return an untrained model for the sequences of a cohort."""
     network = _factory(config.model)(in_channels=len(prepared.cohort.sequences))
-    optimizer = config.optimizer.copy()
-    if optimizer.get("fused") == "auto":
-        optimizer.fused = precision(config.trainer) != "16-mixed"
     return IDHClassifier(
         network=network,
         objective=_instantiate(config.objective),
-        optimizer=_factory(optimizer),
+        optimizer=_factory(config.optimizer),
         scheduler=_factory(config.scheduler),
         weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
         recipe=recipe(config, prepared, network.weights_origin),

@@ -76,7 +76,7 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
             continue
         image, mask, cam = phantom(number)
         label = int(cohort.loc[cohort["study_id"] == study_id, "label"].iloc[0])
-        nib.save(nib.Nifti1Image((image[0] - image[0].min()).T, affine), flair / f"{study_id}.nii.gz")
+        nib.save(nib.Nifti1Image(np.where(image[0] != 0, image[0] + 5, 0).T, affine), flair / f"{study_id}.nii.gz")
         nib.save(nib.Nifti1Image(cam.T, affine), folder / "explanations" / f"{study_id}_cam.nii.gz")
         cohort.loc[cohort["study_id"] == study_id, "flair"] = str(flair / f"{study_id}.nii.gz")
         panel = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), study_id, label=label, probability=0.5)

@@ -16,7 +16,7 @@ from idh_lightning.cohort.study import Cohort
 
 _log = logging.getLogger(__name__)
 
-_WIDTH, _LINE, _GAP = 210.0, 18.0, 36.0
+_WIDTH, _LINE, _GAP = 265.0, 18.0, 36.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def flow_boxes(flow: pd.DataFrame) -> list[Box]:
     if "excluded" in parts:
         reasons = (f"{group}: {_counts(part)}" for group, part in parts["excluded"].groupby("group"))
         lines = (f"Excluded: {_counts(parts['excluded'])}", *reasons)
-        boxes.append(_box(middle + _WIDTH / 2 + _GAP, _below(boxes), "excluded", lines, width=2 * _WIDTH))
+        boxes.append(_box(middle + _WIDTH / 2 + _GAP, _below(boxes), "excluded", lines, width=1.5 * _WIDTH))
     boxes.append(_box(middle, _below(boxes), "used", ("Used", *_labels(parts["used"]))))
     if "split" in parts:
         row = _below(boxes)

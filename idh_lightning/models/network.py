@@ -70,6 +70,9 @@ class StemTailNetwork(nn.Module):
         self.network = timm_3d.create_model(
             backbone, in_chans=in_channels, num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
         )
+        # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
+        nn.init.normal_(self.network.classifier.weight, std=0.01)
+        nn.init.zeros_(self.network.classifier.bias)
         self.trainable_from = trainable_from
         self.stem_precision: Precision = stem_precision
         self.tail_precision: Precision = tail_precision

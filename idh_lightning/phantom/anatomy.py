@@ -264,11 +264,11 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
         for axis, component in zip(source, offset, strict=True):
             axis -= component * pull
     index = np.stack([axis + np.float32(zero) for axis, zero in zip(source, _TEMPLATE_ZERO, strict=True)])
-    white, grey, inside = (
-        map_coordinates(values, index, order=1, mode="constant", prefilter=False)
-        for values in (template.white, template.grey, template.brain)
-    )
+    inside = map_coordinates(template.brain, index, order=1, mode="constant", prefilter=False)
     brain = inside > 0.5
+    white, grey = np.zeros_like(inside), np.zeros_like(inside)
+    for values, tissue in ((template.white, white), (template.grey, grey)):
+        tissue[brain] = map_coordinates(values, index[:, brain], order=1, mode="constant", prefilter=False)
     # The maps are averages over many people; raising them to a power takes back some of the blur of averaging.
     power = np.float32(1.6)
     csf = (atrophy * np.clip(inside - white - grey, 0, 1)) ** power

@@ -49,7 +49,7 @@ class Estimate:
         if self.value is None:
             return (self.why or "not known").split(":")[0]
         interval = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.value:.2f}{interval}"
+        return f"{self.value:.2f}{interval}".replace("-", "−")
 
 
 def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max") -> Figure:
@@ -70,7 +70,9 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
     ]
     panels = [(title, [key for key in keys if key in logged]) for title, keys in panels]
     panels = [(title, keys) for title, keys in panels if keys]
-    figure = _figure(3.4 * max(len(panels), 1), 3.5)
+    columns = 2 if len(panels) > 1 else 1
+    lines = -(-len(panels) // columns)
+    figure = _figure(3.9 * columns, 3.1 * max(lines, 1))
     looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
     ends = log.dropna(subset=["epoch"]).groupby("epoch")["step"].max() if "epoch" in log else pd.Series(dtype=float)
     best = None
@@ -78,7 +80,7 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
         values = log[monitor].astype(float)
         best = log.iloc[int(values.argmax() if mode == "max" else values.argmin())]
     for number, (title, keys) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes = figure.add_subplot(lines, columns, number + 1)
         for key in keys:
             points = log[["step", key]].dropna().sort_values("step")
             if key.endswith("_step"):
@@ -374,9 +376,13 @@ def forest(
         xlabel: What the values are.
         xlim: Limits of the axis; None takes them from the intervals.
     """
-    figure = _figure(7.6, 1.5 + 0.33 * len(rows))
-    axes, numbers = figure.subplots(1, 2, width_ratios=(1.7, 1), sharey=True)
+    figure = _figure(7.8, 1.25 + 0.33 * len(rows))
+    figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    axes = figure.add_subplot()
     drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
+    for x, heading in ((1.02, "n"), (1.09, "value (95 % interval)")):
+        axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
         if name.startswith("# "):
             continue
@@ -385,12 +391,14 @@ def forest(
                 axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
             axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
         colour = MUTED if estimate.value is None else INK
-        numbers.text(0.02, position, "" if estimate.n is None else f"{estimate.n}", va="center", color=colour)
-        numbers.text(0.24, position, estimate.text, va="center", color=colour)
+        axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
+        axes.text(1.09, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
+    words = xlabel
     if reference is not None:
         axes.axvline(reference[1], color=VERMILLION, linestyle="--", linewidth=1.2, zorder=0)
-    _dress(axes, title, None if reference is None else f"dashed line: {reference[0]} {reference[1]:.2f}")
-    axes.set_yticks(range(len(rows)), [name.removeprefix("# ") for name, _ in rows])
+        words = f"{xlabel} (dashed line: {reference[0]}, {reference[1]:.2f})"
+    _dress(axes)
+    axes.set_yticks(range(len(rows)), [_shorten(name.removeprefix("# "), 34) for name, _ in rows])
     for tick, (name, _) in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_parse_math(False)
         if name.startswith("# "):
@@ -403,11 +411,7 @@ def forest(
         axes.set_xlim(min(0.45, *ends) - 0.02, max(1.0, *ends) + 0.02)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(xlabel)
-    numbers.set_xlim(0, 1)
-    numbers.axis("off")
-    numbers.text(0.02, -0.75, "n", color=MUTED, fontsize=9)
-    numbers.text(0.24, -0.75, "value (95 % interval)", color=MUTED, fontsize=9)
+    axes.set_xlabel(words, parse_math=False)
     return figure
 
 

@@ -19,8 +19,8 @@ from idh_lightning.errors import EvaluationError
 from idh_lightning.files import write_text
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.run import PARTS, Run, as_estimate, exclusion_reasons, in_words, read_run, save_figures
-from idh_lightning.reports.viewer import slice_viewer
+from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
+from idh_lightning.reports.viewer import Viewer, slice_viewer
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +126,13 @@ class Telling:
         why: What makes it telling.
         call: What the model says of it.
         panel: Its class-activation panel, or None.
-        viewer: HTML page of the interactive viewer, or None.
+        viewer: The interactive viewer, or None.
     """
 
     why: str
     call: Call
     panel: Picture | None = None
-    viewer: str | None = None
+    viewer: Viewer | None = None
 
 
 @dataclass
@@ -215,9 +215,7 @@ def _headline(run: Run) -> list[str]:
         f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
         f"{auroc.value:.2f}{interval}."
     ]
-    age = run.estimate("baselines", "age", "test", "auroc_bootstrap") or run.estimate(
-        "baselines", "age", "test", "auroc"
-    )
+    age = area(run.node("baselines", "age", "test"))
     if age is not None and age.value is not None:
         sentence = f"Age alone reaches {age.text} in the same patients"
         difference = run.estimate("comparisons", "model_vs_age", "difference")
@@ -272,7 +270,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         ("sensitivity", run.estimate("test", "sensitivity")),
         ("specificity", run.estimate("test", "specificity")),
         ("calibration error", run.estimate("test", "ece")),
-        ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
+        ("age alone, ROC-AUC", area(run.node("baselines", "age", "test"))),
     ]
     tiles = []
     for name, estimate in wanted:
@@ -359,18 +357,19 @@ def _calibration_words(run: Run) -> str | None:
     temperature, shift = run.number("calibration", "temperature"), run.number("calibration", "intercept")
     n = run.number("calibration", "n")
     of = "" if n is None else f" {n:.0f}"
-    return (
+    words = (
         f"Probabilities were calibrated on{of} validation patients ({method}: slope {slope:.2f}, i.e. temperature "
         f"{temperature or 1 / slope:.2f}, intercept {shift or 0:.2f}); training with focal loss and balanced sampling "
         "shifts them otherwise. Ranking, and so the ROC-AUC, is unchanged."
     )
+    return words.replace(" -", " −")
 
 
 def _baselines(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("baselines") or {}).items():
         test = section.get("test", {})
-        auroc, brier = as_estimate(test.get("auroc")), as_estimate(test.get("brier"))
+        auroc, brier = area(test), as_estimate(test.get("brier"))
         why = section.get("why") or test.get("why")
         if why:
             rows.append([in_words(name), f"not computed: {why}", "", "", ""])
@@ -379,17 +378,9 @@ def _baselines(run: Run) -> Table | None:
         rows.append([in_words(name), _cell(auroc), _n(auroc), _cell(brier), fitted])
     if not rows:
         return None
-    rows.insert(
-        0,
-        [
-            "model (MRI)",
-            _cell(run.estimate("test", "auroc")),
-            _n(run.auroc),
-            _cell(run.estimate("test", "brier")),
-            "train patients",
-        ],
-    )
-    head = ["", "ROC-AUC (95 % interval, DeLong)", "n", "Brier score", "fitted on"]
+    brier, n = run.estimate("test", "brier"), run.node("splits", "train", "n")
+    rows.insert(0, ["model (MRI)", _cell(run.auroc), _n(run.auroc), _cell(brier), f"{n or '?'} train patients"])
+    head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
     return Table("The model and what is known without a network", head, rows, (0, 4))
 
 
@@ -421,16 +412,16 @@ def _subgroups(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("subgroups") or {}).items():
         if "why" in section:
-            rows.append([in_words(name), "", "", f"not computed: {section['why']}", "", ""])
+            rows.append([name.replace("_", " "), "", "", f"not computed: {section['why']}", "", ""])
             continue
         for group, found in section.get("groups", {}).items():
             values = [_cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
             rows.append(
-                [f"{in_words(name)}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
+                [f"{name.replace('_', ' ')}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
             )
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
-            rows.append([f"within {in_words(name)}", _n(within), "", _cell(within), "", ""])
+            rows.append([f"within {name.replace('_', ' ')}", _n(within), "", _cell(within), "", ""])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     caption = "Groups of test patients; “within” compares only patients of the same group"
     return Table(caption, head, rows) if rows else None
@@ -440,7 +431,7 @@ def _sensitivity_analyses(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
-        values = [_cell(as_estimate(metrics.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+        values = [_cell(area(metrics)), *(_cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
         rows.append([in_words(name), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
@@ -532,7 +523,7 @@ def _telling(run: Run, gallery: Gallery) -> list[Telling]:
     ]
 
 
-def _viewer(run: Run, study_id: str) -> str | None:
+def _viewer(run: Run, study_id: str) -> Viewer | None:
     cam = run.folder / "explanations" / f"{study_id}_cam.nii.gz"
     if "flair" not in run.cohort or not cam.is_file():
         return None

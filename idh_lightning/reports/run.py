@@ -65,9 +65,8 @@ class Run:
 
     @property
     def auroc(self) -> Estimate | None:
-        """The area on test patients with the bootstrap's interval, which holds its level in small cohorts."""
-        delong, bootstrap = self.estimate("test", "auroc"), self.estimate("test", "auroc_bootstrap")
-        return bootstrap if bootstrap is not None and bootstrap.low is not None else delong
+        """The area on test patients. See `area`."""
+        return area(self.node("test"))
 
     def patients(self, split: str) -> pd.DataFrame:
         """Return one row per patient of a split, indexed by patient: label, logit, probability, called; or no rows.
@@ -121,6 +120,17 @@ def as_estimate(node: object) -> Estimate | None:
     value, low, high = (None if node.get(key) is None else float(node[key]) for key in ("value", "low", "high"))
     n = node.get("n")
     return Estimate(value, low, high, None if n is None else int(n), node.get("why"))
+
+
+def area(measured: object) -> Estimate | None:
+    """Return the area of a group of patients with the bootstrap's interval, which keeps its level in small cohorts.
+
+    Where the bootstrap has no interval (perfect or constant scores) it is DeLong's.
+    """
+    if not isinstance(measured, Mapping):
+        return None
+    delong, bootstrap = as_estimate(measured.get("auroc")), as_estimate(measured.get("auroc_bootstrap"))
+    return bootstrap if bootstrap is not None and bootstrap.low is not None else delong
 
 
 def in_words(key: str) -> str:
@@ -279,11 +289,11 @@ def _subgroups(run: Run) -> Drawn:
         groups = {group: as_estimate(found.get("auroc")) for group, found in section.get("groups", {}).items()}
         if len(groups) < 2:
             continue
-        rows.append((f"# {in_words(name)}", Estimate(None)))
+        rows.append((f"# {name.replace('_', ' ')}", Estimate(None)))
         rows += [(str(group), e) for group, e in groups.items() if e is not None]
         within = as_estimate(section.get("within_auroc"))
         if within is not None and within.value is not None:
-            rows.append((f"within {in_words(name)}", within))
+            rows.append((f"within {name.replace('_', ' ')}", within))
     if not rows:
         return None
     whole = run.auroc
@@ -295,7 +305,7 @@ def _subgroups(run: Run) -> Drawn:
 def _baselines(run: Run) -> Drawn:
     rows = [("model (MRI)", run.auroc)]
     for name, section in (run.node("baselines") or {}).items():
-        rows.append((in_words(name), as_estimate(section.get("test", {}).get("auroc"))))
+        rows.append((in_words(name), area(section.get("test"))))
     known = [(name, estimate) for name, estimate in rows if estimate is not None]
     if len(known) < 2:
         return None
@@ -311,7 +321,19 @@ _WORDS = {
     "model_age": "model and age",
     "features": "tumour size, shape, intensity",
     "prevalence": "prevalence (same for all)",
-    "follow_up": "follow-up study",
+    "auroc": "ROC-AUC (DeLong)",
+    "auroc_bootstrap": "ROC-AUC",
+    "ece": "calibration error",
+    "coverage": "the truth is in the set",
+    "coverage_wildtype": "the same, of wildtypes",
+    "coverage_mutant": "the same, of mutants",
+    "one_class": "set of one class: a decision",
+    "both_classes": "set of both: undecided",
+    "no_class": "set of none: unlike validation patients",
+    "accuracy_of_one_class": "right, where there is a decision",
+    "without_astrocytoma_wildtype": "without “Astrocytoma, IDH-wildtype”",
+    "without_follow_ups": "without follow-up studies",
+    "every_study": "every study instead of every patient",
 }
 
 _DRAWINGS: dict[str, Callable[[Run], Drawn]] = {

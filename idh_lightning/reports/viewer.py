@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -47,8 +48,21 @@ _KEYS = """<script>
 </script>"""
 
 
-def slice_viewer(flair: Path, cam: Path, *, floor: float = 0.2, opacity: float = 0.6) -> str:
-    """Return an HTML page with axial, coronal and sagittal slices of a FLAIR under its map, for an `iframe`.
+@dataclass(frozen=True)
+class Viewer:
+    """An interactive page.
+
+    Attributes:
+        page: HTML, for the `srcdoc` of an `iframe`.
+        height: Of the slices, as a share of their width; a bar of 40 pixels comes below.
+    """
+
+    page: str
+    height: float
+
+
+def slice_viewer(flair: Path, cam: Path, *, floor: float = 0.2, opacity: float = 0.6) -> Viewer:
+    """Return a page with axial, coronal and sagittal slices of a FLAIR under its map.
 
     The page needs no network, shows the patient's right on the left, and follows clicks and the arrow keys.
 
@@ -93,7 +107,7 @@ def _hottest_mm(overlay: nib.Nifti1Image) -> list[float]:
     return [float(x) for x in apply_affine(overlay.affine, hottest)]
 
 
-def _adapted(page: str, opacity: float) -> str:
+def _adapted(page: str, opacity: float) -> Viewer:
     """Return the library's page without its link to the network, with keys, and with the cross where it belongs."""
     found = list(re.finditer(r"brainsprite\((\{.*?\})\);", page))
     if len(found) != 1:
@@ -109,4 +123,7 @@ def _adapted(page: str, opacity: float) -> str:
     page = page[: found[0].start()] + f"window.viewer = brainsprite({json.dumps(settings)});" + page[found[0].end() :]
     page = re.sub(r'<link rel="icon".*?/>', "", page, flags=re.DOTALL)
     page = page.replace('value="100"', f'value="{round(100 * opacity)}"')
-    return page.replace("</head>", f"{_STYLE}</head>").replace("</body>", f"{_KEYS}</body>")
+    page = page.replace("</head>", f"{_STYLE}</head>").replace("</body>", f"{_KEYS}</body>")
+    x, y, z = (settings["nbSlice"][axis] for axis in "XYZ")
+    # The three planes share one scale; a tenth of the height is left for the millimetres below them.
+    return Viewer(page, 1.1 * max(y, z) / (2 * x + y))
