@@ -175,7 +175,10 @@ def test_crop_tumour_is_a_cube_around_the_tumour(tmp_path):
 def test_crop_none_is_the_plain_resize_of_the_field_of_view(tmp_path):
     size = (32, 48, 24)
     study = write_study(
-        tmp_path, affine=ras_affine(spacing=(5, 4, 6), size=size, axes=ORIENTATIONS["LPS"]), size=size, sequences=("T2",)
+        tmp_path,
+        affine=ras_affine(spacing=(5, 4, 6), size=size, axes=ORIENTATIONS["LPS"]),
+        size=size,
+        sequences=("T2",),
     )
     volume = Preprocessing([12, 24, 16], crop="none")(study, ["T2"])
     assert np.allclose(np.linalg.norm(volume.affine[:3, :3], axis=0), [10, 8, 12])
@@ -188,7 +191,9 @@ def test_crop_none_is_the_plain_resize_of_the_field_of_view(tmp_path):
     kernel = np.einsum("i,j,k", *[np.array([1, 3, 3, 1]) / 8] * 3)
     a, b, c = ((kernel * part).sum() for part in (block, other, third))
     ours = volume.image[0]
-    assert (a - b) / (a - c) == pytest.approx((ours[d, h, w] - ours[d, h + 1, w]) / (ours[d, h, w] - ours[d + 1, h, w]), rel=1e-3)
+    assert (a - b) / (a - c) == pytest.approx(
+        (ours[d, h, w] - ours[d, h + 1, w]) / (ours[d, h, w] - ours[d + 1, h, w]), rel=1e-3
+    )
 
 
 def test_resampling_to_finer_voxels_is_linear_interpolation():

@@ -14,7 +14,9 @@ TUMOUR_RAS_MM = np.array([-32.0, -18.0, 12.0])
 RADII_MM = np.array([66.0, 82.0, 60.0])
 
 
-def ras_affine(spacing=(4.0, 4.0, 4.0), size=(40, 48, 38), axes=((1, 0, 0), (0, 1, 0), (0, 0, 1)), centre=(5.0, -8.0, 3)):
+def ras_affine(
+    spacing=(4.0, 4.0, 4.0), size=(40, 48, 38), axes=((1, 0, 0), (0, 1, 0), (0, 0, 1)), centre=(5.0, -8.0, 3)
+):
     """Return a RAS affine whose field of view is centred on `centre`; `axes` are the directions of i, j, k."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(axes, dtype=float).T * spacing
