@@ -43,6 +43,7 @@ from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.discrimination import auroc, compare_auroc
 from idh_lightning.evaluation.evaluation import Evaluation, Learnt, Results, measure
+from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.runs import compare_runs, pool, spread
 from idh_lightning.evaluation.tables import per_patient
 
@@ -60,4 +61,5 @@ __all__ = [
     "per_patient",
     "pool",
     "spread",
+    "tumour_features",
 ]
