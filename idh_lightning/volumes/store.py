@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import psutil
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
