@@ -5,15 +5,13 @@ numbers, so every range means what TorchIO's documentation says. What differs is
 and elastic deformation become one map and one resampling of all sequences, and contrast, bias field and noise become
 one pass over the voxels that are not background. `fused: false` applies the same entries the stock way.
 
-Four facts make the fused resampling fast:
+Three facts make the fused resampling fast:
 
 * The displacement of an elastic deformation is a tensor product of cubic B-splines, so a dense field is three small
   matrix products, not one evaluation per voxel.
 * Cubic B-splines reproduce affine maps. Moving the control points by the affine map and the flip therefore gives the
   control points of the composed map: no second grid, no second pass.
 * Most of a volume is background. Only the part of the output that can see anything else is resampled.
-* On the CPU, `grid_sample` is vectorised for images but not for volumes (torch 2.14): five times slower per value. So a
-  volume is sampled as an image of its slices, one below the other, above and below each point.
 """
 
 from __future__ import annotations
@@ -41,21 +39,18 @@ from idh_lightning.errors import ConfigError, VolumeError
 Background = float | Literal["minimum"]
 Box = tuple[slice, slice, slice]
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PATIENT_AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
 SPLINE_ORDER = 3
 # ITK widens the domain of a B-spline by this part of a voxel on each side (itkBSplineTransformInitializer.hxx).
 DOMAIN_MARGIN_VOXELS = 0.125
-CELL_VOXELS = 8  # edge of the cells in which a volume is searched for anything but background
-SLAB_VOXELS = 16  # slices of the output made at a time, so that coordinates stay in the processor's cache
 
 
 class Augmentation(tio.Compose):  # type: ignore[misc]
     """A TorchIO transform made of named random effects, each of which may be left out.
 
-    The order is that of the arguments. The result shares no memory with the subject given, and that is left as it was.
+    The order is that of the arguments. The subject given is left as it was.
 
     Args:
         flip: Mirrors the study; axes are named by anatomy, "LR" for left-right.
@@ -385,10 +380,9 @@ class Intensity(tio.IntensityTransform):  # type: ignore[misc]
         background = _background_of(volume, self.background)
         # Channel by channel: the temporaries are small enough for the allocator to use the same memory again.
         for channel, fill in enumerate(background):
-            cells = _occupied_cells(volume[channel, None], fill[None])
-            if not len(cells):
+            box = _occupied(volume[channel, None], fill[None])
+            if box is None:
                 continue
-            box = _box_of_cells(cells, volume.shape[1:])
             before = out[channel][box]
             after = before.clone()
             field = None
@@ -471,32 +465,28 @@ class _SamplingMap:
     affine: Floats
     reach: Floats
 
-    def seen_from(self, cells: Ints) -> Iterator[Box]:
-        """Yield boxes of the output, slab by slab, outside which nothing of the occupied input cells is seen."""
+    def seen_from(self, box: Box) -> Box:
+        """Return the output box outside which nothing of an input box is seen; it may be empty."""
+        corners = np.stack(np.meshgrid(*([part.start - 1, part.stop] for part in box), indexing="ij"), -1)
         inverse = np.linalg.inv(self.affine)
-        centers = (cells + (CELL_VOXELS - 1) / 2) @ inverse[:3, :3].T + inverse[:3, 3]
-        # Half a cell and the voxel that interpolation reaches beyond it, in output voxels; then the elastic part.
-        margin = np.abs(inverse[:3, :3]).sum(1) * (CELL_VOXELS / 2 + 1) + self.reach
-        low, high = np.floor(centers - margin).astype(int), np.ceil(centers + margin).astype(int) + 1
+        corners = corners.reshape(-1, 3) @ inverse[:3, :3].T + inverse[:3, 3]
         sizes = [len(basis) for basis in self.bases]
-        for start in range(0, sizes[0], SLAB_VOXELS):
-            in_slab = (low[:, 0] < start + SLAB_VOXELS) & (high[:, 0] > start)
-            if in_slab.any():
-                starts = np.maximum(low[in_slab].min(0), (start, 0, 0))
-                stops = np.minimum(high[in_slab].max(0), (start + SLAB_VOXELS, *sizes[1:]))
-                stops[0] = min(stops[0], sizes[0])
-                if (stops > starts).all():
-                    yield _box(starts, stops)
+        starts = np.clip(np.floor(corners.min(0) - self.reach), 0, sizes).astype(int)
+        stops = np.clip(np.ceil(corners.max(0) + self.reach) + 1, 0, sizes).astype(int)
+        return tuple(map(slice, starts.tolist(), stops.tolist()))  # type: ignore[return-value]
 
-    def points(self, output: Box, origin: Sequence[int], device: torch.device) -> Tensor:
-        """Return [3, *output shape] where the voxels of an output box lie in the input, in voxels from `origin`."""
+    def grid(self, output: Box, source: Box, device: torch.device) -> Tensor:
+        """Return the [1, *output shape, 3] grid with which `grid_sample` fills an output box from a source box."""
+        starts, stops = np.array([part.start for part in source]), np.array([part.stop for part in source])
+        points = (2 * (self.control_points - starts) + 1) / (stops - starts) - 1
         dense, x, y, z = (
-            torch.from_numpy(values).to(device, torch.float32)
-            for values in (self.control_points - origin, *map(np.ndarray.__getitem__, self.bases, output))
+            torch.from_numpy(values.copy()).to(device, torch.float32)
+            for values in (points[..., ::-1], *map(np.ndarray.__getitem__, self.bases, output))
         )
+        # The three coordinates stay apart in memory: faster here, and as fast in grid_sample.
         dense = torch.einsum("ijkc,xi->cxjk", dense, x)
         dense = torch.einsum("cxjk,yj->cxyk", dense, y)
-        return torch.einsum("cxyk,zk->cxyz", dense, z)
+        return torch.einsum("cxyk,zk->xyzc", dense, z)[None]
 
 
 def _sampling_map(transform: Spatial, shape: Sequence[int], affine: Floats) -> _SamplingMap:
@@ -562,61 +552,33 @@ def _resample(tensor: Tensor, mapping: _SamplingMap, mode: str, background: Tens
     """Return [C, *shape] resampled through the map; `background` [C] fills what comes from outside."""
     fill = background[:, None, None, None]
     out = fill.expand(tensor.shape).clone()
-    cells = _occupied_cells(tensor, background)
-    if not len(cells):
+    occupied = _occupied(tensor, background)
+    if occupied is None:
         return out
-    # Outside the box there is nothing, so background is moved to zero and a rim of it keeps the slices apart.
-    occupied = _box_of_cells(cells, tensor.shape[1:])
-    source = torch.nn.functional.pad(tensor[(slice(None), *occupied)].float() - fill.float(), (0, 0, 1, 1, 1, 1))
-    for seen in mapping.seen_from(cells):
-        points = mapping.points(seen, [part.start for part in occupied], tensor.device)
-        out[(slice(None), *seen)] = _sample(source, points, mode).add_(fill.float()).to(tensor.dtype)
+    # grid_sample fills with zero, so background is moved to zero. Channels last: one fetch brings all of them.
+    source = (tensor[(slice(None), *occupied)].float() - fill.float())[None]
+    source = source.contiguous(memory_format=torch.channels_last_3d)
+    seen = mapping.seen_from(occupied)
+    grid = mapping.grid(seen, occupied, tensor.device)
+    sampled = grid_sample(source, grid, mode, "zeros", align_corners=False)[0]
+    out[(slice(None), *seen)] = sampled.add_(fill.float()).to(tensor.dtype)
     return out
 
 
-def _sample(source: Tensor, points: Tensor, mode: str) -> Tensor:
-    """Return the values [C, *output shape] of a volume at points given in voxels.
-
-    Args:
-        source: [C, 1 + D + 1, 1 + H + 1, W], contiguous, with a rim of zeros; zero outside.
-        points: [3, *output shape] along D, H and W, counted from the first voxel inside the rim. They are overwritten.
-        mode: "bilinear", which here is trilinear, or "nearest".
-    """
-    channels, depth, height, width = source.shape
-    z, y, x = points.flatten(2).unbind()
-    y, z = y.add_(1).clamp_(0, height - 1), z.add_(1).clamp_(0, depth - 1)
-    if mode == "nearest":
-        y, z = y.round_(), z.round_()
-    above = z.floor()
-    # Linear: the same image once more from its second slice on, so that one call looks up the slices above and below.
-    lookups = 1 if mode == "nearest" else 2
-    rows = (depth + 1 - lookups) * height
-    images = source.as_strided((lookups, channels, rows, width), (height * width, depth * height * width, width, 1))
-    row = y.add_(above, alpha=height).mul_(2).add_(1).div_(rows).sub_(1)  # grid_sample counts from -1 to 1
-    grid = torch.stack([x.mul_(2).add_(1).div_(width).sub_(1), row]).movedim(0, -1)
-    sampled = grid_sample(images, grid.expand(lookups, -1, -1, -1), mode, "zeros", align_corners=False)
-    if lookups == 2:
-        sampled = sampled[0].lerp_(sampled[1], z.sub_(above))
-    return sampled.view(channels, *points.shape[1:])
-
-
-def _occupied_cells(tensor: Tensor, background: Tensor) -> Ints:
-    """Return the first voxel, [n, 3], of every cell where [C, *shape] is anything else than its background [C]."""
+def _occupied(tensor: Tensor, background: Tensor) -> Box | None:
+    """Return the smallest box that holds every voxel of [C, *shape] that is not background [C], or None."""
     mask = tensor[0] != background[0]
     for channel, fill in zip(tensor[1:], background[1:], strict=True):
         mask |= channel != fill
-    cells: NDArray[np.bool_] = mask.cpu().numpy()
-    for axis, size in enumerate(mask.shape):
-        cells = np.logical_or.reduceat(cells, np.arange(0, size, CELL_VOXELS), axis)
-    return np.argwhere(cells) * CELL_VOXELS
-
-
-def _box_of_cells(cells: Ints, shape: Sequence[int]) -> Box:
-    return _box(cells.min(0), np.minimum(cells.max(0) + CELL_VOXELS, shape))
-
-
-def _box(starts: Ints, stops: Ints) -> Box:
-    return tuple(map(slice, starts.tolist(), stops.tolist()))  # type: ignore[return-value]
+    occupied = mask.view(torch.uint8)  # the maximum of bytes is 20 times faster than `any` of booleans (torch 2.14)
+    plane = occupied.amax(0)
+    box = []
+    for line in (occupied.flatten(1).amax(1), plane.amax(1), plane.amax(0)):
+        inside = line.nonzero()
+        if not len(inside):
+            return None
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)  # type: ignore[return-value]
 
 
 def _log_bias_field(coefficients: Sequence[float], shape: Sequence[int], order: Sequence[int], box: Box) -> Tensor:
