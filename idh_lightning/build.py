@@ -22,7 +22,7 @@ from idh_lightning.callbacks import PredictionWriter, Provenance
 from idh_lightning.cohort import SPLITS, Cohort, cohort_table, exclusions_table, settle, write_cohort_report
 from idh_lightning.config import check_config
 from idh_lightning.errors import CheckpointError
-from idh_lightning.files import write_text
+from idh_lightning.files import replacing, write_text
 from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.volumes import PrepareReport, VolumeStore
@@ -154,6 +154,13 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
             "Give another one."
         ) from error
     return model.eval()
+
+
+def add_to_checkpoint(file: Path, **content: Any) -> None:
+    """Put further primitives into a checkpoint, replacing the file in one step."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    with replacing(file) as temporary:
+        torch.save(checkpoint | content, temporary)
 
 
 def calibrate(model: IDHClassifier, data: IDHDataModule) -> int:

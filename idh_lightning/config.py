@@ -102,9 +102,11 @@ def _keywords(target: str, path: str, choices: Mapping[str, str | None]) -> tupl
 
 
 def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
+    """Return the file, or the two files, in which a key can have been written."""
     group = path.split(".")[0]
-    chosen = choices.get(group)
-    return f"conf/{group}/{chosen}.yaml" if chosen else "conf/train.yaml"
+    chosen, experiment = choices.get(group), choices.get("experiment")
+    file = f"conf/{group}/{chosen}.yaml" if chosen else "conf/train.yaml"
+    return f"{file} or conf/experiment/{experiment}.yaml" if experiment else file
 
 
 def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterable[str]:

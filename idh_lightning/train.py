@@ -25,7 +25,7 @@ from idh_lightning.reports import write_report
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "specificity", "auroc")
+SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "specificity", "auroc_bootstrap")
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -89,13 +89,20 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
 
 
 def report(config: DictConfig) -> dict[str, Any]:
-    """Turn predictions.csv into metrics.json, figures and report.html, and return the metrics."""
+    """Turn predictions.csv into metrics.json, figures and report.html, and return the metrics.
+
+    What was learnt from validation patients (threshold, calibration, prediction sets) goes into the run's best.ckpt,
+    so that it is used everywhere after.
+    """
     run_folder = Path(config.paths.run)
     file = run_folder / "predictions.csv"
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected predictions to report. Add 'test' to stages.")
     results = build.evaluation(config)(pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv"))
     write_text(file, results.predictions.to_csv(index=False))
+    best = run_folder / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        build.add_to_checkpoint(best, learnt=results.learnt.to_dict())
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
     metrics: dict[str, Any] = results.metrics
@@ -115,7 +122,7 @@ def _summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     table = Table(title="Test patients", title_justify="left")
     for heading in ("metric", "value", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    names = {"ppv": "precision", "sensitivity": "recall (sensitivity)", "auroc": "ROC-AUC", "f1": "F1 (mutant)"}
+    names = {"ppv": "precision", "sensitivity": "recall (sensitivity)", "auroc_bootstrap": "ROC-AUC", "f1": "F1 (mutant)"}
     for metric in SUMMARY_METRICS:
         entry = metrics.get("test", {}).get(metric)
         if entry is None:
