@@ -115,6 +115,11 @@ def by_check(faults: Iterable[Fault]) -> dict[tuple[str, str], list[Fault]]:
     return dict(groups)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, whose plural ends in s unless another is given."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def exclusions_table(cohort: Cohort) -> pd.DataFrame:
     """Return study_id, patient_id and reason of every study left out: the content of `exclusions.csv`."""
     rows = [(e.study_id, e.patient_id, e.reason) for e in cohort.exclusions]
@@ -123,7 +128,7 @@ def exclusions_table(cohort: Cohort) -> pd.DataFrame:
 
 def _list_of(name: str, errors: Sequence[Fault]) -> str:
     lines = [
-        f"cohort {name}: {len(errors)} {'error' if len(errors) == 1 else 'errors'}. Correct them, list the studies in "
+        f"cohort {name}: {counted(len(errors), 'error')}. Correct them, list the studies in "
         "cohort.exclude, or set cohort.on_error=exclude to leave faulty studies out."
     ]
     for (_, check), found in by_check(errors).items():
@@ -193,7 +198,8 @@ def _mark_follow_ups(studies: Sequence[Study]) -> tuple[list[Study], list[Fault]
                 where="cohort",
                 check="follow_ups",
                 severity="warning",
-                found=f"{len(follow_ups)} follow-up studies of {len(_group(follow_ups))} patients: "
+                found=f"{counted(len(follow_ups), 'follow-up study', 'follow-up studies')} of "
+                f"{counted(len(_group(follow_ups)), 'patient')}: "
                 f"{', '.join(study.study_id for study in follow_ups[:10])}{' ...' if len(follow_ups) > 10 else ''}",
                 expected="one study per patient",
                 remedy="None needed: they stay in the split of their patient.",

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pandas as pd
 
+from idh_lightning.cohort.checks import counted
 from idh_lightning.cohort.files import NIFTI, children, subfolders
 from idh_lightning.cohort.identity import Identity, canonical_patient
 from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows
@@ -148,7 +149,7 @@ class FolderReader(Reader):
         if self.selective and (unmatched := sorted(set(rows) - matched)):
             yield Fault(
                 where=str(self.table), check="row_without_folder", severity="warning",
-                found=f"{len(unmatched)} rows have no folder in {self.folder}: {', '.join(unmatched[:5])}"
+                found=f"{counted(len(unmatched), 'row has', 'rows have')} no folder in {self.folder}: {', '.join(unmatched[:5])}"
                 + (" ..." if len(unmatched) > 5 else ""),
                 expected="labels of the studies in the folder", remedy="None needed if these studies are not at hand.",
             )  # fmt: skip

@@ -97,6 +97,10 @@ class Reader(ABC):
         ):
             if value not in choices:
                 raise ConfigError(f"cohort.{key}: {value!r}; expected one of {choices}. Correct the setting.")
+        if isinstance(self.exclude, str):
+            raise ConfigError(
+                f"cohort.exclude: {self.exclude!r}; expected a list. Write cohort.exclude=[{self.exclude}]."
+            )
         if unknown := [name for name in self.sequences or () if name not in SEQUENCES]:
             raise ConfigError(f"cohort.sequences: {unknown}; expected a choice of {SEQUENCES}. Correct the setting.")
         if unknown := [role for role in self.columns if role not in self.default_columns]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from idh_lightning.cohort.checks import by_check, exclusions_table
+from idh_lightning.cohort.checks import by_check, counted, exclusions_table
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
 
@@ -113,5 +113,5 @@ def _labels(part: pd.DataFrame) -> tuple[str, ...]:
 
 def _counts(part: pd.DataFrame) -> str:
     patients, studies = int(part["patients"].sum()), int(part["studies"].sum())
-    words = f"{patients} {'patient' if patients == 1 else 'patients'}"
-    return words if patients == studies else f"{words}, {studies} {'study' if studies == 1 else 'studies'}"
+    words = counted(patients, "patient")
+    return words if patients == studies else f"{words}, {counted(studies, 'study', 'studies')}"

@@ -157,16 +157,25 @@ def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         SPLIT_COLUMNS, then every carried column; one that would take the name of the former becomes `carried_<name>`.
+
+    Raises:
+        SplitError: If the assignment lacks a study.
     """
     carried = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
-    places = assignment.set_index("study_id")[["split", "fold"]]
+    places = {
+        row.study_id: (row.split, row.fold) for row in assignment[["study_id", "split", "fold"]].itertuples(index=False)
+    }
+    if lost := sorted({study.study_id for study in cohort.studies} - set(places)):
+        raise SplitError(
+            f"split: says nothing about {_some(lost)}; expected every study of the cohort. Split it again."
+        )
     rows = [
         {
             "study_id": study.study_id,
             "patient_id": study.patient_id,
             "label": study.label,
-            "split": places.at[study.study_id, "split"],
-            "fold": places.at[study.study_id, "fold"],
+            "split": places[study.study_id][0],
+            "fold": places[study.study_id][1],
             "age_years": study.age_years,
             "sex": study.sex,
             "follow_up": study.follow_up,

@@ -1,0 +1,573 @@
+"""Every layout that can be read, its names as the collections write them, with empty files in place of images."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from cohort_files import write_ucsf_cohort
+from hypothesis import given
+from hypothesis import strategies as st
+
+import idh_lightning.cohort as cohort_package
+from idh_lightning.cohort import (
+    BIDS,
+    EGD,
+    SEQUENCES,
+    UCSFPDGM,
+    UPENNGBM,
+    BraTS,
+    Cohort,
+    Combined,
+    HoldOut,
+    Reader,
+    Study,
+    Table,
+    settle,
+)
+from idh_lightning.cohort.identity import canonical_patient, parse_ucsf_pdgm
+from idh_lightning.cohort.tables import read_table
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import CohortError, ConfigError
+
+LAYOUTS = {
+    "bids": BIDS, "brats": BraTS, "egd": EGD, "table": Table, "ucsf_pdgm": UCSFPDGM, "upenn_gbm": UPENNGBM,
+    "combined": Combined,
+}  # fmt: skip
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(reader: Reader | Combined) -> Cohort:
+    return settle(reader.read(), on_error="raise")
+
+
+def names(study: Study) -> dict[str, str]:
+    return {sequence: path.name for sequence, path in study.files.items()}
+
+
+# Identifiers
+
+
+@given(
+    number=st.integers(1, 9999), days=st.none() | st.integers(0, 9999), padding=st.integers(0, 4), lower=st.booleans()
+)
+def test_every_spelling_of_a_ucsf_identifier_is_the_same_study(
+    number: int, days: int | None, padding: int, lower: bool
+) -> None:
+    suffix = "" if days is None else f"_FU{days:03d}d"
+    text = f"UCSF-PDGM-{number:0{padding}d}{suffix}"
+    identity = parse_ucsf_pdgm(f" {text.lower() if lower else text} ")
+    assert identity is not None
+    assert identity.study_id == f"UCSF-PDGM-{number:04d}{suffix}"
+    assert identity.patient_id == f"UCSF-PDGM-{number:04d}"
+    assert identity.follow_up == (days is not None)
+    assert parse_ucsf_pdgm(identity.study_id) == identity
+
+
+@given(st.integers(1, 9999), st.integers(1, 9999))
+def test_two_ucsf_numbers_are_one_patient_only_if_they_are_equal(first: int, second: int) -> None:
+    same = canonical_patient(f"UCSF-PDGM-{first:03d}") == canonical_patient(f"UCSF-PDGM-{second:04d}_FU001d")
+    assert same == (first == second)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_identifier_or_none_and_canonical_spelling_is_stable(text: str) -> None:
+    identity = parse_ucsf_pdgm(text)
+    assert identity is None or re.fullmatch(r"UCSF-PDGM-\d{4}(_FU\d{3,4}d)?", identity.study_id)
+    assert canonical_patient(canonical_patient(text)) == canonical_patient(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["UCSF-PDGM-", "UCSF-PDGM-4b", "PDGM-004", "UCSF-PDGM-004_FU", "UCSF-PDGM-٣٣٣", "xUCSF-PDGM-004"]
+)
+def test_what_only_resembles_a_ucsf_identifier_is_none(text: str) -> None:
+    assert parse_ucsf_pdgm(text) is None
+
+
+def test_a_tcga_barcode_is_cut_after_the_patient() -> None:
+    assert {canonical_patient(t) for t in ("TCGA-DU-7294", "tcga-du-7294", "TCGA-DU-7294-01A-11D")} == {"TCGA-DU-7294"}
+    assert canonical_patient("TCGA-DU-72945") == "TCGA-DU-72945"
+
+
+# UCSF-PDGM
+
+
+def test_ucsf_rows_meet_their_folders_whatever_the_order_of_the_rows(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path, patients=110)
+    first = read(copy.reader())
+    copy.table = copy.table.sample(frac=1, random_state=1)
+    assert read(copy.reader()) == first
+    for study in first.studies:
+        assert list(study.files) == list(SEQUENCES)
+        assert names(study) == {s: f"{study.study_id}_{s}.nii.gz" for s in SEQUENCES}
+        assert {path.parent.name for path in study.files.values()} == {f"{study.study_id}_nifti"}
+        assert study.label == (int(study.patient_id[-4:]) % 3 == 0)
+
+
+def test_ucsf_identifiers_with_a_common_ending_do_not_meet(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    copy.add("UCSF-PDGM-1002")  # ends like 2, which a match by suffix would confuse
+    with pytest.raises(CohortError, match=r"no row for UCSF-PDGM-1002"):
+        read(copy.reader())
+
+
+def test_the_follow_up_shares_patient_and_says_what_it_is(tmp_path: Path) -> None:
+    later = [study for study in read(write_ucsf_cohort(tmp_path).reader()).studies if study.follow_up]
+    assert [(study.study_id, study.patient_id) for study in later] == [("UCSF-PDGM-0005_FU003d", "UCSF-PDGM-0005")]
+
+
+def test_bias_corrected_files_are_used_when_asked_for(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    for study in read(copy.reader()).studies:
+        for sequence in SEQUENCES:
+            copy.file(study.study_id, f"{sequence}_bias").touch()
+    plain, corrected = (read(copy.reader(bias_corrected=flag)).studies[0] for flag in (False, True))
+    assert names(plain)["T1c"] == "UCSF-PDGM-0001_T1c.nii.gz"
+    assert names(corrected)["T1c"] == "UCSF-PDGM-0001_T1c_bias.nii.gz"
+    assert plain.mask == corrected.mask
+
+
+def test_only_the_sequences_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    copy.file("UCSF-PDGM-0002", "T1").unlink()
+    cohort = read(copy.reader(sequences=["T2", "FLAIR"]))
+    assert cohort.sequences == ("FLAIR", "T2")
+    assert all(list(study.files) == ["FLAIR", "T2"] for study in cohort.studies)
+
+
+def test_a_folder_with_images_that_names_no_study_is_reported(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    touch(copy.root / "images" / "UCSF_0099" / "UCSF-PDGM-0099_T1.nii.gz")
+    warnings = [fault for fault in read(copy.reader()).faults if fault.check == "unknown_folder"]
+    assert [Path(fault.where).name for fault in warnings] == ["UCSF_0099"]
+
+
+def test_the_roster_reads_a_table_before_its_images_are_there(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    roster = UCSFPDGM(folder=tmp_path / "absent", table=tmp_path / "metadata.csv")
+    copy.save()
+    assert roster.roster()["study_id"].tolist() == [study.study_id for study in read(copy.reader()).studies]
+    assert roster.roster()["follow_up"].sum() == 1
+
+
+# BraTS
+
+
+BRATS_NAMES = {
+    "Brats18_TCIA01_201_1": ("_flair", "_t1", "_t1ce", "_t2", "_seg"),
+    "BraTS2021_00006": ("_flair", "_t1", "_t1ce", "_t2", "_seg"),
+    "BraTS-GLI-00012-000": ("-t2f", "-t1n", "-t1c", "-t2w", "-seg"),
+}
+
+
+def add_brats(root: Path, name: str) -> None:
+    for end in BRATS_NAMES["BraTS-GLI-00012-000" if "GLI" in name else "BraTS2021_00006"]:
+        touch(root / name / f"{name}{end}.nii.gz")
+
+
+@pytest.mark.parametrize("name", BRATS_NAMES)
+def test_brats_names_of_every_year_are_read(tmp_path: Path, name: str) -> None:
+    add_brats(tmp_path / "images", name)
+    table = write(tmp_path / "labels.csv", f"study_id,patient_id,idh\n{name},UCSF-PDGM-61,mutant\nother,x,wildtype\n")
+    study = read(BraTS(folder=tmp_path / "images", table=table)).studies[0]
+    assert list(names(study).values()) == [f"{name}{end}.nii.gz" for end in BRATS_NAMES[name][:4]]
+    assert (study.study_id, study.patient_id, study.label) == (name, "UCSF-PDGM-0061", 1)
+    assert study.mask is not None
+    assert study.mask.name == f"{name}{BRATS_NAMES[name][4]}.nii.gz"
+
+
+def test_a_row_of_2021_serves_the_same_patient_in_2023(tmp_path: Path) -> None:
+    for name in ("BraTS-GLI-00012-000", "BraTS-GLI-00012-001", "BraTS2021_00012"):
+        add_brats(tmp_path / "images", name)
+    table = write(
+        tmp_path / "m.csv", "ID,BraTS21 ID,IDH\nUCSF-PDGM-061,BraTS2021_00012,IDH1 p.R132H\nUCSF-PDGM-004,,wildtype\n"
+    )
+    columns = {"study_id": "BraTS21 ID", "patient_id": "ID", "idh": "IDH"}
+    cohort = read(BraTS(folder=tmp_path / "images", table=table, columns=columns))
+    assert {study.patient_id for study in cohort.studies} == {"UCSF-PDGM-0061"}
+    assert {study.study_id: study.follow_up for study in cohort.studies} == {
+        "BraTS-GLI-00012-000": False, "BraTS-GLI-00012-001": True, "BraTS2021_00012": True,
+    }  # fmt: skip
+
+
+def test_rows_about_other_challenges_are_no_error_but_are_counted(tmp_path: Path) -> None:
+    add_brats(tmp_path / "images", "BraTS2021_00006")
+    table = write(tmp_path / "t.csv", "study_id,idh\nBraTS2021_00006,wildtype\nBraTS2021_00007,wildtype\n")
+    faults = read(BraTS(folder=tmp_path / "images", table=table)).faults
+    assert any("1 row has no folder" in fault.found for fault in faults)
+
+
+def test_the_folders_of_2018_may_lie_one_level_down(tmp_path: Path) -> None:
+    for grade, name in (("HGG", "Brats18_TCIA01_201_1"), ("LGG", "Brats18_TCIA10_637_1")):
+        add_brats(tmp_path / "images" / grade, name)
+    table = write(tmp_path / "t.csv", "study_id,idh\nBrats18_TCIA01_201_1,wt\nBrats18_TCIA10_637_1,mutant\n")
+    cohort = read(BraTS(folder=tmp_path / "images", table=table))
+    assert [study.patient_id for study in cohort.studies] == ["Brats18_TCIA01_201", "Brats18_TCIA10_637"]
+
+
+# UPENN-GBM, EGD, BIDS
+
+
+def test_upenn_studies_find_the_corrected_mask_first(tmp_path: Path) -> None:
+    for name in ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21", "UPENN-GBM-00002_11"):
+        for end in ("FLAIR", "T1", "T1GD", "T2"):
+            touch(tmp_path / "images_structural" / name / f"{name}_{end}.nii.gz")
+        touch(tmp_path / "automated_segm" / f"{name}_automated_approx_segm.nii.gz")
+    touch(tmp_path / "images_segm" / "UPENN-GBM-00001_11_segm.nii.gz")
+    rows = "ID,Gender,Age_at_scan_years,IDH1,MGMT\n" + "".join(
+        f"{name},M,63.3,{idh},Methylated\n"
+        for name, idh in [
+            ("UPENN-GBM-00001_11", "Wildtype"),
+            ("UPENN-GBM-00001_21", "Wildtype"),
+            ("UPENN-GBM-00002_11", "Mutated"),
+        ]
+    )
+    table = write(tmp_path / "clinical.csv", rows)
+    cohort = read(UPENNGBM(folder=tmp_path / "images_structural", table=table))
+    assert [(s.study_id, s.patient_id, s.label, s.follow_up) for s in cohort.studies] == [
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00001", 0, False),
+        ("UPENN-GBM-00001_21", "UPENN-GBM-00001", 0, True),
+        ("UPENN-GBM-00002_11", "UPENN-GBM-00002", 1, False),
+    ]
+    assert names(cohort.studies[0])["T1c"] == "UPENN-GBM-00001_11_T1GD.nii.gz"
+    assert [s.mask.parent.name for s in cohort.studies if s.mask] == ["images_segm", "automated_segm", "automated_segm"]
+    assert cohort.studies[0].age_years == 63.3
+
+
+def test_upenn_rows_without_a_verdict_are_faults(tmp_path: Path) -> None:
+    touch(tmp_path / "images_structural" / "UPENN-GBM-00001_11" / "UPENN-GBM-00001_11_T1.nii.gz")
+    table = write(tmp_path / "clinical.csv", "ID,IDH1\nUPENN-GBM-00001_11,NOS/NEC\n")
+    with pytest.raises(CohortError, match=r"study UPENN-GBM-00001_11: IDH1 is 'NOS/NEC'"):
+        read(UPENNGBM(folder=tmp_path / "images_structural", table=table))
+
+
+def test_egd_codes_are_labels_and_minus_one_is_a_fault(tmp_path: Path) -> None:
+    for name in ("EGD-0001", "EGD-0002", "EGD-0003"):
+        for file in ("FLAIR", "T1", "T1GD", "T2", "MASK"):
+            touch(tmp_path / "SUBJECTS" / name / f"{file}.nii.gz")
+    table = write(tmp_path / "Genetic_data.csv", "Subject,IDH,1p19q\nEGD-0001,0,0\nEGD-0002,1,0\nEGD-0003,-1,-1\n")
+    cohort = settle(EGD(folder=tmp_path / "SUBJECTS", table=table).read(), on_error="exclude")
+    assert [(study.study_id, study.label) for study in cohort.studies] == [("EGD-0001", 0), ("EGD-0002", 1)]
+    assert names(cohort.studies[0]) == {
+        "FLAIR": "FLAIR.nii.gz",
+        "T1": "T1.nii.gz",
+        "T1c": "T1GD.nii.gz",
+        "T2": "T2.nii.gz",
+    }
+    assert [exclusion.reason for exclusion in cohort.exclusions] == ["unknown_label: IDH is '-1'"]
+
+
+def test_bids_tells_contrast_by_its_entity_and_groups_sessions(tmp_path: Path) -> None:
+    for where, stem in (("sub-01/ses-a", "sub-01_ses-a"), ("sub-01/ses-b", "sub-01_ses-b"), ("sub-02", "sub-02")):
+        for end in ("FLAIR", "T1w", "ce-gd_T1w", "T2w"):
+            touch(tmp_path / where / "anat" / f"{stem}_{end}.nii.gz")
+        touch(tmp_path / "derivatives" / "tumour" / where / "anat" / f"{stem}_dseg.nii.gz")
+    write(tmp_path / "participants.tsv", "participant_id\tage\tsex\tidh\nsub-01\t40\tF\tmutant\n02\t50\tM\twildtype\n")
+    cohort = read(BIDS(folder=tmp_path, table=tmp_path / "participants.tsv"))
+    assert [(s.study_id, s.patient_id, s.label, s.follow_up) for s in cohort.studies] == [
+        ("sub-01_ses-a", "sub-01", 1, False), ("sub-01_ses-b", "sub-01", 1, True), ("sub-02", "sub-02", 0, False),
+    ]  # fmt: skip
+    assert list(names(cohort.studies[2]).values()) == [
+        "sub-02_FLAIR.nii.gz", "sub-02_T1w.nii.gz", "sub-02_ce-gd_T1w.nii.gz", "sub-02_T2w.nii.gz",
+    ]  # fmt: skip
+    assert [study.mask is not None for study in cohort.studies] == [True, True, True]
+
+
+def test_two_runs_in_bids_are_ambiguous(tmp_path: Path) -> None:
+    for end in ("FLAIR", "run-1_T1w", "run-2_T1w", "ce-gd_T1w", "T2w"):
+        touch(tmp_path / "sub-01" / "anat" / f"sub-01_{end}.nii.gz")
+    write(tmp_path / "participants.tsv", "participant_id\tidh\nsub-01\tmutant\n")
+    with pytest.raises(CohortError, match=r"2 files could be T1:"):
+        read(BIDS(folder=tmp_path, table=tmp_path / "participants.tsv"))
+
+
+# Tables
+
+
+def table_cohort(root: Path, kind: str = "csv") -> Path:
+    frame = pd.DataFrame(
+        {
+            "study_id": ["a", "b"], "patient_id": ["P1", "P2"], "idh": ["wildtype", "mutant"], "age_years": [50, None],
+            "FLAIR": ["images/a_flair.nii.gz", "images/b_fl*.nii.gz"], "T1": ["images/a_t1.nii", "../outside/b_t1.nii"],
+        }
+    )  # fmt: skip
+    for path in (
+        "cohort/images/a_flair.nii.gz",
+        "cohort/images/b_flair.nii.gz",
+        "cohort/images/a_t1.nii",
+        "outside/b_t1.nii",
+    ):
+        touch(root / path)
+    path = root / "cohort" / f"cohort.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_table_of_any_kind_names_its_files_relative_to_itself(tmp_path: Path, kind: str) -> None:
+    cohort = read(Table(table=table_cohort(tmp_path, kind)))
+    assert cohort.sequences == ("FLAIR", "T1")
+    assert [names(study) for study in cohort.studies] == [
+        {"FLAIR": "a_flair.nii.gz", "T1": "a_t1.nii"}, {"FLAIR": "b_flair.nii.gz", "T1": "b_t1.nii"},
+    ]  # fmt: skip
+    assert [(study.label, study.age_years) for study in cohort.studies] == [(0, 50.0), (1, None)]
+
+
+def test_a_pattern_must_fit_exactly_one_file(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    touch(path.parent / "images" / "b_flop.nii.gz")
+    with pytest.raises(CohortError, match=r"study b: 2 files could be FLAIR: .*b_flair.nii.gz, .*b_flop.nii.gz"):
+        read(Table(table=path))
+
+
+@pytest.mark.parametrize(
+    "text", ["images/none*.nii.gz", "images/none.nii.gz", "/no/such.nii", "images", "x\\0y", "a" * 5000]
+)
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, text: str) -> None:
+    path = table_cohort(tmp_path)
+    path.write_text(path.read_text().replace("images/a_t1.nii", text))
+    with pytest.raises(CohortError, match=r"study a: T1 is .*, which is not there"):
+        read(Table(table=path))
+
+
+def test_a_file_that_is_no_nifti_is_named(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    path.write_text(path.read_text().replace("images/a_t1.nii", "cohort.csv"))
+    with pytest.raises(CohortError, match=r"T1 is 'cohort.csv', not a NIfTI file"):
+        read(Table(table=path))
+
+
+def test_a_mask_that_is_named_but_not_there_is_an_error(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path).assign(tumor_segmentation=["none.nii", ""])
+    frame.to_csv(path, index=False)
+    cohort = Table(table=path).read()
+    assert {(fault.check, fault.study_id, fault.severity) for fault in cohort.faults} == {
+        ("missing_mask", "a", "error"), ("missing_mask", "b", "warning"),
+    }  # fmt: skip
+
+
+def test_columns_can_be_named_in_the_configuration(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).rename(columns={"idh": "IDH status", "FLAIR": "fluid"}).to_csv(path, index=False)
+    cohort = read(Table(table=path, columns={"idh": "IDH status", "FLAIR": "fluid"}))
+    assert cohort.sequences == ("FLAIR", "T1")
+
+
+@pytest.mark.parametrize("study_id", ["../evil", "a/b", "a b", ".hidden", "x" * 200, "ä"])
+def test_a_study_that_cannot_name_a_file_is_refused(tmp_path: Path, study_id: str) -> None:
+    path = table_cohort(tmp_path)
+    path.write_text(path.read_text().replace("a,P1", f"{study_id},P1"), encoding="utf-8")
+    cohort = Table(table=path).read()
+    assert [fault.check for fault in cohort.faults if fault.severity == "error"] == ["unusable_id"]
+    assert [study.study_id for study in cohort.studies] == ["b"]
+
+
+def test_rows_without_an_identifier_are_named_by_their_number(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    path.write_text(path.read_text().replace("a,P1", ",P1"))
+    with pytest.raises(CohortError, match=r"cohort.csv, row 2: no study identifier"):
+        read(Table(table=path))
+
+
+def test_a_table_without_patients_takes_studies_as_patients_and_says_so(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).drop(columns="patient_id").to_csv(path, index=False)
+    cohort = read(Table(table=path))
+    assert [study.patient_id for study in cohort.studies] == ["a", "b"]
+    assert "no_patient_column" in {fault.check for fault in cohort.faults}
+
+
+# What is missing altogether
+
+
+def test_a_table_without_the_label_column_names_file_and_remedy(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "study_id,FLAIR\na,a.nii\n")
+    with pytest.raises(
+        CohortError, match=r"t.csv: no column 'idh' \(idh\); found 'study_id', 'FLAIR'. .*cohort.columns.idh"
+    ):
+        Table(table=path).read()
+
+
+def test_a_column_that_the_user_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"no column 'Alter' \(age_years\)"):
+        Table(table=table_cohort(tmp_path), columns={"age_years": "Alter"}).read()
+
+
+def test_a_table_without_any_sequence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"no column 'FLAIR' \(FLAIR\), 'T1' \(T1\)"):
+        Table(table=write(tmp_path / "t.csv", "study_id,idh\na,mutant\n")).read()
+
+
+def test_a_sequence_that_is_asked_for_must_have_a_column(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"no column 'T2' \(T2\)"):
+        Table(table=table_cohort(tmp_path), sequences=["FLAIR", "T2"]).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"study_id,idh,idh\na,mutant,wildtype\n", "column 'idh' occurs more than once"),
+        ("t.csv", b"", "cannot be read as a table"),
+        ("t.csv", b"a,b\n1,2,3\n", "cannot be read as a table"),
+        ("t.csv", "study_id,idh\nä,mutant\n".encode("utf-16"), "cannot be read as a table .*UTF-8"),
+        ("t.csv", "study_id,idh\nä,mutant\n".encode("latin-1"), "cannot be read as a table .*UTF-8"),
+        ("t.csv", b"study_id;idh\na;mutant\n", "no column .*CSV means commas"),
+        ("t.parquet", b"PAR1 not really", "cannot be read as a table"),
+        ("t.xlsx", b"", "a table of kind '.xlsx'; expected .csv, .tsv or .parquet"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CohortError, match=message):
+        Table(table=tmp_path / name).read()
+
+
+def test_a_missing_table_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"none.csv: no such file.*cohort.table"):
+        Table(table=tmp_path / "none.csv").read()
+    copy = write_ucsf_cohort(tmp_path)
+    copy.save()
+    with pytest.raises(CohortError, match=r"none: no such folder.*cohort.folder"):
+        UCSFPDGM(folder=tmp_path / "none", table=tmp_path / "metadata.csv").read()
+
+
+def test_a_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "\ufeffstudy_id , idh\n\n a , mutant \n,\n")
+    table = read_table(path)
+    assert table.to_dict("index") == {3: {"study_id": "a", "idh": "mutant"}}
+
+
+# Settings
+
+
+def test_wrong_settings_are_refused_when_the_reader_is_made() -> None:
+    with pytest.raises(ConfigError, match=r"cohort.sequences: \['T3'\]"):
+        Table(table="t.csv", sequences=["T3"])
+    with pytest.raises(ConfigError, match=r"cohort.columns: \['weight'\]"):
+        Table(table="t.csv", columns={"weight": "kg"})
+    with pytest.raises(ConfigError, match=r"cohort.missing: 'mean'"):
+        Table(table="t.csv", missing="mean")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"cohort.exclude: 'P1'; expected a list"):
+        Table(table="t.csv", exclude="P1")
+
+
+LEAKS = [
+    "IDH", "Final pathologic diagnosis (WHO 2021)", "1p/19q", "WHO CNS Grade", "grade", "MGMT status", "OS", "EOR",
+    "1-dead 0-alive", "Survival_from_surgery_days_UPDATED", "GTR resection", "Biopsy prior to imaging",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", LEAKS)
+@pytest.mark.parametrize("role", ["age_years", "sex"])
+def test_a_column_that_gives_the_label_away_cannot_play_age_or_sex(column: str, role: str) -> None:
+    with pytest.raises(ConfigError, match=r"gives the label away"):
+        Table(table="t.csv", columns={role: column})
+
+
+@pytest.mark.parametrize("column", ["Age at MRI", "Age_at_scan_years", "age_at_diagnosis", "age", "Alter"])
+def test_columns_with_ages_can_play_age(column: str) -> None:
+    assert Table(table="t.csv", columns={"age_years": column}).column("age_years") == column
+
+
+def test_columns_that_leak_are_carried_and_found_nowhere_else(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    leaks = {"Final pathologic diagnosis (WHO 2021)", "1p/19q", "MGMT status", "WHO CNS Grade", "OS", "EOR"}
+    for column in leaks:
+        copy.table[column] = f"LEAK {column}"
+    for study in read(copy.reader()).studies:
+        assert leaks == set(study.carried)
+        model_sees: dict[str, Any] = {f.name: getattr(study, f.name) for f in fields(study) if f.name != "carried"}
+        assert "LEAK" not in repr(model_sees)
+        assert set(study.files) <= set(SEQUENCES)
+        assert all(isinstance(path, Path) for path in study.files.values())
+        assert study.sex in ("F", "M", None)
+        assert study.age_years is None or 0 <= study.age_years <= 120
+
+
+# Several sources
+
+
+def test_a_patient_from_two_sources_is_one_patient(tmp_path: Path) -> None:
+    for source in ("one", "two"):
+        write(
+            tmp_path / source / "t.csv",
+            "study_id,patient_id,idh,FLAIR,T2\n"
+            + "S0,TCGA-DU-7294,mutant,0f.nii,0t.nii\n"
+            + "".join(f"S{i},{source}{i},{('mutant', 'wildtype')[i % 2]},{i}f.nii,{i}t.nii\n" for i in range(1, 20)),
+        )
+        for i in range(20):
+            touch(tmp_path / source / f"{i}f.nii")
+            touch(tmp_path / source / f"{i}t.nii")
+    two = Table(table=tmp_path / "two" / "t.csv", sequences=["FLAIR"])
+    cohort = read(Combined(readers={"one": Table(table=tmp_path / "one" / "t.csv"), "two": two}))
+    assert cohort.sequences == ("FLAIR",)
+    assert {study.study_id for study in cohort.studies} == {f"{s}-S{i}" for s in ("one", "two") for i in range(20)}
+    assert {study.carried["cohort"] for study in cohort.studies} == {"one", "two"}
+    shared = [study for study in cohort.studies if study.patient_id == "TCGA-DU-7294"]
+    assert [(study.study_id, study.follow_up) for study in shared] == [("one-S0", False), ("two-S0", True)]
+    assert {"patient_in_two_places", "unused_sequence"} <= {fault.check for fault in cohort.faults}
+    for seed in range(20):
+        table = HoldOut(seed=seed)(cohort)
+        assert table[table["patient_id"] == "TCGA-DU-7294"]["split"].nunique() == 1
+        by_site = table[table["split"] == "test"].groupby(["cohort", "label"]).size()
+        assert len(by_site) == 4
+
+
+def test_labels_in_conflict_between_sources_are_errors(tmp_path: Path) -> None:
+    readers = {}
+    for source, label in (("one", "mutant"), ("two", "wildtype")):
+        touch(tmp_path / source / "f.nii")
+        path = write(tmp_path / source / "t.csv", f"study_id,patient_id,idh,FLAIR\n{source},P,{label},f.nii\n")
+        readers[source] = Table(table=path)
+    with pytest.raises(CohortError, match=r"one patient with two labels: one mutant, two wildtype"):
+        read(Combined(readers=readers))
+
+
+def test_a_combination_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cohort.readers: none"):
+        Combined(readers={}).read()
+    path = table_cohort(tmp_path)
+    readers = {"one": Table(table=path, sequences=["FLAIR"]), "two": Table(table=path, sequences=["T1"])}
+    with pytest.raises(CohortError, match=r"one has FLAIR; two has T1; expected a common sequence"):
+        Combined(readers=readers).read()
+
+
+# The configuration and the shape of the code
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_keys_of_a_configuration_file_are_the_arguments_of_its_class(name: str) -> None:
+    section = yaml.safe_load((CONF_DIR / "cohort" / f"{name}.yaml").read_text())
+    assert section.pop("_target_") == f"idh_lightning.cohort.{LAYOUTS[name].__name__}"
+    assert set(section) == {f.name for f in fields(LAYOUTS[name])}
+    assert section["name"] == name
+    if name != "combined":
+        roles = {role: text or "" for role, text in section["columns"].items()}
+        assert roles == LAYOUTS[name].default_columns  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "combined"])
+def test_a_layout_is_a_file_of_at_most_sixty_lines(name: str) -> None:
+    path = Path(str(cohort_package.__file__)).parent / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 60

@@ -1,0 +1,87 @@
+"""IDH status from text: a closed vocabulary, nothing guessed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, parse_idh
+from idh_lightning.cohort.study import MUTANT, WILDTYPE
+from idh_lightning.errors import CohortError, ConfigError
+
+UCSF_SPELLINGS = {
+    "wildtype": WILDTYPE,
+    "mutated (NOS)": MUTANT,
+    "IDH1 p.R132H": MUTANT,
+    "IDH1 p.R132C": MUTANT,
+    "IDH1 p.R132G": MUTANT,
+    "IDH1 p.R132S": MUTANT,
+    "IDH2 p.R172K": MUTANT,
+    "IDH2 p.Arg172Trp": MUTANT,
+    "IDH1 p.Arg132His": MUTANT,
+}
+UNDECIDED = ["", " ", "unknown", "Unknown", "indeterminate", "pending", "NOS", "NOS/NEC", "n/a", "nan", "None", "-1"]
+
+
+@pytest.mark.parametrize(("text", "label"), UCSF_SPELLINGS.items())
+def test_every_spelling_of_the_ucsf_table_has_its_label(text: str, label: int) -> None:
+    assert parse_idh(text) == label
+
+
+@pytest.mark.parametrize("text", UNDECIDED)
+def test_a_status_that_is_not_known_is_refused(text: str) -> None:
+    with pytest.raises(CohortError, match=re.escape(f"IDH is {text!r}; expected 'wildtype'")):
+        parse_idh(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["wildtyp", "not wildtype", "IDH1", "IDH1 p.R132R", "IDH3 p.R132H", "0", "1", "mutant?"]
+)
+def test_a_near_miss_is_refused(text: str) -> None:
+    with pytest.raises(CohortError, match=r"expected 'wildtype', 'mutant' or a mutation name"):
+        parse_idh(text)
+
+
+@given(st.sampled_from(sorted(IDH_VOCABULARY)), st.data())
+def test_case_and_white_space_do_not_matter(spelling: str, data: st.DataObject) -> None:
+    flips = data.draw(st.lists(st.booleans(), min_size=len(spelling), max_size=len(spelling)))
+    text = "".join(c.upper() if flip else c for c, flip in zip(spelling, flips, strict=True))
+    text = data.draw(st.sampled_from(["", " ", "\t"])) + text.replace(" ", "  \n") + " "
+    assert parse_idh(text) == IDH_VOCABULARY[spelling]
+
+
+@given(st.text())
+def test_any_text_is_a_known_spelling_or_refused(text: str) -> None:
+    known = " ".join(text.split()).casefold() in IDH_VOCABULARY
+    if known:
+        assert parse_idh(text) in (WILDTYPE, MUTANT)
+    else:
+        with pytest.raises(CohortError):
+            parse_idh(text)
+
+
+def test_the_vocabulary_can_be_extended_for_one_cohort() -> None:
+    extended = extend_vocabulary(IDH_VOCABULARY, {"IDH1 p.R132V": "mutant", "Negativ": "wildtype"})
+    assert parse_idh("idh1 P.R132V", extended) == MUTANT
+    assert parse_idh("negativ", extended) == WILDTYPE
+    with pytest.raises(CohortError, match=r"IDH is 'negativ'"):
+        parse_idh("negativ")
+
+
+def test_a_number_in_the_configuration_is_a_spelling_too() -> None:
+    extended = extend_vocabulary(IDH_VOCABULARY, {0: "wildtype", 1: "mutant"})  # type: ignore[dict-item]
+    assert [parse_idh(text, extended) for text in ("0", "1")] == [WILDTYPE, MUTANT]
+
+
+@pytest.mark.parametrize("text", ["unknown", "Pending", "NOS", "", "wild type"])
+def test_no_setting_turns_an_undecided_or_contrary_spelling_into_mutant(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot mean 'mutant'"):
+        extend_vocabulary(IDH_VOCABULARY, {text: "mutant"})
+
+
+def test_a_meaning_other_than_the_two_labels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'abc' means 'maybe'; expected 'wildtype' or 'mutant'"):
+        extend_vocabulary(IDH_VOCABULARY, {"abc": "maybe"})
