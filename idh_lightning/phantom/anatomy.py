@@ -79,28 +79,25 @@ def field_grid(spacing_mm: float) -> Grid:
 
 @dataclass(frozen=True)
 class Template:
-    """MNI152 2009a as tissue fractions at 1 mm.
-
-    Attributes:
-        white, grey, brain: [D, H, W], 0..1; what is brain but neither white nor grey is fluid.
-        seeds_mm: (lobe, side) -> [N, 3] template coordinates in deep enough white matter, where a tumour may start.
-    """
+    """MNI152 2009a as tissue fractions at 1 mm, [D, H, W], 0..1: brain that is neither white nor grey is fluid."""
 
     white: Floats
     grey: Floats
     brain: Floats
-    seeds_mm: dict[tuple[str, str], Floats]
 
 
 @lru_cache(maxsize=2)
-def load_template(blur_mm: float) -> Template:
+def load_template(blur_mm: float = 0.0) -> Template:
     """Return the MNI152 tissue maps that nilearn ships, smoothed against aliasing on coarser grids.
 
     Args:
         blur_mm: Standard deviation of the smoothing, 0 for none.
     """
+    if blur_mm > 0:
+        sharp = load_template(0.0)
+        return Template(*(gaussian_filter(m, blur_mm, truncate=2.5) for m in (sharp.white, sharp.grey, sharp.brain)))
     t1, grey, white = (
-        np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
+        np.ascontiguousarray(np.asarray(image.dataobj, dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
         for image in (
             load_mni152_template(resolution=1),
             load_mni152_gm_template(resolution=1),
@@ -108,11 +105,23 @@ def load_template(blur_mm: float) -> Template:
         )
     )
     inside = t1 > 0
-    seeds = _seeds(white, inside)
-    maps = [white * inside, grey * inside, inside.astype(np.float32)]
-    if blur_mm > 0:
-        maps = [gaussian_filter(values, blur_mm, truncate=3.0) for values in maps]
-    return Template(maps[0], maps[1], maps[2], seeds)
+    return Template(white * inside, grey * inside, inside.astype(np.float32))
+
+
+@lru_cache(maxsize=1)
+def tumour_seeds() -> dict[tuple[str, str], Floats]:
+    """Return (lobe, side) -> [N, 3], template coordinates in deep enough white matter, where a tumour may start."""
+    template, step = load_template(), 2
+    sparse = (slice(None, None, step),) * 3
+    depth_mm = step * distance_transform_edt(template.brain[sparse] > 0)
+    index = np.argwhere((template.white[sparse] > 0.6) & (depth_mm > 12))
+    position = (step * index - np.array(_TEMPLATE_ZERO)).astype(np.float32)
+    lobe = lobe_of(*position.T)
+    return {
+        (name, side): position[(lobe == number) & (position[:, 2] * sign > 0)]
+        for number, name in enumerate(LOBES)
+        for side, sign in (("left", 1), ("right", -1))
+    }
 
 
 def lobe_of(z: Floats, y: Floats, x: Floats) -> NDArray[np.int8]:
@@ -132,19 +141,6 @@ def lobe_of(z: Floats, y: Floats, x: Floats) -> NDArray[np.int8]:
     lobe[(lateral > 26) & (lateral < 44) & (z > -6) & (z < 18) & (y > -22) & (y < 18)] = LOBES.index("insular")
     lobe[(lateral < 14) | ((z < -8) & (y > 30) & (lateral < 30)) | ((z < -16) & (y > 40)) | (z < -30)] = -1
     return lobe
-
-
-def _seeds(white: Floats, inside: Bools) -> dict[tuple[str, str], Floats]:
-    zero = np.array(_TEMPLATE_ZERO)
-    depth_mm = distance_transform_edt(inside)
-    index = np.argwhere((white > 0.6) & (depth_mm > 12))
-    position = (index - zero).astype(np.float32)
-    lobe = lobe_of(*position.T)
-    seeds = {}
-    for number, name in enumerate(LOBES):
-        for side, sign in (("left", 1), ("right", -1)):
-            seeds[name, side] = position[(lobe == number) & (position[:, 2] * sign > 0)]
-    return seeds
 
 
 @dataclass(frozen=True)

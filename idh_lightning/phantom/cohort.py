@@ -75,6 +75,7 @@ class PhantomCohort:
         workers: int | None = None,
         exclude: Sequence[str] = (),
         on_error: Literal["raise", "exclude"] = "raise",
+        sequences: Sequence[str] | None = None,
         missing: Literal["error", "zero"] = "error",
     ) -> None:
         """Check the settings; nothing is written yet.
@@ -89,6 +90,7 @@ class PhantomCohort:
             workers: Processes that write, or None for one per core. The files do not depend on it.
             exclude: Studies to leave out when reading.
             on_error: What is done with studies that are wrong: "raise" or "exclude".
+            sequences: The sequences to use, or None for all; all of them are written anyway.
             missing: Whether a study may lack a sequence ("zero") or not ("error").
 
         Raises:
@@ -113,6 +115,7 @@ class PhantomCohort:
         self.workers = workers
         self.exclude = tuple(exclude)
         self.on_error = on_error
+        self.sequences = sequences
         self.missing = missing
 
     def write(self) -> Path:
@@ -128,6 +131,7 @@ class PhantomCohort:
             table=folder / CLINICAL_TABLE,
             exclude=self.exclude,
             on_error=self.on_error,
+            sequences=self.sequences,
             missing=self.missing,
         )
         cohort: Cohort = reader.read()

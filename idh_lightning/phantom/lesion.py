@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from idh_lightning.phantom.anatomy import Anatomy, Floats, Push, Template, smooth_field
+from idh_lightning.phantom.anatomy import Anatomy, Floats, Push, smooth_field, tumour_seeds
 
 Labels = NDArray[np.uint8]
 
@@ -93,14 +93,14 @@ class Lesion:
     evidence: Labels
 
 
-def place_foci(signs: Signs, template: Template, rng: np.random.Generator) -> list[Focus]:
+def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
     """Return the main focus, in the lobe and hemisphere of the signs, and one or two further ones if multifocal."""
     oedema = signs.volume_ml * signs.oedema_share
     core = signs.volume_ml - oedema
-    main = Focus(rng.choice(template.seeds_mm[signs.lobe, signs.side]), core, oedema)
+    main = Focus(rng.choice(tumour_seeds()[signs.lobe, signs.side]), core, oedema)
     foci = [main]
     if signs.multifocal:
-        everywhere = np.concatenate(list(template.seeds_mm.values()))
+        everywhere = np.concatenate(list(tumour_seeds().values()))
         for _ in range(int(rng.integers(1, 3))):
             size = float(rng.uniform(0.15, 0.35))
             further = Focus(main.centre_mm, max(3.0, core * size), max(1.0, oedema * size))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from idh_lightning.cohort.study import SEQUENCES
-from idh_lightning.phantom.anatomy import Floats, Grid, draw_pose, field_grid, load_template, make_anatomy, smooth_field
+from idh_lightning.phantom.anatomy import Floats, Grid, draw_pose, field_grid, make_anatomy, smooth_field
 from idh_lightning.phantom.lesion import Lesion, Signs, grow_lesion, place_foci
 from idh_lightning.phantom.physics import TISSUES, Tissue, signals
 
@@ -57,7 +57,7 @@ def render_study(
     pose_rng, scanner_rng = (np.random.default_rng(child) for child in study_seed.spawn(2))
     field = field_grid(spacing_mm)
     pose = draw_pose(pose_rng)
-    foci = place_foci(signs, load_template(0.0), lesion_rng)
+    foci = place_foci(signs, lesion_rng)
     anatomy = make_anatomy(field, pose, [focus.push() for focus in foci], anatomy_rng)
     lesion = grow_lesion(anatomy, foci, signs, float(pose.scale.mean()), lesion_rng)
     parts = _mix({"white": anatomy.white, "grey": anatomy.grey, "csf": anatomy.csf, "vein": anatomy.vein}, lesion)
