@@ -568,6 +568,6 @@ def test_the_keys_of_a_configuration_file_are_the_arguments_of_its_class(name: s
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "combined"])
-def test_a_layout_is_a_file_of_at_most_sixty_lines(name: str) -> None:
+def test_a_layout_is_a_file_of_less_than_sixty_lines(name: str) -> None:
     path = Path(str(cohort_package.__file__)).parent / f"{name}.py"
-    assert len(path.read_text().splitlines()) <= 60
+    assert len(path.read_text().splitlines()) < 60

@@ -19,12 +19,10 @@ _ENDS = {"FLAIR": "_FLAIR", "T1": "_T1w", "T1c": r"_ce-[A-Za-z0-9]+" + _PLAIN + 
 
 @dataclass(kw_only=True)
 class BIDS(FolderReader):
-    """A dataset in the Brain Imaging Data Structure with IDH in participants.tsv.
+    """A dataset in the Brain Imaging Data Structure (Gorgolewski et al. 2016, Scientific Data 3:160044).
 
     Attributes:
         mask: End of the name of the tumour mask, in `anat` or in the same place under a folder of `derivatives`.
-
-    Source: Gorgolewski et al. 2016, Scientific Data 3:160044.
     """
 
     name: str = "bids"
@@ -45,7 +43,7 @@ class BIDS(FolderReader):
             person = self.identify(path.parent.name) if path.parent.name.startswith("sub-") else None
             if person and path.name == "anat":
                 yield person, path
-            elif person and path.name.startswith("ses-"):
+            if person and path.name.startswith("ses-"):
                 yield Identity(study_id=f"{person.study_id}_{path.name}", patient_id=person.patient_id), path / "anat"
 
     def keys(self, identity: Identity) -> Sequence[str]:
@@ -54,7 +52,7 @@ class BIDS(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one `anat`, masks also in derivatives; see `FolderReader.files`."""
-        root, end = Path(self.folder).expanduser(), re.escape(self.mask)
+        root, mask = Path(self.folder).expanduser(), f"{identity.study_id}.*{re.escape(self.mask)}"
         places = [folder, *(made / folder.relative_to(root) for made in children(root / "derivatives"))]
         found = {what: matching(folder, identity.study_id + _PLAIN + end) for what, end in _ENDS.items()}
-        return found | {"mask": [file for p in places for file in matching(p, f"{identity.study_id}.*{end}")]}
+        return found | {"mask": [file for place in places for file in matching(place, mask)]}

@@ -149,8 +149,8 @@ class FolderReader(Reader):
         if self.selective and (unmatched := sorted(set(rows) - matched)):
             yield Fault(
                 where=str(self.table), check="row_without_folder", severity="warning",
-                found=f"{counted(len(unmatched), 'row has', 'rows have')} no folder in {self.folder}: {', '.join(unmatched[:5])}"
-                + (" ..." if len(unmatched) > 5 else ""),
+                found=f"{counted(len(unmatched), 'row has', 'rows have')} no folder in {self.folder}: "
+                f"{', '.join(unmatched[:5])}{' ...' if len(unmatched) > 5 else ''}",
                 expected="labels of the studies in the folder", remedy="None needed if these studies are not at hand.",
             )  # fmt: skip
 

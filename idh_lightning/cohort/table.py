@@ -44,17 +44,16 @@ class Table(Reader):
                 remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
             )  # fmt: skip
         for text, rows in table.groupby(name, sort=True):
-            study_id, row = str(text), rows.iloc[0]
+            study_id, row, where = str(text), rows.iloc[0], f"{path.name}, study {str(text)[:80]}"
             patient_id = canonical_patient(row.get(person, study_id))
             if not study_id:
                 yield from (without_id(f"{path.name}, row {number}", f"row {number}") for number in rows.index)
             elif len(rows) > 1:
-                yield duplicate_rows(study_id, patient_id, f"{path.name}, study {study_id[:80]}", len(rows))
+                yield duplicate_rows(study_id, patient_id, where, len(rows))
             else:
                 yield Entry(
-                    where=f"{path.name}, study {study_id[:80]}", study_id=study_id, patient_id=patient_id,
-                    idh=row[self.column("idh")], age=row.get(self.column("age_years"), ""),
-                    sex=row.get(self.column("sex"), ""), carried=self.carried(row),
+                    where=where, study_id=study_id, patient_id=patient_id, idh=row[self.column("idh")],
+                    age=row.get(self.column("age_years"), ""), sex=row.get(self.column("sex"), ""),
                     files={s: files_named(row[self.column(s)], path.parent) for s in sequences},
-                    mask=files_named(row.get(self.column("mask"), ""), path.parent),
+                    mask=files_named(row.get(self.column("mask"), ""), path.parent), carried=self.carried(row),
                 )  # fmt: skip
