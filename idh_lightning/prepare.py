@@ -24,7 +24,7 @@ from idh_lightning.cohort import (
     write_cohort_report,
 )
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import SplitError, exits_with_message
+from idh_lightning.errors import CohortError, SplitError, exits_with_message
 from idh_lightning.files import replacing, write_text
 from idh_lightning.reports import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
@@ -50,9 +50,12 @@ def run(config: DictConfig) -> PrepareReport:
     report = store.prepare(cohort.studies)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     if found.faults:
-        Console().print(faults_table(found))
-    write_cohort_report(found, folder / "cohort_report.html")
-    cohort = settle(cohort, report.faults, on_error=reader.on_error)
+        Console().print(faults_table(found, rows_per_check=5))
+    try:
+        cohort = settle(cohort, report.faults, on_error=reader.on_error)
+    except CohortError:
+        write_cohort_report(found, folder / "cohort_report.html")
+        raise
     write_text(folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     table = _split(config, cohort)
     write_cohort_report(cohort, folder / "cohort_report.html", table)
