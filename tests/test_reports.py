@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import io
 import json
+import re
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy.special import expit
 
+from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
-from idh_lightning.reports import cam_panel, write_report
+from idh_lightning.reports import cam_panel, write_figures, write_report
+from idh_lightning.reports.panels import tumour_planes
+from idh_lightning.reports.viewer import slice_viewer
 
 HOSTILE = "<script>alert(1)</script>"
 SEQUENCES = ("FLAIR", "T1", "T1c", "T2")
@@ -55,32 +69,38 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
             )
     cohort = pd.DataFrame(rows)
     if hostile:
-        last = cohort.index[-1]
-        cohort.loc[last, ["study_id", "patient_id"]] = HOSTILE
+        cohort.loc[cohort.index[-1], "study_id"] = HOSTILE
+        cohort.loc[cohort.index[-2], "study_id"] = "<b>bold</b> & $x$"
     predicted = cohort[cohort["split"] != "train"]
     logit = rng.normal(size=len(predicted)) * 0.9 + 1.9 * predicted["label"] - 0.6
     predictions = predicted[["study_id", "patient_id", "split", "fold", "label"]].assign(
         logit=logit, probability=expit(logit)
     )
-    results = Evaluation(bootstrap=200)(predictions, cohort)
+    results = Evaluation(bootstrap=100)(predictions, cohort)
 
     flair = folder / "nifti"
     for path in (folder / ".hydra", flair, folder / "figures" / "cam", folder / "explanations"):
         path.mkdir(parents=True, exist_ok=True)
     affine = np.diag([-4.0, -4.0, 5.0, 1.0])
-    test = list(results.predictions.query("split == 'test'").sort_values("probability")["study_id"])
-    shown = list(dict.fromkeys([*test[: images // 2], *test[len(test) // 2 :][: images // 4], *test[-(images // 2) :]]))
+    test = results.predictions.query("split == 'test'").sort_values("probability")
+    threshold = results.metrics["operating_point"]["threshold"]
+    distance = test["probability"] - threshold
+    near = (distance / np.where(distance >= 0, 1 - threshold, threshold)).abs()
+    wrong = test.loc[test["label"] != test["predicted"], "study_id"]
+    ends = test["study_id"].iloc[[0, -1]]
+    shown = [*ends, *wrong.iloc[[0]], *test.loc[near.sort_values().index, "study_id"]]
     cohort["flair"] = None
-    for number, study_id in enumerate(shown if images else []):
-        if "/" in study_id:
-            continue
+    for number, study_id in enumerate(dict.fromkeys(shown[:images])):
         image, mask, cam = phantom(number)
-        label = int(cohort.loc[cohort["study_id"] == study_id, "label"].iloc[0])
-        nib.save(nib.Nifti1Image(np.where(image[0] != 0, image[0] + 5, 0).T, affine), flair / f"{study_id}.nii.gz")
+        row = test.loc[test["study_id"] == study_id].iloc[0]
+        nib.save(nib.Nifti1Image(np.where(image[0] != 0, image[0] + 5, 0).T, affine), flair / f"{number}.nii.gz")
         nib.save(nib.Nifti1Image(cam.T, affine), folder / "explanations" / f"{study_id}_cam.nii.gz")
-        cohort.loc[cohort["study_id"] == study_id, "flair"] = str(flair / f"{study_id}.nii.gz")
-        panel = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), study_id, label=label, probability=0.5)
-        panel.savefig(folder / "figures" / "cam" / f"{study_id}.png", dpi=60)
+        cohort.loc[cohort["study_id"] == study_id, "flair"] = str(flair / f"{number}.nii.gz")
+        panel = cam_panel(
+            image, SEQUENCES, cam, mask, (5, 4, 4), study_id, label=row["label"], probability=row["probability"]
+        )
+        panel.savefig(folder / "figures" / "cam" / f"{study_id}.png", dpi=40)
+    test = list(test["study_id"])
     cohort.to_csv(folder / "cohort.csv", index=False)
     results.predictions.to_csv(folder / "predictions.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps(results.metrics))
@@ -111,6 +131,11 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
                 "monitor": {"metric": "val/auroc", "mode": "max"},
                 "objective": {"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 2.0, "alpha": None},
                 "optimizer": {"_target_": "torch.optim.AdamW", "lr": 4e-4},
+                "model": {
+                    "_target_": "idh_lightning.models.efficientnet",
+                    "trainable_from": "blocks.5",
+                    "weights": "auto",
+                },
                 "data": {"preprocessing": {"_target_": "idh_lightning.volumes.Preprocessing", "grid": [64, 64, 64]}},
                 "split": {"_target_": "idh_lightning.cohort.HoldoutSplit", "seed": "${seed}"},
             }
@@ -144,17 +169,424 @@ def write_log(path: Path, epochs: int = 8, steps: int = 10) -> None:
             noise = 0.02 * float(np.cos(step * 7))
             rows.append({"epoch": epoch, "step": step, "train/loss_step": 0.17 * np.exp(-epoch / 4) + 0.04 + noise})
         gain = 1 - np.exp(-epoch / 3)
-        train = {"train/loss_epoch": 0.2 - 0.14 * gain, "train/accuracy": 0.6 + 0.3 * gain, "train/auroc": 0.6 + 0.35 * gain}
+        train = {
+            "train/loss_epoch": 0.2 - 0.14 * gain,
+            "train/accuracy": 0.6 + 0.3 * gain,
+            "train/auroc": 0.6 + 0.35 * gain,
+        }
         val = {"val/loss": 0.21 - 0.12 * gain, "val/accuracy": 0.58 + 0.28 * gain, "val/auroc": 0.62 + 0.3 * gain}
         rows += [{"epoch": epoch, "step": end, **values} for values in (val, train)]
     pd.DataFrame(rows).to_csv(path, index=False)
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "2026-11-24" / "15-03-02_phantom", hostile=True)
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with hostile names and four explained studies, and its report."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "2026-11-24" / "15-03-02_phantom", hostile=True)
+    return write_report(folder)
 
 
-def test_the_report_of_a_whole_run_is_one_file(run_folder: Path) -> None:
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 test studies without images."""
+    return make_run(tmp_path_factory.mktemp("tables") / "run", n_test=60, images=0)
+
+
+@pytest.fixture
+def run_folder(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `tables` to change at will; figures are made as always but written as one pixel, which is quick."""
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(pixel, "PNG")
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(pixel.getvalue()))
+    return Path(shutil.copytree(tables, tmp_path / "run"))
+
+
+class Parsed(HTMLParser):
+    """The tags of a page with their attributes, and its visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data
+
+
+def test_the_report_says_the_headline_with_its_interval(report: Path) -> None:
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    auroc = metrics["test"]["auroc_bootstrap"]
+    sentence = (
+        "On 42 held-out patients (9 mutant), the model ranks a random mutant above a random wildtype patient with "
+        f"probability {auroc['value']:.2f} (95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})."
+    )
+    text = Parsed(report.read_text()).text
+    assert sentence in text
+    assert "Age alone reaches" in text
+    assert "Not for clinical use" in text
+
+
+def test_a_hostile_study_id_is_shown_as_text(report: Path) -> None:
+    page = report.read_text()
+    parsed = Parsed(page)
+    assert HOSTILE not in page
+    assert parsed.text.count(HOSTILE) == 2  # among the test studies and among the exclusions
+    assert "<b>bold</b> & $x$" in parsed.text
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1
+
+
+def test_the_report_asks_nothing_of_the_network(report: Path) -> None:
+    page = report.read_text()
+    for tag, attributes in Parsed(page).tags:
+        for name in ("src", "href", "data", "action", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
+    viewers = [str(attributes["srcdoc"]) for tag, attributes in Parsed(page).tags if tag == "iframe"]
+    assert len(viewers) == 3
+    for viewer in viewers:
+        links = [
+            attributes.get(name)
+            for tag, attributes in Parsed(viewer).tags
+            for name in ("src", "href")
+            if tag != "script"
+        ]
+        assert all(link is None or link.startswith("data:") for link in links)
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it(report: Path) -> None:
+    pictures = [attributes for tag, attributes in Parsed(report.read_text()).tags if tag == "img"]
+    assert len(pictures) == len(list((report.parent / "figures").glob("*.png"))) + 4
+    assert all(len(attributes["alt"] or "") > 20 for attributes in pictures)
+
+
+def test_every_figure_of_the_contract_is_drawn(report: Path) -> None:
+    drawn = {path.stem for path in (report.parent / "figures").glob("*.png")}
+    assert drawn == {
+        "cohort_flow",
+        "learning_curves",
+        "roc",
+        "precision_recall",
+        "confusion_matrix",
+        "reliability",
+        "baselines",
+        "decision_curve",
+        "subgroups",
+    }
+
+
+def test_figures_are_a_pure_function_of_the_run_folder(report: Path) -> None:
+    path = report.parent / "figures" / "roc.png"
+    before = path.read_bytes()
+    path.unlink()
+    write_figures(report.parent)
+    assert path.read_bytes() == before
+
+
+def test_a_figure_of_an_earlier_evaluation_does_not_outlive_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roc.png").write_bytes(b"old")
+    assert write_figures(tmp_path) == {}
+    assert not (tmp_path / "figures" / "roc.png").exists()
+
+
+def test_an_empty_run_folder_gives_a_report_that_says_so(tmp_path: Path) -> None:
+    text = Parsed(write_report(tmp_path).read_text()).text
+    assert "Held-out performance: not computed in this run." in text
+    assert "ROC curve: not computed in this run." in text
+    assert "Not for clinical use" in text
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "cohort.csv",
+        "exclusions.csv",
+        "predictions.csv",
+        "metrics.json",
+        "explanations.csv",
+        "provenance.json",
+        "metrics.csv",
+        ".hydra/config.yaml",
+    ],
+)
+def test_a_report_is_written_without_any_one_file(run_folder: Path, lost: str) -> None:
+    (run_folder / lost).unlink()
+    text = Parsed(write_report(run_folder).read_text()).text
+    assert "Not for clinical use" in text
+    assert lost == "exclusions.csv" or "not computed in this run" in text
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"test": {"auroc"')
+    with pytest.raises(EvaluationError, match=r"metrics\.json.*expected a whole file"):
+        write_report(tmp_path)
+
+
+def test_a_missing_run_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no such folder; expected a run folder"):
+        write_report(tmp_path / "absent")
+
+
+def test_a_damaged_map_is_named(report: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(report.parent, tmp_path / "run")
+    for cam in (folder / "explanations").glob("*_cam.nii.gz"):
+        cam.write_bytes(cam.read_bytes()[:200])
+    with pytest.raises(EvaluationError, match=r"_cam\.nii\.gz.*expected a whole map"):
+        write_report(folder)
+
+
+def test_a_result_no_better_than_guessing_is_called_so(run_folder: Path) -> None:
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    metrics["test"]["auroc_bootstrap"] |= {"value": 0.55, "low": 0.38, "high": 0.71}
+    (run_folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "the model cannot be told from guessing" in Parsed(write_report(run_folder).read_text()).text
+
+
+def test_patients_of_two_partitions_are_denounced_in_the_checklist(run_folder: Path) -> None:
+    cohort = pd.read_csv(run_folder / "cohort.csv")
+    cohort.loc[cohort.index[-1], "patient_id"] = cohort.loc[0, "patient_id"]
+    cohort.to_csv(run_folder / "cohort.csv", index=False)
+    text = Parsed(write_report(run_folder).read_text()).text
+    assert "NOT disjoint: 1 patients are in more than one partition." in text
+
+
+def test_the_report_of_sixty_test_studies_stays_under_15_mb(run_folder: Path) -> None:
+    # Noise is the worst that a picture can be for compression: panels of it do not all fit, and the rest are named.
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 1276, 3), dtype=np.uint8)
+    panel = io.BytesIO()
+    Image.fromarray(pixels).save(panel, "PNG", compress_level=1)
+    studies = pd.read_csv(run_folder / "predictions.csv").query("split == 'test'")["study_id"]
+    assert len(studies) == 60
+    for study_id in studies.iloc[:12]:
+        (run_folder / "figures" / "cam" / f"{study_id}.png").write_bytes(panel.getvalue())
     path = write_report(run_folder)
-    assert path == run_folder / "report.html"
+    assert 6e6 < path.stat().st_size < 15e6
+    assert "more are in figures/cam of the run folder" in Parsed(path.read_text()).text
+
+
+def test_the_viewer_starts_where_the_map_is_hottest_and_knows_left_from_right(tmp_path: Path) -> None:
+    shape, affine = (30, 36, 32), np.diag([-2.0, -2.0, 2.0, 1.0])
+    affine[:3, 3] = (30, 36, -20)
+    rng = np.random.default_rng(0)
+    flair = rng.uniform(50, 100, shape).astype(np.float32)
+    cam = np.zeros(shape, dtype=np.float32)
+    hottest = (6, 20, 12)
+    cam[hottest] = 1.0
+    nib.save(nib.Nifti1Image(flair, affine), tmp_path / "flair.nii.gz")
+    nib.save(nib.Nifti1Image(cam, affine), tmp_path / "cam.nii.gz")
+    page = slice_viewer(tmp_path / "flair.nii.gz", tmp_path / "cam.nii.gz").page
+    settings = json.loads(re.search(r"window\.viewer = brainsprite\((\{.*?\})\);", page)[1])
+    # What the page's script shows: millimetres of the cross, and the column of the sprite that it cuts through.
+    index = np.array([settings["numSlice"][axis] + 1 for axis in "XYZ"] + [1])
+    millimetres = (np.array(settings["affine"]) @ index)[:3]
+    np.testing.assert_allclose(millimetres, (affine @ (*hottest, 1))[:3], atol=1.01)
+    # RAS x is positive, so the spot lies in the patient's right half... of the sprite, which begins with the right.
+    expected_side = "left" if millimetres[0] < np.mean([affine[0, 3], affine[0, 3] - 58]) else "right"
+    found_side = "left" if settings["numSlice"]["X"] > settings["nbSlice"]["X"] / 2 else "right"
+    assert settings["radiological"] is True
+    assert found_side == expected_side
+
+
+def test_a_panel_refuses_arrays_of_different_grids() -> None:
+    image, mask, cam = phantom(0)
+    with pytest.raises(ExplanationError, match="Resample the map and the mask"):
+        cam_panel(image, SEQUENCES, cam[1:], mask, (5, 4, 4), "study")
+
+
+def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
+    image, mask, cam = phantom(0)
+    figure = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), "study", label=1, probability=0.875)
+    assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) = 0.88"
+    planes = [axes for part in figure.subfigs for axes in part.axes if axes.images and axes.texts]
+    letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]
+    assert letters == ["RLAP"] * 4 + ["RLAP", "RLSI", "APSI"]
+
+
+@pytest.mark.parametrize(("plane", "number"), [("axial", 4), ("coronal", 5), ("sagittal", 6)])
+def test_a_spot_is_drawn_beside_the_letters_of_where_it_lies(plane: str, number: int) -> None:
+    # The only bright voxel lies superior (last D), anterior (first H) and to the right (first W) of the middle.
+    image = np.full((1, 21, 25, 23), 1.0, dtype=np.float32)
+    spot = (16, 6, 5)
+    image[0][spot] = 9.0
+    mask = np.zeros(image.shape[1:], dtype=np.uint8)
+    mask[spot] = 1
+    figure = cam_panel(image, ["FLAIR"], None, mask, (1, 1, 1), "study")
+    figure.canvas.draw()
+    axes = [axes for part in figure.subfigs for axes in part.axes if axes.images][number - 3]
+    shown = np.ma.filled(axes.images[0].get_array(), 0)
+    row, column = np.unravel_index(int(np.argmax(shown)), shown.shape)
+    x, y = axes.transAxes.inverted().transform(axes.transData.transform((column, row)))
+    at = {text.get_text(): text.get_position() for text in axes.texts if len(text.get_text()) == 1}
+    wanted = {"axial": "RA", "coronal": "RS", "sagittal": "AS"}[plane]
+    for letter in wanted:
+        nearer = np.abs(np.array(at[letter]) - (x, y))
+        opposite = np.abs(np.array(at[{"R": "L", "A": "P", "S": "I"}[letter]]) - (x, y))
+        side = 0 if at[letter][1] == 0.5 else 1
+        assert nearer[side] < opposite[side]
+
+
+def test_the_shown_slices_are_the_largest_cross_sections() -> None:
+    mask = np.zeros((10, 12, 14), dtype=np.uint8)
+    mask[3, 2:9, 4:11] = 1
+    mask[2:8, 5, 6] = 1
+    assert tumour_planes(mask, None, mask.shape) == (3, 5, 6)
+    assert tumour_planes(np.zeros_like(mask), None, mask.shape) == (5, 6, 7)
+
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Browser:
+    """Chromium with the network off, driven over its DevTools protocol; it keeps every complaint."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._number = 0
+        self._answers: dict[int, dict[str, Any]] = {}
+
+    async def send(self, method: str, session: str | None, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        number = self._number
+        message = {"id": number, "method": method, "params": params}
+        await self.socket.send_json(message | ({"sessionId": session} if session else {}))
+        while number not in self._answers:
+            await self._receive()
+        return self._answers.pop(number)
+
+    async def settle(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    await self._receive()
+
+    async def _receive(self) -> None:
+        message = json.loads((await self.socket.receive(timeout=20)).data)
+        if "id" in message:
+            assert "error" not in message, message
+            self._answers[message["id"]] = message["result"]
+            return
+        method, params = message["method"], message["params"]
+        if method == "Target.attachedToTarget":
+            # A frame in a process of its own: listen to it as well.
+            for number, domain in enumerate(("Runtime", "Log", "Network")):
+                enable = {"id": 10_000 + number, "method": f"{domain}.enable", "sessionId": params["sessionId"]}
+                await self.socket.send_json(enable)
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(params["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.complaints.append(json.dumps(params["args"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(json.dumps(params["entry"]))
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+
+async def look(report: Path, profile: Path) -> dict[str, Any]:
+    """Open a report as a reader would, click into its first viewer and press keys; return what happened."""
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1280,900"
+    )
+    process = await asyncio.create_subprocess_exec(
+        str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "about:blank",
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        port_file = profile / "DevToolsActivePort"
+        for _ in range(200):
+            if port_file.exists() and len(port_file.read_text().splitlines()) == 2:
+                break
+            await asyncio.sleep(0.1)
+        port, path = port_file.read_text().splitlines()
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
+        ):
+            browser = Browser(socket)
+            target = await browser.send("Target.createTarget", None, url="about:blank")
+            attached = await browser.send("Target.attachToTarget", None, targetId=target["targetId"], flatten=True)
+            page = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await browser.send(f"{domain}.enable", page)
+            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            await browser.send("Network.emulateNetworkConditions", page, **offline)
+            await browser.send(
+                "Target.setAutoAttach", page, autoAttach=True, waitForDebuggerOnStart=False, flatten=True
+            )
+            await browser.send("Page.navigate", page, url=report.as_uri())
+            await browser.settle(3)
+
+            async def evaluate(script: str) -> Any:
+                answer = await browser.send("Runtime.evaluate", page, expression=script, returnByValue=True)
+                return answer["result"].get("value")
+
+            broken = await evaluate(
+                "document.querySelectorAll('details').forEach(d => d.open = true);"
+                "[...document.images].filter(i => i.loading !== 'lazy')"
+                ".filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
+            )
+            wide = await evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+            frame = json.loads(
+                await evaluate(
+                    "var f = document.querySelector('iframe');"
+                    "f.scrollIntoView({behavior: 'instant', block: 'center'});"
+                    "var r = f.getBoundingClientRect(); JSON.stringify([r.x, r.y, r.width, r.height])"
+                )
+            )
+            x, y, width, height = frame
+            await browser.settle(1)
+
+            async def shot() -> bytes:
+                await browser.settle(0.4)
+                picture = await browser.send("Page.captureScreenshot", page, format="png")
+                with Image.open(io.BytesIO(base64.b64decode(picture["data"]))) as image:
+                    return image.convert("RGB").crop((int(x), int(y), int(x + width), int(y + height))).tobytes()
+
+            shots = {"first": await shot()}
+            for kind in ("mousePressed", "mouseReleased"):
+                point = {"x": x + 0.8 * width, "y": y + 0.5 * height, "button": "left", "clickCount": 1}
+                await browser.send("Input.dispatchMouseEvent", page, type=kind, **point)
+            shots["click"] = await shot()
+            for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "PageUp", "PageDown"):
+                for kind in ("keyDown", "keyUp"):
+                    await browser.send("Input.dispatchKeyEvent", page, type=kind, key=key, code=key)
+                shots[key] = await shot()
+            return {
+                "complaints": browser.complaints,
+                "requests": [url for url in browser.requests if not url.startswith(("data:", "file:", "about:"))],
+                "broken": broken,
+                "wide": wide,
+                "shots": shots,
+            }
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the report in")
+def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_path: Path) -> None:
+    seen = asyncio.run(look(report, tmp_path))
+    assert seen["complaints"] == []
+    assert seen["requests"] == []
+    assert seen["broken"] == []
+    assert not seen["wide"], "the page must not scroll sideways"
+    shots = seen["shots"]
+    assert shots["click"] != shots["first"], "a click moves the cross"
+    # The first key also draws the ring of the focus, so states after keys are compared with each other.
+    assert shots["ArrowLeft"] == shots["ArrowDown"] == shots["PageDown"], "the opposite key moves the cross back"
+    for key in ("ArrowRight", "ArrowUp", "PageUp"):
+        assert shots[key] != shots["ArrowLeft"], f"{key} moves the cross"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idh_lightning.reports.run import PARTS, Run, exclusion_reasons, in_words
+from idh_lightning.reports.run import PARTS, Run, area, exclusion_reasons, in_words
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,11 @@ def _imbalance(run: Run) -> str | None:
 
 def _measures(run: Run) -> str | None:
     test = run.node("test")
-    return None if not isinstance(test, Mapping) else ", ".join(in_words(str(name)) for name in test) + "."
+    return (
+        None
+        if not isinstance(test, Mapping)
+        else ", ".join(in_words(str(name)) for name in test if name != "prevalence") + "."
+    )
 
 
 def _uncertainty(run: Run) -> str | None:
@@ -174,7 +178,7 @@ def _robust(run: Run) -> str | None:
     done = [
         f"{in_words(name)}: ROC-AUC {estimate.text}"
         for name in run.node("sensitivity_analyses") or {}
-        if (estimate := run.estimate("sensitivity_analyses", name, "metrics", "auroc")) is not None
+        if (estimate := area(run.node("sensitivity_analyses", name, "metrics"))) is not None
     ]
     return "; ".join(done) + "." if done else None
 
@@ -187,7 +191,11 @@ def _explained(run: Run) -> str | None:
 
 
 def _external(run: Run) -> str | None:
-    return None if run.node("test") is None else "No: training, validation and test patients are of one cohort."
+    if run.node("test") is None:
+        return None
+    if run.node("validation") is None:
+        return "Yes: nothing was learnt from this cohort; the model, its threshold and its calibration came with it."
+    return "No: training, validation and test patients are of one cohort."
 
 
 def _flow(run: Run) -> str | None:
@@ -207,7 +215,8 @@ def _performance(run: Run) -> str | None:
 
 
 def _groups(run: Run) -> str | None:
-    names = [in_words(name) for name, found in (run.node("subgroups") or {}).items() if "groups" in found]
+    groups = (run.node("subgroups") or {}).items()
+    names = [name.replace("_", " ") for name, found in groups if "groups" in found]
     return f"Computed for {', '.join(names)}; see the tables of groups." if names else None
 
 

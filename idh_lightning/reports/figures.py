@@ -20,6 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from idh_lightning.evaluation.intervals import Bootstrap
+
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
 WILDTYPE_COLOUR, MUTANT_COLOUR = BLUE, VERMILLION
@@ -108,7 +110,7 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
             axes.yaxis.set_major_formatter("{x:.1e}")
         if title == "AUROC":
             axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=":")
-            axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED)
+            axes.annotate("chance", (0.02, 0.5), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
         if best is not None:
             axes.axvline(best["step"], color=PURPLE, linewidth=1.2, zorder=0)
             if monitor in keys:
@@ -187,12 +189,7 @@ def roc(
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     grid = np.linspace(0, 1, 101)
-    rng = np.random.default_rng(seed)
-    curves = np.empty((resamples, grid.size))
-    for resample in range(resamples):
-        drawn = np.concatenate([rng.choice(np.flatnonzero(truth == c), (truth == c).sum()) for c in (0, 1)])
-        curves[resample] = _sensitivity_at(grid, truth[drawn], score[drawn])
-    low, high = np.percentile(curves, (2.5, 97.5), axis=0)
+    low, high = np.percentile(_resampled_sensitivity(grid, truth, score, resamples, seed), (2.5, 97.5), axis=0)
     false_rate, true_rate, _ = roc_curve(truth, score, drop_intermediate=False)
     figure = _figure(4.9, 4.9)
     axes = figure.add_subplot()
@@ -499,11 +496,19 @@ def _unit_square(axes: Axes) -> None:
     axes.set_aspect("equal")
 
 
-def _sensitivity_at(grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any]) -> NDArray[Any]:
-    false_rate, true_rate, _ = roc_curve(truth, score)
-    # Where the curve rises vertically the upper end counts: np.interp takes the last of equal abscissae.
-    values: NDArray[Any] = np.interp(grid, false_rate, true_rate)
-    return values
+def _resampled_sensitivity(
+    grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any], resamples: int, seed: int
+) -> NDArray[Any]:
+    """Return [resamples, grid] the sensitivity at each false-positive rate, resampled within each class."""
+    drawn = Bootstrap.draw(truth, resamples=resamples, seed=seed).weights[-resamples:]
+    order = np.argsort(-score, kind="stable")
+    # A threshold cannot part equal scores: only the last of each counts.
+    last = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])
+    counts = [np.cumsum((drawn * (truth == label))[:, order], axis=1)[:, last] for label in (0, 1)]
+    start = np.zeros((resamples, 1))
+    false_rate, true_rate = (np.hstack([start, count / count[:, -1:]]) for count in counts)
+    # Where a curve rises vertically its upper end counts: np.interp takes the last of equal abscissae.
+    return np.array([np.interp(grid, x, y) for x, y in zip(false_rate, true_rate, strict=True)])
 
 
 def _shorten(text: str, length: int) -> str:

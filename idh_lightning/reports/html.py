@@ -595,7 +595,7 @@ def _weights_words(run: Run) -> str | None:
         )
     else:
         words = f"The network started from {source} (model.weights={requested})."
-    return f"{words} {note}".strip()
+    return f"{words} {note[:1].upper()}{note[1:]}".strip()
 
 
 def _provenance(run: Run) -> Table | None:
@@ -606,10 +606,11 @@ def _provenance(run: Run) -> Table | None:
 def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, inner in node.items():
-            yield from _flat(inner, f"{path} {in_words(str(key))}".strip())
+            name = str(key).replace("_", " ")
+            yield from _flat(inner, f"{path}: {name}" if path else name)
     elif isinstance(node, list) and any(isinstance(item, Mapping | list) for item in node):
         for number, inner in enumerate(node):
-            yield from _flat(inner, f"{path} {number}")
+            yield from _flat(inner, f"{path}: {number}")
     elif isinstance(node, list):
         yield path, ", ".join(map(str, node)) or "none"
     else:

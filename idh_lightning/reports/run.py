@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Run:
 
     Attributes:
         folder: Where it is.
-        config: The recipe, interpolations unresolved.
+        config: The recipe; interpolations of its own keys are resolved, others stand as they are.
         cohort: One row per study used.
         exclusions: One row per study left out.
         predictions: One row per validation and test study.
@@ -99,10 +100,11 @@ def read_run(folder: Path) -> Run:
         raise EvaluationError(
             f"{folder}: no such folder; expected a run folder, outputs/<date>/<time>_<name>. Correct the path."
         )
+    config = _mapping(folder / ".hydra" / "config.yaml", yaml.safe_load)
     log_file = next(iter(sorted(folder.rglob("metrics.csv"), key=lambda path: len(path.parts))), folder / "metrics.csv")
     return Run(
         folder=folder,
-        config=_mapping(folder / ".hydra" / "config.yaml", yaml.safe_load),
+        config=_resolved(config, config),
         cohort=_table(folder / "cohort.csv"),
         exclusions=_table(folder / "exclusions.csv"),
         predictions=_table(folder / "predictions.csv"),
@@ -324,6 +326,12 @@ _WORDS = {
     "auroc": "ROC-AUC (DeLong)",
     "auroc_bootstrap": "ROC-AUC",
     "ece": "calibration error",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+    "mcc": "MCC",
     "coverage": "the truth is in the set",
     "coverage_wildtype": "the same, of wildtypes",
     "coverage_mutant": "the same, of mutants",
@@ -369,3 +377,18 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise EvaluationError(f"{path}: {error}; expected a whole file. Run the stage that writes it again.") from error
     return content if isinstance(content, Mapping) else {}
+
+
+def _resolved(node: Any, root: Mapping[str, Any]) -> Any:
+    """Return a configuration with every value `${a.b}` replaced by the value of the key a.b."""
+    if isinstance(node, Mapping):
+        return {key: _resolved(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_resolved(value, root) for value in node]
+    named = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+    if named is None:
+        return node
+    found: Any = root
+    for key in named[1].split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return node if found is None or found == node else _resolved(found, root)

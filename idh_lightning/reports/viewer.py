@@ -119,7 +119,8 @@ def _adapted(page: str, opacity: float) -> Viewer:
     settings["numSlice"]["X"] = last - settings["numSlice"]["X"]
     row = settings["affine"][0]
     settings["affine"][0] = [-row[0], row[1], row[2], row[3] + row[0] * (last + 2)]
-    settings |= {"colorCrosshair": "#56B4E9", "smooth": True}
+    # nanValue: the value under the cross is not shown, so it need not be read back from the canvas, which is slow.
+    settings |= {"colorCrosshair": "#56B4E9", "smooth": True, "nanValue": True}
     page = page[: found[0].start()] + f"window.viewer = brainsprite({json.dumps(settings)});" + page[found[0].end() :]
     page = re.sub(r'<link rel="icon".*?/>', "", page, flags=re.DOTALL)
     page = page.replace('value="100"', f'value="{round(100 * opacity)}"')
