@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 

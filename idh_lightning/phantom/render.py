@@ -114,7 +114,7 @@ def _scan(
             # A boxcar profile has the standard deviation thickness / sqrt(12); the voxel has its own share already.
             sigma = np.sqrt((thickness_mm**2 - grid.spacing_mm**2) / 12) / grid.spacing_mm
             image = gaussian_filter1d(image, sigma, axis=0)
-        noise = np.float32(scanner_rng.uniform(0.02, 0.05) * levels["white"])
+        noise = np.float32(scanner_rng.uniform(0.02, 0.04) * levels["white"])
         image = np.abs(image + noise * scanner_rng.standard_normal(image.shape, dtype=np.float32))
         gain = 300 / levels["white"] * np.exp(scanner_rng.normal(0, 0.2))
         images[sequence] = np.where(brain, np.clip(image * np.float32(gain), 1, 32000), 0).astype(np.int16)
