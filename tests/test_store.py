@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_studies import write_study
 
-from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import VolumeError
 from idh_lightning.volumes import Preprocessing, VolumeStore
 from idh_lightning.volumes import store as store_module
@@ -222,6 +222,15 @@ def test_an_empty_cohort_is_prepared_at_once(tmp_path):
 
 # Several processes, and kill -9 --------------------------------------------------------------------------------------
 
+
+def test_faults_come_in_the_order_of_the_studies_from_several_processes(tmp_path):
+    found = [write_study(tmp_path, f"study-{index}", sequences=("FLAIR",)) for index in range(6)]
+    report = open_store(tmp_path / "store").prepare(found, workers=3)
+    assert [fault.study_id for fault in report.faults] == [study.study_id for study in found]
+    assert {fault.check for fault in report.faults} == {"missing_sequence"}
+    assert report.built == 0
+
+
 PROGRAM = """
     import sys
     sys.path.insert(0, {tests!r})
@@ -263,10 +272,26 @@ def cohort(tmp_path_factory):
     return folder
 
 
-def test_a_killed_preparation_is_resumed_to_the_same_store(tmp_path, cohort):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert counts(start(cohort, whole)) == [12, 0, 0]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cohort):
+    """Return the contents of the store that one undisturbed process makes."""
+    folder = tmp_path_factory.mktemp("whole")
+    found = [
+        Study(
+            study_id=path.name,
+            patient_id=path.name,
+            label=1,
+            files={name: path / f"{path.name}_{name}.nii.gz" for name in SEQUENCES},
+            mask=path / f"{path.name}_seg.nii.gz",
+        )
+        for path in sorted(cohort.iterdir())
+    ]
+    open_store(folder, grid=48).prepare(found, workers=1)
+    return contents(folder)
 
+
+def test_a_killed_preparation_is_resumed_to_the_same_store(tmp_path, cohort, whole):
+    broken = tmp_path / "broken"
     process = start(cohort, broken)
     deadline = time.monotonic() + 60
     while len(list(broken.glob("*/[0-9a-f]*"))) < 3 and time.monotonic() < deadline:
@@ -283,19 +308,18 @@ def test_a_killed_preparation_is_resumed_to_the_same_store(tmp_path, cohort):
 
     built, reused, faults = counts(start(cohort, broken))
     assert (built, reused, faults) == (12 - len(finished), len(finished), 0)
-    assert contents(broken) == contents(whole)
+    assert contents(broken) == whole
     assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished
 
 
-def test_two_processes_preparing_one_cohort_do_not_disturb_each_other(tmp_path, cohort):
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert counts(start(cohort, alone)) == [12, 0, 0]
+def test_two_processes_preparing_one_cohort_do_not_disturb_each_other(tmp_path, cohort, whole):
+    shared = tmp_path / "shared"
     both = [start(cohort, shared), start(cohort, shared)]
     for process in both:
         built, reused, faults = counts(process)
         assert built + reused == 12
         assert faults == 0
-    assert contents(shared) == contents(alone)
+    assert contents(shared) == whole
 
 
 def test_the_copy_of_the_slower_process_is_dropped(tmp_path, studies, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from tiny_studies import (
     TUMOUR_RAS_MM,
     in_brain,
@@ -250,7 +250,7 @@ def test_without_flair_the_first_sequence_gives_the_geometry(tmp_path):
 
 def test_a_sequence_on_another_grid_is_brought_to_that_of_flair(tmp_path):
     size = (60, 64, 20)
-    other = (ras_affine(spacing=(3, 3, 7), size=size, axes=ORIENTATIONS["coronal"][:1] + ((0, 1, 0), (0, 0, 1))), size)
+    other = (ras_affine(spacing=(3, 3, 7), size=size, axes=((-1, 0, 0), (0, 1, 0), (0, 0, 1))), size)
     plain = Preprocessing(32)(write_study(tmp_path, "plain"))
     mixed = Preprocessing(32)(write_study(tmp_path, "mixed", others={"T1c": other, "mask": other}))
     assert [(fault.check, fault.severity) for fault in mixed.faults] == [("different_grid", "warning")] * 2

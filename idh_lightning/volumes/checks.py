@@ -298,14 +298,16 @@ def check_sides_by_content(
         place: Names the study.
     """
     step = max(1, max(brain.shape) // 40)
-    small = image[:, ::step, ::step, ::step]
     inside = brain[::step, ::step, ::step]
+    levels = _levels(image[:, ::step, ::step, ::step])
     present = [index for index, there in enumerate(presence) if there]
-    reference = small[present[0]]
+    reference = levels[present[0]][inside]
     faults = []
     for index in present[1:]:
-        direct = max(_mutual_information(reference, other, inside) for other in _shifted(small[index]))
-        mirrored = max(_mutual_information(reference, other, inside) for other in _shifted(small[index][..., ::-1]))
+        direct, mirrored = (
+            max(_mutual_information(reference, moved[inside]) for moved in _shifted(other))
+            for other in (levels[index], levels[index][..., ::-1])
+        )
         if mirrored > 1.1 * direct:
             faults.append(_side_doubt(place, names[index], names[present[0]]))
     bright = [index for index in present if names[index] in ("FLAIR", "T2")]
@@ -329,16 +331,22 @@ def _side_doubt(place: Place, name: str, reference: str) -> Fault:
     )
 
 
-def _shifted(volume: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+def _shifted(volume: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
     """Yield the volume moved by up to two voxels left and right: mirroring moves a head that is not centred."""
     return (np.roll(volume, shift, axis=-1) for shift in range(-2, 3))
 
 
-def _mutual_information(a: NDArray[np.float32], b: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
-    """Return the mutual information of two normalised images within a mask, in nats, from 24 x 24 bins."""
-    edges = np.linspace(-3.0, 3.0, 25)
-    joint, *_ = np.histogram2d(a[inside].clip(-3, 3), b[inside].clip(-3, 3), bins=(edges, edges))
-    joint = joint / joint.sum()
+_LEVELS = 24
+
+
+def _levels(z_scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return z-scores from -3 to 3 as whole numbers from 0 to 23."""
+    return ((z_scores + 3.0) * (_LEVELS / 6.0)).clip(0, _LEVELS - 1).astype(np.intp)
+
+
+def _mutual_information(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
+    """Return the mutual information, in nats, of two images given as levels."""
+    joint = np.bincount(a * _LEVELS + b, minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / max(a.size, 1)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())

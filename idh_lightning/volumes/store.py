@@ -13,15 +13,18 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import psutil
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
+from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,8 +44,7 @@ _ENTRY = "entry.json"
 _PARTIAL = ".partial-"
 _FORGOTTEN_S = 24 * 3600.0
 _SPARE_BYTES = 256 * 2**20
-
-T = TypeVar("T")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,28 +158,16 @@ class VolumeStore:
 
         Args:
             studies: The cohort.
-            workers: Processes; by default one for each core that this process may use.
+            workers: Processes; by default one for each core that this process may use; it is one of them.
 
         Raises:
             VolumeError: If the disk cannot hold the entries, or the system killed a worker.
         """
         start = time.monotonic()
         self._make_room(studies)
-        tasks = (joblib.delayed(_without_itk_threads)(self._prepare_one, study) for study in studies)
-        # joblib's processes, unlike those of multiprocessing, do not import the program's main module anew, which
-        # would take some seconds of torch in each.
-        pool = joblib.Parallel(
-            n_jobs=max(1, min(workers or joblib.cpu_count(), len(studies))),
-            return_as="generator",
-            pre_dispatch="4*n_jobs",
-        )
-        try:
-            outcomes: list[_Outcome] = list(_shown(pool(tasks), len(studies)))
-        except TerminatedWorkerError as error:
-            raise VolumeError(
-                f"{self.folder}: the system ended a process that was preparing volumes, most often for want of memory. "
-                f"Start again with fewer workers; finished studies are kept. ({error})"
-            ) from error
+        with _progress() as progress:
+            bar = progress.add_task("Preparing volumes", total=len(studies))
+            outcomes = self._outcomes(studies, workers or joblib.cpu_count(), lambda: progress.advance(bar))
         for outcome in outcomes:
             for note in outcome.notes:
                 _log.warning(note)
@@ -208,6 +198,37 @@ class VolumeStore:
             ) from damage
         self._keys[study.study_id] = key
         return _stored(self.folder / key, entry)
+
+    def _outcomes(self, studies: Sequence[Study], workers: int, advance: Callable[[], None]) -> list[_Outcome]:
+        """Return the outcome of every study, in order, by this process and `workers - 1` others.
+
+        This process takes studies from the end of the list and the others from its beginning, until they meet: it
+        works while the others start, which takes as long as preparing some studies does.
+        """
+        task = partial(_on_one_thread, self._prepare_one)
+        here: dict[int, _Outcome] = {}
+        futures: list[Future[_Outcome]] = []
+        # Unlike the processes of multiprocessing, these do not import the program's main module anew.
+        others = min(workers, len(studies)) - 1
+        pool = ProcessPoolExecutor(others, env=_ONE_THREAD) if others > 0 else None
+        try:
+            if pool is not None:
+                futures = [pool.submit(task, study) for study in studies]
+                for future in futures:
+                    future.add_done_callback(lambda done: None if done.cancelled() else advance())
+            for index in reversed(range(len(studies))):
+                if not futures or futures[index].cancel():
+                    here[index] = task(studies[index])
+                    advance()
+            return [here[index] if index in here else futures[index].result() for index in range(len(studies))]
+        except TerminatedWorkerError as error:
+            raise VolumeError(
+                f"{self.folder}: the system ended a process that was preparing volumes, most often for want of memory. "
+                f"Start again with fewer workers; finished studies are kept. ({error})"
+            ) from error
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=True, kill_workers=any(not future.done() for future in futures))
 
     def _prepare_one(self, study: Study) -> _Outcome:
         """Return the outcome for one study; whatever is wrong with it becomes a fault."""
@@ -401,8 +422,8 @@ def _is_abandoned(partial: Path) -> bool:
         return False
 
 
-def _without_itk_threads(function: Callable[[Study], _Outcome], study: Study) -> _Outcome:
-    """Run one study on one thread: the processes share the cores among them already."""
+def _on_one_thread(function: Callable[[Study], _Outcome], study: Study) -> _Outcome:
+    """Run one study on one thread of ITK's: the processes share the cores among them already."""
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -411,8 +432,6 @@ def _without_itk_threads(function: Callable[[Study], _Outcome], study: Study) ->
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def _shown(outcomes: Iterator[T], total: int) -> Iterator[T]:
-    """Yield the outcomes while a progress bar counts them."""
+def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        yield from progress.track(outcomes, total=total, description="Preparing volumes")
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
