@@ -374,27 +374,32 @@ def test_the_report_of_sixty_test_studies_stays_under_15_mb(run_folder: Path) ->
     assert "more are in figures/cam of the run folder" in Parsed(path.read_text()).text
 
 
-def test_the_viewer_starts_where_the_map_is_hottest_and_knows_left_from_right(tmp_path: Path) -> None:
+def test_the_viewer_starts_where_the_map_is_hottest_and_shows_the_right_on_the_left(tmp_path: Path) -> None:
     shape, affine = (30, 36, 32), np.diag([-2.0, -2.0, 2.0, 1.0])
     affine[:3, 3] = (30, 36, -20)
-    rng = np.random.default_rng(0)
-    flair = rng.uniform(50, 100, shape).astype(np.float32)
-    cam = np.zeros(shape, dtype=np.float32)
-    hottest = (6, 20, 12)
+    flair = np.random.default_rng(0).uniform(50, 100, shape).astype(np.float32)
+    cam, hottest = np.zeros(shape, dtype=np.float32), (6, 20, 12)
     cam[hottest] = 1.0
     nib.save(nib.Nifti1Image(flair, affine), tmp_path / "flair.nii.gz")
     nib.save(nib.Nifti1Image(cam, affine), tmp_path / "cam.nii.gz")
     page = slice_viewer(tmp_path / "flair.nii.gz", tmp_path / "cam.nii.gz").page
     settings = json.loads(re.search(r"window\.viewer = brainsprite\((\{.*?\})\);", page)[1])
-    # What the page's script shows: millimetres of the cross, and the column of the sprite that it cuts through.
-    index = np.array([settings["numSlice"][axis] + 1 for axis in "XYZ"] + [1])
-    millimetres = (np.array(settings["affine"]) @ index)[:3]
-    np.testing.assert_allclose(millimetres, (affine @ (*hottest, 1))[:3], atol=1.01)
-    # RAS x is positive, so the spot lies in the patient's right half... of the sprite, which begins with the right.
-    expected_side = "left" if millimetres[0] < np.mean([affine[0, 3], affine[0, 3] - 58]) else "right"
-    found_side = "left" if settings["numSlice"]["X"] > settings["nbSlice"]["X"] / 2 else "right"
+    x, y, z = (settings["numSlice"][axis] for axis in "XYZ")
+    # What the script writes under the planes.
+    written_mm = (np.array(settings["affine"]) @ (x + 1, y + 1, z + 1, 1))[:3]
+    true_mm = (affine @ (*hottest, 1))[:3]
+    np.testing.assert_allclose(written_mm, true_mm, atol=1.01)
+    # What the script draws: the tile of the sprite at X, in it the row from the top and the column.
+    source = next(a["src"] for tag, a in Parsed(page).tags if tag == "img" and a["id"].startswith("overlayImg"))
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+        opaque = np.asarray(image.convert("RGBA"))[..., 3] > 0
+    size = settings["nbSlice"]
+    columns = opaque.shape[1] // size["Y"]
+    assert opaque[(x // columns) * size["Z"] + size["Z"] - z - 1, (x % columns) * size["Y"] + y]
+    # The spot is on the patient's right (x of RAS grows to the right), so it is drawn on the left.
     assert settings["radiological"] is True
-    assert found_side == expected_side
+    assert true_mm[0] > affine[0, 3] - shape[0] + 1
+    assert x < size["X"] / 2
 
 
 def test_a_panel_refuses_arrays_of_different_grids() -> None:

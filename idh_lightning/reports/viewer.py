@@ -33,6 +33,8 @@ _KEYS = """<script>
   canvas.setAttribute("aria-label", "Slices through the cross; arrow keys move it right, left, up and down, " +
     "Page Up and Page Down to the front and back");
   slider.setAttribute("aria-label", "Opacity of the map, percent");
+  // Drawn once more when all is loaded: a frame that had no size at first would stay empty.
+  addEventListener("load", function () { if (window.viewer) { window.viewer.init(); window.viewer.drawAll(); } });
   canvas.addEventListener("click", function () { canvas.focus({preventScroll: true}); });
   document.addEventListener("keydown", function (event) {
     var brain = window.viewer, move = {ArrowLeft: ["X", -1], ArrowRight: ["X", 1], ArrowDown: ["Z", -1],

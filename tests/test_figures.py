@@ -1,0 +1,195 @@
+"""Tests of the figures: what is drawn is what was given."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
+
+from idh_lightning.evaluation.intervals import Bootstrap
+from idh_lightning.reports import figures
+from idh_lightning.reports.figures import Estimate
+
+
+@pytest.fixture
+def patients() -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of 40 patients, with ties."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1], [30, 10])
+    scores = 1 / (1 + np.exp(-(rng.normal(size=40) + 1.5 * labels - 1)))
+    return labels, np.round(scores, 1)
+
+
+def line(figure: Figure, label: str, axes: int = 0) -> Line2D:
+    found = [line for line in figure.axes[axes].lines if line.get_label() == label]
+    assert len(found) == 1
+    return found[0]
+
+
+def words(figure: Figure) -> str:
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    return "\n".join([figure.get_suptitle(), *titles, *texts])
+
+
+def test_an_estimate_is_written_with_its_interval() -> None:
+    assert Estimate(0.9, 0.8, 0.97, 42).text == "0.90 (0.80 to 0.97)"
+    assert Estimate(-0.123).text == "−0.12"
+    assert Estimate(None, why="too few: 3 mutant, 5 needed").text == "too few"
+    assert Estimate(None).text == "not known"
+
+
+def test_the_area_under_the_drawn_roc_curve_is_the_auc(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = patients
+    curve = line(figures.roc(labels, scores), "model")
+    x, y = curve.get_data()
+    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_the_operating_point_lies_at_its_sensitivity_and_specificity(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = patients
+    figure = figures.roc(labels, scores, threshold=0.5, auroc=Estimate(0.8, 0.7, 0.9, 40))
+    (tn, fp), (fn, tp) = confusion_matrix(labels, scores >= 0.5)
+    point = line(figure, "operating point")
+    assert point.get_xdata() == pytest.approx([fp / (fp + tn)])
+    assert point.get_ydata() == pytest.approx([tp / (tp + fn)])
+    assert f"sensitivity {tp / (tp + fn):.2f}" in words(figure)
+    assert "AUROC 0.80 (0.70 to 0.90); n = 40, 10 mutant" in words(figure)
+
+
+def test_the_roc_band_is_made_of_the_curves_of_the_resamples(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = patients
+    grid = np.linspace(0, 1, 11)
+    found = figures._resampled_sensitivity(grid, labels, scores, resamples=20, seed=3)
+    weights = Bootstrap.draw(labels, resamples=20, seed=3).weights[-20:].astype(int)
+    for row, weight in zip(found, weights, strict=True):
+        false_rate, true_rate, _ = roc_curve(
+            np.repeat(labels, weight), np.repeat(scores, weight), drop_intermediate=False
+        )
+        np.testing.assert_allclose(row, np.interp(grid, false_rate, true_rate))
+
+
+def test_the_roc_band_is_the_same_every_time(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    bands = [
+        next(item for item in figures.roc(*patients).axes[0].collections if isinstance(item, PolyCollection))
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(bands[0].get_paths()[0].vertices, bands[1].get_paths()[0].vertices)
+
+
+def test_the_steps_of_the_precision_recall_curve_add_up_to_average_precision(
+    patients: tuple[np.ndarray, np.ndarray],
+) -> None:
+    labels, scores = patients
+    figure = figures.precision_recall(labels, scores)
+    recall, precision = line(figure, "model").get_data()
+    assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(average_precision_score(labels, scores))
+    assert line(figure, "prevalence 0.25: guessing").get_ydata() == pytest.approx([0.25, 0.25])
+
+
+def test_the_confusion_matrix_shows_counts_and_shares_of_rows() -> None:
+    figure = figures.confusion_matrix([[57, 3], [6, 10]], threshold=0.37)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    for text in ("57", "3", "6", "10", "95% of row", "5% of row", "38% of row", "62% of row", "missed mutant"):
+        assert text in shown
+    assert "called mutant from P = 0.37 on" in words(figure)
+
+
+def test_the_reliability_curve_shows_the_intervals_it_was_given(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    curve = {"predicted": [0.2, 0.7], "observed": [0.1, 0.8], "low": [0.0, 0.6], "high": [0.3, 0.9]}
+    figure = figures.reliability(curve, *patients, raw={"predicted": [0.4, 0.5], "observed": [0.1, 0.8]})
+    bars = figure.axes[0].containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [[0.0, 0.3], [0.6, 0.9]], atol=1e-12)
+    np.testing.assert_allclose(line(figure, "uncalibrated").get_xdata(), [0.4, 0.5])
+    drawn = sum(patch.get_height() for patch in figure.axes[1].patches)
+    assert drawn == len(patients[0]), "the histogram holds every patient"
+
+
+def test_the_decision_curve_draws_every_strategy_and_the_model_on_top() -> None:
+    thresholds = np.arange(1, 100) / 100
+    curves = pd.DataFrame(
+        {"threshold": thresholds, "model": 0.2, "age": 0.1, "treat_all": 0.2 - thresholds, "treat_none": 0.0}
+    )
+    figure = figures.decision_curve(curves, prevalence=0.25)
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels[-1] == "model"
+    assert set(labels) == {"model", "age", "call everyone mutant", "call no one mutant"}
+    np.testing.assert_array_equal(line(figure, "model").get_ydata(), curves["model"])
+
+
+def test_a_group_that_is_too_small_has_words_and_no_mark() -> None:
+    rows = [
+        ("# grade", Estimate(None)),
+        ("2 $x$", Estimate(None, n=3, why="too few: 3 mutant, 5 needed")),
+        ("4", Estimate(0.8, 0.6, 0.95, 30)),
+    ]
+    figure = figures.forest(rows, title="groups", reference=("all", 0.85))
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert [mark.get_ydata()[0] for mark in marks] == [2]
+    assert "too few" in words(figure)
+    assert "0.80 (0.60 to 0.95)" in words(figure)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["grade", "2 $x$", "4"]
+    figure.canvas.draw()  # a dollar sign in a table is no formula
+
+
+def test_the_cohort_flow_adds_up() -> None:
+    parts = {"train": (146, 140, 31), "validation": (31, 30, 7), "test": (44, 42, 9)}
+    figure = figures.cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)
+    text = words(figure)
+    assert "224 studies found" in text
+    assert "3 left out\n2 × unknown label\n1 × missing $T2$" in text
+    assert "221 studies of 212 patients\n47 mutant (22%)" in text
+    assert "test\n42 patients (44 studies)\n9 mutant, 33 wildtype" in text
+    figure.canvas.draw()
+
+
+def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    for epoch in range(4):
+        for step in range(epoch * 5, epoch * 5 + 5):
+            logger.log_metrics({"lr": 0.1 * step, "epoch": epoch}, step=step)
+            logger.log_metrics({"train/loss_step": 1.0 / (step + 1), "epoch": epoch}, step=step)
+        values = {"loss": 0.5 - 0.1 * epoch, "accuracy": 0.6, "auroc": [0.6, 0.9, 0.7, 0.8][epoch]}
+        logger.log_metrics({**{f"val/{k}": v for k, v in values.items()}, "epoch": epoch}, step=epoch * 5 + 4)
+        logger.log_metrics(
+            {f"train/{'loss_epoch' if k == 'loss' else k}": v for k, v in values.items()} | {"epoch": epoch},
+            step=epoch * 5 + 4,
+        )
+    logger.save()
+    figure = figures.learning_curves(pd.read_csv(tmp_path / "metrics.csv"), monitor="val/auroc", mode="max")
+    titles = [next(text.get_text() for text in axes.texts) for axes in figure.axes]
+    assert titles == ["Loss", "Accuracy", "AUROC", "Learning rate"]
+    np.testing.assert_allclose(line(figure, "validation", 2).get_xdata(), [4, 9, 14, 19])
+    np.testing.assert_allclose(line(figure, "validation", 2).get_ydata(), [0.6, 0.9, 0.7, 0.8])
+    np.testing.assert_allclose(line(figure, "training, batch").get_xdata(), np.arange(20))
+    assert "best: 0.900\n(epoch 1)" in words(figure)
+    figure.canvas.draw()
+
+
+def test_curves_of_one_figure_differ_in_more_than_colour() -> None:
+    log = pd.DataFrame(
+        {"epoch": [0, 1], "step": [4, 9], "train/loss": [0.5, 0.4], "val/loss": [0.6, 0.5], "lr": [0.1, 0.2]}
+    )
+    curves = pd.DataFrame({"threshold": [0.1, 0.5], "model": 0.2, "age": 0.1, "treat_all": 0.1, "treat_none": 0.0})
+    for figure in (figures.learning_curves(log), figures.decision_curve(curves)):
+        drawn = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+        assert len(drawn) > 1
+        for one, other in combinations(drawn, 2):
+            looks = [(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in (one, other)]
+            assert looks[0] != looks[1]
+
+
+def test_drawing_leaves_no_figure_open(patients: tuple[np.ndarray, np.ndarray]) -> None:
+    before = plt.get_fignums()
+    figures.roc(*patients)
+    figures.confusion_matrix([[1, 0], [0, 1]])
+    assert plt.get_fignums() == before
