@@ -1,0 +1,91 @@
+"""Preparing a cohort without training: what is written, printed and refused."""
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from tiny_studies import write_study
+
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.prepare import run
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = []
+    for index in range(16):
+        study = write_study(folder, f"P{index:02d}", seed=index)
+        files = {name: path.relative_to(folder) for name, path in study.files.items()}
+        idh = "mutant" if index % 2 else "wildtype"
+        rows.append(
+            {"study_id": study.study_id, "patient_id": study.study_id, "idh": idh, "age_years": 40 + index, "sex": "F"}
+            | files
+            | {"tumor_segmentation": study.mask.relative_to(folder)}
+        )
+    broken = folder / rows[3]["T2"]
+    broken.write_bytes(broken.read_bytes()[:900])
+    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"
+
+
+def configuration(table, folder, *overrides):
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose(
+            "prepare",
+            [
+                "cohort=table",
+                f"cohort.table={table}",
+                "name=prepare",
+                "data.grid=16",
+                f"paths.store={folder / 'store'}",
+                f"paths.run={folder / 'run'}",
+                *overrides,
+            ],
+        )
+
+
+def test_a_faulty_study_stops_the_run_after_it_was_printed_and_the_others_were_prepared(table, tmp_path, capsys):
+    with pytest.raises(CohortError, match=r"P03_T2\.nii\.gz, study P03: the file is truncated or damaged"):
+        run(configuration(table, tmp_path))
+    assert "unreadable" in capsys.readouterr().out
+    assert "P03" in (tmp_path / "run" / "cohort_report.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "store").glob("*/[0-9a-f]*"))) == 15
+
+
+def test_a_faulty_study_is_excluded_with_its_reason_when_asked(table, tmp_path, capsys):
+    report = run(configuration(table, tmp_path, "cohort.on_error=exclude", "figures=true", "split.test=0.2"))
+    assert (report.built, report.reused) == (15, 0)
+    excluded = pd.read_csv(tmp_path / "run" / "exclusions.csv")
+    assert excluded["study_id"].tolist() == ["P03"]
+    assert "truncated" in excluded["reason"][0]
+    used = pd.read_csv(tmp_path / "run" / "cohort.csv")
+    assert sorted(used["study_id"]) == [f"P{index:02d}" for index in range(16) if index != 3]
+    figures = sorted(path.stem for path in (tmp_path / "run" / "figures").iterdir())
+    assert figures == sorted(used["study_id"])
+    assert "15 studies of 15 patients are ready, 1 excluded" in capsys.readouterr().out
+    again = run(configuration(table, tmp_path, "cohort.on_error=exclude"))
+    assert (again.built, again.reused) == (0, 15)
+
+
+def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path, caplog):
+    few = pd.read_csv(table).iloc[[0, 1]]
+    for name in ("FLAIR", "T1", "T1c", "T2", "tumor_segmentation"):
+        few[name] = [str(table.parent / path) for path in few[name]]
+    few.to_csv(tmp_path / "few.csv", index=False)
+    assert run(configuration(tmp_path / "few.csv", tmp_path)).built == 2
+    assert "cannot be split" in caplog.text
+    assert not (tmp_path / "run" / "cohort.csv").exists()
+    assert (tmp_path / "run" / "cohort_report.html").exists()
+
+
+def test_a_misspelt_key_is_refused_before_anything_is_read(table, tmp_path):
+    with pytest.raises(ConfigError, match="margin"):
+        run(configuration(table, tmp_path, "+data.preprocessing.margin=3"))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("grid", "shape"), [("20", "20x20x20"), ("[16,24,20]", "16x24x20")])
+def test_the_grid_is_one_number_or_three(table, tmp_path, grid, shape):
+    run(configuration(table, tmp_path, "cohort.on_error=exclude", f"data.grid={grid}"))
+    assert [path.name.split("_")[0] for path in (tmp_path / "store").iterdir()] == [shape]
