@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,21 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import PredictionWriter, Provenance
-from idh_lightning.cohort import SPLITS, Cohort, cohort_table, exclusions_table, settle, write_cohort_report
+from idh_lightning.cohort import (
+    SPLITS,
+    Cohort,
+    cohort_table,
+    exclusions_table,
+    faults_table,
+    settle,
+    write_cohort_report,
+)
 from idh_lightning.config import check_config
-from idh_lightning.errors import CheckpointError
+from idh_lightning.errors import CheckpointError, SplitError
 from idh_lightning.files import replacing, write_text
 from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
@@ -41,15 +50,22 @@ class PreparedCohort:
 
     Attributes:
         cohort: Studies and exclusions; no errors are left.
-        table: One row per study: study_id, patient_id, label, split, fold, age_years, ...
+        splits: One row per study: study_id, patient_id, label, split, fold, age_years, ...; None if it has no split.
         store: Holds the volumes of every study.
         report: What preparing them took.
     """
 
     cohort: Cohort
-    table: pd.DataFrame
+    splits: pd.DataFrame | None
     store: VolumeStore
     report: PrepareReport
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The splits, where they are known to be there."""
+        if self.splits is None:
+            raise SplitError("the cohort has no split; expected one. Prepare it with must_split=True.")
+        return self.splits
 
 
 def checked(config: DictConfig) -> DictConfig:
@@ -64,13 +80,19 @@ def checked(config: DictConfig) -> DictConfig:
     return config
 
 
-def prepare(config: DictConfig) -> PreparedCohort:
+def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
     """Read a cohort, put its volumes into the store, split its patients, and write down who is in and who is out.
 
-    Writes cohort.csv, exclusions.csv and cohort_report.html into the run folder.
+    Writes cohort_report.html, exclusions.csv, cohort.csv and splits.csv into the run folder, and prints what was found
+    wrong.
+
+    Args:
+        config: With the groups cohort, data and split.
+        must_split: Whether a cohort that cannot be split is refused; else its table is None and a warning says why.
 
     Raises:
-        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault.
+        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
+            report has been written by then, and the volumes of the sound studies are in the store.
         SplitError: If the patients cannot be split as asked.
     """
     run_folder = Path(config.paths.run)
@@ -80,12 +102,28 @@ def prepare(config: DictConfig) -> PreparedCohort:
         preprocessing=_instantiate(config.data.preprocessing), sequences=cohort.sequences
     )
     report = store.prepare(cohort.studies)
+    found = replace(cohort, faults=(*cohort.faults, *report.faults))
+    if found.faults:
+        Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
+    write_cohort_report(found, run_folder / "cohort_report.html")
     cohort = settle(cohort, report.faults, on_error=reader.on_error)
-    table: pd.DataFrame = _instantiate(config.split)(cohort)
-    write_text(run_folder / "cohort.csv", cohort_table(cohort, table).to_csv(index=False))
     write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
+    table: pd.DataFrame | None = None
+    try:
+        table = _instantiate(config.split)(cohort)
+    except SplitError as error:
+        if must_split:
+            raise
+        logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
     write_cohort_report(cohort, run_folder / "cohort_report.html", table)
-    return PreparedCohort(cohort=cohort, table=table, store=store, report=report)
+    if table is not None:
+        flair = {study.study_id: str(study.files["FLAIR"].absolute()) for study in cohort.studies if "FLAIR" in study.files}
+        listed = cohort_table(cohort, table)
+        listed["flair"] = listed["study_id"].map(flair)  # the report lays the maps over it
+        write_text(run_folder / "cohort.csv", listed.to_csv(index=False))
+        splits = table[["study_id", "patient_id", "label", "split", "fold"]]
+        write_text(run_folder / "splits.csv", splits.to_csv(index=False))
+    return PreparedCohort(cohort=cohort, splits=table, store=store, report=report)
 
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
