@@ -411,7 +411,7 @@ def test_a_panel_refuses_arrays_of_different_grids() -> None:
 def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
     image, mask, cam = phantom(0)
     figure = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), "study", label=1, probability=0.875)
-    assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) = 0.88"
+    assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88 before calibration"
     planes = [axes for part in figure.subfigs for axes in part.axes if axes.images and axes.texts]
     letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]
     assert letters == ["RLAP"] * 4 + ["RLAP", "RLSI", "APSI"]

@@ -68,9 +68,9 @@ def _source(run: Run) -> str | None:
 def _eligible(run: Run) -> str | None:
     if run.cohort.empty:
         return None
-    reasons = exclusion_reasons(run)
-    lost = "none was left out" if not reasons else f"left out: {', '.join(f'{n} × {r}' for r, n in reasons.items())}"
-    return f"Studies with the sequences asked for and a known IDH status; {lost} (exclusions.csv names each)."
+    listed = ", ".join(f"{n} × {reason}" for reason, n in exclusion_reasons(run).items())
+    lost = f"left out: {listed} (exclusions.csv names each)" if listed else "none was left out"
+    return f"Studies with the sequences asked for and a known IDH status; {lost}."
 
 
 def _missing(run: Run) -> str | None:
@@ -134,7 +134,7 @@ def _training(run: Run) -> str | None:
     words = [text for key in ("objective", "optimizer", "scheduler") if (text := _settings(run, key))]
     epochs = run.provenance.get("epochs")
     if epochs is not None:
-        words.append(f"{epochs} epochs.")
+        words.append(f"Epochs: {epochs}.")
     return " ".join(words) or None
 
 
@@ -144,10 +144,14 @@ def _chosen(run: Run) -> str | None:
 
 
 def _imbalance(run: Run) -> str | None:
-    target = _at(run.config, "objective", "_target_")
-    if target is None:
-        return None
-    return f"Class-balanced sampling of training patients and {str(target).split('.')[-1]}; probabilities recalibrated."
+    share, target = _at(run.config, "data", "batches", "mutant_fraction"), _at(run.config, "objective", "_target_")
+    words = [] if share is None else [f"{_plain(share)} of the training draws are mutant, whatever the cohort's share"]
+    if target is not None:
+        words.append(f"loss: {str(target).split('.')[-1]}")
+    method = run.node("calibration", "method")
+    if method is not None:
+        words.append(f"probabilities calibrated afterwards: {method}")
+    return "; ".join(words) + "." if words else None
 
 
 def _measures(run: Run) -> str | None:

@@ -200,14 +200,14 @@ def roc(
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
         axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
-        right = x < 0.5
+        right, high_up = x < 0.5, y > 0.4
         axes.annotate(
             f"sensitivity {y:.2f}\nspecificity {1 - x:.2f}",
             (x, y),
-            xytext=(14 if right else -14, -8),
+            xytext=(14 if right else -14, -8 if high_up else 8),
             textcoords="offset points",
             ha="left" if right else "right",
-            va="top",
+            va="top" if high_up else "bottom",
             color="#9a4300",
         )
     counts = f"n = {truth.size}, {truth.sum()} mutant"
@@ -215,7 +215,8 @@ def roc(
     _unit_square(axes)
     axes.set_xlabel("1 − specificity: wildtype called mutant")
     axes.set_ylabel("sensitivity: mutant called mutant")
-    axes.legend(loc="lower right", frameon=False)
+    # The legend goes where the curve is not.
+    axes.legend(loc="lower right" if np.trapezoid(true_rate, false_rate) >= 0.5 else "upper left", frameon=False)
     return figure
 
 

@@ -359,8 +359,8 @@ def _calibration_words(run: Run) -> str | None:
     of = "" if n is None else f" {n:.0f}"
     words = (
         f"Probabilities were calibrated on{of} validation patients ({method}: slope {slope:.2f}, i.e. temperature "
-        f"{temperature or 1 / slope:.2f}, intercept {shift or 0:.2f}); training with focal loss and balanced sampling "
-        "shifts them otherwise. Ranking, and so the ROC-AUC, is unchanged."
+        f"{temperature or 1 / slope:.2f}, intercept {shift or 0:.2f}); the loss and the balanced draws of training "
+        "shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
     )
     return words.replace(" -", " −")
 

@@ -79,7 +79,7 @@ def cam_panel(
         spacing_mm: Voxel size along D, H and W, in array order.
         title: What the study is called; shown as it is.
         label: 0 = IDH wildtype, 1 = IDH mutant; shown when given.
-        probability: P(mutant); shown when given.
+        probability: P(mutant) as the network gives it, before calibration; shown when given.
 
     Raises:
         ExplanationError: If the arrays do not share one grid.
@@ -273,7 +273,7 @@ def _headline(title: str, label: int | None, probability: float | None) -> str:
     if label is not None:
         parts.append(_label_word(label))
     if probability is not None:
-        parts.append(f"P(mutant) = {probability:.2f}")
+        parts.append(f"P(mutant) {probability:.2f} before calibration")
     return "   ·   ".join(parts)
 
 

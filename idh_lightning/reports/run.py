@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,11 +288,15 @@ def _decision_curve(run: Run) -> Drawn:
 def _subgroups(run: Run) -> Drawn:
     rows: list[tuple[str, Estimate]] = []
     for name, section in (run.node("subgroups") or {}).items():
-        groups = {group: as_estimate(found.get("auroc")) for group, found in section.get("groups", {}).items()}
+        groups = section.get("groups", {})
         if len(groups) < 2:
             continue
         rows.append((f"# {name.replace('_', ' ')}", Estimate(None)))
-        rows += [(str(group), e) for group, e in groups.items() if e is not None]
+        for group, found in groups.items():
+            estimate = as_estimate(found.get("auroc"))
+            if estimate is not None:
+                # The patients of the group, also where too few of a class leave no area.
+                rows.append((str(group), replace(estimate, n=found.get("n", estimate.n))))
         within = as_estimate(section.get("within_auroc"))
         if within is not None and within.value is not None:
             rows.append((f"within {name.replace('_', ' ')}", within))
