@@ -162,19 +162,19 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """Return a random pose: a few degrees and millimetres, and a brain of 1.2 to 1.7 litres.
+    """Return a random pose, as rigid registration to an atlas leaves it, and a brain of 1.2 to 1.7 litres.
 
     MNI152 is larger than most brains, hence a mean scale below one.
     """
-    pitch, yaw, roll = np.deg2rad(np.clip(rng.normal(0, [5.0, 3.5, 3.5]), -10, 10))
+    pitch, yaw, roll = np.deg2rad(np.clip(rng.normal(0, [2.0, 1.5, 1.5]), -5, 5))
     rotation = np.eye(3)
     for (a, b), angle in (((0, 1), pitch), ((1, 2), yaw), ((0, 2), roll)):
         turn = np.eye(3)
         turn[a, a] = turn[b, b] = np.cos(angle)
         turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
         rotation = rotation @ turn
-    scale = 0.915 * np.clip(rng.normal(1, 0.025), 0.95, 1.05) * np.clip(rng.normal(1, 0.02, 3), 0.95, 1.05)
-    return Pose(rotation, scale, np.clip(rng.normal(0, [1.0, 3.0, 2.0]), -6, 6))
+    scale = 0.915 * np.clip(rng.normal(1, 0.02), 0.95, 1.05) * np.clip(rng.normal(1, 0.01, 3), 0.97, 1.03)
+    return Pose(rotation, scale, np.clip(rng.normal(0, [0.7, 1.5, 1.0]), -4, 4))
 
 
 def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> Floats:
@@ -247,11 +247,11 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     """
     template = load_template(round(0.3 * field.spacing_mm, 3) if field.spacing_mm > 1 else 0.0)
     warp_seed, vein_seed = rng.spawn(2)
-    atrophy = np.float32(rng.uniform(0.8, 1.6))
+    atrophy = np.float32(rng.uniform(0.9, 1.4))
     grid, low = _brain_box(field, pose)
     z, y, x = pose.to_template(grid)
     for axis in (z, y, x):
-        axis += 2.5 * smooth_field(grid, 60.0, warp_seed) + 1.0 * smooth_field(grid, 25.0, warp_seed)
+        axis += 1.5 * smooth_field(grid, 60.0, warp_seed) + 0.5 * smooth_field(grid, 25.0, warp_seed)
     source = [z.copy(), y.copy(), x.copy()]
     for push in pushes:
         offset = [axis - np.float32(c) for axis, c in zip((z, y, x), push.centre_mm, strict=True)]
@@ -274,7 +274,7 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     white, grey, csf = (np.where(brain, part / total, 0).astype(np.float32) for part in (white, grey, csf))
     csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
     # Veins run in the sulci; the sagittal sinus lies on the outer edge of the midline.
-    sulcal = smooth_field(grid, 9.0, vein_seed) > 1.7
+    sulcal = smooth_field(grid, 9.0, vein_seed) > 2.1
     sinus = (np.abs(source[2]) < 3.5) & (gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0) < 0.72)
     vein = np.where(sulcal | (sinus & (source[0] > 5)), csf, 0).astype(np.float32)
     return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)

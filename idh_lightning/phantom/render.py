@@ -108,13 +108,13 @@ def _scan(
     images = {}
     for sequence, levels in signals(tissues).items():
         image = sum(np.float32(levels[name]) * part for name, part in parts.items()) * texture
-        image *= np.exp(np.float32(scanner_rng.uniform(0.03, 0.12)) * smooth_field(grid, 160.0, scanner_rng))
+        image *= np.exp(np.float32(scanner_rng.uniform(0.02, 0.08)) * smooth_field(grid, 160.0, scanner_rng))
         thickness_mm = scanner_rng.choice(_SLICE_MM[sequence])
         if thickness_mm > grid.spacing_mm:
             # A boxcar profile has the standard deviation thickness / sqrt(12); the voxel has its own share already.
             sigma = np.sqrt((thickness_mm**2 - grid.spacing_mm**2) / 12) / grid.spacing_mm
             image = gaussian_filter1d(image, sigma, axis=0)
-        noise = np.float32(scanner_rng.uniform(0.02, 0.04) * levels["white"])
+        noise = np.float32(scanner_rng.uniform(0.015, 0.03) * levels["white"])
         image = np.abs(image + noise * scanner_rng.standard_normal(image.shape, dtype=np.float32))
         gain = 300 / levels["white"] * np.exp(scanner_rng.normal(0, 0.2))
         images[sequence] = np.where(brain, np.clip(image * np.float32(gain), 1, 32000), 0).astype(np.int16)
