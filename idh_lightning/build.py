@@ -117,7 +117,9 @@ def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
         logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
     write_cohort_report(cohort, run_folder / "cohort_report.html", table)
     if table is not None:
-        flair = {study.study_id: str(study.files["FLAIR"].absolute()) for study in cohort.studies if "FLAIR" in study.files}
+        flair = {
+            study.study_id: str(study.files["FLAIR"].absolute()) for study in cohort.studies if "FLAIR" in study.files
+        }
         listed = cohort_table(cohort, table)
         listed["flair"] = listed["study_id"].map(flair)  # the report lays the maps over it
         write_text(run_folder / "cohort.csv", listed.to_csv(index=False))

@@ -110,7 +110,7 @@ def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
 
 
 def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterable[str]:
-    stages = config.get("stages", [])
+    stages = config.get("stages", ["report"])
     if not isinstance(stages, list) or not stages or any(stage not in STAGES for stage in stages):
         yield f"stages: found {stages}; expected a list out of {', '.join(STAGES)}. Correct it."
     elif "fit" not in stages and "test" in stages and not config.get("checkpoint"):
@@ -129,6 +129,8 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
     monitor = config.get("monitor", {})
     if isinstance(monitor, Mapping) and monitor:
         if monitor.get("metric") not in MONITORED:
-            yield f"monitor.metric: found '{monitor.get('metric')}'; expected one of {', '.join(MONITORED)}. Correct it."
+            known = ", ".join(MONITORED)
+            yield f"monitor.metric: found '{monitor.get('metric')}'; expected one of {known}. Correct it."
         elif monitor.get("mode") != ("min" if monitor["metric"] == "val/loss" else "max"):
-            yield f"monitor.mode: found '{monitor.get('mode')}' for {monitor['metric']}; expected the other. Correct it."
+            mode, metric = monitor.get("mode"), monitor["metric"]
+            yield f"monitor.mode: found '{mode}' for {metric}; expected the other. Correct it."

@@ -21,7 +21,7 @@ class ConfigError(IDHError, ValueError):
 
 
 class CohortError(IDHError, ValueError):
-    """The table or the folders of a cohort are wrong: all faults are listed. Correct them or list studies to exclude."""
+    """The table or the folders of a cohort are wrong: all faults are listed. Correct them or exclude the studies."""
 
 
 class VolumeError(IDHError, ValueError):
@@ -29,7 +29,7 @@ class VolumeError(IDHError, ValueError):
 
 
 class SplitError(IDHError, ValueError):
-    """Patients cannot be split as asked: a patient in two parts, or a part with one class. Change the split settings."""
+    """Patients cannot be split as asked: a patient in two parts, or a part with one class. Change `split.*`."""
 
 
 class ModelError(IDHError, ValueError):
@@ -49,7 +49,7 @@ class ExplanationError(IDHError, ValueError):
 
 
 class EvaluationError(IDHError, ValueError):
-    """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says which."""
+    """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says."""
 
 
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:

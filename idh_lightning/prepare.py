@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
 import numpy as np
-import pandas as pd
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from idh_lightning import build
-from idh_lightning.cohort import (
-    Cohort,
-    cohort_table,
-    exclusions_table,
-    faults_table,
-    settle,
-    write_cohort_report,
-)
+from idh_lightning.cohort import Cohort
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CohortError, SplitError, exits_with_message
-from idh_lightning.files import replacing, write_text
+from idh_lightning.errors import exits_with_message
+from idh_lightning.files import replacing
 from idh_lightning.reports import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> PrepareReport:
@@ -41,29 +28,11 @@ def run(config: DictConfig) -> PrepareReport:
     """
     build.checked(config)
     folder = Path(config.paths.run)
-    console = Console(soft_wrap=True)
-    reader = instantiate(config.cohort, _convert_="all")
-    cohort: Cohort = reader.read()
-    store: VolumeStore = instantiate(config.data.store, _convert_="all")(
-        preprocessing=instantiate(config.data.preprocessing, _convert_="all"), sequences=cohort.sequences
-    )
-    report = store.prepare(cohort.studies)
-    found = replace(cohort, faults=(*cohort.faults, *report.faults))
-    if found.faults:
-        Console().print(faults_table(found, rows_per_check=5))
-    try:
-        cohort = settle(cohort, report.faults, on_error=reader.on_error)
-    except CohortError:
-        write_cohort_report(found, folder / "cohort_report.html")
-        raise
-    write_text(folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
-    table = _split(config, cohort)
-    write_cohort_report(cohort, folder / "cohort_report.html", table)
-    if table is not None:
-        write_text(folder / "cohort.csv", cohort_table(cohort, table).to_csv(index=False))
+    prepared = build.prepare(config, must_split=False)
+    cohort, store, report = prepared.cohort, prepared.store, prepared.report
     if config.figures:
         write_figures(cohort, store, folder / "figures")
-    console.print(
+    Console(soft_wrap=True).print(
         f"{len(cohort.studies)} studies of {len({study.patient_id for study in cohort.studies})} patients are ready, "
         f"{len(cohort.exclusions)} excluded; {report.built} volumes made and {report.reused} found "
         f"in {report.elapsed_s:.0f} s.\nStore:  {store.folder}\nReport: {folder / 'cohort_report.html'}",
@@ -81,16 +50,6 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
         figure = study_panel(image, cohort.sequences, stored.mask, spacing_mm, study.study_id, label=study.label)
         with replacing(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
-
-
-def _split(config: DictConfig, cohort: Cohort) -> pd.DataFrame | None:
-    """Return the split that training would use, or None where it would refuse the cohort; preparing goes on."""
-    try:
-        table: pd.DataFrame = instantiate(config.split, _convert_="all")(cohort)
-    except SplitError as error:
-        logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
-        return None
-    return table
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")

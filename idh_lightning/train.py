@@ -112,8 +112,8 @@ def report(config: DictConfig) -> dict[str, Any]:
 def _refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoint: Path) -> None:
     if tuple(trained) != tuple(found):
         raise CheckpointError(
-            f"{checkpoint}: trained on {', '.join(trained)}, while the cohort has {', '.join(found)}; expected the same "
-            "sequences. Use another checkpoint or cohort."
+            f"{checkpoint}: trained on {', '.join(trained)}, while the cohort has {', '.join(found)}; expected "
+            "the same sequences. Use another checkpoint or cohort."
         )
 
 
@@ -122,7 +122,12 @@ def _summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     table = Table(title="Test patients", title_justify="left")
     for heading in ("metric", "value", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    names = {"ppv": "precision", "sensitivity": "recall (sensitivity)", "auroc_bootstrap": "ROC-AUC", "f1": "F1 (mutant)"}
+    names = {
+        "ppv": "precision",
+        "sensitivity": "recall (sensitivity)",
+        "auroc_bootstrap": "ROC-AUC",
+        "f1": "F1 (mutant)",
+    }
     for metric in SUMMARY_METRICS:
         entry = metrics.get("test", {}).get(metric)
         if entry is None:
@@ -152,7 +157,7 @@ def _quieten() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 @exits_with_message
 def main(config: DictConfig) -> float | None:
-    """Run what the command line composes; a sweep maximises the returned test ROC-AUC only to show it, never to choose."""
+    """Run what the command line composes; return the test ROC-AUC, to be shown in a sweep."""
     value = run(config).get("auroc", {}).get("value")
     return None if value is None else float(value)
 

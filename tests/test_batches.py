@@ -71,7 +71,7 @@ def test_a_draw_keeps_its_seed_on_the_way_to_a_worker() -> None:
 def test_one_class_or_an_impossible_fraction_is_refused() -> None:
     with pytest.raises(SplitError, match="0 mutant; expected both classes"):
         ClassBalancedSampler([0, 0], seed=0, epoch=0)
-    with pytest.raises(SplitError, match="mutant_fraction: found 1.5"):
+    with pytest.raises(SplitError, match=r"mutant_fraction: found 1\.5"):
         draws(mutant_fraction=1.5)
 
 
@@ -132,7 +132,11 @@ def test_training_batches_do_not_depend_on_the_number_of_workers(fake_store: Fak
 def test_the_same_study_is_augmented_differently_in_each_epoch(fake_store: FakeStore) -> None:
     data = data_module(fake_store, 0, tio.Compose([tio.RandomNoise(std=(0.5, 1.0))]))
     seen = [
-        {name: volume for batch in data.training_loader(epoch) for name, volume in zip(batch.study_ids, batch.volumes)}
+        {
+            name: volume
+            for batch in data.training_loader(epoch)
+            for name, volume in zip(batch.study_ids, batch.volumes, strict=True)
+        }
         for epoch in (0, 1)
     ]
     shared = set(seen[0]) & set(seen[1])

@@ -77,6 +77,17 @@ def test_stem_features_carry_no_graph(small_network: Maker) -> None:
     assert not small_network().stem(volumes()).requires_grad
 
 
+def test_an_untrained_stem_gives_similar_volumes_similar_features() -> None:
+    torch.manual_seed(0)
+    network = StemTailNetwork(weights="none", stem_precision="float32").eval()
+    smooth = nn.functional.interpolate(torch.randn(6, 4, 6, 6, 6), size=(32, 32, 32), mode="trilinear")
+    calibrate_batch_norm(network, [smooth])
+    features = network.stem(smooth)
+    moved = (network.stem(smooth + 0.1 * torch.randn_like(smooth)) - features).pow(2).mean()
+    apart = (features - features.roll(1, 0)).pow(2).mean()
+    assert moved < 0.1 * apart
+
+
 def test_calibration_keeps_signals_alive_through_an_untrained_network() -> None:
     torch.manual_seed(0)
     network = StemTailNetwork(weights="none", stem_precision="float32").eval()

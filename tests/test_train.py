@@ -106,7 +106,7 @@ def test_maps_have_the_shape_and_affine_of_the_studys_own_flair(run_folder: Path
         assert cam.shape == original.shape
         np.testing.assert_allclose(cam.affine, original.affine, atol=1e-5)
         values = np.asarray(cam.dataobj)
-        assert 0 <= values.min()
+        assert values.min() >= 0
         assert values.max() <= 1
 
 
@@ -115,7 +115,9 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     checkpoint = run_folder / "checkpoints" / "best.ckpt"
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     assert content["recipe"]["sequences"] == ["FLAIR", "T1", "T1c", "T2"]
-    assert torch.load(run_folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["optimizer_states"]
+    assert torch.load(run_folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)[
+        "optimizer_states"
+    ]
     model = build.load_classifier(run_folder)
     assert not model.training
     again = train(
@@ -137,7 +139,9 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions(run_folder: Path, workplace: Path) -> None:
-    done = train(workplace, *SMALL, "callbacks.explanations.test=false", "data.batches.workers=2", "hydra.run.dir=outputs/twin")
+    done = train(
+        workplace, *SMALL, "callbacks.explanations.test=false", "data.batches.workers=2", "hydra.run.dir=outputs/twin"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (workplace / "outputs/twin/predictions.csv").read_bytes() == (run_folder / "predictions.csv").read_bytes()
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.cohort import Study
-from idh_lightning.files import replacing, write_text
 from idh_lightning.errors import ExplanationError
 from idh_lightning.explain import localisation_scores
+from idh_lightning.files import replacing, write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports import cam_panel
 from idh_lightning.volumes import StoredVolume, write_map

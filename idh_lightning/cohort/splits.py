@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
 
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.study import Cohort
@@ -91,6 +90,8 @@ class KFold:
                 "Set split.folds lower or add patients."
             )
         strata = _strata(patients, self.folds)
+        from sklearn.model_selection import RepeatedStratifiedKFold  # slow to import, for every process that reads
+
         folds = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.seed)
         _, tested = list(folds.split(patients, strata))[self.fold]
         test = list(patients.index[tested])
@@ -249,6 +250,8 @@ def _draw(patients: pd.DataFrame, count: int, seed: int, part: str) -> list[str]
             f"split: {count} of {len(patients)} patients ({have}) for {part}; expected room for both labels there and "
             f"in the rest. Raise split.{part} or add patients."
         )
+    from sklearn.model_selection import train_test_split
+
     _, drawn = train_test_split(list(patients.index), test_size=count, stratify=strata, random_state=seed)
     return list(drawn)
 

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
     warnings.simplefilter("ignore")
     import timm_3d
+    from timm_3d.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -70,6 +71,7 @@ class StemTailNetwork(nn.Module):
         self.network = timm_3d.create_model(
             backbone, in_chans=in_channels, num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
         )
+        steady_initialisation(self.network)
         # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
         nn.init.normal_(self.network.classifier.weight, std=0.01)
         nn.init.zeros_(self.network.classifier.bias)
@@ -172,6 +174,63 @@ class StemTailNetwork(nn.Module):
     def _stem_to_channels_last(self) -> None:
         for name in self._stem_names:
             self._module(name).to(memory_format=torch.channels_last_3d)
+
+
+SMOOTH_SHARE = 0.9
+"""Share of the power of a spatial kernel that is smooth after `steady_initialisation`."""
+
+
+def steady_initialisation(network: nn.Module) -> None:
+    """Initialise an untrained EfficientNet so that similar volumes have similar features.
+
+    With timm's initialisation B7 is chaotic in 3D: its 38 residual blocks of the stem amplify any difference, so that
+    noise of a tenth of the signal moves the features of a study as far as another patient would, and nothing can be
+    learnt from a stem that stays as it is. These changes undo that:
+
+    - each residual branch begins switched off, as the last BatchNorm of the branch has scale 0; in the frozen stem it
+      stays so, in the tail it learns;
+    - spatial kernels are mostly smooth: a Gaussian with a quarter of the kernel's edge as its standard deviation, plus
+      noise, rather than noise alone;
+    - 1 x 1 x 1 convolutions are orthogonal, so that they lose as little as their width allows;
+    - squeeze-and-excitation begins neutral, the same for every channel and study;
+    - what each channel responds to is spread over the range of its input by random offsets before the activation, so
+      that averages of channels keep the shape of the distribution: how much bright tissue there is, not only how
+      bright the tissue is on average.
+
+    Args:
+        network: A timm_3d EfficientNet, changed in place.
+
+    Source: switched-off branches, Goyal et al. 2017, arXiv:1706.02677, section 5.1; orthogonal weights, Saxe et al.
+        2014, arXiv:1312.6120.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.bias is None:
+            if module.kernel_size == (1, 1, 1):
+                nn.init.orthogonal_(module.weight)
+            else:
+                _smooth_(module.weight)
+        if isinstance(module, SqueezeExcite):
+            nn.init.zeros_(module.conv_expand.weight)
+            nn.init.zeros_(module.conv_expand.bias)
+        if isinstance(module, InvertedResidual):
+            nn.init.normal_(module.bn1.bias)
+        if getattr(module, "has_skip", False):
+            last = module.bn3 if isinstance(module, InvertedResidual) else module.bn2
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type, union-attr]
+
+
+@torch.no_grad()
+def _smooth_(weight: Tensor) -> None:
+    """Replace a spatial kernel [O, I, k, k, k] by random amounts of a Gaussian, with some noise."""
+    outputs, inputs, edge = weight.shape[:3]
+    offset = torch.arange(edge) - (edge - 1) / 2
+    profile = torch.exp(-(offset**2) / (2 * (edge / 4) ** 2))
+    gaussian = profile[:, None, None] * profile[None, :, None] * profile[None, None, :]
+    noise = torch.randn_like(weight)
+    amount = torch.randn(outputs, inputs, 1, 1, 1) if inputs > 1 else torch.ones(outputs, 1, 1, 1, 1)
+    smooth = gaussian / gaussian.norm()
+    noise = noise / noise.flatten(2).norm(dim=2)[..., None, None, None]
+    weight.copy_(amount * smooth * SMOOTH_SHARE**0.5 + noise * (1 - SMOOTH_SHARE) ** 0.5)
 
 
 def calibrate_batch_norm(network: StemTailNetwork, batches: Iterable[Tensor]) -> int:

@@ -274,7 +274,7 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     white, grey, csf = (np.where(brain, part / total, 0).astype(np.float32) for part in (white, grey, csf))
     csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
     # Veins run in the sulci; the sagittal sinus lies on the outer edge of the midline.
-    sulcal = smooth_field(grid, 9.0, vein_seed) > 2.1
+    sulcal = smooth_field(grid, 9.0, vein_seed) > 2.3
     sinus = (np.abs(source[2]) < 3.5) & (gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0) < 0.72)
     vein = np.where(sulcal | (sinus & (source[0] > 5)), csf, 0).astype(np.float32)
     return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)

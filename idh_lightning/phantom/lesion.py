@@ -211,7 +211,7 @@ def _grow_focus(
         tissue = core * _inside(inner, 0.6)
         if signs.ring_necrosis:
             inner_radius = radius * (1.0 if whole else 0.8)
-            thickness = np.clip(0.26 * inner_radius, 3.2, 6.0)
+            thickness = np.clip(0.36 * inner_radius, 4.5, 8.0)
             thickness = thickness * np.clip(1 + 0.35 * smooth_field(anatomy.grid, 16, rng), 0.5, 1.9)
             necrosis = tissue * _inside(inner - thickness, 0.6)
             result["necrosis"] = necrosis
