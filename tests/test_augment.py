@@ -424,7 +424,7 @@ def configured(*overrides: str) -> Augmentation:
 def test_entries_are_removed_and_changed_by_name() -> None:
     space, intensity, dropout = configured("+augment=default", "~augment.elastic", "augment.noise.std=0.5").transforms
     assert space.elastic is None
-    assert space.affine.scales == (0.9, 1.1) * 3
+    assert space.affine.scales == (0.95, 1.05) * 3
     assert intensity.noise.std_range == (0, 0.5)
     assert dropout.probability == 0
     assert configured("+augment=default", "augment.flip.p=0").transforms[0].flip.probability == 0

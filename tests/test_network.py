@@ -42,13 +42,13 @@ def test_where_the_network_is_cut_does_not_change_what_it_computes(small_network
     torch.testing.assert_close(cut_network(x), whole(x), rtol=1e-4, atol=1e-5)
 
 
-def test_stem_in_bfloat16_agrees_with_float32_within_two_percent_of_the_features_spread(small_network: Maker) -> None:
+def test_stem_in_bfloat16_agrees_with_float32_within_an_eighth_of_the_features_spread(small_network: Maker) -> None:
     network = small_network(stem_precision="float32").eval()
     calibrate_batch_norm(network, [volumes(4)])
     exact = network.stem(volumes())
     network.stem_precision = "bfloat16"
     difference = (network.stem(volumes()) - exact).pow(2).mean().sqrt()
-    assert difference < 0.02 * exact.std()
+    assert difference < 0.125 * exact.std()
 
 
 def test_only_what_follows_the_cut_learns_and_stem_buffers_stay_bit_identical(small_network: Maker) -> None:
@@ -88,13 +88,24 @@ def test_an_untrained_stem_gives_similar_volumes_similar_features() -> None:
     assert moved < 0.1 * apart
 
 
-def test_calibration_keeps_signals_alive_through_an_untrained_network() -> None:
-    torch.manual_seed(0)
-    network = StemTailNetwork(weights="none", stem_precision="float32").eval()
-    faded = network.stem(volumes(2, edge=32)).std()
-    calibrate_batch_norm(network, [volumes(2, edge=32), volumes(2, edge=32)])
-    assert faded < 0.05
-    assert network.stem(volumes(2, edge=32)).std() > 0.5
+def test_calibration_undoes_whatever_scale_the_weights_have(small_network: Maker) -> None:
+    network = small_network(stem_precision="float32").eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-9  # the law is exact but for this constant
+    training = [volumes(4), volumes(4)]
+    calibrate_batch_norm(network, training)
+    expected = network.stem(volumes())
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d) and module.bias is None:
+                module.weight.mul_(0.5)
+            if isinstance(module, nn.BatchNorm3d):
+                module.reset_running_stats()
+    faded = network.stem(volumes())
+    calibrate_batch_norm(network, training)
+    assert faded.std() < 0.2 * expected.std()
+    assert (network.stem(volumes()) - expected).pow(2).mean().sqrt() < 0.01 * expected.std()
 
 
 def test_calibration_restores_modes_and_momenta(small_network: Maker) -> None:

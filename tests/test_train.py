@@ -185,7 +185,7 @@ def test_bad_settings_end_with_one_message_before_training(
 def test_a_misspelt_key_in_an_experiment_file_is_named_with_its_file(workplace: Path, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  drop_rat: 0.1\n")
-    done = train(workplace, f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine")
+    done = train(workplace, f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "found the key 'model.drop_rat'" in done.stderr
     assert "Did you mean 'drop_rate'" in done.stderr
