@@ -30,7 +30,7 @@ from idh_lightning.cohort import (
     write_cohort_report,
 )
 from idh_lightning.config import check_config
-from idh_lightning.errors import CheckpointError, SplitError
+from idh_lightning.errors import CheckpointError, CohortError, SplitError
 from idh_lightning.files import replacing, write_text
 from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
@@ -105,8 +105,11 @@ def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     if found.faults:
         Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
-    write_cohort_report(found, run_folder / "cohort_report.html")
-    cohort = settle(cohort, report.faults, on_error=reader.on_error)
+    try:
+        cohort = settle(cohort, report.faults, on_error=reader.on_error)
+    except CohortError:
+        write_cohort_report(found, run_folder / "cohort_report.html")
+        raise
     write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     table: pd.DataFrame | None = None
     try:

@@ -146,6 +146,7 @@ def _quieten() -> None:
         "torch.jit.script. is deprecated",  # timm_3d 1.0.1
         ".*does not have many workers.*",  # the queue has its own
         ".*Checkpoint directory .* exists.*",
+        ".*Experiment logs directory .* exists.*",  # the run folder, which holds the configuration already
         ".*module.s. in eval mode at the start of training.*",  # the frozen stem
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6.6
     ):
