@@ -45,9 +45,8 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
     """Write one picture per study: what the network will be given, with the tumour outlined, in three planes."""
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
-        spacing_mm = np.linalg.norm(stored.affine[:3, :3], axis=0)[::-1].tolist()
         image = np.asarray(stored.image, dtype=np.float32)
-        figure = study_panel(image, cohort.sequences, stored.mask, spacing_mm, study.study_id, label=study.label)
+        figure = study_panel(image, cohort.sequences, stored.mask, stored.spacing_mm, study.study_id, label=study.label)
         with replacing(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
 

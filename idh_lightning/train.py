@@ -72,10 +72,9 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     if "fit" in config.stages:
         provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
         trainer.fit(model, datamodule=data)
-        checkpoint = run_folder / "checkpoints" / "best.ckpt"
+        if "test" in config.stages:
+            model = build.load_classifier(run_folder)
     if "test" in config.stages:
-        if checkpoint is not None:
-            model = build.load_classifier(checkpoint)
         trainer.test(model, datamodule=data, verbose=False)
     if "report" not in config.stages:
         return {}

@@ -129,7 +129,7 @@ class Explanations(Callback):
             self.sequences,
             cam=cam * (np.asarray(stored.brain) > 0),
             mask=None if stored.mask is None else np.asarray(stored.mask),
-            spacing_mm=np.linalg.norm(stored.affine[:3, :3], axis=0)[::-1].tolist(),
+            spacing_mm=stored.spacing_mm,
             title=study.study_id,
             label=study.label,
             probability=probability,

@@ -15,8 +15,6 @@ from torch import Tensor
 from idh_lightning.batches import Batch
 from idh_lightning.files import write_text
 
-TEST_LOADERS = ("validation", "test")
-
 
 class PredictionWriter(Callback):
     """Gathers the logits of the test stage and writes predictions.csv at its end."""

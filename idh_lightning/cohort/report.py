@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 from idh_lightning.cohort.checks import by_check, counted, exclusions_table
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
+from idh_lightning.files import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +66,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
         height=max(box.y + box.height for box in boxes),
         line=_LINE,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page)
     _log.info("Cohort report: %s", path)
     return path
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from idh_lightning.cohort import SPLITS
 from idh_lightning.errors import EvaluationError
-
-SPLITS = ("train", "validation", "test")
 
 _PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")

@@ -76,6 +76,12 @@ class StoredVolume:
         """[4, 4], voxel indices (w, h, d) of the grid to RAS mm."""
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
 
+    @property
+    def spacing_mm(self) -> list[float]:
+        """Voxel size of the grid along D, H and W."""
+        sizes: list[float] = np.linalg.norm(self.affine[:3, :3], axis=0)[::-1].tolist()
+        return sizes
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
