@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from idh_lightning.batches import IDHDataModule
+from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
 from idh_lightning.callbacks import PredictionWriter, Provenance
 from idh_lightning.cohort import (
     SPLITS,
@@ -216,12 +216,26 @@ def calibrate(model: IDHClassifier, data: IDHDataModule) -> int:
     return used
 
 
+def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> BankReport | None:
+    """Compute the features that training on a bank needs, on the GPU if training will use one.
+
+    The stem must be final by then, calibrated or pretrained.
+    """
+    if not isinstance(data, FeatureBankDataModule):
+        return None
+    settings: Any = OmegaConf.to_container(config.augment, resolve=True)
+    if _on_gpu(config.trainer):
+        model.to("cuda")
+    report = data.fill(model.network, settings)
+    logger.info("Feature bank %s: %d views computed, %d reused.", report.folder, report.computed, report.reused)
+    return report
+
+
 def precision(trainer: DictConfig) -> str:
     """Return the precision that "auto" stands for on this machine."""
     if trainer.precision != "auto":
         return str(trainer.precision)
-    on_gpu = torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
-    return "16-mixed" if on_gpu else "bf16-mixed"
+    return "16-mixed" if _on_gpu(trainer) else "bf16-mixed"
 
 
 def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, object]) -> lightning.Trainer:
@@ -245,6 +259,10 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
 def evaluation(config: DictConfig) -> Any:
     """Return the evaluation, a function of predictions and cohort."""
     return _instantiate(config.evaluation)
+
+
+def _on_gpu(trainer: DictConfig) -> bool:
+    return torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
 
 
 def _instantiate(section: Any) -> Any:

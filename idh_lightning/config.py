@@ -38,7 +38,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     "": ("name", "seed", "fold", "control", "stages", "checkpoint", "monitor", "paths", "figures", *_GROUPS),
     "data": ("grid", "crop", "missing", "preprocessing", "store", "batches"),
     "monitor": ("metric", "mode"),
-    "paths": ("data", "store", "run"),
+    "paths": ("data", "store", "bank", "run"),
 }
 """Sections that are no object's keyword arguments -> the keys they may have."""
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from idh_lightning.batches import Batch
+from idh_lightning.batches import Batch, FeatureBatch
 from idh_lightning.models import StemTailNetwork
 
 
@@ -62,11 +62,11 @@ class IDHClassifier(lightning.LightningModule):
         logits: Tensor = self.network(volumes)
         return logits
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch | FeatureBatch, batch_index: int) -> Tensor:
         """Return the loss of a training batch."""
         return self._shared_step(batch, "train")[0]
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def validation_step(self, batch: Batch | FeatureBatch, batch_index: int) -> None:
         """Score a validation batch."""
         self._shared_step(batch, "val")
 
@@ -94,8 +94,8 @@ class IDHClassifier(lightning.LightningModule):
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint["recipe"] = self.recipe
 
-    def _shared_step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
-        logits = self(batch.volumes)
+    def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, Tensor]:
+        logits = self.network.tail(batch.features) if isinstance(batch, FeatureBatch) else self(batch.volumes)
         loss: Tensor = self.objective(logits, batch.labels)
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
         # leave it no doubt.

@@ -71,6 +71,10 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
 
     if "fit" in config.stages:
         provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
+        bank = build.fill_bank(config, model, data)
+        if bank is not None:
+            provenance.add_seconds("bank", bank.elapsed_s)
+            provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
         trainer.fit(model, datamodule=data)
         if "test" in config.stages:
             model = build.load_classifier(run_folder)

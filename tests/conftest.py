@@ -43,6 +43,7 @@ def small_network() -> Callable[..., StemTailNetwork]:
 class FakeStored:
     """What a store returns, with arrays that the test chose."""
 
+    key: str
     image: np.memmap
     mask: np.ndarray | None
     brain: np.ndarray
@@ -63,7 +64,13 @@ class FakeStore:
         shape = image.shape[1:]
         mask = np.zeros(shape, np.uint8)
         mask[tuple(slice(length // 2, length // 2 + 3) for length in shape)] = 1
-        return FakeStored(image=image, mask=mask, brain=np.ones(shape, np.uint8), affine_ras=np.diag([-2.0, -2, 2, 1]))
+        return FakeStored(
+            key=study.study_id,
+            image=image,
+            mask=mask,
+            brain=np.ones(shape, np.uint8),
+            affine_ras=np.diag([-2.0, -2, 2, 1]),
+        )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import lightning
 import torchio as tio
@@ -65,25 +66,17 @@ class IDHDataModule(lightning.LightningDataModule):
         self.mutant_fraction = mutant_fraction
         self._subjects: dict[str, list[tio.Subject]] = {}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the trainer's current epoch."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         return self.training_loader(epoch)
 
-    def training_loader(self, epoch: int) -> DataLoader[Batch]:
+    def training_loader(self, epoch: int) -> DataLoader[Any]:
         """Return the loader of one epoch: the same draws with the same augmentation whenever it is asked for."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        sampler = ClassBalancedSampler(
-            [study.label for study in self.studies["train"]],
-            seed=self.seed,
-            epoch=epoch,
-            mutant_fraction=self.mutant_fraction,
-            rank=rank,
-            world_size=world_size,
-        )
+        sampler = self.sampler(epoch)
         grid = self.store.open(self.studies["train"][0]).image.shape[1:]
         queue = tio.Queue(
-            SeededSubjects(self._split("train"), transform=self.augmentation),
+            SeededSubjects(self.subjects("train"), transform=self.augmentation),
             max_length=self.queue_length,
             samples_per_volume=1,
             sampler=tio.UniformSampler(tuple(reversed(grid))),
@@ -92,11 +85,26 @@ class IDHDataModule(lightning.LightningDataModule):
             shuffle_subjects=False,
             shuffle_patches=False,
         )
-        # One odd study alone in the last batch would give BatchNorm nothing to average over.
-        drop_last = len(sampler) % self.batch_size == 1 and self.batch_size > 1
+        drop_last = self.leaves_one_over(len(sampler))
         return DataLoader(queue, batch_size=self.batch_size, num_workers=0, collate_fn=collate, drop_last=drop_last)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def sampler(self, epoch: int) -> ClassBalancedSampler:
+        """Return the draws of one epoch for this process."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return ClassBalancedSampler(
+            [study.label for study in self.studies["train"]],
+            seed=self.seed,
+            epoch=epoch,
+            mutant_fraction=self.mutant_fraction,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def leaves_one_over(self, draws: int) -> bool:
+        """Return whether the last batch would be a single study, which gives BatchNorm nothing to average over."""
+        return draws % self.batch_size == 1 and self.batch_size > 1
+
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation studies."""
         return self.evaluation_loader("validation")
 
@@ -107,7 +115,7 @@ class IDHDataModule(lightning.LightningDataModule):
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
         """Return the studies of a split in the order of the table, unaugmented."""
         return DataLoader(
-            SeededSubjects(self._split(split)),
+            SeededSubjects(self.subjects(split)),
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=collate,
@@ -118,11 +126,12 @@ class IDHDataModule(lightning.LightningDataModule):
         sampler = ClassBalancedSampler([study.label for study in self.studies["train"]], seed=self.seed, epoch=0)
         chosen = list(dict.fromkeys(int(draw) for draw in sampler))[:volumes]
         size = max(self.batch_size, 2)
-        subjects = SeededSubjects([self._split("train")[index] for index in chosen])
+        subjects = SeededSubjects([self.subjects("train")[index] for index in chosen])
         for batch in DataLoader(subjects, batch_size=size, collate_fn=collate, drop_last=len(chosen) % size == 1):
             yield batch.volumes
 
-    def _split(self, name: str) -> list[tio.Subject]:
+    def subjects(self, name: str) -> list[tio.Subject]:
+        """Return the studies of a split as TorchIO subjects that read their voxels when they are needed."""
         if name not in self._subjects:
             self._subjects[name] = [to_subject(self.store.open(study), study) for study in self.studies[name]]
         return self._subjects[name]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idh_lightning.errors import ModelError
+from idh_lightning.models.depthwise import DepthwiseConv3d
 from idh_lightning.models.weights import WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -83,6 +84,7 @@ class StemTailNetwork(nn.Module):
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._stem_to_channels_last()
+        self._speed_up_the_tail()
         self.train()
 
     def forward(self, volumes: Tensor) -> Tensor:
@@ -160,6 +162,14 @@ class StemTailNetwork(nn.Module):
         for name in self._stem_names:
             yield from self._module(name).parameters()
 
+    def stem_state(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the stem by name."""
+        return {
+            f"{name}.{inner}": tensor
+            for name in self._stem_names
+            for inner, tensor in self._module(name).state_dict().items()
+        }
+
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self.network.get_submodule(name)
         return module
@@ -176,8 +186,21 @@ class StemTailNetwork(nn.Module):
             self._module(name).to(memory_format=torch.channels_last_3d)
 
 
+    def _speed_up_the_tail(self) -> None:
+        for name in self._tail_names:
+            for module in self._module(name).modules():
+                if isinstance(module, InvertedResidual) and DepthwiseConv3d.fits(module.conv_dw):
+                    module.conv_dw = DepthwiseConv3d.of(module.conv_dw)
+
+
 SMOOTH_SHARE = 0.9
 """Share of the power of a spatial kernel that is smooth after `steady_initialisation`."""
+
+BENT_STAGES = 3
+"""Number of stages whose activations `steady_initialisation` lets bend; those after them begin nearly linear."""
+
+LINEAR_OFFSET = 2.0
+"""In standard deviations: at two, SiLU of most of the signal is close to a straight line."""
 
 
 def steady_initialisation(network: nn.Module) -> None:
@@ -193,9 +216,11 @@ def steady_initialisation(network: nn.Module) -> None:
       noise, rather than noise alone;
     - 1 x 1 x 1 convolutions are orthogonal, so that they lose as little as their width allows;
     - squeeze-and-excitation begins neutral, the same for every channel and study;
-    - what each channel responds to is spread over the range of its input by random offsets before the activation, so
-      that averages of channels keep the shape of the distribution: how much bright tissue there is, not only how
-      bright the tissue is on average.
+    - in the first three stages, what each channel responds to is spread over the range of its input by random offsets
+      before the activation, so that averages of channels keep the shape of the distribution: how much bright tissue
+      there is, not only how bright the tissue is on average;
+    - after them, offsets put the activations where they are nearly linear: at that depth random bends lose more of
+      what the first stages found than they add. The tail bends them as it learns.
 
     Args:
         network: A timm_3d EfficientNet, changed in place.
@@ -203,7 +228,7 @@ def steady_initialisation(network: nn.Module) -> None:
     Source: switched-off branches, Goyal et al. 2017, arXiv:1706.02677, section 5.1; orthogonal weights, Saxe et al.
         2014, arXiv:1312.6120.
     """
-    for module in network.modules():
+    for name, module in network.named_modules():
         if isinstance(module, nn.Conv3d) and module.bias is None:
             if module.kernel_size == (1, 1, 1):
                 nn.init.orthogonal_(module.weight)
@@ -213,7 +238,11 @@ def steady_initialisation(network: nn.Module) -> None:
             nn.init.zeros_(module.conv_expand.weight)
             nn.init.zeros_(module.conv_expand.bias)
         if isinstance(module, InvertedResidual):
-            nn.init.normal_(module.bn1.bias)
+            if int(name.split(".")[1]) < BENT_STAGES:
+                nn.init.normal_(module.bn1.bias)
+            else:
+                nn.init.constant_(module.bn1.bias, LINEAR_OFFSET)
+                nn.init.constant_(module.bn2.bias, LINEAR_OFFSET)
         if getattr(module, "has_skip", False):
             last = module.bn3 if isinstance(module, InvertedResidual) else module.bn2
             nn.init.zeros_(last.weight)  # type: ignore[arg-type, union-attr]

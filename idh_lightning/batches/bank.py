@@ -1,0 +1,332 @@
+"""The feature bank: what the frozen stem makes of each study, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchio as tio
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from idh_lightning.batches.datamodule import IDHDataModule
+from idh_lightning.batches.sampler import Draw
+from idh_lightning.batches.subjects import SeededSubjects, collate
+from idh_lightning.cohort import Study
+from idh_lightning.errors import ConfigError, ModelError
+from idh_lightning.files import replacing
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.volumes import VolumeStore
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raise it whenever the same stem, volumes and settings give other features."""
+
+
+class FeatureBatch(NamedTuple):
+    """What the tail is fed.
+
+    Attributes:
+        features: [B, F, d, h, w], float32: what the stem made of the volumes.
+        labels: [B], int64; 0 wildtype, 1 mutant.
+        study_ids: B names.
+    """
+
+    features: Tensor
+    labels: Tensor
+    study_ids: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankReport:
+    """What filling a bank did.
+
+    Attributes:
+        folder: Holds the features.
+        computed: Number of views that went through the stem.
+        reused: Number of views that were there.
+        elapsed_s: Wall clock.
+    """
+
+    folder: Path
+    computed: int
+    reused: int
+    elapsed_s: float
+
+
+class FeatureBankDataModule(IDHDataModule):
+    """Serves training and validation studies as features of the frozen stem; test studies as volumes.
+
+    The stem is a fixed function, so its output is computed once for `views` augmented views of every training study
+    and for every validation study as it is, in half precision, one file each. A file is whole or not there: a bank
+    that was interrupted goes on where it stopped, and several runs may fill the same bank. Its name is a hash of the
+    stem's weights and precision, the augmentation and the seed; the name of a file, of the study's volumes.
+
+    Validation and test studies go through the whole network when a model is tested, so that what is reported does not
+    depend on the bank.
+    """
+
+    def __init__(
+        self,
+        *,
+        studies: Mapping[str, Sequence[Study]],
+        store: VolumeStore,
+        augmentation: Callable[[tio.Subject], tio.Subject] | None,
+        seed: int,
+        folder: str | Path,
+        batch_size: int = 4,
+        workers: int = 2,
+        mutant_fraction: float = 0.5,
+        views: int = 4,
+        refresh: int | None = None,
+        mixing: float = 0.0,
+        dropout: float = 0.0,
+        noise: float = 0.0,
+    ) -> None:
+        """Hold what is needed to fill the bank and to make loaders.
+
+        Args:
+            studies: See `IDHDataModule`, as all that is not said here.
+            store: Already holds every study.
+            augmentation: Applied to training subjects before the stem, or None.
+            seed: Of the run.
+            folder: Of all banks; made when needed.
+            batch_size: Studies per batch, before gradient accumulation.
+            workers: Processes that read and augment while the bank is filled.
+            mutant_fraction: Share of mutants among the training draws.
+            views: Augmented views of each training study.
+            refresh: Number of epochs after which other views take their place; None keeps them.
+            mixing: Parameter of a beta distribution: how far a training study's features are mixed with those of
+                another one of the same label; 0 for not at all.
+            dropout: Share of a training study's feature channels that are set to zero.
+            noise: Standard deviation of Gaussian noise, as a share of that of the study's features.
+
+        Raises:
+            ConfigError: If a number is out of range.
+        """
+        super().__init__(
+            studies=studies,
+            store=store,
+            augmentation=augmentation,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            mutant_fraction=mutant_fraction,
+        )
+        ranges = {
+            "views": views >= 1,
+            "refresh": refresh is None or refresh >= 1,
+            "mixing": mixing >= 0,
+            "dropout": 0 <= dropout < 1,
+            "noise": noise >= 0,
+        }
+        for name, holds in ranges.items():
+            if not holds:
+                raise ConfigError(
+                    f"data.batches.{name}: found {locals()[name]}; expected views and refresh of at least 1, mixing and "
+                    "noise of at least 0, dropout in [0, 1). Correct it."
+                )
+        self.bank = Path(folder).absolute()
+        self.views = views
+        self.refresh = refresh
+        self.feature_augmentation = FeatureAugmentation(dropout=dropout, noise=noise)
+        self.mixing = mixing
+        self._network: StemTailNetwork | None = None
+        self._place = self.bank
+
+    def fill(self, network: StemTailNetwork, augmentation_settings: Mapping[str, Any]) -> BankReport:
+        """Compute what is missing of the first epoch's features, and remember the stem for later views.
+
+        Args:
+            network: With its final stem; it computes where its weights are.
+            augmentation_settings: All that decides what the augmentation does, in primitives.
+
+        Raises:
+            ModelError: If the features are not finite.
+        """
+        self._network = network
+        key = {
+            "format": FORMAT,
+            "stem": _digest(network),
+            "precision": network.stem_precision,
+            "cut": network.trainable_from,
+            "augmentation": augmentation_settings,
+            "seed": self.seed,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self._place = self.bank / name
+        return self._compute([*self._views_of("train", self._current_views(0)), *self._views_of("validation", [None])])
+
+    def training_loader(self, epoch: int) -> DataLoader[Any]:
+        """Return the loader of one epoch: the draws of `IDHDataModule`, each with one of the study's views."""
+        views = self._current_views(epoch)
+        if self._network is None:
+            raise RuntimeError("the bank is empty; call fill before training")
+        if epoch and self.refresh and epoch % self.refresh == 0:
+            self._compute(self._views_of("train", views))
+        dataset = _TrainingFeatures(
+            files=[[self._file(study, view) for view in views] for study in self.studies["train"]],
+            studies=self.studies["train"],
+            augmentation=self.feature_augmentation,
+            mixing=self.mixing,
+        )
+        return self._loader(dataset, self.sampler(epoch))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the features of the validation studies."""
+        studies = self.studies["validation"]
+        return self._loader(_Features([self._file(study, None) for study in studies], studies), range(len(studies)))
+
+    def _loader(self, dataset: Dataset[Any], sampler: Any) -> DataLoader[Any]:
+        """Reading a study's features takes less than a millisecond, so that worker processes would only cost time."""
+        drop_last = isinstance(dataset, _TrainingFeatures) and self.leaves_one_over(len(sampler))
+        return DataLoader(
+            dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_collate_features, drop_last=drop_last
+        )
+
+    def _current_views(self, epoch: int) -> list[int]:
+        first = (epoch // self.refresh) * self.views if self.refresh else 0
+        return list(range(first, first + self.views))
+
+    def _views_of(self, split: str, views: Sequence[int | None]) -> list[tuple[str, int, int | None]]:
+        return [(split, index, view) for view in views for index in range(len(self.studies[split]))]
+
+    def _file(self, study: Study, view: int | None) -> Path:
+        name = "plain" if view is None else f"view{view}"
+        return self._place / f"{self.store.open(study).key}_{name}.npy"
+
+    def _compute(self, wanted: Sequence[tuple[str, int, int | None]]) -> BankReport:
+        start = time.monotonic()
+        network = self._network
+        assert network is not None
+        missing = [item for item in wanted if not self._file(self.studies[item[0]][item[1]], item[2]).exists()]
+        device = next(network.parameters()).device
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("Filling the feature bank", total=len(missing))
+            for split, augmentation in (("train", self.augmentation), ("validation", None)):
+                items = [(index, view) for name, index, view in missing if name == split]
+                draws = [Draw(index, self._view_seed(self.studies[split][index], view)) for index, view in items]
+                loader = DataLoader(
+                    SeededSubjects(self.subjects(split), transform=augmentation),
+                    sampler=draws,
+                    batch_size=max(self.batch_size, 8),
+                    num_workers=self.workers if draws else 0,
+                    collate_fn=collate,
+                )
+                done = 0
+                for batch in loader:
+                    features = network.stem(batch.volumes.to(device)).half().cpu()
+                    if not torch.isfinite(features).all():
+                        raise ModelError(
+                            f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
+                            "precision; expected finite numbers. Use data=default, which keeps no features."
+                        )
+                    for item, one in zip(items[done : done + len(features)], features.numpy(), strict=True):
+                        with replacing(self._file(self.studies[split][item[0]], item[1])) as temporary:
+                            np.save(temporary, one, allow_pickle=False)
+                    done += len(features)
+                    progress.advance(bar, len(features))
+        return BankReport(
+            folder=self._place,
+            computed=len(missing),
+            reused=len(wanted) - len(missing),
+            elapsed_s=time.monotonic() - start,
+        )
+
+    def _view_seed(self, study: Study, view: int | None) -> int:
+        """Return the seed of a view: by the study, so that folds share what they have in common."""
+        text = f"{self.seed}/{self.store.open(study).key}/{view}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+class FeatureAugmentation:
+    """Random changes of a study's features [F, d, h, w]."""
+
+    def __init__(self, *, dropout: float = 0.0, noise: float = 0.0) -> None:
+        """Choose how much; see `FeatureBankDataModule`."""
+        self.dropout = dropout
+        self.noise = noise
+
+    def __call__(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Return changed features; with all settings 0, the same ones."""
+        if self.dropout:
+            kept = torch.rand(len(features), generator=generator) >= self.dropout
+            features = features * kept[:, None, None, None] / (1 - self.dropout)
+        if self.noise:
+            features = features + self.noise * features.std() * torch.randn(features.shape, generator=generator)
+        return features
+
+
+class _Features(Dataset[tuple[Tensor, int, str]]):
+    """The plain features of studies, in order."""
+
+    def __init__(self, files: Sequence[Path], studies: Sequence[Study]) -> None:
+        self.files = files
+        self.studies = studies
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+        study = self.studies[index]
+        return _read(self.files[index]), study.label, study.study_id
+
+
+class _TrainingFeatures(Dataset[tuple[Tensor, int, str]]):
+    """One of the views of a study, chosen and changed with the seed of the draw that asks for it."""
+
+    def __init__(
+        self,
+        files: Sequence[Sequence[Path]],
+        studies: Sequence[Study],
+        augmentation: FeatureAugmentation,
+        mixing: float,
+    ) -> None:
+        self.files = files
+        self.studies = studies
+        self.augmentation = augmentation
+        self.mixing = mixing
+        self.alike = {label: [index for index, study in enumerate(studies) if study.label == label] for label in (0, 1)}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, int, str]:
+        seed: int = draw.seed  # type: ignore[attr-defined]
+        choice = np.random.default_rng(seed)
+        study = self.studies[draw]
+        features = _read(self.files[draw][choice.integers(len(self.files[draw]))])
+        if self.mixing:
+            other = self.files[choice.choice(self.alike[study.label])]
+            share = max(own := float(choice.beta(self.mixing, self.mixing)), 1 - own)
+            features = share * features + (1 - share) * _read(other[choice.integers(len(other))])
+        features = self.augmentation(features, torch.Generator().manual_seed(seed))
+        return features, study.label, study.study_id
+
+
+def _read(file: Path) -> Tensor:
+    return torch.from_numpy(np.load(file, mmap_mode="r").astype(np.float32))
+
+
+def _collate_features(items: Sequence[tuple[Tensor, int, str]]) -> FeatureBatch:
+    features, labels, study_ids = zip(*items, strict=True)
+    return FeatureBatch(torch.stack(features), torch.tensor(labels, dtype=torch.int64), list(study_ids))
+
+
+def _digest(network: StemTailNetwork) -> str:
+    """Return a hash of the stem's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.stem_state().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
