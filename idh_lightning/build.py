@@ -149,7 +149,7 @@ def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
     return IDHClassifier(
         network=network,
         objective=_instantiate(config.objective),
-        optimizer=_factory(config.optimizer),
+        optimizer=_factory(_optimizer(config)),
         scheduler=_factory(config.scheduler),
         weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
         recipe=recipe(config, prepared, network.weights_origin),
@@ -259,6 +259,14 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
 def evaluation(config: DictConfig) -> Any:
     """Return the evaluation, a function of predictions and cohort."""
     return _instantiate(config.evaluation)
+
+
+def _optimizer(config: DictConfig) -> dict[str, Any]:
+    """Return the optimizer's settings; "auto" becomes fused on a CPU, where passes over memory are what counts."""
+    settings: dict[str, Any] = OmegaConf.to_container(config.optimizer, resolve=True)  # type: ignore[assignment]
+    if settings.get("fused") == "auto":
+        settings["fused"] = not _on_gpu(config.trainer)
+    return settings
 
 
 def _on_gpu(trainer: DictConfig) -> bool:

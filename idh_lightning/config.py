@@ -36,7 +36,7 @@ _GROUPS = (
 )
 _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     "": ("name", "seed", "fold", "control", "stages", "checkpoint", "monitor", "paths", "figures", *_GROUPS),
-    "data": ("grid", "crop", "missing", "preprocessing", "store", "batches"),
+    "data": ("grid", "crop", "missing", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
     "paths": ("data", "store", "bank", "run"),
 }

@@ -90,6 +90,23 @@ class IDHClassifier(lightning.LightningModule):
         scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients' norm.
+
+        lightning 2.6.6 refuses to clip under mixed precision when the optimizer is a fused one, since it may have to
+        undo the scaling of gradients first. On a CPU nothing is scaled, and the fused AdamW is four times as fast.
+        """
+        by_norm = str(gradient_clip_algorithm or "norm").rsplit(".", 1)[-1].lower() == "norm"
+        if self.device.type == "cpu" and by_norm and gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint["recipe"] = self.recipe

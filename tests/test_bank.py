@@ -202,7 +202,7 @@ def test_features_beyond_half_precision_are_refused(
     tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
 ) -> None:
     network.stem = lambda volumes: torch.full((len(volumes), 1, 1, 1, 1), 1e6)  # type: ignore[method-assign]
-    with pytest.raises(ModelError, match="t000.*does not fit half precision"):
+    with pytest.raises(ModelError, match=r"t000.*does not fit half precision"):
         bank(tmp_path, fake_store, studies).fill(network, {})
 
 

@@ -87,7 +87,8 @@ def test_a_run_leaves_everything_that_was_promised(run_folder: Path) -> None:
     provenance = json.loads((run_folder / "provenance.json").read_text())
     assert provenance["weights"] == {"requested": "none", "source": "none", "note": ""}
     assert provenance["parameters"]["trainable"] < provenance["parameters"]["total"]
-    assert {"prepare", "fit", "test", "report"} <= set(provenance["seconds"])
+    assert {"prepare", "bank", "fit", "test", "report"} <= set(provenance["seconds"])
+    assert provenance["bank"]["computed"] > 0
 
 
 @pytest.mark.slow
@@ -139,11 +140,20 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions(run_folder: Path, workplace: Path) -> None:
-    done = train(
-        workplace, *SMALL, "callbacks.explanations.test=false", "data.batches.workers=2", "hydra.run.dir=outputs/twin"
-    )
+    other = ["callbacks.explanations.test=false", "data.batches.workers=2", "paths.bank=outputs/bank_of_the_twin"]
+    done = train(workplace, *SMALL, *other, "hydra.run.dir=outputs/twin")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (workplace / "outputs/twin/predictions.csv").read_bytes() == (run_folder / "predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_training_without_a_bank_ends_as_well(run_folder: Path, workplace: Path) -> None:
+    without = ["data=on_the_fly", "data.grid=32", "data.batches.workers=1", "callbacks.explanations.test=false"]
+    done = train(workplace, *SMALL, *without, "trainer.max_epochs=1", "hydra.run.dir=outputs/on_the_fly")
+    assert done.returncode == 0, done.stdout + done.stderr
+    provenance = json.loads((workplace / "outputs/on_the_fly/provenance.json").read_text())
+    assert "bank" not in provenance
+    assert len(pd.read_csv(workplace / "outputs/on_the_fly/predictions.csv")) > 0
 
 
 def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:

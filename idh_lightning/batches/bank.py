@@ -133,8 +133,8 @@ class FeatureBankDataModule(IDHDataModule):
         for name, holds in ranges.items():
             if not holds:
                 raise ConfigError(
-                    f"data.batches.{name}: found {locals()[name]}; expected views and refresh of at least 1, mixing and "
-                    "noise of at least 0, dropout in [0, 1). Correct it."
+                    f"data.batches.{name}: found {locals()[name]}; expected views and refresh of at least 1, mixing "
+                    "and noise of at least 0, dropout in [0, 1). Correct it."
                 )
         self.bank = Path(folder).absolute()
         self.views = views
@@ -216,7 +216,7 @@ class FeatureBankDataModule(IDHDataModule):
             for split, augmentation in (("train", self.augmentation), ("validation", None)):
                 items = [(index, view) for name, index, view in missing if name == split]
                 draws = [Draw(index, self._view_seed(self.studies[split][index], view)) for index, view in items]
-                loader = DataLoader(
+                loader: DataLoader[Any] = DataLoader(
                     SeededSubjects(self.subjects(split), transform=augmentation),
                     sampler=draws,
                     batch_size=max(self.batch_size, 8),
@@ -229,7 +229,7 @@ class FeatureBankDataModule(IDHDataModule):
                     if not torch.isfinite(features).all():
                         raise ModelError(
                             f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
-                            "precision; expected finite numbers. Use data=default, which keeps no features."
+                            "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
                         )
                     for item, one in zip(items[done : done + len(features)], features.numpy(), strict=True):
                         with replacing(self._file(self.studies[split][item[0]], item[1])) as temporary:
@@ -305,13 +305,16 @@ class _TrainingFeatures(Dataset[tuple[Tensor, int, str]]):
         seed: int = draw.seed  # type: ignore[attr-defined]
         choice = np.random.default_rng(seed)
         study = self.studies[draw]
-        features = _read(self.files[draw][choice.integers(len(self.files[draw]))])
+        features = _read(self._view(draw, choice))
         if self.mixing:
-            other = self.files[choice.choice(self.alike[study.label])]
+            other = int(choice.choice(self.alike[study.label]))
             share = max(own := float(choice.beta(self.mixing, self.mixing)), 1 - own)
-            features = share * features + (1 - share) * _read(other[choice.integers(len(other))])
+            features = share * features + (1 - share) * _read(self._view(other, choice))
         features = self.augmentation(features, torch.Generator().manual_seed(seed))
         return features, study.label, study.study_id
+
+    def _view(self, index: int, choice: np.random.Generator) -> Path:
+        return self.files[index][int(choice.integers(len(self.files[index])))]
 
 
 def _read(file: Path) -> Tensor:

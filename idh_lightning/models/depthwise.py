@@ -70,7 +70,7 @@ class _Depthwise(torch.autograd.Function):
         return functional.conv3d(volumes, weight, padding=_half(weight), groups=len(weight))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         volumes, weight = ctx.saved_tensors
         batch, channels = volumes.shape[:2]
