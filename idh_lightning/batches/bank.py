@@ -85,7 +85,7 @@ class FeatureBankDataModule(IDHDataModule):
         seed: int,
         folder: str | Path,
         batch_size: int = 4,
-        workers: int = 2,
+        workers: int = 0,
         mutant_fraction: float = 0.5,
         views: int = 4,
         refresh: int | None = None,

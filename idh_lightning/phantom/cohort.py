@@ -29,7 +29,7 @@ from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients,
 from idh_lightning.phantom.lesion import Signs
 from idh_lightning.phantom.render import render_study
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same settings would give other images, so that an old cohort is never taken for a new one."""
 
 CLINICAL_TABLE = "UCSF-PDGM-metadata_v5.csv"

@@ -40,8 +40,8 @@ TISSUES: Mapping[str, Tissue] = {
     "grey": Tissue(t1_ms=1331, t2_ms=100, density=0.82, agent_mm=0.015),
     "csf": Tissue(t1_ms=4300, t2_ms=2000, density=1.0),
     "vein": Tissue(t1_ms=1600, t2_ms=60, density=0.85, agent_mm=0.4, flows=True),
-    "oedema": Tissue(t1_ms=1450, t2_ms=160, density=0.85, agent_mm=0.01),
-    "solid": Tissue(t1_ms=1650, t2_ms=180, density=0.87, agent_mm=0.02),
+    "oedema": Tissue(t1_ms=1400, t2_ms=140, density=0.83, agent_mm=0.01),
+    "solid": Tissue(t1_ms=1800, t2_ms=240, density=0.90, agent_mm=0.02),
     "mismatch": Tissue(t1_ms=2800, t2_ms=330, density=0.95),
     "rim": Tissue(t1_ms=1450, t2_ms=190, density=0.88, agent_mm=0.02),
     "enhancing": Tissue(t1_ms=1450, t2_ms=130, density=0.85, agent_mm=0.5),
@@ -55,7 +55,8 @@ Source: white and grey matter, Wansapura et al. 1999 (T1 832 and 1331 ms, T2 abo
 proton densities, Tofts 2003. Glioma: T1 of 1.4-3.2 s and T2 of 115-400 ms are the measured ranges at 3 T (relaxometry
 against biopsy and methionine PET); within them each compartment has the value that gives its known look: mismatch core
 and cyst close to water, so that they are bright on T2 and suppressed on FLAIR; necrosis between water and tumour;
-concentrations from the usual 0.1 mmol/kg dose. The mark is fatty: bright in every sequence.
+the non-enhancing solid part darker on T1 and brighter on T2 and FLAIR than the oedema around it, so that an eye can
+tell them apart; concentrations from the usual 0.1 mmol/kg dose. The mark is fatty: bright in every sequence.
 """
 
 # Timings of a routine 3 T protocol, ms: T1 and T1c MPRAGE, T2 turbo spin echo, FLAIR.
