@@ -35,9 +35,22 @@ _GROUPS = (
     "logger",
 )
 _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
-    "": ("name", "seed", "fold", "control", "stages", "checkpoint", "monitor", "paths", "figures", *_GROUPS),
+    "": (
+        "name",
+        "seed",
+        "fold",
+        "control",
+        "stages",
+        "checkpoint",
+        "monitor",
+        "paths",
+        "figures",
+        "benchmark",
+        *_GROUPS,
+    ),
     "data": ("grid", "crop", "missing", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
+    "benchmark": ("ways", "studies", "repeats", "views", "epochs", "training_studies"),
     "paths": ("data", "store", "bank", "run"),
 }
 """Sections that are no object's keyword arguments -> the keys they may have."""

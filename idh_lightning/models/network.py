@@ -24,6 +24,10 @@ with warnings.catch_warnings():
 Precision = Literal["auto", "bfloat16", "float32"]
 
 
+STEM_CHUNK = 4
+"""Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
+
+
 class StemTailNetwork(nn.Module):
     """A timm_3d EfficientNet cut at one module: everything before it is frozen, it and everything after learns.
 
@@ -109,8 +113,9 @@ class StemTailNetwork(nn.Module):
         """
         if not self._stem_names:
             return volumes
+        size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
         with torch.no_grad():
-            return self._run_stem(volumes)
+            return torch.cat([self._run_stem(chunk) for chunk in volumes.split(size)])
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from idh_lightning.benchmark import Measured, _check, _example
+from idh_lightning.errors import ConfigError
+
+
+def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
+    config = OmegaConf.create({"benchmark": {"views": 4, "epochs": 15, "training_studies": 140}})
+    plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)
+    bank = Measured(way="bank", seconds_per_study=0.2, peak_mb=1, once_per_view_s=0.5)
+    example = _example(config, [plain, bank])
+    assert example is not None
+    assert example["times_as_fast"] == pytest.approx(15 * 6.0 / (4 * 0.5 + 15 * 0.2))
+    assert example["hours_of_the_yardstick"] == pytest.approx(15 * 140 * 6 / 3600)
+    assert _example(config, [plain]) is None
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark\.ways: found .*'warp'"):
+        _check(["plain", "warp"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idh_lightning.benchmark"),
+            *("cohort.patients=16", "cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
+            *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
+            *("benchmark.ways=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert [row["way"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
+    assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
+    assert record["rows"][2]["once_per_view_s"] > 0
+    assert "times as fast" in done.stdout
+    assert Image.open(tmp_path / "out" / "benchmark.png").size[0] > 500
