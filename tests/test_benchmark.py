@@ -34,7 +34,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
     done = subprocess.run(
         [
             *(sys.executable, "-m", "idh_lightning.benchmark"),
-            *("cohort.patients=16", "cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
+            *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
             *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
             *("benchmark.ways=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
         ],

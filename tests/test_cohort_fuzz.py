@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from idh_lightning.cohort import (
@@ -221,6 +221,7 @@ def test_any_mixture_of_folders_and_rows_is_refused_or_read(data: st.DataObject,
 
 
 @settings(max_examples=40, deadline=None)
+@example(text="~0")
 @given(text=st.text(max_size=30) | PATHS)
 def test_any_text_in_place_of_a_path_is_refused(text: str) -> None:
     with tempfile.TemporaryDirectory() as name:

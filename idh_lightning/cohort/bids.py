@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from idh_lightning.cohort.files import children, matching, subfolders
+from idh_lightning.cohort.files import children, from_home, matching, subfolders
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 
@@ -52,7 +52,7 @@ class BIDS(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one `anat`, masks also in derivatives; see `FolderReader.files`."""
-        root, mask = Path(self.folder).expanduser(), f"{identity.study_id}.*{re.escape(self.mask)}"
+        root, mask = from_home(self.folder), f"{identity.study_id}.*{re.escape(self.mask)}"
         places = [folder, *(made / folder.relative_to(root) for made in children(root / "derivatives"))]
         found = {what: matching(folder, identity.study_id + _PLAIN + end) for what, end in _ENDS.items()}
         return found | {"mask": [file for place in places for file in matching(place, mask)]}

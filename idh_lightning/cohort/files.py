@@ -13,6 +13,14 @@ from idh_lightning.errors import CohortError
 NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
 
 
+def from_home(path: str | Path) -> Path:
+    """Return a path with a leading ~ replaced by the home folder it stands for; one that stands for none is left."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """Return the NIfTI files of a folder whose whole name before `.nii` or `.nii.gz` matches a regular expression."""
     expression = re.compile(rf"(?:{pattern})\.nii(?:\.gz)?", re.IGNORECASE)
@@ -25,7 +33,7 @@ def subfolders(folder: str | Path) -> list[Path]:
     Raises:
         CohortError: If it is not a folder, or cannot be listed.
     """
-    folder = Path(folder).expanduser()
+    folder = from_home(folder)
     if not _is(folder, "dir") or not os.access(folder, os.R_OK | os.X_OK):
         raise CohortError(
             f"{str(folder)[:300]}: no such folder, or not readable; expected the studies of the cohort. Correct "

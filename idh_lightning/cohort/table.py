@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from idh_lightning.cohort.files import files_named
+from idh_lightning.cohort.files import files_named, from_home
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows, without_id
 from idh_lightning.cohort.study import SEQUENCES, Fault
@@ -32,7 +32,7 @@ class Table(Reader):
 
     def found(self) -> Iterator[Entry | Fault]:
         """Yield one entry per row; see `Reader.found`."""
-        path = Path(self.table).expanduser()
+        path = from_home(self.table)
         table = read_table(path)
         name, person = self.column("study_id"), self.column("patient_id")
         sequences = [s for s in SEQUENCES if self.column(s) in table] or list(SEQUENCES)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from idh_lightning.cohort.files import from_home
 from idh_lightning.errors import CohortError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -21,7 +22,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     Raises:
         CohortError: If the file is missing, is not a table, or names a column twice.
     """
-    path = Path(path).expanduser()
+    path = from_home(path)
     kind = path.suffix.lower()
     if kind not in (*_SEPARATORS, ".parquet"):
         raise CohortError(f"{path}: a table of kind {kind!r}; expected .csv, .tsv or .parquet. Save it as CSV.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from idh_lightning.cohort.files import matching
+from idh_lightning.cohort.files import from_home, matching
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 
@@ -42,7 +42,7 @@ class UPENNGBM(FolderReader):
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder and in the mask folders; see `FolderReader.files`."""
         found = {what: matching(folder, f"{identity.study_id}_{end}") for what, end in _SUFFIXES.items()}
-        for place in (folder, *(Path(self.folder).expanduser().parent / name for name in self.mask_folders)):
+        for place in (folder, *(from_home(self.folder).parent / name for name in self.mask_folders)):
             masks = matching(place, f"{identity.study_id}(?:_automated_approx)?_segm")
             if masks:
                 return found | {"mask": masks}

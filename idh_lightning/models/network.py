@@ -115,7 +115,7 @@ class StemTailNetwork(nn.Module):
             return volumes
         size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
         with torch.no_grad():
-            return torch.cat([self._run_stem(chunk) for chunk in volumes.split(size)])
+            return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from idh_lightning.cohort import UCSFPDGM
+from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.study import SEQUENCES, Cohort
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.phantom.anatomy import Grid
@@ -111,7 +112,7 @@ class PhantomCohort:
             raise ConfigError(f"cohort.workers: {workers}; expected 1 or more, or null for one per core. Correct it.")
         # Drawing takes milliseconds and checks what it is given.
         _studies(self.settings)
-        self.folder = Path(folder).expanduser() / self.settings.folder_name()
+        self.folder = from_home(folder) / self.settings.folder_name()
         self.workers = workers
         self.exclude = tuple(exclude)
         self.on_error = on_error
