@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import logging
 import statistics
 import threading
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 TITLES = {
     "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32",
-    "monai": "MONAI: EfficientNetBN, CacheDataset, Rand3DElastic",
     "on_the_fly": "this project, data=on_the_fly",
     "bank": "this project, data=feature_bank, once it is filled",
 }
@@ -67,7 +65,7 @@ def run(config: DictConfig) -> list[Measured]:
     """Measure every way, one after the other, and write benchmark.json and benchmark.png into the run folder.
 
     Raises:
-        ConfigError: If a way is unknown, or needs a package that is absent.
+        ConfigError: If a way is unknown.
     """
     ways = list(config.benchmark.ways)
     _check(ways)
@@ -93,11 +91,6 @@ def _check(ways: Sequence[str]) -> None:
     unknown = [way for way in ways if way not in TITLES]
     if unknown or not ways:
         raise ConfigError(f"benchmark.ways: found {ways}; expected some of {', '.join(TITLES)}. Correct it.")
-    if "monai" in ways and importlib.util.find_spec("monai") is None:
-        raise ConfigError(
-            "benchmark.ways: asks for monai, which is not installed; expected the extra. Run "
-            "`pip install '.[benchmark]'`, or leave it out with benchmark.ways=[plain,on_the_fly,bank]."
-        )
 
 
 def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -115,55 +108,6 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
             model.step(network.network(volumes), torch.tensor([study.label for study in studies]))
 
     return _measure("plain", config, epoch)
-
-
-def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    """Train MONAI's network on its cache of the prepared volumes with its elastic deformation."""
-    from monai.data import CacheDataset
-    from monai.networks.nets import EfficientNetBN
-    from monai.transforms import Compose, Rand3DElasticd, RandFlipd
-
-    del network
-    studies = _batches(data.studies["train"], config)
-    items: list[dict[str, Any]] = [
-        {"image": np.asarray(data.store.open(study).image, dtype=np.float32), "label": study.label}
-        for batch in studies
-        for study in batch
-    ]
-    space = list(items[0]["image"].shape[1:])
-    transform = Compose(
-        [
-            RandFlipd(keys="image", prob=0.5, spatial_axis=2),
-            Rand3DElasticd(
-                keys="image",
-                sigma_range=(5, 7),
-                magnitude_range=(50, 150),
-                prob=1.0,
-                rotate_range=(0.09,) * 3,
-                translate_range=(2,) * 3,
-                scale_range=(0.05,) * 3,
-                spatial_size=space,
-            ),
-        ]
-    )
-    dataset = CacheDataset(items, transform, progress=False)
-    made = EfficientNetBN("efficientnet-b7", pretrained=False, spatial_dims=3, in_channels=len(items[0]["image"]))
-    made.set_swish(memory_efficient=False)
-    blocks = [name for name, _ in made.named_parameters() if name.startswith("_blocks.")]
-    last = sorted({int(name.split(".")[1]) for name in blocks})[-2:]
-    for name, parameter in made.named_parameters():
-        stays = name.startswith("_conv_stem") or (name.startswith("_blocks.") and int(name.split(".")[1]) not in last)
-        parameter.requires_grad_(not stays)
-    model = _Learner(made.train())
-    size = int(config.data.batches.batch_size)
-
-    def epoch() -> None:
-        for start in range(0, len(dataset), size):
-            batch = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-            volumes = torch.stack([torch.as_tensor(item["image"]).float() for item in batch])
-            model.step(made(volumes), torch.tensor([item["label"] for item in batch]))
-
-    return _measure("monai", config, epoch)
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -209,7 +153,6 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
 
 _WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured]] = {
     "plain": _plain,
-    "monai": _monai,
     "on_the_fly": _on_the_fly,
     "bank": _bank,
 }
