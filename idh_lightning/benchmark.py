@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,7 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    model = _Learner(network.train(), fused=True)
-    epochs = iter(range(10**6))
-
-    def epoch() -> None:
-        seen = 0
-        for batch in data.training_loader(next(epochs)):
-            model.step(network(batch.volumes), batch.labels)
-            seen += len(batch.labels)
-            if seen >= config.benchmark.studies:
-                return
-
-    return _measure("on_the_fly", config, epoch)
+    return _measure("on_the_fly", config, _epoch_of(config, data, network, lambda batch: network(batch.volumes)))
 
 
 def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -137,18 +127,26 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
         views=2,
     )
     report = bank.fill(network, {"benchmark": True})
+    epoch = _epoch_of(config, bank, network, lambda batch: network.tail(batch.features))
+    return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
+
+
+def _epoch_of(
+    config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]
+) -> Callable[[], None]:
+    """Return what trains on the first studies of the data module's next epoch, each time it is called."""
     model = _Learner(network.train(), fused=True)
-    epochs = iter(range(10**6))
+    epochs = count()
 
     def epoch() -> None:
         seen = 0
-        for batch in bank.training_loader(next(epochs)):
-            model.step(network.tail(batch.features), batch.labels)
+        for batch in data.training_loader(next(epochs)):
+            model.step(logits(batch), batch.labels)
             seen += len(batch.labels)
             if seen >= config.benchmark.studies:
                 return
 
-    return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
+    return epoch
 
 
 _WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured]] = {
@@ -256,18 +254,16 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
     bank = next((one for one in measured if one.way == "bank"), None)
     if bank is None:
         return None
-    views, epochs = int(config.benchmark.views), int(config.benchmark.epochs)
+    views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
     with_bank = views * bank.once_per_view_s + epochs * bank.seconds_per_study
+    yardstick = epochs * measured[0].seconds_per_study
     return {
         "views": views,
         "epochs": epochs,
-        "training_studies": int(config.benchmark.training_studies),
-        "hours": with_bank * int(config.benchmark.training_studies) / 3600,
-        "hours_of_the_yardstick": epochs
-        * measured[0].seconds_per_study
-        * int(config.benchmark.training_studies)
-        / 3600,
-        "times_as_fast": epochs * measured[0].seconds_per_study / with_bank,
+        "training_studies": studies,
+        "hours": with_bank * studies / 3600,
+        "hours_of_the_yardstick": yardstick * studies / 3600,
+        "times_as_fast": yardstick / with_bank,
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.files import replacing
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
-
-_log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raise it whenever the same stem, volumes and settings give other features."""
@@ -143,6 +140,7 @@ class FeatureBankDataModule(IDHDataModule):
         self.mixing = mixing
         self._network: StemTailNetwork | None = None
         self._place = self.bank
+        self._keys: dict[str, str] = {}
 
     def fill(self, network: StemTailNetwork, augmentation_settings: Mapping[str, Any]) -> BankReport:
         """Compute what is missing of the first epoch's features, and remember the stem for later views.
@@ -180,16 +178,16 @@ class FeatureBankDataModule(IDHDataModule):
             augmentation=self.feature_augmentation,
             mixing=self.mixing,
         )
-        return self._loader(dataset, self.sampler(epoch))
+        sampler = self.sampler(epoch)
+        return self._loader(dataset, sampler, drop_last=self.leaves_one_over(len(sampler)))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the features of the validation studies."""
         studies = self.studies["validation"]
         return self._loader(_Features([self._file(study, None) for study in studies], studies), range(len(studies)))
 
-    def _loader(self, dataset: Dataset[Any], sampler: Any) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], sampler: Any, *, drop_last: bool = False) -> DataLoader[Any]:
         """Reading a study's features takes less than a millisecond, so that worker processes would only cost time."""
-        drop_last = isinstance(dataset, _TrainingFeatures) and self.leaves_one_over(len(sampler))
         return DataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_collate_features, drop_last=drop_last
         )
@@ -203,7 +201,13 @@ class FeatureBankDataModule(IDHDataModule):
 
     def _file(self, study: Study, view: int | None) -> Path:
         name = "plain" if view is None else f"view{view}"
-        return self._place / f"{self.store.open(study).key}_{name}.npy"
+        return self._place / f"{self._key(study)}_{name}.npy"
+
+    def _key(self, study: Study) -> str:
+        """Return the name of a study's volumes; the store, which reads a file to tell it, is asked once."""
+        if study.study_id not in self._keys:
+            self._keys[study.study_id] = self.store.open(study).key
+        return self._keys[study.study_id]
 
     def _compute(self, wanted: Sequence[tuple[str, int, int | None]]) -> BankReport:
         start = time.monotonic()
@@ -245,7 +249,7 @@ class FeatureBankDataModule(IDHDataModule):
 
     def _view_seed(self, study: Study, view: int | None) -> int:
         """Return the seed of a view: by the study, so that folds share what they have in common."""
-        text = f"{self.seed}/{self.store.open(study).key}/{view}"
+        text = f"{self.seed}/{self._key(study)}/{view}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
