@@ -417,7 +417,7 @@ def test_the_queue_augments_in_its_worker_processes() -> None:
 
 def configured(*overrides: str) -> Augmentation:
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose(overrides=list(overrides))
+        config = compose(overrides=["+data.missing=error", *overrides])
     return instantiate(config.augment, _convert_="all")
 
 
@@ -427,6 +427,7 @@ def test_entries_are_removed_and_changed_by_name() -> None:
     assert space.affine.scales == (0.95, 1.05) * 3
     assert intensity.noise.std_range == (0, 0.5)
     assert dropout.probability == 0
+    assert configured("+augment=default", "data.missing=zero").transforms[2].probability == 0.2
     assert configured("+augment=default", "augment.flip.p=0").transforms[0].flip.probability == 0
     assert configured("+augment=none").batch(torch.ones(1, 1, 4, 4, 4), spacing_mm=(1, 1, 1))[0].all()
 

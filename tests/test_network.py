@@ -191,3 +191,32 @@ def test_weights_that_are_not_weights_are_refused(tmp_path: Path, small_network:
     torch.save(timm.create_model("tf_efficientnet_b1").state_dict(), tmp_path / "b1.pt")
     with pytest.raises(ModelError, match="has shape"):
         small_network(backbone="tf_efficientnet_b2", weights=str(tmp_path / "b1.pt"))
+
+
+@pytest.mark.parametrize("cut", ["conv_stem", "blocks.5", "classifier"])
+def test_a_network_told_of_missing_sequences_starts_like_one_that_is_not(small_network: Maker, cut: str) -> None:
+    x = volumes()
+    x[0, 2] = 0
+    plain = small_network(trainable_from=cut).eval()
+    told = small_network(trainable_from=cut, missing="zero").eval()
+    torch.testing.assert_close(told(x), plain(x))
+
+
+def test_the_tail_learns_what_a_missing_sequence_means_and_a_complete_study_is_not_touched(
+    small_network: Maker,
+) -> None:
+    network = small_network(missing="zero").eval()
+    calibrate_batch_norm(network, [volumes(4)])
+    assert network.absence is not None
+    x = volumes()
+    x[0, 2] = 0
+    before = network(x)
+    nn.functional.cross_entropy(before, torch.tensor([0, 1])).backward()
+    reached = network.absence.weight.grad
+    assert reached is not None
+    assert [bool(column.any()) for column in reached.T] == [False, False, True, False]
+    with torch.no_grad():
+        network.absence.weight[:, 2] = 5.0
+    after = network(x)
+    torch.testing.assert_close(after[1], before[1])
+    assert not torch.allclose(after[0], before[0])

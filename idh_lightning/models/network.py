@@ -48,6 +48,7 @@ class StemTailNetwork(nn.Module):
         drop_path_rate: float = 0.2,
         stem_precision: Precision = "auto",
         tail_precision: Precision = "auto",
+        missing: Literal["error", "zero"] = "error",
     ) -> None:
         """Build the network and load its weights.
 
@@ -63,6 +64,7 @@ class StemTailNetwork(nn.Module):
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
             stem_precision: Arithmetic of the stem. "auto" is bfloat16 on a CPU and the trainer's precision elsewhere.
             tail_precision: Arithmetic of the tail. "auto" is float32 on a CPU and the trainer's precision elsewhere.
+            missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
 
         Raises:
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
@@ -85,6 +87,12 @@ class StemTailNetwork(nn.Module):
         self.tail_precision: Precision = tail_precision
         self.weights_origin: WeightsOrigin = load_weights(self.network, backbone, weights, tag=weights_tag)
         self._stem_names, self._tail_names = _cut(self.network, trainable_from)
+        # What each missing sequence adds to the features; it begins with nothing.
+        self.absence: nn.Linear | None = None
+        if missing == "zero":
+            first = self._module(self._tail_names[0] if self._tail_names else "bn2")
+            self.absence = nn.Linear(in_channels, _width(first), bias=False)
+            nn.init.zeros_(self.absence.weight)
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._stem_to_channels_last()
@@ -109,10 +117,9 @@ class StemTailNetwork(nn.Module):
             volumes: [B, C, D, H, W].
 
         Returns:
-            [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16.
+            [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. Where a sequence may be missing there
+            are C more channels, constant in space: 1 for a missing sequence.
         """
-        if not self._stem_names:
-            return volumes
         size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
         with torch.no_grad():
             return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
@@ -120,7 +127,7 @@ class StemTailNetwork(nn.Module):
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
         with _arithmetic(self.tail_precision, features.device.type, on_cpu="float32"):
-            hidden = features
+            hidden = self._without_absence(features)
             for name in self._tail_names:
                 hidden = self._module(name)(hidden)
             hidden = self.network.global_pool(hidden)
@@ -153,7 +160,7 @@ class StemTailNetwork(nn.Module):
 
     def explainable_forward(self, volumes: Tensor) -> Tensor:
         """Return the logits as `forward` does, with a graph through whatever part of the network asks for one."""
-        return self.tail(self._run_stem(volumes) if self._stem_names else volumes)
+        return self.tail(self._run_stem(volumes))
 
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
@@ -180,11 +187,25 @@ class StemTailNetwork(nn.Module):
         return module
 
     def _run_stem(self, volumes: Tensor) -> Tensor:
+        if not self._stem_names:
+            return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu="bfloat16"):
             hidden = volumes.to(memory_format=torch.channels_last_3d)
             for name in self._stem_names:
                 hidden = self._module(name)(hidden)
-        return hidden.float().contiguous()
+        return self._with_absence(hidden.float().contiguous(), volumes)
+
+    def _with_absence(self, features: Tensor, volumes: Tensor) -> Tensor:
+        if self.absence is None:
+            return features
+        absent = (volumes == 0).flatten(2).all(dim=2).to(features.dtype)
+        return torch.cat([features, absent[..., None, None, None].expand(-1, -1, *features.shape[2:])], dim=1)
+
+    def _without_absence(self, features: Tensor) -> Tensor:
+        if self.absence is None:
+            return features
+        own = features.shape[1] - self.absence.in_features
+        return features[:, :own] + self.absence(features[:, own:, 0, 0, 0])[..., None, None, None]
 
     def _stem_to_channels_last(self) -> None:
         for name in self._stem_names:
@@ -321,6 +342,12 @@ def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> Abst
             return nullcontext()
         precision = on_cpu
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _width(module: nn.Module) -> int:
+    """Return how many channels a module of the network takes."""
+    first = next(inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm))
+    return first.in_channels if isinstance(first, nn.Conv3d) else first.num_features
 
 
 def _cut(network: nn.Module, trainable_from: str) -> tuple[list[str], list[str]]:

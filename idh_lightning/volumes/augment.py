@@ -407,11 +407,19 @@ class RandomSequenceDropout(tio.transforms.augmentation.RandomTransform, tio.Int
 
     Args:
         background: See `Augmentation`.
-        **kwargs: See `torchio.Transform`; `p` is the probability that a study loses a sequence.
+        missing: "error" if no study may lack a sequence; then none is blanked, whatever `p`.
+        p: Probability that a study loses a sequence.
+        **kwargs: See `torchio.Transform`.
     """
 
-    def __init__(self, background: Background = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        background: Background = 0.0,
+        missing: Literal["error", "zero"] = "zero",
+        p: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(p=p if missing == "zero" else 0.0, **kwargs)
         self.background = background
 
     def draw(self, channels: int) -> SequenceDropout | None:
