@@ -396,6 +396,16 @@ def test_a_table_without_patients_takes_studies_as_patients_and_says_so(tmp_path
     assert "no_patient_column" in {fault.check for fault in cohort.faults}
 
 
+def test_a_table_may_say_which_study_is_a_follow_up(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path).assign(patient_id="P1", idh="mutant", follow_up=["Yes", ""])
+    frame.to_csv(path, index=False)
+    assert {study.study_id: study.follow_up for study in read(Table(table=path)).studies} == {"a": True, "b": False}
+    frame.assign(follow_up=["later", ""]).to_csv(path, index=False)
+    with pytest.raises(CohortError, match=r"study a: follow_up is 'later'; expected true, false or nothing"):
+        read(Table(table=path))
+
+
 # What is missing altogether
 
 

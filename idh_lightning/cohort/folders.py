@@ -135,7 +135,7 @@ class FolderReader(Reader):
                     where=where, study_id=identity.study_id, patient_id=person.patient_id,
                     idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
                     mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),
-                    sex=row.get(self.column("sex"), ""), follow_up=identity.follow_up, carried=self.carried(row),
+                    sex=row.get(self.column("sex"), ""), follow_up=str(identity.follow_up), carried=self.carried(row),
                 )  # fmt: skip
         for key, lines in rows.items():
             identity, _, where = lines[0]

@@ -32,6 +32,7 @@ LEAKING = re.compile(
 reader refuses them as age or sex, which are the only columns that a model may ever see."""
 
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_TRUTHS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False)}
 _UNSTATED = {"", "unknown", "n/a", "na", "nan", "not available", "unspecified"}
 
 
@@ -48,7 +49,7 @@ class Entry:
         mask: The files that could be the tumour mask; right is one, or none.
         age: Text, or "".
         sex: Text, or "".
-        follow_up: True where the layout itself says so.
+        follow_up: Text, or "" where neither the table nor the layout says so.
         carried: The columns of the table that have no role.
     """
 
@@ -60,7 +61,7 @@ class Entry:
     mask: Sequence[Path] = ()
     age: str = ""
     sex: str = ""
-    follow_up: bool = False
+    follow_up: str = ""
     carried: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -246,11 +247,17 @@ class Reader(ABC):
                 "unknown_sex", f"sex is {entry.sex[:80]!r}", "F, M, female or male",
                 "Correct the table; until then the sex counts as unknown.", error=False,
             )  # fmt: skip
+        follow_up = _TRUTHS.get(entry.follow_up.casefold())
+        if follow_up is None and entry.follow_up.casefold() not in _UNSTATED:
+            report(
+                "unknown_follow_up", f"follow_up is {entry.follow_up[:80]!r}", "true, false or nothing",
+                "Correct the table.",
+            )  # fmt: skip
         if errors:
             return None
         return Study(
             study_id=entry.study_id, patient_id=entry.patient_id, label=label, files=files, mask=mask, age_years=age,
-            sex=sex, follow_up=entry.follow_up, carried=dict(entry.carried),
+            sex=sex, follow_up=bool(follow_up), carried=dict(entry.carried),
         )  # fmt: skip
 
 

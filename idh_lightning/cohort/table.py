@@ -24,9 +24,8 @@ class Table(Reader):
 
     name: str = "table"
     table: str | Path
-
     default_columns: ClassVar[Mapping[str, str]] = {
-        **{role: role for role in ("study_id", "patient_id", "idh", "age_years", "sex", *SEQUENCES)},
+        **{role: role for role in ("study_id", "patient_id", "idh", "age_years", "sex", "follow_up", *SEQUENCES)},
         "mask": "tumor_segmentation",
     }
 
@@ -55,5 +54,6 @@ class Table(Reader):
                     where=where, study_id=study_id, patient_id=patient_id, idh=row[self.column("idh")],
                     age=row.get(self.column("age_years"), ""), sex=row.get(self.column("sex"), ""),
                     files={s: files_named(row[self.column(s)], path.parent) for s in sequences},
-                    mask=files_named(row.get(self.column("mask"), ""), path.parent), carried=self.carried(row),
+                    mask=files_named(row.get(self.column("mask"), ""), path.parent),
+                    carried=self.carried(row), follow_up=row.get(self.column("follow_up"), ""),
                 )  # fmt: skip
