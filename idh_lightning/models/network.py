@@ -205,7 +205,8 @@ class StemTailNetwork(nn.Module):
         if self.absence is None:
             return features
         own = features.shape[1] - self.absence.in_features
-        return features[:, :own] + self.absence(features[:, own:, 0, 0, 0])[..., None, None, None]
+        shift: Tensor = self.absence(features[:, own:, 0, 0, 0])
+        return features[:, :own] + shift[..., None, None, None]
 
     def _stem_to_channels_last(self) -> None:
         for name in self._stem_names:
