@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -116,19 +117,20 @@ def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwor
 
 
 def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    bank = FeatureBankDataModule(
-        studies=data.studies,
-        store=data.store,
-        augmentation=data.augmentation,
-        seed=data.seed,
-        folder=Path(config.paths.run) / "bank",
-        batch_size=data.batch_size,
-        workers=data.workers,
-        views=2,
-    )
-    report = bank.fill(network, {"benchmark": True})
-    epoch = _epoch_of(config, bank, network, lambda batch: network.tail(batch.features))
-    return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
+    with tempfile.TemporaryDirectory(dir=config.paths.run, prefix="bank-") as folder:  # never one that is filled
+        bank = FeatureBankDataModule(
+            studies=data.studies,
+            store=data.store,
+            augmentation=data.augmentation,
+            seed=data.seed,
+            folder=folder,
+            batch_size=data.batch_size,
+            workers=data.workers,
+            views=2,
+        )
+        report = bank.fill(network, {"benchmark": True})
+        epoch = _epoch_of(config, bank, network, lambda batch: network.tail(batch.features))
+        return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
 
 
 def _epoch_of(

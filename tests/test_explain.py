@@ -16,7 +16,7 @@ Maker = Callable[..., StemTailNetwork]
 
 
 def volumes(batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 4, 32, 32, 32, generator=torch.Generator().manual_seed(2))
+    return torch.randn(batch, 4, 33, 33, 33, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_map_is_the_relu_of_gradient_weighted_activations(network: StemTailNetwo
     margin = (logits[:, 1] - logits[:, 0]).abs().sum()
     (gradient,) = torch.autograd.grad(margin, kept[0])
     raw = (gradient.mean((2, 3, 4), keepdim=True) * kept[0]).sum(1).relu()
-    raw = nn.functional.interpolate(raw[:, None], size=(32, 32, 32), mode="trilinear")[:, 0].detach()
+    raw = nn.functional.interpolate(raw[:, None], size=(33, 33, 33), mode="trilinear", align_corners=True)[
+        :, 0
+    ].detach()
     largest = raw.amax((1, 2, 3), keepdim=True)
     expected = torch.where(largest > 0, raw / largest.clamp_min(1e-30), 0)
     torch.testing.assert_close(GradCAM(layer=layer)(network, x), expected, rtol=1e-4, atol=1e-5)
@@ -49,7 +51,7 @@ def test_map_is_the_relu_of_gradient_weighted_activations(network: StemTailNetwo
 
 def test_maps_lie_between_zero_and_one_on_the_grid_of_the_volumes(network: StemTailNetwork) -> None:
     maps = GradCAM(layer="blocks.4")(network, volumes())
-    assert maps.shape == (2, 32, 32, 32)
+    assert maps.shape == (2, 33, 33, 33)
     assert maps.min() >= 0
     assert maps.max() <= 1
 

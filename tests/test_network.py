@@ -220,3 +220,31 @@ def test_the_tail_learns_what_a_missing_sequence_means_and_a_complete_study_is_n
     after = network(x)
     torch.testing.assert_close(after[1], before[1])
     assert not torch.allclose(after[0], before[0])
+
+
+@pytest.mark.parametrize("edge", [64, 65])
+@pytest.mark.parametrize(("layer", "cell"), [("conv_stem", 15), ("blocks.1", 7), ("blocks.2", 3)])
+def test_a_cell_lies_in_the_middle_of_the_voxels_that_it_sees(
+    small_network: Maker, edge: int, layer: str, cell: int
+) -> None:
+    network = small_network(stem_precision="float32", trainable_from="conv_stem").eval()
+    for module in network.network.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    x = volumes(1, edge=edge).requires_grad_(True)
+    seen: list[torch.Tensor] = []
+    network.network.get_submodule(layer).register_forward_hook(lambda _m, _i, output: seen.append(output))
+    network(x)
+    (gradient,) = torch.autograd.grad(seen[0][0, 0, cell, cell, cell], x)
+    reached = gradient[0].abs().sum(dim=(0, 2, 3)).nonzero().flatten()
+    offset, step = network.sampling(layer, edge)
+    assert (reached[0] + reached[-1]) / 2 == offset + cell * step
+
+
+def test_an_odd_grid_keeps_the_centre_at_every_layer(small_network: Maker) -> None:
+    network = small_network()
+    for layer, cells in (("conv_stem", 33), ("blocks.1", 17), ("blocks.2", 9), ("blocks.4", 5), ("conv_head", 3)):
+        offset, step = network.sampling(layer, 65)
+        assert offset + (cells - 1) / 2 * step == 32
+        assert step == 64 / (cells - 1)
+    assert network.sampling("conv_head", 64) == (31.0, 32.0)

@@ -157,6 +157,7 @@ class FeatureBankDataModule(IDHDataModule):
             "format": FORMAT,
             "stem": _digest(network),
             "precision": network.stem_precision,
+            "device": next(network.parameters()).device.type,  # "auto" is another precision on another device
             "cut": network.trainable_from,
             "augmentation": augmentation_settings,
             "seed": self.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,8 @@ class GradCAM:
                 coarse: Tensor = extractor(targets=_margin_of_prediction, scores=logits, normalized=False)[0]
         finally:
             network.train(was_training)
-        return _unit_maximum(_enlarge(coarse.detach().float(), volumes.shape[2:]))
+        places = [network.sampling(self.layer, size) for size in volumes.shape[2:]]
+        return _unit_maximum(_enlarge(coarse.detach().float(), volumes.shape[2:], places))
 
     def _extractor(self, network: StemTailNetwork) -> torchcam.methods.GradCAM:
         return torchcam.methods.GradCAM(network.network, self.layer)
@@ -61,8 +63,16 @@ def _margin_of_prediction(logits: Tensor) -> Tensor:
     return (logits[1] - logits[0]).abs()
 
 
-def _enlarge(maps: Tensor, shape: torch.Size) -> Tensor:
-    enlarged = functional.interpolate(maps[:, None], size=tuple(shape), mode="trilinear", align_corners=False)
+def _enlarge(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:
+    """Return maps [B, d, h, w] interpolated linearly to [B, D, H, W], each cell in its place (offset and step)."""
+    axes = []
+    for cells, size, (offset, step) in zip(maps.shape[1:], shape, places, strict=True):
+        cell = (torch.arange(size, device=maps.device) - offset) / step
+        axes.append(2 * cell / max(cells - 1, 1) - 1 if cells > 1 else torch.zeros_like(cell))
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).to(maps.dtype)
+    enlarged = functional.grid_sample(
+        maps[:, None], grid.expand(len(maps), *grid.shape), padding_mode="border", align_corners=True
+    )
     return enlarged[:, 0]
 
 

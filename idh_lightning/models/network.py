@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
     warnings.simplefilter("ignore")
     import timm_3d
+    from timm_3d.layers.conv2d_same import Conv3dSame
     from timm_3d.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -120,6 +121,8 @@ class StemTailNetwork(nn.Module):
             [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. Where a sequence may be missing there
             are C more channels, constant in space: 1 for a missing sequence.
         """
+        if not self._stem_names:
+            return self._run_stem(volumes)
         size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
         with torch.no_grad():
             return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
@@ -161,6 +164,34 @@ class StemTailNetwork(nn.Module):
     def explainable_forward(self, volumes: Tensor) -> Tensor:
         """Return the logits as `forward` does, with a graph through whatever part of the network asks for one."""
         return self.tail(self._run_stem(volumes))
+
+    def sampling(self, layer: str, size: int) -> tuple[float, float]:
+        """Return where the cells of a layer's output lie: cell i at voxel offset + i * step of the input.
+
+        A convolution of stride 2 sees an even number of voxels half a voxel off centre, and over five such layers that
+        adds up to a quarter of the head. An odd number such as 65 or 129 keeps the centre at every layer.
+
+        Args:
+            layer: Name of a module of the network.
+            size: Voxels of the input along the axis in question.
+
+        Returns:
+            Offset and step, in voxels.
+        """
+        offset, step, reached = 0.0, 1, False
+        for name, module in self.network.named_modules():
+            inside = name == layer or name.startswith(f"{layer}.")
+            if reached and not inside:
+                break
+            reached = reached or inside
+            if isinstance(module, nn.Conv3d):
+                reach, stride = module.dilation[0] * (module.kernel_size[0] - 1), module.stride[0]
+                same = isinstance(module, Conv3dSame)
+                after = -(-size // stride) if same else (size + 2 * int(module.padding[0]) - reach - 1) // stride + 1
+                before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else int(module.padding[0])
+                offset += step * (reach / 2 - before)
+                step, size = step * stride, after
+        return offset, float(step)
 
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
