@@ -41,15 +41,19 @@ On another cohort, with `learnt` from a checkpoint, there is no `validation`.
 
 from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
+from idh_lightning.evaluation.development import Described, Development, describe
 from idh_lightning.evaluation.discrimination import auroc, compare_auroc
 from idh_lightning.evaluation.evaluation import Evaluation, Learnt, Results, measure
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.runs import compare_runs, pool, spread
-from idh_lightning.evaluation.tables import per_patient
+from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
+from idh_lightning.evaluation.tables import per_patient, read_table
 
 __all__ = [
     "Calibrator",
     "ConformalSets",
+    "Described",
+    "Development",
     "Evaluation",
     "Learnt",
     "OperatingPoint",
@@ -57,9 +61,14 @@ __all__ = [
     "auroc",
     "compare_auroc",
     "compare_runs",
+    "compare_with_internal",
+    "covariate_shift",
+    "covariate_summary",
+    "describe",
     "measure",
     "per_patient",
     "pool",
+    "read_table",
     "spread",
     "tumour_features",
 ]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import read_table
 from idh_lightning.files import replacing
 from idh_lightning.reports import figures
 from idh_lightning.reports.figures import Estimate
@@ -365,8 +366,7 @@ def _table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # Ids stay text: 0012 is not 12, and a patient may be called NA.
-        return pd.read_csv(path, converters={"study_id": str, "patient_id": str})
+        return read_table(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (ValueError, UnicodeDecodeError) as error:
