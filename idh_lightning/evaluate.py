@@ -1,4 +1,4 @@
-"""Judge a checkpoint on a labelled cohort it has not seen: `python -m idh_lightning.evaluate checkpoint=... cohort=...`."""
+"""Judge a checkpoint on a labelled cohort: `python -m idh_lightning.evaluate checkpoint=... cohort=...`."""
 
 from __future__ import annotations
 
@@ -90,9 +90,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     write_text(predictions, results.predictions.to_csv(index=False))
     studies = prepared.cohort.studies
     shared = development.seen.find(studies, described.fingerprints, means=config.seen_by, splits=("test",))
-    metrics = results.metrics | {
+    metrics: dict[str, Any] = results.metrics | {
         "external": {
             "trained_on": development.cohort,
+            "n_train": development.covariates["n"],
+            "left_out": int(sum(exclusion.reason.startswith("seen_in_") for exclusion in prepared.cohort.exclusions)),
             "seen_by": list(config.seen_by),
             **compare_with_internal(
                 {"confidence": development.confidence, "test": development.test},
@@ -142,7 +144,7 @@ def without_seen(
     if not found:
         return cohort
     if not exclude:
-        rows = [f"  {s.study.study_id} (patient {s.study.patient_id}): {s.reason.replace('_', ' ')}" for s in found]
+        rows = [f"  {s.study.study_id} (patient {s.study.patient_id}): of its {s.split}, by {s.how}" for s in found]
         patients = dict.fromkeys(sighting.study.patient_id for sighting in found)
         raise CohortError(
             f"cohort {cohort.name}: {len(found)} studies of {len(patients)} patients were used to train or choose "
@@ -152,9 +154,7 @@ def without_seen(
         )
     lost = {sighting.study.study_id for sighting in found}
     logger.warning("%d of %d studies were seen in training or validation; left out.", len(lost), len(cohort.studies))
-    exclusions = [
-        Exclusion(study_id=s.study.study_id, patient_id=s.study.patient_id, reason=s.reason) for s in found
-    ]
+    exclusions = [Exclusion(study_id=s.study.study_id, patient_id=s.study.patient_id, reason=s.reason) for s in found]
     return replace(
         cohort,
         studies=tuple(study for study in cohort.studies if study.study_id not in lost),

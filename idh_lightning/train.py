@@ -164,7 +164,8 @@ def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     console = Console()
     console.print(table)
     for name in ("report.html", "metrics.json", "predictions.csv", "explanations", "figures", "checkpoints"):
-        console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
+        if (run_folder / name).exists():
+            console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
 
 
 def quieten() -> None:

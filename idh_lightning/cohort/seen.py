@@ -32,10 +32,14 @@ class Sighting:
     means: str
 
     @property
+    def how(self) -> str:
+        """By what it was recognised, in words."""
+        return "its patient_id" if self.means == "patient_id" else "the voxels of an image"
+
+    @property
     def reason(self) -> str:
         """For exclusions.csv: a fixed name, then the details."""
-        how = "its patient_id" if self.means == "patient_id" else "the voxels of one of its images"
-        return f"seen_in_{self.split}: the checkpoint knows {how}"
+        return f"seen_in_{self.split}: the checkpoint knows it by {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +61,7 @@ class SeenPatients:
     images: Mapping[str, frozenset[str]]
 
     @classmethod
-    def of(
-        cls, studies: Iterable[Study], splits: Mapping[str, str], fingerprints: Mapping[str, Iterable[str]]
-    ) -> Self:
+    def of(cls, studies: Iterable[Study], splits: Mapping[str, str], fingerprints: Mapping[str, Iterable[str]]) -> Self:
         """Return the hashes of a run.
 
         Args:

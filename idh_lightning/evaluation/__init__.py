@@ -43,9 +43,10 @@ from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import Described, Development, describe
 from idh_lightning.evaluation.discrimination import auroc, compare_auroc
-from idh_lightning.evaluation.evaluation import Evaluation, Learnt, Results, measure
+from idh_lightning.evaluation.evaluation import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.runs import compare_runs, pool, spread
+from idh_lightning.evaluation.learnt import Learnt
+from idh_lightning.evaluation.runs import compare_all, compare_runs, patient_predictions, pool, relation, spread
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
 from idh_lightning.evaluation.tables import per_patient, read_table
 
@@ -55,10 +56,12 @@ __all__ = [
     "Described",
     "Development",
     "Evaluation",
+    "Fold",
     "Learnt",
     "OperatingPoint",
     "Results",
     "auroc",
+    "compare_all",
     "compare_auroc",
     "compare_runs",
     "compare_with_internal",
@@ -66,9 +69,11 @@ __all__ = [
     "covariate_summary",
     "describe",
     "measure",
+    "patient_predictions",
     "per_patient",
     "pool",
     "read_table",
+    "relation",
     "spread",
     "tumour_features",
 ]

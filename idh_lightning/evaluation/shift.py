@@ -94,7 +94,8 @@ def covariate_shift(
         Kolmogorov-Smirnov test; or `why`. `mutant` is the share of mutants, with the p-value of Fisher's exact test
         and no `ks`. A difference beyond 0.1 is commonly called an imbalance.
 
-    Source: Cohen 1988; its standard error: Hedges & Olkin 1985, ch. 5; Austin 2009, Stat. Med. 28:3083, also for shares.
+    Source: Cohen 1988, with the standard error of Hedges & Olkin 1985, ch. 5; for shares Austin 2009, Stat. Med.
+    28:3083.
     """
     entries: dict[str, Any] = {"mutant": _label_shift(reference, other, confidence)}
     for name in dict.fromkeys([*reference["values"], *other["values"]]):
@@ -175,7 +176,9 @@ def _label_shift(reference: Mapping[str, Any], other: Mapping[str, Any], confide
     return {
         "reference": {"mean": shares[0], "sd": math.sqrt(variances[0]), "n": reference["n"]},
         "other": {"mean": shares[1], "sd": math.sqrt(variances[1]), "n": other["n"]},
-        "difference": _standardised(*shares, *variances, reference["n"], other["n"], confidence),
+        "difference": _standardised(
+            shares[0], shares[1], variances[0], variances[1], reference["n"], other["n"], confidence
+        ),
         "ks": None,
         "p_value": float(fisher_exact(table).pvalue),
     }

@@ -153,46 +153,69 @@ def write_report(run_folder: Path) -> Path:
     """
     run = read_run(run_folder)
     drawn = save_figures(run)
-    environment = Environment(
+    gallery = _gallery(run)
+    telling = _telling(run, gallery)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=_title(run),
+            place="/".join(run.folder.resolve().parts[-2:]),
+            warnings=_warnings(run),
+            headline=_headline(run),
+            tiles=_tiles(run),
+            figures=inlined(run, drawn),
+            protocol=_protocol(run),
+            external=_external(run),
+            folds=_folds(run),
+            learns=run.node("external") is None and run.node("runs") is None,
+            cohort=_cohort_table(run),
+            exclusions=_exclusions(run),
+            metrics=_metrics_table(
+                run,
+                METRICS,
+                "Test patients"
+                if run.node("validation") is None
+                else "Test patients, and validation patients for comparison",
+            ),
+            predictive_values=_predictive_values(run),
+            calibration=_metrics_table(run, CALIBRATION, "Calibration", raw=True),
+            calibration_words=_calibration_words(run),
+            baselines=_baselines(run),
+            comparisons=_comparisons(run),
+            subgroups=_subgroups(run),
+            sensitivity_analyses=_sensitivity_analyses(run),
+            conformal=_conformal(run),
+            localisation=_localisation(run),
+            telling=telling,
+            gallery=gallery,
+            classes=CLASSES,
+            predictions=_predictions(run),
+            weights=_weights_words(run),
+            provenance=provenance_table(run),
+            checklist=checklist(run),
+        )
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def environment() -> Environment:
+    """Return what renders the templates; everything that comes from a table is escaped."""
+    return Environment(
         loader=PackageLoader("idh_lightning.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    gallery = _gallery(run)
-    telling = _telling(run, gallery)
-    page = environment.get_template("report.html.j2").render(
-        title=_title(run),
-        place="/".join(run.folder.resolve().parts[-2:]),
-        warnings=_warnings(run),
-        headline=_headline(run),
-        tiles=_tiles(run),
-        figures={name.removesuffix(".png"): _picture(run.folder / "figures" / name, w) for name, w in drawn.items()},
-        cohort=_cohort_table(run),
-        exclusions=_exclusions(run),
-        metrics=_metrics_table(run, METRICS, "Test patients, and validation patients for comparison"),
-        predictive_values=_predictive_values(run),
-        calibration=_metrics_table(run, CALIBRATION, "Calibration", raw=True),
-        calibration_words=_calibration_words(run),
-        baselines=_baselines(run),
-        comparisons=_comparisons(run),
-        subgroups=_subgroups(run),
-        sensitivity_analyses=_sensitivity_analyses(run),
-        conformal=_conformal(run),
-        localisation=_localisation(run),
-        telling=telling,
-        gallery=gallery,
-        classes=CLASSES,
-        predictions=_predictions(run),
-        weights=_weights_words(run),
-        provenance=_provenance(run),
-        checklist=checklist(run),
-    )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
+
+
+def inlined(run: Run, drawn: Mapping[str, str]) -> dict[str, Picture]:
+    """Return the figures of a run, file name -> words, as pictures by name."""
+    return {name.removesuffix(".png"): _picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
 
 
 def _title(run: Run) -> str:
@@ -207,7 +230,13 @@ def _headline(run: Run) -> list[str]:
         return []
     people = run.patients("test")
     level = 100 * (run.number("settings", "confidence") or 0.95)
-    count = f"On {len(people)} held-out patients ({int(people['label'].sum())} mutant)" if len(people) else "Held out"
+    whose = "held-out patients"
+    if run.node("external") is not None:
+        whose = f"patients of a cohort that it was not trained on, {run.provenance.get('cohort', 'unknown')}"
+    elif run.node("runs") is not None:
+        whose = f"patients, each judged in the one of {len(run.node('runs', 'folders') or {})} folds that left them out"
+    mutant = f"{int(people['label'].sum())} mutant" if len(people) else ""
+    count = f"On {len(people)} {whose} ({mutant})" if len(people) else "Held out"
     interval = ""
     if auroc.low is not None and auroc.high is not None:
         interval = f" ({level:.0f} % interval {auroc.low:.2f} to {auroc.high:.2f})"
@@ -215,6 +244,14 @@ def _headline(run: Run) -> list[str]:
         f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
         f"{auroc.value:.2f}{interval}."
     ]
+    internal = area(run.node("external", "internal"))
+    if internal is not None and internal.value is not None:
+        home = run.node("external", "trained_on")
+        sentence = f"On the test patients of {home}, where it was trained, it was {internal.text}"
+        difference = run.estimate("external", "differences", "auroc_bootstrap")
+        if difference is not None and difference.value is not None:
+            sentence += f"; the difference is {signed(difference)}"
+        sentences.append(sentence + ".")
     age = area(run.node("baselines", "age", "test"))
     if age is not None and age.value is not None:
         sentence = f"Age alone reaches {age.text} in the same patients"
@@ -223,13 +260,14 @@ def _headline(run: Run) -> list[str]:
         if difference is not None and difference.value is not None and p is not None:
             better = "better" if difference.value > 0 else "worse"
             told = f"the model is {better} than age" if p < 0.05 else "the two cannot be told apart"
-            sentence += f"; {told} (difference {_signed(difference)}, {_p_value(p)})"
+            sentence += f"; {told} (difference {signed(difference)}, {p_value_words(p)})"
         sentences.append(sentence + ".")
     cells = run.node("confusion", "test")
     if isinstance(cells, Mapping):
         tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
+        threshold = "thresholds" if isinstance(run.node("operating_point", "runs"), Mapping) else "threshold"
         sentences.append(
-            f"At the threshold fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
+            f"At the {threshold} fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
             f"{tn} of {tn + fp} wildtypes."
         )
     return sentences
@@ -260,7 +298,24 @@ def _warnings(run: Run) -> list[str]:
         if min(mutant, wildtype) < 10:
             rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
             found.append(f"Only {rarer} test patients: every interval below is wide for that reason.")
+    for folder in run.node("runs", "left_out") or []:
+        found.append(f"{folder} came to no predictions and is not among the folds.")
     return found
+
+
+def _protocol(run: Run) -> str:
+    """Return when test patients were looked at, and by what."""
+    if run.node("external") is not None:
+        return "Nothing was learnt from these patients: network, threshold and calibration came with the checkpoint."
+    if run.node("runs") is not None:
+        return (
+            "Every patient was judged once, by the network of the fold that did not train on them, with the threshold "
+            "and the calibration of that fold. Patients of different folds are ranked by calibrated probability."
+        )
+    return (
+        "Test patients were touched once, after the epoch, the threshold and the calibration had been fixed on "
+        "validation patients."
+    )
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -284,18 +339,19 @@ def _metrics_table(
     run: Run, metrics: Mapping[str, tuple[str, str]], caption: str, *, raw: bool = False
 ) -> Table | None:
     """Return metrics of test and validation patients; with `raw` also those before calibration."""
+    alone = run.node("validation") is None
     rows = []
     for key, (name, meaning) in metrics.items():
         test, validation = run.estimate("test", key), run.estimate("validation", key)
         if test is None and validation is None:
             continue
-        row = [name, _cell(test), _n(test), _cell(validation)]
-        if raw:
-            row.insert(3, _cell(run.estimate("calibration", "raw", "test", key)))
+        row = [name, _cell(test), _n(test)]
+        row += [_cell(run.estimate("calibration", "raw", "test", key))] if raw else []
+        row += [] if alone else [_cell(validation)]
         rows.append([*row, meaning])
-    head = ["", "test (95 % interval)", "n", "validation (optimistic)", "what it means"]
-    if raw:
-        head.insert(3, "test, uncalibrated")
+    head = ["", "test (95 % interval)", "n"]
+    head += ["test, uncalibrated"] if raw else []
+    head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
     return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
 
 
@@ -350,6 +406,12 @@ def _predictive_values(run: Run) -> Table | None:
 
 def _calibration_words(run: Run) -> str | None:
     method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
+    if isinstance(run.node("calibration", "runs"), Mapping):
+        slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
+        return (
+            f"Probabilities were calibrated in each fold on its own validation patients ({method}: slopes "
+            f"{min(slopes):.2f} to {max(slopes):.2f}), which also brings the folds to one scale."
+        )
     if method is None or slope is None:
         return None
     if method == "none":
@@ -375,11 +437,14 @@ def _baselines(run: Run) -> Table | None:
             rows.append([in_words(name), f"not computed: {why}", "", "", ""])
             continue
         fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
+        if "runs" in section:
+            fitted = f"{section.get('fitted_on', '')} patients of each fold"
         rows.append([in_words(name), _cell(auroc), _n(auroc), _cell(brier), fitted])
     if not rows:
         return None
-    brier, n = run.estimate("test", "brier"), run.node("splits", "train", "n")
-    rows.insert(0, ["model (MRI)", _cell(run.auroc), _n(run.auroc), _cell(brier), f"{n or '?'} train patients"])
+    brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
+    fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
+    rows.insert(0, ["model (MRI)", _cell(run.auroc), _n(run.auroc), _cell(brier), fitted])
     head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
     return Table("The model and what is known without a network", head, rows, (0, 4))
 
@@ -399,13 +464,105 @@ def _comparisons(run: Run) -> Table | None:
             [
                 words,
                 *areas,
-                _signed(difference),
-                "" if p is None else _p_value(float(p)).removeprefix("p ").removeprefix("= "),
+                signed(difference),
+                "" if p is None else p_value_words(float(p)).removeprefix("p ").removeprefix("= "),
                 _n(difference),
             ]
         )
     head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
     return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+
+
+@dataclass(frozen=True)
+class External:
+    """The section on a cohort that the network was not trained on."""
+
+    words: str
+    differences: Table | None
+    shift: Table | None
+
+
+def _external(run: Run) -> External | None:
+    section = run.node("external")
+    if not isinstance(section, Mapping):
+        return None
+    means = " or ".join({"patient_id": "identifier", "image": "image"}.get(m, m) for m in section.get("seen_by", []))
+    words = (
+        f"The network was trained on {section.get('n_train', '?')} patients of {section.get('trained_on', '?')}. No "
+        f"patient below was among them or among those who chose its epoch and threshold, by {means}; "
+        f"{section.get('left_out', 0)} studies were left out for that reason."
+    )
+    if "why" in section:
+        words += f" The two results are not compared: {section['why']}."
+    rows = []
+    for key, (name, _) in {**METRICS, **CALIBRATION}.items():
+        difference = run.estimate("external", "differences", key)
+        if difference is None:
+            continue
+        here, there = run.estimate("test", key), run.estimate("external", "internal", key)
+        rows.append([name, _cell(here), _n(here), _cell(there), _n(there), signed(difference)])
+    head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95 % interval)"]
+    differences = Table("This cohort and the internal test patients, two samples without a common patient", head, rows)
+    return External(words, differences if rows else None, _shift(section.get("shift")))
+
+
+def _shift(section: object) -> Table | None:
+    rows = []
+    for key, found in section.items() if isinstance(section, Mapping) else ():
+        if "why" in found:
+            rows.append([in_words(str(key)), "", "", f"not computed: {found['why']}", "", ""])
+            continue
+        reference, other = found["reference"], found["other"]
+        shown = [
+            f"{100 * part['mean']:.0f} %" if key == "mutant" else f"{part['mean']:.4g} ({part['sd']:.3g})"
+            for part in (reference, other)
+        ]
+        ks = "" if found["ks"] is None else f"{found['ks']:.2f}"
+        p = p_value_words(float(found["p_value"])).removeprefix("p ").removeprefix("= ")
+        difference = as_estimate(found["difference"])
+        rows.append([in_words(str(key)), *shown, "" if difference is None else signed(difference), ks, p])
+    head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]
+    caption = "What the network meets that it was not trained on: mean (SD); intensities are z-scores within the brain"
+    return Table(caption, head, rows) if rows else None
+
+
+def _folds(run: Run) -> list[Table]:
+    """Return how the runs of a pooled cross-validation did one by one, and how far they spread."""
+    if run.node("runs", "relation") != "folds":
+        return []
+    return [table for table in (each_run(run), spread_table(run)) if table is not None]
+
+
+def each_run(run: Run) -> Table | None:
+    """Return the scores of each of several runs, with the settings that tell them apart."""
+    each = run.node("runs", "spread", "runs")
+    if not isinstance(each, Mapping):
+        return None
+    rows = []
+    for name, found in each.items():
+        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
+        rows.append([str(name), *(f"{float(value):.2f}" for value in found.values()), settings])
+    scores = [in_words(str(score)) for score in next(iter(each.values()))]
+    scores = ["ROC-AUC" if score.startswith("ROC-AUC") else score for score in scores]
+    return Table("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
+
+
+def spread_table(run: Run) -> Table | None:
+    """Return the mean, spread and range of each score over the runs."""
+    summary = run.node("runs", "spread", "summary")
+    if not isinstance(summary, Mapping):
+        return None
+    rows = [
+        [
+            "ROC-AUC" if name == "auroc" else in_words(str(name)),
+            f"{found['mean']:.2f}",
+            "" if found["sd"] is None else f"{found['sd']:.3f}",
+            f"{found['minimum']:.2f} to {found['maximum']:.2f}",
+            str(found["n"]),
+        ]
+        for name, found in summary.items()
+    ]
+    return Table("Spread over the runs", ["", "mean", "SD", "range", "runs"], rows)
 
 
 def _subgroups(run: Run) -> Table | None:
@@ -489,11 +646,12 @@ def _calls(run: Run) -> list[Call]:
     """Return the test studies, the most certain first."""
     if not {"study_id", "split", "label", "probability"} <= set(run.predictions.columns):
         return []
-    threshold = run.number("operating_point", "threshold")
-    threshold = 0.5 if threshold is None else threshold
     rows = run.predictions[run.predictions["split"] == "test"]
+    thresholds = run.learnt(rows, "operating_point", "threshold", 0.5)
     calls = []
-    for study_id, label, probability in zip(rows["study_id"], rows["label"], rows["probability"], strict=True):
+    for study_id, label, probability, threshold in zip(
+        rows["study_id"], rows["label"], rows["probability"], thresholds, strict=True
+    ):
         p = float(probability)
         mutant = p >= threshold
         certainty = (p - threshold) / max(1 - threshold, 1e-9) if mutant else (threshold - p) / max(threshold, 1e-9)
@@ -524,7 +682,7 @@ def _telling(run: Run, gallery: Gallery) -> list[Telling]:
 
 
 def _viewer(run: Run, study_id: str) -> Viewer | None:
-    cam = run.folder / "explanations" / f"{study_id}_cam.nii.gz"
+    cam = run.folder_of(study_id) / "explanations" / f"{study_id}_cam.nii.gz"
     if "flair" not in run.cohort or not cam.is_file():
         return None
     listed = run.cohort.loc[run.cohort["study_id"] == study_id, "flair"].dropna()
@@ -544,7 +702,7 @@ def _gallery(run: Run) -> Gallery:
     calls = _calls(run)
     telling = list(_most_telling(calls).values())
     for call in sorted(calls, key=lambda call: (call not in telling, call.right)):
-        path = run.folder / "figures" / "cam" / f"{call.study_id}.png"
+        path = run.folder_of(call.study_id) / "figures" / "cam" / f"{call.study_id}.png"
         if not path.is_file():
             continue
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
@@ -598,7 +756,8 @@ def _weights_words(run: Run) -> str | None:
     return f"{words} {note[:1].upper()}{note[1:]}".strip()
 
 
-def _provenance(run: Run) -> Table | None:
+def provenance_table(run: Run) -> Table | None:
+    """Return provenance.json, flattened."""
     rows = [[key, value] for key, value in _flat(run.provenance)]
     return Table("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
 
@@ -626,7 +785,7 @@ def _n(estimate: Estimate | None) -> str:
     return "" if estimate is None or estimate.n is None else str(estimate.n)
 
 
-def _signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate) -> str:
     """Return a difference with its sign and interval."""
     if estimate.value is None:
         return estimate.text
@@ -636,5 +795,6 @@ def _signed(estimate: Estimate) -> str:
     return f"{estimate.value:+.2f}{interval}".replace("-", "−")
 
 
-def _p_value(p: float) -> str:
+def p_value_words(p: float) -> str:
+    """Return a p-value as a reader would say it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
