@@ -200,7 +200,7 @@ def _differing_overrides(folders: Mapping[str, Path]) -> dict[str, list[str]]:
     for name, folder in folders.items():
         file = folder / ".hydra" / "overrides.yaml"
         read = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
-        given[name] = [str(item) for item in read or []]
+        given[name] = [str(item) for item in read or [] if not str(item).startswith(("stages=", "paths.", "hydra."))]
     shared = set.intersection(*(set(items) for items in given.values()))
     return {name: [item for item in items if item not in shared] for name, items in given.items()}
 

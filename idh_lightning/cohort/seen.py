@@ -39,7 +39,7 @@ class Sighting:
     @property
     def reason(self) -> str:
         """For exclusions.csv: a fixed name, then the details."""
-        return f"seen_in_{self.split}: the checkpoint knows it by {self.how}"
+        return f"seen_in_{'training' if self.split == 'train' else self.split}: the checkpoint knows it by {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def join(
 
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
-    return pd.read_csv(path, converters={"study_id": str, "patient_id": str})
+    return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:

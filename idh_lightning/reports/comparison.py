@@ -17,6 +17,7 @@ from idh_lightning.reports.html import (
     provenance_table,
     signed,
     spread_table,
+    synthetic,
 )
 from idh_lightning.reports.run import Run, area, as_estimate, read_run, save_figures
 
@@ -42,7 +43,11 @@ def write_comparison(run_folder: Path) -> Path:
             title="IDH status from MRI: runs compared",
             place="/".join(run.folder.resolve().parts[-2:]),
             warnings=[
-                f"{folder} came to no predictions and is not compared." for folder in run.node("runs", "left_out") or []
+                *synthetic(run),
+                *(
+                    f"{folder} came to no predictions and is not compared."
+                    for folder in run.node("runs", "left_out") or []
+                ),
             ],
             headline=_headline(run),
             tiles=[],

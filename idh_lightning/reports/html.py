@@ -247,7 +247,7 @@ def _headline(run: Run) -> list[str]:
     internal = area(run.node("external", "internal"))
     if internal is not None and internal.value is not None:
         home = run.node("external", "trained_on")
-        sentence = f"On the test patients of {home}, where it was trained, it was {internal.text}"
+        sentence = f"On the test patients of {home}, where it was trained, this was {internal.text}"
         difference = run.estimate("external", "differences", "auroc_bootstrap")
         if difference is not None and difference.value is not None:
             sentence += f"; the difference is {signed(difference)}"
@@ -273,8 +273,8 @@ def _headline(run: Run) -> list[str]:
     return sentences
 
 
-def _warnings(run: Run) -> list[str]:
-    """Return what a reader must know before believing a number."""
+def synthetic(run: Run) -> list[str]:
+    """Return what a reader must know where the patients are synthetic."""
     found = []
     cohort = str(run.provenance.get("cohort", ""))
     control = run.config.get("control", "natural")
@@ -289,6 +289,12 @@ def _warnings(run: Run) -> list[str]:
                 "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
             }
             found.append(f"Control run: {words.get(str(control), 'labels were shuffled, so the AUC must hold 0.5')}.")
+    return found
+
+
+def _warnings(run: Run) -> list[str]:
+    """Return what a reader must know before believing a number."""
+    found = synthetic(run)
     auroc = run.auroc
     if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
         found.append("The interval holds 0.5: on these patients the model cannot be told from guessing.")
@@ -514,7 +520,9 @@ def _shift(section: object) -> Table | None:
             continue
         reference, other = found["reference"], found["other"]
         shown = [
-            f"{100 * part['mean']:.0f} %" if key == "mutant" else f"{part['mean']:.4g} ({part['sd']:.3g})"
+            f"{100 * part['mean']:.0f} %"
+            if key == "mutant"
+            else f"{part['mean']:.4g} ({part['sd']:.3g})".replace("-", "−")
             for part in (reference, other)
         ]
         ks = "" if found["ks"] is None else f"{found['ks']:.2f}"

@@ -392,6 +392,7 @@ _WORDS = {
     "prevalence": "prevalence (same for all)",
     "auroc": "ROC-AUC (DeLong)",
     "auroc_bootstrap": "ROC-AUC",
+    "brier": "Brier score",
     "ece": "calibration error",
     "ppv": "PPV",
     "npv": "NPV",
