@@ -36,15 +36,16 @@ number that cannot be given is null, and the entry says `why`. Intervals are 95 
 - `curves`: split -> `roc` (`fpr`, `tpr`), `precision_recall` (`precision`, `recall`, `prevalence`), `reliability`
   (`raw`, `calibrated` -> `predicted`, `observed`, `low`, `high`, `n`, lists).
 
-On another cohort, with `learnt` from a checkpoint, there is no `validation`, and `external` holds `trained_on` (cohort),
-`n_train`, `left_out` (studies of patients seen in training or validation), `seen_by`, `internal` (metric -> the result on
-the internal test patients), `differences` (metric -> this cohort minus internal) or `why` there are none, and `shift`
-(`mutant`, `age_years`, `brain_ml`, `tumour_ml`, ... -> `reference`, `other`, `difference`, `ks`, `p_value`).
+On another cohort, with `learnt` from a checkpoint, there is no `validation`, and `external` holds `trained_on`
+(cohort), `n_train`, `left_out` (studies of patients seen in training or validation), `seen_by`, `internal` (metric ->
+the result on the internal test patients), `differences` (metric -> this cohort minus internal) or `why` there are
+none, and `shift` (`mutant`, `age_years`, `brain_ml`, `tumour_ml`, ... -> `reference`, `other`, `difference`, `ks`,
+`p_value`).
 
-Of pooled folds, `operating_point`, `calibration`, `conformal` and each baseline have `runs`: run -> what that run learnt.
-`runs` holds `relation` ("folds" or "same patients"), `folders`, `left_out`, `settings` (overrides that differ), `config`
-(what the recipes share), `spread`; where runs are compared, that is all, with `test` (run -> metrics), `pairs` (`names`,
-and as `comparisons`, with `p_holm`), `n` and `n_mutant`.
+Of pooled folds, `operating_point`, `calibration`, `conformal` and each baseline have `runs`: run -> what that run
+learnt. `runs` holds `relation` ("folds" or "same patients"), `folders`, `left_out`, `settings` (overrides that
+differ), `config` (what the recipes share), `spread`; where runs are compared, that is all, with `test` (run ->
+metrics), `pairs` (`names`, and as `comparisons`, with `p_holm`), `n` and `n_mutant`.
 """
 
 from idh_lightning.evaluation.calibration import Calibrator

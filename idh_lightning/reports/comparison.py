@@ -7,18 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.files import write_text
+from idh_lightning.reports.cells import Table, p_value_words, signed
 from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.html import (
-    Table,
-    each_run,
-    environment,
-    inlined,
-    p_value_words,
-    provenance_table,
-    signed,
-    spread_table,
-    synthetic,
-)
+from idh_lightning.reports.folds import each_run, spread_table
+from idh_lightning.reports.html import environment, inlined, provenance_table, synthetic
 from idh_lightning.reports.run import Run, area, as_estimate, read_run, save_figures
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,10 @@ from PIL import Image
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.files import write_text
+from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
-from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.external import external_section
+from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
 from idh_lightning.reports.viewer import Viewer, slice_viewer
 
@@ -29,28 +31,6 @@ CLASSES = {0: "wildtype", 1: "mutant"}
 PANELS_MB = 8.0
 """Room for the panels of all test studies; those that do not fit stay in the run folder and are named."""
 
-METRICS: dict[str, tuple[str, str]] = {
-    "auroc_bootstrap": ("ROC-AUC", "chance that a random mutant is ranked above a random wildtype; bootstrap interval"),
-    "auroc": ("ROC-AUC, DeLong", "the same with DeLong's interval, which is narrow where a class is small"),
-    "average_precision": ("average precision", "precision averaged over recall; guessing gives the prevalence"),
-    "sensitivity": ("sensitivity (recall)", "share of mutants called mutant"),
-    "specificity": ("specificity", "share of wildtypes called wildtype"),
-    "ppv": ("PPV (precision)", "share of calls of mutant that are right, at this prevalence"),
-    "npv": ("NPV", "share of calls of wildtype that are right, at this prevalence"),
-    "accuracy": ("accuracy", "share of patients called right"),
-    "balanced_accuracy": ("balanced accuracy", "mean of sensitivity and specificity"),
-    "f1": ("F1, mutant", "harmonic mean of precision and recall"),
-    "f1_macro": ("F1, macro", "mean of the F1 of both classes"),
-    "f1_weighted": ("F1, weighted", "mean of the F1 of both classes, weighted by their patients"),
-    "mcc": ("MCC", "correlation of call and truth, −1 to 1"),
-}
-CALIBRATION: dict[str, tuple[str, str]] = {
-    "ece": ("calibration error (ECE)", "mean distance of probability and observed share"),
-    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
-    "log_loss": ("log loss, nats", "surprise about the truth; lower is better"),
-    "calibration_slope": ("slope", "1 is right; below 1 the probabilities are too extreme"),
-    "calibration_intercept": ("intercept", "0 is right; below 0 the probabilities are too high"),
-}
 LOCALISATION: dict[str, tuple[str, str]] = {
     "pointing_game": ("hottest voxel inside the tumour", "share of studies"),
     "energy_inside": ("share of the map inside the tumour", "1 is best"),
@@ -58,23 +38,6 @@ LOCALISATION: dict[str, tuple[str, str]] = {
     "best_iou": ("best overlap with the tumour (IoU)", "over all thresholds"),
     "outside_brain": ("share of the map outside the brain", "0 is best"),
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a report; cells are text and escaped by the template.
-
-    Attributes:
-        caption: What it shows.
-        head: Column headings.
-        rows: Cells, the first of each row being its heading.
-        wide: Which columns hold words, not numbers, counted from 0.
-    """
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    wide: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -166,8 +129,8 @@ def write_report(run_folder: Path) -> Path:
             tiles=_tiles(run),
             figures=inlined(run, drawn),
             protocol=_protocol(run),
-            external=_external(run),
-            folds=_folds(run),
+            external=external_section(run),
+            folds=fold_tables(run),
             learns=run.node("external") is None and run.node("runs") is None,
             cohort=_cohort_table(run),
             exclusions=_exclusions(run),
@@ -351,9 +314,9 @@ def _metrics_table(
         test, validation = run.estimate("test", key), run.estimate("validation", key)
         if test is None and validation is None:
             continue
-        row = [name, _cell(test), _n(test)]
-        row += [_cell(run.estimate("calibration", "raw", "test", key))] if raw else []
-        row += [] if alone else [_cell(validation)]
+        row = [name, cell(test), count(test)]
+        row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
+        row += [] if alone else [cell(validation)]
         rows.append([*row, meaning])
     head = ["", "test (95 % interval)", "n"]
     head += ["test, uncalibrated"] if raw else []
@@ -401,8 +364,8 @@ def _predictive_values(run: Run) -> Table | None:
     rows = [
         [
             f"{100 * float(row['prevalence']):.0f} %",
-            _cell(as_estimate(row.get("ppv"))),
-            _cell(as_estimate(row.get("npv"))),
+            cell(as_estimate(row.get("ppv"))),
+            cell(as_estimate(row.get("npv"))),
         ]
         for row in run.node("predictive_values") or []
     ]
@@ -445,12 +408,12 @@ def _baselines(run: Run) -> Table | None:
         fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
         if "runs" in section:
             fitted = f"{section.get('fitted_on', '')} patients of each fold"
-        rows.append([in_words(name), _cell(auroc), _n(auroc), _cell(brier), fitted])
+        rows.append([in_words(name), cell(auroc), count(auroc), cell(brier), fitted])
     if not rows:
         return None
     brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
     fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
-    rows.insert(0, ["model (MRI)", _cell(run.auroc), _n(run.auroc), _cell(brier), fitted])
+    rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
     head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
     return Table("The model and what is known without a network", head, rows, (0, 4))
 
@@ -472,105 +435,11 @@ def _comparisons(run: Run) -> Table | None:
                 *areas,
                 signed(difference),
                 "" if p is None else p_value_words(float(p)).removeprefix("p ").removeprefix("= "),
-                _n(difference),
+                count(difference),
             ]
         )
     head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
     return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
-
-
-@dataclass(frozen=True)
-class External:
-    """The section on a cohort that the network was not trained on."""
-
-    words: str
-    differences: Table | None
-    shift: Table | None
-
-
-def _external(run: Run) -> External | None:
-    section = run.node("external")
-    if not isinstance(section, Mapping):
-        return None
-    means = " or ".join({"patient_id": "identifier", "image": "image"}.get(m, m) for m in section.get("seen_by", []))
-    words = (
-        f"The network was trained on {section.get('n_train', '?')} patients of {section.get('trained_on', '?')}. No "
-        f"patient below was among them or among those who chose its epoch and threshold, by {means}; "
-        f"{section.get('left_out', 0)} studies were left out for that reason."
-    )
-    if "why" in section:
-        words += f" The two results are not compared: {section['why']}."
-    rows = []
-    for key, (name, _) in {**METRICS, **CALIBRATION}.items():
-        difference = run.estimate("external", "differences", key)
-        if difference is None:
-            continue
-        here, there = run.estimate("test", key), run.estimate("external", "internal", key)
-        rows.append([name, _cell(here), _n(here), _cell(there), _n(there), signed(difference)])
-    head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95 % interval)"]
-    differences = Table("This cohort and the internal test patients, two samples without a common patient", head, rows)
-    return External(words, differences if rows else None, _shift(section.get("shift")))
-
-
-def _shift(section: object) -> Table | None:
-    rows = []
-    for key, found in section.items() if isinstance(section, Mapping) else ():
-        if "why" in found:
-            rows.append([in_words(str(key)), "", "", f"not computed: {found['why']}", "", ""])
-            continue
-        reference, other = found["reference"], found["other"]
-        shown = [
-            f"{100 * part['mean']:.0f} %"
-            if key == "mutant"
-            else f"{part['mean']:.4g} ({part['sd']:.3g})".replace("-", "−")
-            for part in (reference, other)
-        ]
-        ks = "" if found["ks"] is None else f"{found['ks']:.2f}"
-        p = p_value_words(float(found["p_value"])).removeprefix("p ").removeprefix("= ")
-        difference = as_estimate(found["difference"])
-        rows.append([in_words(str(key)), *shown, "" if difference is None else signed(difference), ks, p])
-    head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]
-    caption = "What the network meets that it was not trained on: mean (SD); intensities are z-scores within the brain"
-    return Table(caption, head, rows) if rows else None
-
-
-def _folds(run: Run) -> list[Table]:
-    """Return how the runs of a pooled cross-validation did one by one, and how far they spread."""
-    if run.node("runs", "relation") != "folds":
-        return []
-    return [table for table in (each_run(run), spread_table(run)) if table is not None]
-
-
-def each_run(run: Run) -> Table | None:
-    """Return the scores of each of several runs, with the settings that tell them apart."""
-    each = run.node("runs", "spread", "runs")
-    if not isinstance(each, Mapping):
-        return None
-    rows = []
-    for name, found in each.items():
-        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
-        rows.append([str(name), *(f"{float(value):.2f}" for value in found.values()), settings])
-    scores = [in_words(str(score)) for score in next(iter(each.values()))]
-    scores = ["ROC-AUC" if score.startswith("ROC-AUC") else score for score in scores]
-    return Table("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
-
-
-def spread_table(run: Run) -> Table | None:
-    """Return the mean, spread and range of each score over the runs."""
-    summary = run.node("runs", "spread", "summary")
-    if not isinstance(summary, Mapping):
-        return None
-    rows = [
-        [
-            "ROC-AUC" if name == "auroc" else in_words(str(name)),
-            f"{found['mean']:.2f}",
-            "" if found["sd"] is None else f"{found['sd']:.3f}",
-            f"{found['minimum']:.2f} to {found['maximum']:.2f}",
-            str(found["n"]),
-        ]
-        for name, found in summary.items()
-    ]
-    return Table("Spread over the runs", ["", "mean", "SD", "range", "runs"], rows)
 
 
 def _subgroups(run: Run) -> Table | None:
@@ -580,13 +449,13 @@ def _subgroups(run: Run) -> Table | None:
             rows.append([name.replace("_", " "), "", "", f"not computed: {section['why']}", "", ""])
             continue
         for group, found in section.get("groups", {}).items():
-            values = [_cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+            values = [cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
             rows.append(
                 [f"{name.replace('_', ' ')}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
             )
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
-            rows.append([f"within {name.replace('_', ' ')}", _n(within), "", _cell(within), "", ""])
+            rows.append([f"within {name.replace('_', ' ')}", count(within), "", cell(within), "", ""])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     caption = "Groups of test patients; “within” compares only patients of the same group"
     return Table(caption, head, rows) if rows else None
@@ -596,7 +465,7 @@ def _sensitivity_analyses(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
-        values = [_cell(area(metrics)), *(_cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
+        values = [cell(area(metrics)), *(cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
         rows.append([in_words(name), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
@@ -609,7 +478,7 @@ def _conformal(run: Run) -> Table | None:
     if not isinstance(section, Mapping):
         return None
     rows = [
-        [in_words(key), _cell(estimate), _n(estimate)]
+        [in_words(key), cell(estimate), count(estimate)]
         for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
         if estimate is not None
     ]
@@ -783,26 +652,3 @@ def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     else:
         grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else str(node)
         yield path, "unknown" if node is None else grouped
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return "not computed in this run" if estimate is None else estimate.text
-
-
-def _n(estimate: Estimate | None) -> str:
-    return "" if estimate is None or estimate.n is None else str(estimate.n)
-
-
-def signed(estimate: Estimate) -> str:
-    """Return a difference with its sign and interval."""
-    if estimate.value is None:
-        return estimate.text
-    interval = (
-        "" if estimate.low is None or estimate.high is None else f" ({estimate.low:+.2f} to {estimate.high:+.2f})"
-    )
-    return f"{estimate.value:+.2f}{interval}".replace("-", "−")
-
-
-def p_value_words(p: float) -> str:
-    """Return a p-value as a reader would say it."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
