@@ -80,7 +80,9 @@ def checked(config: DictConfig) -> DictConfig:
     return config
 
 
-def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
+def prepare(
+    config: DictConfig, *, must_split: bool = True, screen: Callable[[Cohort, VolumeStore], Cohort] | None = None
+) -> PreparedCohort:
     """Read a cohort, put its volumes into the store, split its patients, and write down who is in and who is out.
 
     Writes cohort_report.html, exclusions.csv, cohort.csv and splits.csv into the run folder, and prints what was found
@@ -89,6 +91,7 @@ def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
     Args:
         config: With the groups cohort, data and split.
         must_split: Whether a cohort that cannot be split is refused; else its table is None and a warning says why.
+        screen: Leaves studies out (or refuses the cohort) once its volumes are in the store, before the split.
 
     Raises:
         CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
@@ -110,6 +113,8 @@ def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
     except CohortError:
         write_cohort_report(found, run_folder / "cohort_report.html")
         raise
+    if screen is not None:
+        cohort = screen(cohort, store)
     write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     table: pd.DataFrame | None = None
     try:
@@ -181,9 +186,7 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
     Raises:
         CheckpointError: If the file is absent, damaged, or was not written by this project.
     """
-    file = checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
-    if not file.is_file():
-        raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
+    file = checkpoint_file(checkpoint)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         written = content["recipe"]
@@ -197,6 +200,18 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
             "Give another one."
         ) from error
     return model.eval()
+
+
+def checkpoint_file(checkpoint: Path) -> Path:
+    """Return the `.ckpt` that a path stands for: itself, or the best.ckpt of a run folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    file = checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
+    return file
 
 
 def add_to_checkpoint(file: Path, **content: Any) -> None:

@@ -20,6 +20,7 @@ from idh_lightning import build
 from idh_lightning.callbacks import Provenance
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
+from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.reports import write_report
 
@@ -30,7 +31,7 @@ SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "spe
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Go through the stages of a run and return the test metrics: {metric: {value, low, high, n}}."""
-    _quieten()
+    quieten()
     build.checked(config)
     run_folder = Path(config.paths.run)
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,9 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
     run_folder = Path(config.paths.run)
+    if list(config.stages) == ["report"]:
+        # Neither network nor trainer is needed, and provenance.json goes on saying how the run was made.
+        return _reported(config, prepared)
     data = build.data_module(config, prepared)
     known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
     checkpoint = Path(config.checkpoint) if config.checkpoint else None
@@ -62,7 +66,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         model = build.classifier(config, prepared)
     else:
         model = build.load_classifier(checkpoint)
-        _refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
+        refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
     known["weights"] = model.network.weights_origin.as_dict()
     trainer = build.trainer(config, prepared, known)
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
@@ -83,36 +87,48 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     if "report" not in config.stages:
         return {}
     began = time.perf_counter()
-    metrics = report(config)
+    test = _reported(config, prepared)
     provenance.add_seconds("report", time.perf_counter() - began)
     provenance.write()
-    _summarise(metrics, run_folder)
+    return test
+
+
+def _reported(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
+    """Evaluate and report, print the result, and return the test metrics."""
+    metrics = report(config, prepared)
+    summarise(metrics, Path(config.paths.run))
     test: dict[str, Any] = metrics.get("test", {})
     return test
 
 
-def report(config: DictConfig) -> dict[str, Any]:
-    """Turn predictions.csv into metrics.json, figures and report.html, and return the metrics.
+def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
+    """Turn predictions.csv into features.csv, metrics.json, figures and report.html, and return the metrics.
 
     What was learnt from validation patients (threshold, calibration, prediction sets) goes into the run's best.ckpt,
-    so that it is used everywhere after.
+    so that it is used everywhere after; and with it what judging the network on another cohort takes: who was seen, how
+    training patients looked, and how good it was here.
     """
     run_folder = Path(config.paths.run)
     file = run_folder / "predictions.csv"
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected predictions to report. Add 'test' to stages.")
-    results = build.evaluation(config)(pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv"))
+    studies = prepared.cohort.studies
+    described = describe(studies, prepared.store)
+    features = write_features(described, run_folder)
+    results = build.evaluation(config)(read_table(file), read_table(run_folder / "cohort.csv"), features)
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
-        build.add_to_checkpoint(best, learnt=results.learnt.to_dict())
+        development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
+        build.add_to_checkpoint(best, learnt=results.learnt.to_dict(), development=development.to_dict())
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
     metrics: dict[str, Any] = results.metrics
     return metrics
 
 
-def _refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoint: Path) -> None:
+def refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoint: Path) -> None:
+    """Raise a CheckpointError unless a cohort has the sequences that a network was trained on, in the same order."""
     if tuple(trained) != tuple(found):
         raise CheckpointError(
             f"{checkpoint}: trained on {', '.join(trained)}, while the cohort has {', '.join(found)}; expected "
@@ -120,7 +136,15 @@ def _refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoi
         )
 
 
-def _summarise(metrics: dict[str, Any], run_folder: Path) -> None:
+def write_features(described: Described, run_folder: Path) -> pd.DataFrame | None:
+    """Write features.csv, where any study has a mask, and return it."""
+    if described.features.empty:
+        return None
+    write_text(run_folder / "features.csv", described.features.to_csv(index=False))
+    return described.features
+
+
+def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     """Print the test metrics with their intervals, and where everything is."""
     table = Table(title="Test patients", title_justify="left")
     for heading in ("metric", "value", "95 % interval", "n"):
@@ -140,10 +164,11 @@ def _summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     console = Console()
     console.print(table)
     for name in ("report.html", "metrics.json", "predictions.csv", "explanations", "figures", "checkpoints"):
-        console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
+        if (run_folder / name).exists():
+            console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Hide warnings of libraries that a user can do nothing about."""
     for message in (
         "torch.jit.script. is deprecated",  # timm_3d 1.0.1

@@ -11,7 +11,7 @@ from conftest import FakeStore, studies_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idh_lightning.batches import ClassBalancedSampler, Draw, IDHDataModule, collate, to_subject
+from idh_lightning.batches import ClassBalancedSampler, Draw, ExternalDataModule, IDHDataModule, collate, to_subject
 from idh_lightning.errors import SplitError
 
 LABELS = [0] * 17 + [1] * 5
@@ -159,3 +159,17 @@ def test_calibration_batches_hold_distinct_training_volumes(fake_store: FakeStor
     assert sum(len(batch) for batch in batches) == 4
     stacked = torch.cat(batches)
     assert len({float(volume.sum()) for volume in stacked}) == 4
+
+
+def test_a_cohort_that_only_judges_is_served_as_test_studies_alone(fake_store: FakeStore) -> None:
+    studies = studies_of([0, 1, 0], "x")
+    for study in studies:
+        fake_store.put(study, np.full((2, 4, 4, 4), study.label))
+    served = {"store": fake_store, "augmentation": None, "seed": 0, "batch_size": 2, "workers": 0}
+    data = ExternalDataModule(studies={"test": studies}, **served)  # type: ignore[arg-type]
+    (loader,) = data.test_dataloader()
+    assert [name for batch in loader for name in batch.study_ids] == [study.study_id for study in studies]
+    with pytest.raises(SplitError, match="no studies in test"):
+        ExternalDataModule(studies={}, **served)  # type: ignore[arg-type]
+    with pytest.raises(SplitError, match="no studies in train, validation"):
+        IDHDataModule(studies={"test": studies}, **served)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ def test_a_good_configuration_passes() -> None:
         ({"stages": ["fit", "tset"]}, r"stages: found \['fit', 'tset'\]"),
         ({"stages": ["test"]}, "checkpoint: found none while stages has 'test' without 'fit'"),
         ({"control": "sham"}, "control: found 'sham'"),
+        ({"monitor": {"metric": "test/auroc", "mode": "max"}}, r"monitor\.metric: found 'test/auroc'"),
         ({"monitor": {"metric": "val/aurok", "mode": "max"}}, r"monitor\.metric: found 'val/aurok'"),
         ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
     ],

@@ -10,7 +10,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from idh_lightning.errors import ConfigError, EvaluationError
-from idh_lightning.evaluation import Evaluation, Learnt, auroc, compare_runs, per_patient, pool, spread
+from idh_lightning.evaluation import (
+    Evaluation,
+    Fold,
+    Learnt,
+    auroc,
+    compare_all,
+    compare_runs,
+    per_patient,
+    pool,
+    relation,
+    spread,
+)
 from idh_lightning.evaluation.baselines import Baseline, fit_baseline
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
 from idh_lightning.evaluation.tables import join
@@ -515,6 +526,73 @@ def test_runs_that_do_not_fit_are_refused(results):
     twofold = results.predictions.assign(patient_id="P")
     with pytest.raises(EvaluationError, match="a patient has two labels"):
         spread({"a": twofold})
+
+
+def fold_of(results, cohort, studies):
+    """Return a run in which only some studies were tested, with what the whole run learnt."""
+    return Fold(
+        predictions=results.predictions[results.predictions["study_id"].isin(studies)],
+        cohort=cohort[cohort["study_id"].isin(studies)],
+        features=None,
+        learnt=Learnt.from_metrics(json.loads(json.dumps(results.metrics))),
+    )
+
+
+def test_pooling_the_parts_of_a_run_gives_the_run(evaluation, cohort, results):
+    test = cohort.loc[cohort["split"] == "test", "study_id"]
+    pooled = evaluation.pooled({"a": fold_of(results, cohort, test[:32]), "b": fold_of(results, cohort, test[32:])})
+    for name, entry in results.metrics["test"].items():
+        for bound in ("value", "low", "high"):
+            assert pooled.metrics["test"][name][bound] == pytest.approx(entry[bound], abs=1e-6), (name, bound)
+    assert pooled.metrics["confusion"]["test"] == results.metrics["confusion"]["test"]
+    for section, key in (("comparisons", "model_vs_age"), ("comparisons", "model_age_vs_age")):
+        there, here = results.metrics[section][key], pooled.metrics[section][key]
+        assert here["p_value"] == pytest.approx(there["p_value"], abs=1e-6)
+    assert pooled.metrics["conformal"]["test"] == results.metrics["conformal"]["test"]
+    assert pooled.metrics["decision_curves"]["age"] == pytest.approx(results.metrics["decision_curves"]["age"])
+    columns = ["study_id", "logit", "probability", "predicted", "prediction_set"]
+    both = pooled.predictions[columns].merge(results.predictions[columns], on="study_id")
+    np.testing.assert_allclose(both["logit_x"], both["logit_y"])
+    np.testing.assert_allclose(both["probability_x"], both["probability_y"])
+    assert (both["predicted_x"] == both["predicted_y"]).all()
+    assert set(pooled.predictions["run"]) == {"a", "b"}
+
+
+def test_each_patient_is_judged_by_the_fold_that_left_them_out(evaluation, cohort, results):
+    # A second network with logits ten times as large and shifted: what it calls must not change.
+    other = evaluation(results.predictions.assign(logit=10 * results.predictions["logit"] + 5), cohort)
+    test = cohort.loc[cohort["split"] == "test", "study_id"]
+    pooled = evaluation.pooled({"a": fold_of(results, cohort, test[:32]), "b": fold_of(other, cohort, test[32:])})
+    assert pooled.metrics["confusion"]["test"] == results.metrics["confusion"]["test"]
+    assert pooled.metrics["test"]["auroc"]["value"] == pytest.approx(
+        results.metrics["test"]["auroc"]["value"], abs=2e-3
+    )
+    thresholds = pooled.metrics["operating_point"]["runs"]
+    assert thresholds["b"]["threshold"] == other.learnt.operating_point.threshold
+
+
+def test_what_is_learnt_can_be_read_back_from_metrics_json(results):
+    assert Learnt.from_metrics(json.loads(json.dumps(results.metrics))) == results.learnt
+
+
+def test_the_patients_say_whether_runs_are_folds_or_seeds(results):
+    test = results.predictions[results.predictions["split"] == "test"]
+    assert relation({"a": test.iloc[:30], "b": test.iloc[30:]}) == "folds"
+    assert relation({"a": test, "b": test, "c": test}) == "same patients"
+    with pytest.raises(EvaluationError, match="runs a and b: 20 of 40 and 40 test patients are the same"):
+        relation({"a": test.iloc[:40], "b": test.iloc[20:], "c": test.iloc[20:]})
+    with pytest.raises(EvaluationError, match="found 1; expected two or more"):
+        relation({"a": test})
+
+
+def test_pairs_of_runs_are_corrected_for_their_number(results, evaluation, cohort):
+    runs = {str(seed): evaluation(predict(cohort, seed=seed), cohort).predictions for seed in (1, 2)}
+    runs["inverted"] = evaluation(predict(cohort, "inverted"), cohort).predictions
+    pairs = compare_all(runs)
+    assert [pair["names"] for pair in pairs] == [["1", "2"], ["1", "inverted"], ["2", "inverted"]]
+    p = sorted(pair["p_value"] for pair in pairs)
+    assert sorted(pair["p_holm"] for pair in pairs)[0] == pytest.approx(min(3 * p[0], 1))
+    assert all(pair["p_holm"] >= pair["p_value"] for pair in pairs)
 
 
 # The real table

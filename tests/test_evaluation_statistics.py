@@ -12,7 +12,13 @@ from sklearn.linear_model import LogisticRegression
 
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.calibration import Calibrator, calibration, equal_mass_bins, reliability_curve
-from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint, decision_curves, net_benefit
+from idh_lightning.evaluation.decisions import (
+    ConformalSets,
+    OperatingPoint,
+    decision_curves,
+    net_benefit,
+    observed_sets,
+)
 from idh_lightning.evaluation.discrimination import (
     auroc,
     average_precision,
@@ -457,7 +463,7 @@ def test_the_coverage_of_conformal_sets_is_counted():
     sets = ConformalSets(coverage=0.9, wildtype=0.6, mutant=0.6, n_wildtype=9, n_mutant=9)
     labels, probabilities = np.array([0, 1, 1, 0]), np.array([0.1, 0.5, 0.2, 0.9])
     assert sets.names(probabilities) == ["wildtype", "both", "wildtype", "mutant"]
-    found = sets.observed(labels, probabilities, confidence=0.95)
+    found = observed_sets(labels, sets.names(probabilities), confidence=0.95)
     assert {name: entry["value"] for name, entry in found.items()} == {
         "coverage": 0.5,
         "coverage_wildtype": 0.5,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FakeStore, studies_of
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from idh_lightning.batches import IDHDataModule
@@ -70,14 +72,13 @@ def quiet_trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
-        **settings,  # type: ignore[arg-type]
+        **({"enable_checkpointing": False} | settings),  # type: ignore[arg-type]
     )
 
 
@@ -149,6 +150,30 @@ def test_training_twice_from_one_seed_gives_the_same_weights(data: IDHDataModule
 
     first, second = fitted(), fitted()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_test_patients_change_neither_the_chosen_epoch_nor_its_weights(
+    data: IDHDataModule, fake_store: FakeStore, tmp_path: Path
+) -> None:
+    def chosen(name: str) -> dict[str, object]:
+        lightning.seed_everything(3, verbose=False)
+        best = ModelCheckpoint(dirpath=tmp_path / name, monitor="val/auroc", mode="max", save_weights_only=True)
+        trainer = quiet_trainer(tmp_path, best, epochs=3, enable_checkpointing=True)
+        trainer.fit(learner(), datamodule=data)
+        trainer.test(learner(), datamodule=data, verbose=False)
+        content = torch.load(best.best_model_path, weights_only=True)
+        return {"epoch": content["epoch"], "score": float(best.best_model_score), **content["state_dict"]}
+
+    first = chosen("first")
+    data.studies = data.studies | {"test": tuple(replace(s, label=1 - s.label) for s in data.studies["test"])}
+    data._subjects.clear()
+    for study in data.studies["test"]:
+        fake_store.put(study, np.random.default_rng(9).normal(size=(2, 32, 32, 32)))
+    second = chosen("second")
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, Tensor) else value == second[name]  # type: ignore[arg-type]
+        assert same, name
 
 
 def test_a_checkpoint_holds_tensors_and_primitives_and_its_recipe(data: IDHDataModule, tmp_path: Path) -> None:

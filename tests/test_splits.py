@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idh_lightning.cohort import Cohort, GivenSplit, HoldOut, KFold, Study, cohort_table, verify_split
+from idh_lightning.cohort import AllTest, Cohort, GivenSplit, HoldOut, KFold, Study, cohort_table, verify_split
 from idh_lightning.cohort.splits import SPLIT_COLUMNS, SPLITS
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import SplitError
@@ -273,3 +273,13 @@ def test_a_table_that_lacks_a_study_of_the_cohort_is_refused() -> None:
     cohort = cohort_of([0, 1] * 20)
     with pytest.raises(SplitError, match=r"says nothing about P0000v0; expected every study"):
         cohort_table(cohort, HoldOut(seed=0)(cohort).iloc[1:])
+
+
+def test_a_cohort_that_only_judges_is_all_test_and_needs_both_labels():
+    studies = tuple(Study(study_id=f"S{i}", patient_id=f"P{i}", label=i % 2, files={}) for i in range(6))
+    cohort = Cohort(name="other", sequences=("FLAIR",), studies=studies)
+    table = AllTest()(cohort)
+    assert set(table["split"]) == {"test"}
+    assert list(table["study_id"]) == [study.study_id for study in studies]
+    with pytest.raises(SplitError, match="cohort other: no mutant patient among 3 studies"):
+        AllTest()(replace(cohort, studies=studies[::2]))

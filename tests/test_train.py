@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
-from idh_lightning import build
+from idh_lightning import build, evaluate
+from idh_lightning import train as train_module
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError
 
 SMALL = [
     "cohort.patients=40",
@@ -154,6 +160,118 @@ def test_training_without_a_bank_ends_as_well(run_folder: Path, workplace: Path)
     provenance = json.loads((workplace / "outputs/on_the_fly/provenance.json").read_text())
     assert "bank" not in provenance
     assert len(pd.read_csv(workplace / "outputs/on_the_fly/predictions.csv")) > 0
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.mark.slow
+def test_tumour_features_are_a_baseline_of_a_run_with_masks(run_folder: Path) -> None:
+    features = pd.read_csv(run_folder / "features.csv")
+    cohort = pd.read_csv(run_folder / "cohort.csv")
+    assert set(features["study_id"]) == set(cohort["study_id"])
+    assert {"volume_ml", "FLAIR_mean", "T2_p90"} <= set(features)
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    tested = metrics["splits"]["test"]["n"]
+    assert metrics["baselines"]["features"]["test"]["auroc"]["n"] == tested
+    assert metrics["comparisons"]["model_vs_features"]["n"] == tested
+    assert "tumour size, shape, intensity" in (run_folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_reporting_again_changes_no_number_and_builds_no_network(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    for name in ("classifier", "load_classifier", "trainer", "data_module"):
+        monkeypatch.setattr(build, name, None)
+    monkeypatch.chdir(workplace)
+    train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", "stages=[report]"))
+    for name in ("metrics.json", "predictions.csv", "features.csv", "provenance.json"):
+        assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
+    before, after = (
+        torch.load(place / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+        for place in (run_folder, folder)
+    )
+    assert after["learnt"] == before["learnt"]
+    assert after["development"]["covariates"] == before["development"]["covariates"]
+    assert not list((folder / "checkpoints").glob(".writing-*"))
+
+
+def external_table(run_folder: Path, file: Path, split: str, *, prefix: str) -> Path:
+    """Write the studies of a split of a run as a table of their own under other names."""
+    cohort = pd.read_csv(run_folder / "cohort.csv").query(f"split == '{split}' and not follow_up")
+    table = pd.DataFrame({"study_id": prefix + cohort["study_id"], "patient_id": prefix + cohort["patient_id"]})
+    table["idh"] = np.where(cohort["label"] == 1, "mutant", "wildtype")
+    table["age_years"] = cohort["age_years"].to_numpy()
+    for name in ("FLAIR", "T1", "T1c", "T2", "tumor_segmentation"):
+        table[name] = cohort["flair"].str.replace("_FLAIR.nii", f"_{name}.nii").to_numpy()
+    table.to_csv(file, index=False)
+    return file
+
+
+@pytest.mark.slow
+def test_a_checkpoint_refuses_the_images_it_was_trained_on_under_any_name(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    table = external_table(run_folder, tmp_path / "table.csv", "validation", prefix="other-")
+    asked = (f"checkpoint={run_folder}", "name=external", f"cohort.table={table}")
+    with pytest.raises(CohortError, match=r"(?s)studies of \d+ patients were used.*cohort\.exclude=\[other-"):
+        evaluate.run(composed("evaluate", *asked, f"paths.run={tmp_path / 'run'}"))
+    assert not (tmp_path / "run" / "predictions.csv").exists()
+    for wrong, message in (("seen=ignore", "seen: found 'ignore'"), ("seen_by=[name]", "seen_by: found")):
+        with pytest.raises(ConfigError, match=message):
+            evaluate.run(composed("evaluate", *asked, wrong, f"paths.run={tmp_path / 'run'}"))
+    last = run_folder / "checkpoints" / "last.ckpt"
+    with pytest.raises(CheckpointError, match="holds no threshold, calibration and patients"):
+        evaluate.run(composed("evaluate", *asked[1:], f"checkpoint={last}", f"paths.run={tmp_path / 'run'}"))
+
+
+@pytest.mark.slow
+def test_on_the_internal_test_patients_external_validation_repeats_the_run(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    table = pd.concat(
+        pd.read_csv(external_table(run_folder, tmp_path / f"{split}.csv", split, prefix="x-"))
+        for split in ("train", "test")
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    folder = tmp_path / "external"
+    metrics = evaluate.run(
+        composed(
+            "evaluate",
+            f"checkpoint={run_folder / 'checkpoints' / 'best.ckpt'}",
+            "name=external",
+            f"cohort.table={tmp_path / 'table.csv'}",
+            "seen=exclude",
+            "evaluation.bootstrap=200",
+            f"paths.run={folder}",
+        )
+    )
+    inside = pd.read_csv(run_folder / "predictions.csv").query("split == 'test'").set_index("study_id")
+    outside = pd.read_csv(folder / "predictions.csv")
+    again = inside.loc[outside["study_id"].str.removeprefix("x-")]
+    np.testing.assert_allclose(outside["logit"], again["logit"], atol=1e-3)
+    np.testing.assert_allclose(outside["probability"], again["probability"], atol=1e-3)
+    own = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["operating_point"] == own["operating_point"], "what was learnt is used unchanged"
+    assert metrics["baselines"]["age"]["coefficients"] == own["baselines"]["age"]["coefficients"]
+    assert metrics["external"]["internal"]["auroc"] == own["test"]["auroc"]
+    assert "were internal test patients" in metrics["external"]["why"]
+    assert {"age_years", "brain_ml", "tumour_ml", "T1c_median", "mutant"} <= set(metrics["external"]["shift"])
+    exclusions = pd.read_csv(folder / "exclusions.csv")
+    assert len(exclusions) == metrics["external"]["left_out"] == len(table) - len(outside)
+    assert exclusions["reason"].str.startswith("seen_in_training: ").all()
+    page = (folder / "report.html").read_text()
+    assert "patients of a cohort that it was not trained on, table" in page
+    assert "Does it hold where it was not trained?" in page
+    assert (folder / "figures" / "shift.png").is_file()
+    for name in ("explanations.csv", "features.csv", "provenance.json", "cohort.csv"):
+        assert (folder / name).is_file(), name
 
 
 def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:

@@ -57,6 +57,7 @@ def stored_like(volume, study_id="study-1"):
         presence=volume.presence,
         affine=volume.affine,
         geometry=volume.native,
+        fingerprints=volume.fingerprints,
     )
 
 

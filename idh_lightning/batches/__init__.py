@@ -1,7 +1,7 @@
 """From the volume store to batches: TorchIO subjects, the class-balanced sampler, the queue, the data modules."""
 
 from idh_lightning.batches.bank import BankReport, FeatureBankDataModule, FeatureBatch
-from idh_lightning.batches.datamodule import IDHDataModule
+from idh_lightning.batches.datamodule import ExternalDataModule, IDHDataModule
 from idh_lightning.batches.sampler import ClassBalancedSampler, Draw
 from idh_lightning.batches.subjects import Batch, SeededSubjects, collate, to_subject
 
@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "ClassBalancedSampler",
     "Draw",
+    "ExternalDataModule",
     "FeatureBankDataModule",
     "FeatureBatch",
     "IDHDataModule",

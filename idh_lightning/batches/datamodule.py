@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torchio as tio
@@ -24,6 +24,8 @@ class IDHDataModule(lightning.LightningDataModule):
     sampler; a new queue is made for every epoch (`trainer.reload_dataloaders_every_n_epochs: 1`), since its order is a
     function of (seed, epoch). Validation and test studies come as they are, in the order of the table.
     """
+
+    needed: ClassVar[tuple[str, ...]] = SPLITS
 
     def __init__(
         self,
@@ -53,10 +55,10 @@ class IDHDataModule(lightning.LightningDataModule):
             SplitError: If a split is absent or empty.
         """
         super().__init__()
-        absent = [name for name in SPLITS if not studies.get(name)]
+        absent = [name for name in self.needed if not studies.get(name)]
         if absent:
             raise SplitError(f"split: no studies in {', '.join(absent)}; expected some in each. Change the split.")
-        self.studies = {name: tuple(studies[name]) for name in SPLITS}
+        self.studies = {name: tuple(studies.get(name, ())) for name in SPLITS}
         self.store = store
         self.augmentation = augmentation
         self.seed = seed
@@ -135,3 +137,13 @@ class IDHDataModule(lightning.LightningDataModule):
         if name not in self._subjects:
             self._subjects[name] = [to_subject(self.store.open(study), study) for study in self.studies[name]]
         return self._subjects[name]
+
+
+class ExternalDataModule(IDHDataModule):
+    """Serves a cohort that only judges a network: every study is a test study."""
+
+    needed: ClassVar[tuple[str, ...]] = ("test",)
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return the test studies."""
+        return [self.evaluation_loader("test")]

@@ -8,7 +8,8 @@ from idh_lightning.cohort.egd import EGD
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.report import write_cohort_report
-from idh_lightning.cohort.splits import SPLITS, GivenSplit, HoldOut, KFold, cohort_table, verify_split
+from idh_lightning.cohort.seen import SeenPatients, Sighting
+from idh_lightning.cohort.splits import SPLITS, AllTest, GivenSplit, HoldOut, KFold, cohort_table, verify_split
 from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
 from idh_lightning.cohort.table import Table
 from idh_lightning.cohort.ucsf_pdgm import UCSFPDGM
@@ -23,6 +24,7 @@ __all__ = [
     "UCSFPDGM",
     "UPENNGBM",
     "WILDTYPE",
+    "AllTest",
     "BraTS",
     "Cohort",
     "Combined",
@@ -32,6 +34,8 @@ __all__ = [
     "HoldOut",
     "KFold",
     "Reader",
+    "SeenPatients",
+    "Sighting",
     "Study",
     "Table",
     "cohort_flow",

@@ -149,6 +149,26 @@ class GivenSplit:
         return _assign(cohort, {study: splits[identifier] for study, identifier in wanted.items()}, int(folds[0]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AllTest:
+    """Every study is a test study: the cohort only judges a network that was trained elsewhere."""
+
+    def __call__(self, cohort: Cohort) -> pd.DataFrame:
+        """Return the cohort table with split; one row per study.
+
+        Raises:
+            SplitError: If one of the labels does not occur.
+        """
+        labels = {study.label for study in cohort.studies}
+        if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
+            raise SplitError(
+                f"cohort {cohort.name}: no {' and no '.join(lacking)} patient among {len(cohort.studies)} studies; "
+                "expected both labels. Add patients, or look at cohort.exclude and exclusions.csv."
+            )
+        ids = [study.study_id for study in cohort.studies]
+        return cohort_table(cohort, pd.DataFrame({"study_id": ids, "split": "test", "fold": 0}))
+
+
 def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
     """Return one row per study, sorted by study_id: the content of `cohort.csv`.
 

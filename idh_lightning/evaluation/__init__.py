@@ -36,30 +36,53 @@ number that cannot be given is null, and the entry says `why`. Intervals are 95 
 - `curves`: split -> `roc` (`fpr`, `tpr`), `precision_recall` (`precision`, `recall`, `prevalence`), `reliability`
   (`raw`, `calibrated` -> `predicted`, `observed`, `low`, `high`, `n`, lists).
 
-On another cohort, with `learnt` from a checkpoint, there is no `validation`.
+On another cohort, with `learnt` from a checkpoint, there is no `validation`, and `external` holds `trained_on`
+(cohort), `n_train`, `left_out` (studies of patients seen in training or validation), `seen_by`, `internal` (metric ->
+the result on the internal test patients), `differences` (metric -> this cohort minus internal) or `why` there are
+none, and `shift` (`mutant`, `age_years`, `brain_ml`, `tumour_ml`, ... -> `reference`, `other`, `difference`, `ks`,
+`p_value`).
+
+Of pooled folds, `operating_point`, `calibration`, `conformal` and each baseline have `runs`: run -> what that run
+learnt. `runs` holds `relation` ("folds" or "same patients"), `folders`, `left_out`, `settings` (overrides that
+differ), `config` (what the recipes share), `spread`; where runs are compared, that is all, with `test` (run ->
+metrics), `pairs` (`names`, and as `comparisons`, with `p_holm`), `n` and `n_mutant`.
 """
 
 from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
+from idh_lightning.evaluation.development import Described, Development, describe
 from idh_lightning.evaluation.discrimination import auroc, compare_auroc
-from idh_lightning.evaluation.evaluation import Evaluation, Learnt, Results, measure
+from idh_lightning.evaluation.evaluation import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.runs import compare_runs, pool, spread
-from idh_lightning.evaluation.tables import per_patient
+from idh_lightning.evaluation.learnt import Learnt
+from idh_lightning.evaluation.runs import compare_all, compare_runs, patient_predictions, pool, relation, spread
+from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
+from idh_lightning.evaluation.tables import per_patient, read_table
 
 __all__ = [
     "Calibrator",
     "ConformalSets",
+    "Described",
+    "Development",
     "Evaluation",
+    "Fold",
     "Learnt",
     "OperatingPoint",
     "Results",
     "auroc",
+    "compare_all",
     "compare_auroc",
     "compare_runs",
+    "compare_with_internal",
+    "covariate_shift",
+    "covariate_summary",
+    "describe",
     "measure",
+    "patient_predictions",
     "per_patient",
     "pool",
+    "read_table",
+    "relation",
     "spread",
     "tumour_features",
 ]

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from idh_lightning.evaluation.decisions import OperatingPoint, Rule
-from idh_lightning.evaluation.intervals import Floats
+from idh_lightning.evaluation.intervals import Floats, Integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,10 @@ class Baseline:
     def logits(self, patients: pd.DataFrame) -> Floats:
         """Return the log-odds of mutant of each patient, [n]."""
         return _linear(patients, self.columns, self.coefficients, self.intercept)
+
+    def called(self, patients: pd.DataFrame) -> Integers:
+        """Return the class of each patient at its operating point, [n]."""
+        return self.operating_point(expit(self.logits(patients)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return primitives, for a checkpoint and metrics.json."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -166,26 +166,6 @@ class ConformalSets:
         words = np.array(["none", "wildtype", "mutant", "both"])
         return [str(word) for word in words[self(probabilities) @ np.array([1, 2])]]
 
-    def observed(self, labels: Integers, probabilities: Floats, *, confidence: float) -> dict[str, Any]:
-        """Return how the sets did: coverage by class and overall, and the share of each kind of set, with Wilson."""
-        sets = self(probabilities)
-        covered = sets[np.arange(len(labels)), labels]
-        size = sets.sum(axis=1)
-
-        def share(hits: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], denominator: str) -> dict[str, Any]:
-            return wilson(int(hits[among].sum()), int(among.sum()), confidence, denominator=denominator)
-
-        everyone = np.ones(len(labels), dtype=bool)
-        return {
-            "coverage": share(covered, everyone, "patients"),
-            "coverage_wildtype": share(covered, labels == 0, "wildtypes"),
-            "coverage_mutant": share(covered, labels == 1, "mutants"),
-            "one_class": share(size == 1, everyone, "patients"),
-            "both_classes": share(size == 2, everyone, "patients"),
-            "no_class": share(size == 0, everyone, "patients"),
-            "accuracy_of_one_class": share(covered, size == 1, "sets of one class"),
-        }
-
     def to_dict(self) -> dict[str, Any]:
         """Return primitives, for a checkpoint and metrics.json."""
         return asdict(self)
@@ -194,6 +174,34 @@ class ConformalSets:
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Return the sets that `to_dict` described."""
         return cls(**state)
+
+
+def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:
+    """Return how prediction sets did: coverage by class and overall, and the share of each kind of set, with Wilson.
+
+    Args:
+        labels: [n].
+        names: [n], from `ConformalSets.names`.
+        confidence: Of the intervals.
+    """
+    words = np.asarray(names)
+    sets = np.stack([np.isin(words, ["wildtype", "both"]), np.isin(words, ["mutant", "both"])], axis=-1)
+    covered = sets[np.arange(len(labels)), labels]
+    size = sets.sum(axis=1)
+
+    def share(hits: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], denominator: str) -> dict[str, Any]:
+        return wilson(int(hits[among].sum()), int(among.sum()), confidence, denominator=denominator)
+
+    everyone = np.ones(len(labels), dtype=bool)
+    return {
+        "coverage": share(covered, everyone, "patients"),
+        "coverage_wildtype": share(covered, labels == 0, "wildtypes"),
+        "coverage_mutant": share(covered, labels == 1, "mutants"),
+        "one_class": share(size == 1, everyone, "patients"),
+        "both_classes": share(size == 2, everyone, "patients"),
+        "no_class": share(size == 0, everyone, "patients"),
+        "accuracy_of_one_class": share(covered, size == 1, "sets of one class"),
+    }
 
 
 def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, weights: Floats) -> Floats:

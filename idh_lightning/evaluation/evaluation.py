@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.baselines import Baseline, fit_baseline
 from idh_lightning.evaluation.calibration import Calibrator, Method, calibration, reliability_curve
-from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint, Rule, check_rule, decision_curves
+from idh_lightning.evaluation.decisions import (
+    ConformalSets,
+    OperatingPoint,
+    Rule,
+    check_rule,
+    decision_curves,
+    observed_sets,
+)
 from idh_lightning.evaluation.discrimination import (
     average_precision,
     compare_auroc,
@@ -26,7 +33,10 @@ from idh_lightning.evaluation.discrimination import (
     divide,
     predictive_values,
 )
+from idh_lightning.evaluation.folds import RUN, Folds
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic
+from idh_lightning.evaluation.learnt import Learnt
+from idh_lightning.evaluation.runs import pool
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
 from idh_lightning.evaluation.tables import join, per_patient
 
@@ -47,58 +57,20 @@ _COMPARISONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learnt:
-    """All that an evaluation learns: from training and validation patients, never from test patients.
-
-    It goes into the checkpoint as primitives and is used unchanged wherever the network is used after.
+class Fold:
+    """One run of a cross-validation, as its folder holds it.
 
     Attributes:
-        calibrator: Logits -> probabilities.
-        operating_point: Probabilities -> classes.
-        conformal: Probabilities -> sets of classes.
-        baselines: Name -> baseline, or the reason why there is none.
+        predictions: predictions.csv.
+        cohort: cohort.csv.
+        features: features.csv, or None.
+        learnt: From its metrics.json or its checkpoint.
     """
 
-    calibrator: Calibrator
-    operating_point: OperatingPoint
-    conformal: ConformalSets
-    baselines: Mapping[str, Baseline | str]
-
-    def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
-        """Return raw_probability, probability, predicted and prediction_set of each logit, one row each."""
-        probability = self.calibrator(logits)
-        return pd.DataFrame(
-            {
-                "raw_probability": expit(np.asarray(logits, dtype=float)),
-                "probability": probability,
-                "predicted": self.operating_point(probability),
-                "prediction_set": self.conformal.names(probability),
-            }
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint."""
-        return {
-            "calibrator": self.calibrator.to_dict(),
-            "operating_point": self.operating_point.to_dict(),
-            "conformal": self.conformal.to_dict(),
-            "baselines": {
-                name: found if isinstance(found, str) else found.to_dict() for name, found in self.baselines.items()
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
-        return cls(
-            calibrator=Calibrator.from_dict(state["calibrator"]),
-            operating_point=OperatingPoint.from_dict(state["operating_point"]),
-            conformal=ConformalSets.from_dict(state["conformal"]),
-            baselines={
-                name: found if isinstance(found, str) else Baseline.from_dict(found)
-                for name, found in state["baselines"].items()
-            },
-        )
+    predictions: pd.DataFrame
+    cohort: pd.DataFrame
+    features: pd.DataFrame | None
+    learnt: Learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +86,7 @@ class Results:
 
     predictions: pd.DataFrame
     metrics: dict[str, Any]
-    learnt: Learnt
+    learnt: Learnt | Folds
 
 
 def measure(
@@ -251,10 +223,47 @@ class Evaluation:
         studies = join(predictions, cohort, required=splits, features=features)
         if learnt is None:
             learnt = self._learn(studies)
+        decided = learnt.apply(predictions["logit"])
+        calibrated = predictions.assign(**{str(name): decided[name].to_numpy() for name in decided})
+        return Results(predictions=calibrated, metrics=self._metrics(studies, splits, learnt), learnt=learnt)
+
+    def pooled(self, runs: Mapping[str, Fold]) -> Results:
+        """Return the results of a cross-validation: every test patient as judged in the fold that left them out.
+
+        Patients are ranked by calibrated probability, since the logits of different networks have no common scale;
+        threshold, prediction sets and baselines are those of the patient's own fold. The intervals take the networks
+        as given.
+
+        Args:
+            runs: Name -> fold; their test patients are disjoint.
+
+        Raises:
+            EvaluationError: If the tables do not fit together or a patient is tested in two folds.
+        """
+        folds = Folds(of_run={name: fold.learnt for name, fold in runs.items()})
+        pool({name: fold.predictions for name, fold in runs.items()})  # refuses patients of two folds
+        parts = [
+            join(
+                fold.predictions[fold.predictions["split"] == "test"],
+                fold.cohort[fold.cohort["split"] == "test"],
+                required=("test",),
+                features=fold.features,
+            ).assign(**{RUN: name})
+            for name, fold in runs.items()
+        ]
+        studies = pd.concat(parts, ignore_index=True)
+        studies = studies.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
+        studies = folds.calibrated(studies)
+        predictions = folds.predictions(studies, ["study_id", "patient_id", "split", "fold", "label", RUN])
+        return Results(predictions=predictions, metrics=self._metrics(studies, ("test",), folds), learnt=folds)
+
+    def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: Learnt | Folds) -> dict[str, Any]:
+        """Return metrics.json of the studies in these splits."""
         parts = {split: self._patients(studies[studies["split"] == split], learnt) for split in splits}
         measured = {split: self._measure(patients) for split, patients in parts.items()}
-        test = parts["test"]
+        test, tested = parts["test"], studies[studies["split"] == "test"]
         baselines, scores = self._baselines(parts, learnt)
+        said = learnt.to_metrics()
         metrics: dict[str, Any] = {
             "settings": {
                 "confidence": self.confidence,
@@ -268,34 +277,32 @@ class Evaluation:
             "predictive_values": predictive_values(
                 measured["test"]["sensitivity"], measured["test"]["specificity"], self.prevalences
             ),
-            "operating_point": learnt.operating_point.to_dict(),
+            "operating_point": said["operating_point"],
             "calibration": {
-                "method": self.calibration,
-                **learnt.calibrator.to_dict(),
-                "temperature": 1 / learnt.calibrator.slope,
-                "split": "validation",
-                "n": learnt.operating_point.n,
+                **said["calibration"],
                 "raw": {split: self._raw_calibration(patients) for split, patients in parts.items()},
             },
             "baselines": baselines,
             "comparisons": self._comparisons(test, scores),
             "decision_curves": self._decision_curves(test, learnt),
-            "subgroups": self._subgroups(studies[studies["split"] == "test"], learnt),
-            "sensitivity_analyses": self._sensitivity_analyses(studies[studies["split"] == "test"], learnt),
+            "subgroups": self._subgroups(tested, learnt),
+            "sensitivity_analyses": self._sensitivity_analyses(tested, learnt),
             "conformal": {
-                **learnt.conformal.to_dict(),
+                **said["conformal"],
                 **{
-                    split: learnt.conformal.observed(*_labels_and_probabilities(patients), confidence=self.confidence)
+                    split: observed_sets(
+                        patients["label"].to_numpy(dtype=np.int64),
+                        patients["prediction_set"].tolist(),
+                        confidence=self.confidence,
+                    )
                     for split, patients in parts.items()
                 },
             },
             "curves": {split: self._curves(patients) for split, patients in parts.items()},
         }
-        decided = learnt.apply(predictions["logit"])
-        calibrated = predictions.assign(**{str(name): decided[name].to_numpy() for name in decided})
         area = measured["test"]["auroc"]
         log.info("Test ROC-AUC %.3f [%s, %s] on %d patients", area["value"], area["low"], area["high"], area["n"])
-        return Results(predictions=calibrated, metrics=metrics, learnt=learnt)
+        return metrics
 
     def _learn(self, studies: pd.DataFrame) -> Learnt:
         """Return what is learnt. Test patients are dropped on the first line, so nothing below can depend on them."""
@@ -319,12 +326,13 @@ class Evaluation:
             operating_point=OperatingPoint.choose(labels, probabilities, rule=rule, target=target),
             conformal=ConformalSets.fit(labels, probabilities, coverage=self.coverage),
             baselines=baselines,
+            method=self.calibration,
         )
 
-    def _patients(self, studies: pd.DataFrame, learnt: Learnt) -> pd.DataFrame:
+    def _patients(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> pd.DataFrame:
         """Return one row per patient with raw_probability, probability, predicted and prediction_set."""
         patients = per_patient(studies)
-        return pd.concat([patients, learnt.apply(patients["logit"])], axis=1)
+        return pd.concat([patients, learnt.decide(patients)], axis=1)
 
     def _measure(self, patients: pd.DataFrame) -> dict[str, Statistic]:
         return measure(patients, bins=self.bins, confidence=self.confidence, bootstrap=self.bootstrap, seed=self.seed)
@@ -359,7 +367,7 @@ class Evaluation:
         }
 
     def _baselines(
-        self, parts: Mapping[str, pd.DataFrame], learnt: Learnt
+        self, parts: Mapping[str, pd.DataFrame], learnt: Learnt | Folds
     ) -> tuple[dict[str, Any], dict[str, pd.Series[Any]]]:
         """Return the entries of metrics.json, and the log-odds of the test patients whom each baseline knows."""
         entries: dict[str, Any] = {}
@@ -375,9 +383,8 @@ class Evaluation:
                     entries[name][split] = {"why": "fewer than two classes among patients in whom it is known"}
                     continue
                 logits = baseline.logits(known)
-                probability = expit(logits)
                 entries[name][split] = self._measure(
-                    known.assign(logit=logits, probability=probability, predicted=baseline.operating_point(probability))
+                    known.assign(logit=logits, probability=expit(logits), predicted=baseline.called(known))
                 )
                 if split == "test":
                     scores[name] = pd.Series(logits, index=known.index)
@@ -403,17 +410,17 @@ class Evaluation:
             )
         return entries
 
-    def _decision_curves(self, test: pd.DataFrame, learnt: Learnt) -> dict[str, Any]:
+    def _decision_curves(self, test: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
         """Return the curves on the same patients for all strategies: those whose age is known, if age is one."""
         age = learnt.baselines["age"]
         patients, strategies = test, {}
         if not isinstance(age, str) and len(age.known(test)):
             patients = age.known(test)
-            strategies["age"] = expit(age.logits(patients))
+            strategies["age"] = expit(np.asarray(age.logits(patients), dtype=float))
         labels, probabilities = _labels_and_probabilities(patients)
         return decision_curves(labels, {"model": probabilities, **strategies}, resamples=self._resamples(labels))
 
-    def _subgroups(self, studies: pd.DataFrame, learnt: Learnt) -> dict[str, Any]:
+    def _subgroups(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
         """Return the results of each group; studies are grouped first and then reduced to patients within the group."""
         entries: dict[str, Any] = {}
         columns = {
@@ -447,7 +454,7 @@ class Evaluation:
                 }
         return entries
 
-    def _sensitivity_analyses(self, studies: pd.DataFrame, learnt: Learnt) -> dict[str, Any]:
+    def _sensitivity_analyses(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for name, left_out in self.without.items():
             column, value = left_out["column"], left_out["value"]

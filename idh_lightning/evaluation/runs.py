@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from sklearn import metrics
+from statsmodels.stats.multitest import multipletests
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.discrimination import compare_auroc
@@ -50,6 +52,45 @@ def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
             f"{shared[0]}; expected folds of one cohort. Give one run per fold, or compare the runs instead."
         )
     return pooled
+
+
+def relation(runs: Mapping[str, pd.DataFrame], split: str = "test") -> Literal["folds", "same patients"]:
+    """Return what runs have to do with each other, from the patients of a split alone.
+
+    Raises:
+        EvaluationError: If there are fewer than two, or they share some patients and not others.
+    """
+    if len(runs) < 2:
+        raise EvaluationError(f"runs: found {len(runs)}; expected two or more. Name more run folders.")
+    people = {name: set(patient_predictions(table, split).index) for name, table in runs.items()}
+    pairs = [(first, second, len(people[first] & people[second])) for first, second in combinations(people, 2)]
+    if all(shared == 0 for *_, shared in pairs):
+        return "folds"
+    if all(shared == len(people[first]) == len(people[second]) for first, second, shared in pairs):
+        return "same patients"
+    partly = [pair for pair in pairs if pair[2] > 0 and not pair[2] == len(people[pair[0]]) == len(people[pair[1]])]
+    first, second, shared = (partly or [pair for pair in pairs if pair[2]])[0]
+    raise EvaluationError(
+        f"runs {first} and {second}: {shared} of {len(people[first])} and {len(people[second])} {split} patients are "
+        "the same; expected none in any two runs (folds, to be pooled) or the same in all (to be compared). Name the "
+        "runs of one cross-validation, or of one split."
+    )
+
+
+def compare_all(
+    runs: Mapping[str, pd.DataFrame], *, split: str = "test", confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """Return `compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
+    rows = [
+        {"names": [first, second], **compare_runs(runs[first], runs[second], split=split, confidence=confidence)}
+        for first, second in combinations(runs, 2)
+    ]
+    tested = [row for row in rows if row["p_value"] is not None]
+    if tested:
+        corrected = multipletests([row["p_value"] for row in tested], method="holm")[1]
+        for row, p in zip(tested, corrected, strict=True):
+            row["p_holm"] = float(p)
+    return rows
 
 
 def compare_runs(

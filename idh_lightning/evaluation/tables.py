@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,11 @@ def join(
         measured = measured.select_dtypes("number").add_prefix("feature ")
         joined = joined.merge(measured, left_on="study_id", right_index=True, how="left")
     return joined.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
+    return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:

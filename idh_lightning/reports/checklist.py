@@ -197,6 +197,8 @@ def _explained(run: Run) -> str | None:
 def _external(run: Run) -> str | None:
     if run.node("test") is None:
         return None
+    if run.node("runs") is not None:
+        return "No: training, validation and test patients of every fold are of one cohort."
     if run.node("validation") is None:
         return "Yes: nothing was learnt from this cohort; the model, its threshold and its calibration came with it."
     return "No: training, validation and test patients are of one cohort."

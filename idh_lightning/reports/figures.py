@@ -246,7 +246,7 @@ def precision_recall(
     _unit_square(axes)
     axes.set_xlabel("recall: share of mutants found")
     axes.set_ylabel("precision: share of calls that are mutant")
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="best", frameon=False)
     return figure
 
 

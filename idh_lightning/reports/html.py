@@ -17,8 +17,10 @@ from PIL import Image
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.files import write_text
+from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
-from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.external import external_section
+from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
 from idh_lightning.reports.viewer import Viewer, slice_viewer
 
@@ -29,28 +31,6 @@ CLASSES = {0: "wildtype", 1: "mutant"}
 PANELS_MB = 8.0
 """Room for the panels of all test studies; those that do not fit stay in the run folder and are named."""
 
-METRICS: dict[str, tuple[str, str]] = {
-    "auroc_bootstrap": ("ROC-AUC", "chance that a random mutant is ranked above a random wildtype; bootstrap interval"),
-    "auroc": ("ROC-AUC, DeLong", "the same with DeLong's interval, which is narrow where a class is small"),
-    "average_precision": ("average precision", "precision averaged over recall; guessing gives the prevalence"),
-    "sensitivity": ("sensitivity (recall)", "share of mutants called mutant"),
-    "specificity": ("specificity", "share of wildtypes called wildtype"),
-    "ppv": ("PPV (precision)", "share of calls of mutant that are right, at this prevalence"),
-    "npv": ("NPV", "share of calls of wildtype that are right, at this prevalence"),
-    "accuracy": ("accuracy", "share of patients called right"),
-    "balanced_accuracy": ("balanced accuracy", "mean of sensitivity and specificity"),
-    "f1": ("F1, mutant", "harmonic mean of precision and recall"),
-    "f1_macro": ("F1, macro", "mean of the F1 of both classes"),
-    "f1_weighted": ("F1, weighted", "mean of the F1 of both classes, weighted by their patients"),
-    "mcc": ("MCC", "correlation of call and truth, −1 to 1"),
-}
-CALIBRATION: dict[str, tuple[str, str]] = {
-    "ece": ("calibration error (ECE)", "mean distance of probability and observed share"),
-    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
-    "log_loss": ("log loss, nats", "surprise about the truth; lower is better"),
-    "calibration_slope": ("slope", "1 is right; below 1 the probabilities are too extreme"),
-    "calibration_intercept": ("intercept", "0 is right; below 0 the probabilities are too high"),
-}
 LOCALISATION: dict[str, tuple[str, str]] = {
     "pointing_game": ("hottest voxel inside the tumour", "share of studies"),
     "energy_inside": ("share of the map inside the tumour", "1 is best"),
@@ -58,23 +38,6 @@ LOCALISATION: dict[str, tuple[str, str]] = {
     "best_iou": ("best overlap with the tumour (IoU)", "over all thresholds"),
     "outside_brain": ("share of the map outside the brain", "0 is best"),
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a report; cells are text and escaped by the template.
-
-    Attributes:
-        caption: What it shows.
-        head: Column headings.
-        rows: Cells, the first of each row being its heading.
-        wide: Which columns hold words, not numbers, counted from 0.
-    """
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    wide: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -153,46 +116,69 @@ def write_report(run_folder: Path) -> Path:
     """
     run = read_run(run_folder)
     drawn = save_figures(run)
-    environment = Environment(
+    gallery = _gallery(run)
+    telling = _telling(run, gallery)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=_title(run),
+            place="/".join(run.folder.resolve().parts[-2:]),
+            warnings=_warnings(run),
+            headline=_headline(run),
+            tiles=_tiles(run),
+            figures=inlined(run, drawn),
+            protocol=_protocol(run),
+            external=external_section(run),
+            folds=fold_tables(run),
+            learns=run.node("external") is None and run.node("runs") is None,
+            cohort=_cohort_table(run),
+            exclusions=_exclusions(run),
+            metrics=_metrics_table(
+                run,
+                METRICS,
+                "Test patients"
+                if run.node("validation") is None
+                else "Test patients, and validation patients for comparison",
+            ),
+            predictive_values=_predictive_values(run),
+            calibration=_metrics_table(run, CALIBRATION, "Calibration", raw=True),
+            calibration_words=_calibration_words(run),
+            baselines=_baselines(run),
+            comparisons=_comparisons(run),
+            subgroups=_subgroups(run),
+            sensitivity_analyses=_sensitivity_analyses(run),
+            conformal=_conformal(run),
+            localisation=_localisation(run),
+            telling=telling,
+            gallery=gallery,
+            classes=CLASSES,
+            predictions=_predictions(run),
+            weights=_weights_words(run),
+            provenance=provenance_table(run),
+            checklist=checklist(run),
+        )
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def environment() -> Environment:
+    """Return what renders the templates; everything that comes from a table is escaped."""
+    return Environment(
         loader=PackageLoader("idh_lightning.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    gallery = _gallery(run)
-    telling = _telling(run, gallery)
-    page = environment.get_template("report.html.j2").render(
-        title=_title(run),
-        place="/".join(run.folder.resolve().parts[-2:]),
-        warnings=_warnings(run),
-        headline=_headline(run),
-        tiles=_tiles(run),
-        figures={name.removesuffix(".png"): _picture(run.folder / "figures" / name, w) for name, w in drawn.items()},
-        cohort=_cohort_table(run),
-        exclusions=_exclusions(run),
-        metrics=_metrics_table(run, METRICS, "Test patients, and validation patients for comparison"),
-        predictive_values=_predictive_values(run),
-        calibration=_metrics_table(run, CALIBRATION, "Calibration", raw=True),
-        calibration_words=_calibration_words(run),
-        baselines=_baselines(run),
-        comparisons=_comparisons(run),
-        subgroups=_subgroups(run),
-        sensitivity_analyses=_sensitivity_analyses(run),
-        conformal=_conformal(run),
-        localisation=_localisation(run),
-        telling=telling,
-        gallery=gallery,
-        classes=CLASSES,
-        predictions=_predictions(run),
-        weights=_weights_words(run),
-        provenance=_provenance(run),
-        checklist=checklist(run),
-    )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
+
+
+def inlined(run: Run, drawn: Mapping[str, str]) -> dict[str, Picture]:
+    """Return the figures of a run, file name -> words, as pictures by name."""
+    return {name.removesuffix(".png"): _picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
 
 
 def _title(run: Run) -> str:
@@ -207,7 +193,13 @@ def _headline(run: Run) -> list[str]:
         return []
     people = run.patients("test")
     level = 100 * (run.number("settings", "confidence") or 0.95)
-    count = f"On {len(people)} held-out patients ({int(people['label'].sum())} mutant)" if len(people) else "Held out"
+    whose = "held-out patients"
+    if run.node("external") is not None:
+        whose = f"patients of a cohort that it was not trained on, {run.provenance.get('cohort', 'unknown')}"
+    elif run.node("runs") is not None:
+        whose = f"patients, each judged in the one of {len(run.node('runs', 'folders') or {})} folds that left them out"
+    mutant = f"{int(people['label'].sum())} mutant" if len(people) else ""
+    count = f"On {len(people)} {whose} ({mutant})" if len(people) else "Held out"
     interval = ""
     if auroc.low is not None and auroc.high is not None:
         interval = f" ({level:.0f} % interval {auroc.low:.2f} to {auroc.high:.2f})"
@@ -215,6 +207,14 @@ def _headline(run: Run) -> list[str]:
         f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
         f"{auroc.value:.2f}{interval}."
     ]
+    internal = area(run.node("external", "internal"))
+    if internal is not None and internal.value is not None:
+        home = run.node("external", "trained_on")
+        sentence = f"On the test patients of {home}, where it was trained, this was {internal.text}"
+        difference = run.estimate("external", "differences", "auroc_bootstrap")
+        if difference is not None and difference.value is not None:
+            sentence += f"; the difference is {signed(difference)}"
+        sentences.append(sentence + ".")
     age = area(run.node("baselines", "age", "test"))
     if age is not None and age.value is not None:
         sentence = f"Age alone reaches {age.text} in the same patients"
@@ -223,20 +223,21 @@ def _headline(run: Run) -> list[str]:
         if difference is not None and difference.value is not None and p is not None:
             better = "better" if difference.value > 0 else "worse"
             told = f"the model is {better} than age" if p < 0.05 else "the two cannot be told apart"
-            sentence += f"; {told} (difference {_signed(difference)}, {_p_value(p)})"
+            sentence += f"; {told} (difference {signed(difference)}, {p_value_words(p)})"
         sentences.append(sentence + ".")
     cells = run.node("confusion", "test")
     if isinstance(cells, Mapping):
         tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
+        threshold = "thresholds" if isinstance(run.node("operating_point", "runs"), Mapping) else "threshold"
         sentences.append(
-            f"At the threshold fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
+            f"At the {threshold} fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
             f"{tn} of {tn + fp} wildtypes."
         )
     return sentences
 
 
-def _warnings(run: Run) -> list[str]:
-    """Return what a reader must know before believing a number."""
+def synthetic(run: Run) -> list[str]:
+    """Return what a reader must know where the patients are synthetic."""
     found = []
     cohort = str(run.provenance.get("cohort", ""))
     control = run.config.get("control", "natural")
@@ -251,6 +252,12 @@ def _warnings(run: Run) -> list[str]:
                 "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
             }
             found.append(f"Control run: {words.get(str(control), 'labels were shuffled, so the AUC must hold 0.5')}.")
+    return found
+
+
+def _warnings(run: Run) -> list[str]:
+    """Return what a reader must know before believing a number."""
+    found = synthetic(run)
     auroc = run.auroc
     if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
         found.append("The interval holds 0.5: on these patients the model cannot be told from guessing.")
@@ -260,7 +267,24 @@ def _warnings(run: Run) -> list[str]:
         if min(mutant, wildtype) < 10:
             rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
             found.append(f"Only {rarer} test patients: every interval below is wide for that reason.")
+    for folder in run.node("runs", "left_out") or []:
+        found.append(f"{folder} came to no predictions and is not among the folds.")
     return found
+
+
+def _protocol(run: Run) -> str:
+    """Return when test patients were looked at, and by what."""
+    if run.node("external") is not None:
+        return "Nothing was learnt from these patients: network, threshold and calibration came with the checkpoint."
+    if run.node("runs") is not None:
+        return (
+            "Every patient was judged once, by the network of the fold that did not train on them, with the threshold "
+            "and the calibration of that fold. Patients of different folds are ranked by calibrated probability."
+        )
+    return (
+        "Test patients were touched once, after the epoch, the threshold and the calibration had been fixed on "
+        "validation patients."
+    )
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -284,18 +308,19 @@ def _metrics_table(
     run: Run, metrics: Mapping[str, tuple[str, str]], caption: str, *, raw: bool = False
 ) -> Table | None:
     """Return metrics of test and validation patients; with `raw` also those before calibration."""
+    alone = run.node("validation") is None
     rows = []
     for key, (name, meaning) in metrics.items():
         test, validation = run.estimate("test", key), run.estimate("validation", key)
         if test is None and validation is None:
             continue
-        row = [name, _cell(test), _n(test), _cell(validation)]
-        if raw:
-            row.insert(3, _cell(run.estimate("calibration", "raw", "test", key)))
+        row = [name, cell(test), count(test)]
+        row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
+        row += [] if alone else [cell(validation)]
         rows.append([*row, meaning])
-    head = ["", "test (95 % interval)", "n", "validation (optimistic)", "what it means"]
-    if raw:
-        head.insert(3, "test, uncalibrated")
+    head = ["", "test (95 % interval)", "n"]
+    head += ["test, uncalibrated"] if raw else []
+    head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
     return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
 
 
@@ -339,8 +364,8 @@ def _predictive_values(run: Run) -> Table | None:
     rows = [
         [
             f"{100 * float(row['prevalence']):.0f} %",
-            _cell(as_estimate(row.get("ppv"))),
-            _cell(as_estimate(row.get("npv"))),
+            cell(as_estimate(row.get("ppv"))),
+            cell(as_estimate(row.get("npv"))),
         ]
         for row in run.node("predictive_values") or []
     ]
@@ -350,6 +375,12 @@ def _predictive_values(run: Run) -> Table | None:
 
 def _calibration_words(run: Run) -> str | None:
     method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
+    if isinstance(run.node("calibration", "runs"), Mapping):
+        slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
+        return (
+            f"Probabilities were calibrated in each fold on its own validation patients ({method}: slopes "
+            f"{min(slopes):.2f} to {max(slopes):.2f}), which also brings the folds to one scale."
+        )
     if method is None or slope is None:
         return None
     if method == "none":
@@ -375,11 +406,14 @@ def _baselines(run: Run) -> Table | None:
             rows.append([in_words(name), f"not computed: {why}", "", "", ""])
             continue
         fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
-        rows.append([in_words(name), _cell(auroc), _n(auroc), _cell(brier), fitted])
+        if "runs" in section:
+            fitted = f"{section.get('fitted_on', '')} patients of each fold"
+        rows.append([in_words(name), cell(auroc), count(auroc), cell(brier), fitted])
     if not rows:
         return None
-    brier, n = run.estimate("test", "brier"), run.node("splits", "train", "n")
-    rows.insert(0, ["model (MRI)", _cell(run.auroc), _n(run.auroc), _cell(brier), f"{n or '?'} train patients"])
+    brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
+    fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
+    rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
     head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
     return Table("The model and what is known without a network", head, rows, (0, 4))
 
@@ -399,9 +433,9 @@ def _comparisons(run: Run) -> Table | None:
             [
                 words,
                 *areas,
-                _signed(difference),
-                "" if p is None else _p_value(float(p)).removeprefix("p ").removeprefix("= "),
-                _n(difference),
+                signed(difference),
+                "" if p is None else p_value_words(float(p)).removeprefix("p ").removeprefix("= "),
+                count(difference),
             ]
         )
     head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
@@ -415,13 +449,13 @@ def _subgroups(run: Run) -> Table | None:
             rows.append([name.replace("_", " "), "", "", f"not computed: {section['why']}", "", ""])
             continue
         for group, found in section.get("groups", {}).items():
-            values = [_cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+            values = [cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
             rows.append(
                 [f"{name.replace('_', ' ')}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
             )
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
-            rows.append([f"within {name.replace('_', ' ')}", _n(within), "", _cell(within), "", ""])
+            rows.append([f"within {name.replace('_', ' ')}", count(within), "", cell(within), "", ""])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     caption = "Groups of test patients; “within” compares only patients of the same group"
     return Table(caption, head, rows) if rows else None
@@ -431,7 +465,7 @@ def _sensitivity_analyses(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
-        values = [_cell(area(metrics)), *(_cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
+        values = [cell(area(metrics)), *(cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
         rows.append([in_words(name), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
@@ -444,7 +478,7 @@ def _conformal(run: Run) -> Table | None:
     if not isinstance(section, Mapping):
         return None
     rows = [
-        [in_words(key), _cell(estimate), _n(estimate)]
+        [in_words(key), cell(estimate), count(estimate)]
         for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
         if estimate is not None
     ]
@@ -489,11 +523,12 @@ def _calls(run: Run) -> list[Call]:
     """Return the test studies, the most certain first."""
     if not {"study_id", "split", "label", "probability"} <= set(run.predictions.columns):
         return []
-    threshold = run.number("operating_point", "threshold")
-    threshold = 0.5 if threshold is None else threshold
     rows = run.predictions[run.predictions["split"] == "test"]
+    thresholds = run.learnt(rows, "operating_point", "threshold", 0.5)
     calls = []
-    for study_id, label, probability in zip(rows["study_id"], rows["label"], rows["probability"], strict=True):
+    for study_id, label, probability, threshold in zip(
+        rows["study_id"], rows["label"], rows["probability"], thresholds, strict=True
+    ):
         p = float(probability)
         mutant = p >= threshold
         certainty = (p - threshold) / max(1 - threshold, 1e-9) if mutant else (threshold - p) / max(threshold, 1e-9)
@@ -524,7 +559,7 @@ def _telling(run: Run, gallery: Gallery) -> list[Telling]:
 
 
 def _viewer(run: Run, study_id: str) -> Viewer | None:
-    cam = run.folder / "explanations" / f"{study_id}_cam.nii.gz"
+    cam = run.folder_of(study_id) / "explanations" / f"{study_id}_cam.nii.gz"
     if "flair" not in run.cohort or not cam.is_file():
         return None
     listed = run.cohort.loc[run.cohort["study_id"] == study_id, "flair"].dropna()
@@ -544,7 +579,7 @@ def _gallery(run: Run) -> Gallery:
     calls = _calls(run)
     telling = list(_most_telling(calls).values())
     for call in sorted(calls, key=lambda call: (call not in telling, call.right)):
-        path = run.folder / "figures" / "cam" / f"{call.study_id}.png"
+        path = run.folder_of(call.study_id) / "figures" / "cam" / f"{call.study_id}.png"
         if not path.is_file():
             continue
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
@@ -598,7 +633,8 @@ def _weights_words(run: Run) -> str | None:
     return f"{words} {note[:1].upper()}{note[1:]}".strip()
 
 
-def _provenance(run: Run) -> Table | None:
+def provenance_table(run: Run) -> Table | None:
+    """Return provenance.json, flattened."""
     rows = [[key, value] for key, value in _flat(run.provenance)]
     return Table("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
 
@@ -616,25 +652,3 @@ def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     else:
         grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else str(node)
         yield path, "unknown" if node is None else grouped
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return "not computed in this run" if estimate is None else estimate.text
-
-
-def _n(estimate: Estimate | None) -> str:
-    return "" if estimate is None or estimate.n is None else str(estimate.n)
-
-
-def _signed(estimate: Estimate) -> str:
-    """Return a difference with its sign and interval."""
-    if estimate.value is None:
-        return estimate.text
-    interval = (
-        "" if estimate.low is None or estimate.high is None else f" ({estimate.low:+.2f} to {estimate.high:+.2f})"
-    )
-    return f"{estimate.value:+.2f}{interval}".replace("-", "−")
-
-
-def _p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

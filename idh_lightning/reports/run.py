@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import read_table
 from idh_lightning.files import replacing
 from idh_lightning.reports import figures
 from idh_lightning.reports.figures import Estimate
+
+_LINE = {"slope": 1.0, "intercept": 0.0}
 
 PARTS = ("train", "validation", "test")
 
@@ -34,6 +37,7 @@ class Run:
         predictions: One row per validation and test study.
         metrics: What evaluation computed.
         explanations: One row per study and method.
+        features: Tumour features, one row per study with a mask.
         log: What Lightning's CSVLogger wrote.
         provenance: How the run was made.
     """
@@ -45,6 +49,7 @@ class Run:
     predictions: pd.DataFrame
     metrics: Mapping[str, Any]
     explanations: pd.DataFrame
+    features: pd.DataFrame
     log: pd.DataFrame
     provenance: Mapping[str, Any]
 
@@ -78,16 +83,34 @@ class Run:
         if not {"patient_id", "split", "label", "logit"} <= set(self.predictions.columns):
             return pd.DataFrame(columns=["label", "logit", "probability", "called"])
         rows = self.predictions[self.predictions["split"] == split]
-        people = rows.groupby("patient_id").agg(label=("label", "first"), logit=("logit", "mean"))
-        slope, intercept = (self.number("calibration", key) for key in ("slope", "intercept"))
-        line = (1.0 if slope is None else slope) * people["logit"].astype(float) + (intercept or 0.0)
-        threshold = self.number("operating_point", "threshold")
-        probability = expit(line)
+        rows = rows.assign(run=rows.get("run"))  # of pooled folds
+        people = rows.groupby("patient_id").agg(label=("label", "first"), logit=("logit", "mean"), run=("run", "first"))
+        slope, intercept = (self.learnt(people, "calibration", key, default) for key, default in _LINE.items())
+        probability = expit(slope * people["logit"].astype(float) + intercept)
         return people.assign(
             label=people["label"].astype(int),
             probability=probability,
-            called=probability >= (0.5 if threshold is None else threshold),
+            called=probability >= self.learnt(people, "operating_point", "threshold", 0.5),
         )
+
+    def learnt(self, rows: pd.DataFrame, section: str, key: str, default: float) -> pd.Series[float]:
+        """Return a number that was learnt for each row: the same for all, or in pooled folds that of the row's run."""
+
+        def value(*path: str) -> float:
+            number = self.number(section, *path, key)
+            return default if number is None else number
+
+        if not isinstance(self.node(section, "runs"), Mapping):
+            return pd.Series(value(), index=rows.index, dtype=float)
+        return rows["run"].map({str(run): value("runs", str(run)) for run in rows["run"].unique()}).astype(float)
+
+    def folder_of(self, study_id: str) -> Path:
+        """Return the folder that holds the maps and panels of a study: that of its run where folds are pooled."""
+        folders = self.node("runs", "folders")
+        if not isinstance(folders, Mapping) or "run" not in self.predictions:
+            return self.folder
+        run = self.predictions.loc[self.predictions["study_id"] == study_id, "run"]
+        return self.folder if run.empty else Path(str(folders.get(str(run.iloc[0]), self.folder)))
 
 
 def read_run(folder: Path) -> Run:
@@ -102,14 +125,19 @@ def read_run(folder: Path) -> Run:
         )
     config = _mapping(folder / ".hydra" / "config.yaml", yaml.safe_load)
     log_file = next(iter(sorted(folder.rglob("metrics.csv"), key=lambda path: len(path.parts))), folder / "metrics.csv")
+    metrics = _mapping(folder / "metrics.json", json.loads)
+    pooled = metrics.get("runs")
+    # Pooled runs: what they were made with, not how they were pooled.
+    config = pooled.get("config", {}) if isinstance(pooled, Mapping) else config
     return Run(
         folder=folder,
         config=_resolved(config, config),
         cohort=_table(folder / "cohort.csv"),
         exclusions=_table(folder / "exclusions.csv"),
         predictions=_table(folder / "predictions.csv"),
-        metrics=_mapping(folder / "metrics.json", json.loads),
+        metrics=metrics,
         explanations=_table(folder / "explanations.csv"),
+        features=_table(folder / "features.csv"),
         log=_table(log_file),
         provenance=_mapping(folder / "provenance.json", json.loads),
     )
@@ -137,6 +165,9 @@ def area(measured: object) -> Estimate | None:
 
 def in_words(key: str) -> str:
     """Return a key of metrics.json as a reader would say it."""
+    intensity = re.fullmatch(r"(\w+)_(p05|median|p95)", key)
+    if intensity:
+        return f"{intensity[1]}, {_PERCENTILES[intensity[2]]}"
     return _WORDS.get(key, key.replace("_", " "))
 
 
@@ -308,6 +339,36 @@ def _subgroups(run: Run) -> Drawn:
     return figures.forest(rows, title="AUROC in groups of test patients", reference=reference), f"Forest plot. {words}."
 
 
+def _shift(run: Run) -> Drawn:
+    section = run.node("external", "shift")
+    rows = [
+        (in_words(str(name)), estimate)
+        for name, found in (section if isinstance(section, Mapping) else {}).items()
+        if (estimate := as_estimate(found.get("difference"))) is not None
+    ]
+    if not rows:
+        return None
+    ends = [x for _, e in rows for x in (e.low, e.high, e.value) if x is not None] or [0.0]
+    reach = max(1.0, *(abs(x) for x in ends)) * 1.05
+    figure = figures.forest(
+        rows,
+        title="How these patients differ from the training patients",
+        reference=("no difference", 0.0),
+        xlabel="standardised difference",
+        xlim=(-reach, reach),
+    )
+    return figure, "Standardised differences: " + "; ".join(f"{name}: {e.text}" for name, e in rows) + "."
+
+
+def _runs(run: Run) -> Drawn:
+    each = run.node("runs", "test")
+    if not isinstance(each, Mapping):
+        return None
+    rows = [(str(name), estimate) for name, found in each.items() if (estimate := area(found)) is not None]
+    words = "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in rows)
+    return figures.forest(rows, title="The runs on the same test patients", reference=("guessing", 0.5)), f"{words}."
+
+
 def _baselines(run: Run) -> Drawn:
     rows = [("model (MRI)", run.auroc)]
     for name, section in (run.node("baselines") or {}).items():
@@ -321,6 +382,8 @@ def _baselines(run: Run) -> Drawn:
     return figure, "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in known) + "."
 
 
+_PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percentile"}
+
 _WORDS = {
     "age": "age alone",
     "age_sex": "age and sex",
@@ -329,6 +392,7 @@ _WORDS = {
     "prevalence": "prevalence (same for all)",
     "auroc": "ROC-AUC (DeLong)",
     "auroc_bootstrap": "ROC-AUC",
+    "brier": "Brier score",
     "ece": "calibration error",
     "ppv": "PPV",
     "npv": "NPV",
@@ -346,6 +410,11 @@ _WORDS = {
     "without_astrocytoma_wildtype": "without “Astrocytoma, IDH-wildtype”",
     "without_follow_ups": "without follow-up studies",
     "every_study": "every study instead of every patient",
+    "mutant": "share of mutants",
+    "age_years": "age, years",
+    "brain_ml": "brain, mL",
+    "tumour_ml": "tumour, mL",
+    "native_spacing_mm": "slice thickness, mm",
 }
 
 _DRAWINGS: dict[str, Callable[[Run], Drawn]] = {
@@ -358,6 +427,8 @@ _DRAWINGS: dict[str, Callable[[Run], Drawn]] = {
     "baselines": _baselines,
     "decision_curve": _decision_curve,
     "subgroups": _subgroups,
+    "shift": _shift,
+    "runs": _runs,
 }
 
 
@@ -365,8 +436,7 @@ def _table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # Ids stay text: 0012 is not 12, and a patient may be called NA.
-        return pd.read_csv(path, converters={"study_id": str, "patient_id": str})
+        return read_table(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (ValueError, UnicodeDecodeError) as error:

@@ -60,6 +60,7 @@ class StoredVolume:
         presence: [C] float32, 0 where a sequence is missing.
         affine: [4, 4], voxel indices (w, h, d) of the grid to LPS mm.
         geometry: Of the study's own FLAIR, as in its file.
+        fingerprints: Sequence -> hash of its voxels as they are in its file, whatever its name, header or compression.
     """
 
     study_id: str
@@ -70,6 +71,7 @@ class StoredVolume:
     presence: NDArray[np.float32]
     affine: NDArray[np.float64]
     geometry: Geometry
+    fingerprints: Mapping[str, str]
 
     @property
     def affine_ras(self) -> NDArray[np.float64]:
@@ -412,6 +414,7 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredVolume:
         presence=np.array(entry["presence"], dtype=np.float32),
         affine=np.array(entry["affine"], dtype=np.float64),
         geometry=Geometry(**native),
+        fingerprints=entry["fingerprints"],
     )
 
 

@@ -1,0 +1,144 @@
+"""Who a network has seen, in a form that a checkpoint can carry and that names nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from idh_lightning.cohort.identity import canonical_patient
+from idh_lightning.cohort.study import Study
+
+MEANS: tuple[str, ...] = ("patient_id", "image")
+"""How a study can be recognised: by the identifier of its patient, or by the voxels of one of its images."""
+
+_BYTES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """A study of a new cohort that the network has met before.
+
+    Attributes:
+        study: As the new cohort has it.
+        split: Where its patient was: train, validation or test.
+        means: How it was recognised: "patient_id" or "image".
+    """
+
+    study: Study
+    split: str
+    means: str
+
+    @property
+    def how(self) -> str:
+        """By what it was recognised, in words."""
+        return "its patient_id" if self.means == "patient_id" else "the voxels of an image"
+
+    @property
+    def reason(self) -> str:
+        """For exclusions.csv: a fixed name, then the details."""
+        return f"seen_in_{'training' if self.split == 'train' else self.split}: the checkpoint knows it by {self.how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenPatients:
+    """Salted hashes of the patients of a run and of their images.
+
+    An identifier can be guessed by somebody who holds the checkpoint and tries all that are likely: the salt keeps
+    ready-made tables from working, and scrypt makes each guess dear. Images cannot be guessed. They are recognised
+    under any name, compression or header, but not after resampling or a change of intensities.
+
+    Attributes:
+        salt: Random, of this checkpoint.
+        patients: Split -> hashes of the patients' identifiers.
+        images: Split -> hashes of the images' voxels.
+    """
+
+    salt: str
+    patients: Mapping[str, frozenset[str]]
+    images: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, studies: Iterable[Study], splits: Mapping[str, str], fingerprints: Mapping[str, Iterable[str]]) -> Self:
+        """Return the hashes of a run.
+
+        Args:
+            studies: Those of the run.
+            splits: study_id -> split.
+            fingerprints: study_id -> hashes of the voxels of its images.
+        """
+        salt = secrets.token_hex(16)
+        people: dict[str, set[str]] = {}
+        images: dict[str, set[str]] = {}
+        for study in studies:
+            split = splits[study.study_id]
+            people.setdefault(split, set()).add(canonical_patient(study.patient_id))
+            images.setdefault(split, set()).update(fingerprints[study.study_id])
+        return cls(
+            salt=salt,
+            patients={split: frozenset(_of_patient(name, salt) for name in names) for split, names in people.items()},
+            images={split: frozenset(_of_image(name, salt) for name in names) for split, names in images.items()},
+        )
+
+    def find(
+        self,
+        studies: Iterable[Study],
+        fingerprints: Mapping[str, Iterable[str]],
+        *,
+        means: Sequence[str] = MEANS,
+        splits: Sequence[str] = ("train", "validation"),
+    ) -> list[Sighting]:
+        """Return which of some studies belong to patients of these splits, in their order, each once.
+
+        All studies of a patient count as seen as soon as one is.
+
+        Args:
+            studies: Of a new cohort.
+            fingerprints: study_id -> hashes of the voxels of its images.
+            means: Some of MEANS.
+            splits: Of the run.
+        """
+        studies = list(studies)
+        known: dict[str, tuple[str, str]] = {}
+        for study in studies:
+            found: dict[str, tuple[Mapping[str, frozenset[str]], set[str]]] = {}
+            if "patient_id" in means and study.patient_id not in known:
+                found["patient_id"] = (self.patients, {_of_patient(canonical_patient(study.patient_id), self.salt)})
+            if "image" in means:
+                found["image"] = (self.images, {_of_image(name, self.salt) for name in fingerprints[study.study_id]})
+            for how, (table, hashes) in found.items():
+                for split in splits:
+                    if hashes & table.get(split, frozenset()):
+                        known.setdefault(study.patient_id, (split, how))
+        return [
+            Sighting(study=study, split=known[study.patient_id][0], means=known[study.patient_id][1])
+            for study in studies
+            if study.patient_id in known
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return primitives, for a checkpoint."""
+        return {
+            "salt": self.salt,
+            "patients": {split: sorted(hashes) for split, hashes in self.patients.items()},
+            "images": {split: sorted(hashes) for split, hashes in self.images.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` described."""
+        return cls(
+            salt=state["salt"],
+            patients={split: frozenset(hashes) for split, hashes in state["patients"].items()},
+            images={split: frozenset(hashes) for split, hashes in state["images"].items()},
+        )
+
+
+def _of_patient(patient_id: str, salt: str) -> str:
+    return hashlib.scrypt(patient_id.encode(), salt=bytes.fromhex(salt), n=2**10, r=8, p=1, dklen=_BYTES).hex()
+
+
+def _of_image(fingerprint: str, salt: str) -> str:
+    return hashlib.blake2b(fingerprint.encode(), salt=bytes.fromhex(salt), digest_size=_BYTES).hexdigest()

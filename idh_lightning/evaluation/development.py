@@ -1,0 +1,130 @@
+"""What a checkpoint carries of the run that made it, so that it can be judged on other patients without the first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from idh_lightning.cohort import SeenPatients, Study
+from idh_lightning.evaluation.features import tumour_features
+from idh_lightning.evaluation.shift import covariate_summary, study_covariates
+from idh_lightning.volumes import StoredVolume, VolumeStore
+
+log = logging.getLogger(__name__)
+
+
+class Described(NamedTuple):
+    """What the images of some studies say without a network.
+
+    Attributes:
+        features: study_id and the tumour features, of the studies with a mask that holds a tumour.
+        covariates: study_id and what `study_covariates` gives, of every study.
+        fingerprints: study_id -> hashes of the voxels of its images.
+    """
+
+    features: pd.DataFrame
+    covariates: pd.DataFrame
+    fingerprints: dict[str, list[str]]
+
+
+def describe(studies: Iterable[Study], store: VolumeStore) -> Described:
+    """Return what the volumes of a store say about some studies."""
+    features, covariates, fingerprints = [], [], {}
+    for study in studies:
+        stored = store.open(study)
+        image = np.asarray(stored.image, dtype=np.float32)
+        mask = None if stored.mask is None else np.asarray(stored.mask)
+        found = study_covariates(
+            image,
+            np.asarray(stored.brain),
+            mask,
+            sequences=store.sequences,
+            spacing_mm=stored.spacing_mm,
+            native_spacing_mm=stored.geometry.spacing_mm,
+        )
+        covariates.append({"study_id": study.study_id, **found})
+        fingerprints[study.study_id] = list(stored.fingerprints.values())
+        if mask is not None and mask.any():
+            features.append({"study_id": study.study_id, **_features(stored, image, mask, store.sequences)})
+        elif mask is not None:
+            log.warning("Study %s: no tumour is left of its mask on the grid; it has no features.", study.study_id)
+    return Described(
+        features=pd.DataFrame(features, columns=None if features else ["study_id"]),
+        covariates=pd.DataFrame(covariates),
+        fingerprints=fingerprints,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Development:
+    """The patients that a network was developed on, and how well it did there.
+
+    Attributes:
+        cohort: Its name.
+        seen: Who they were, in hashes.
+        covariates: Of the training patients, from `covariate_summary`.
+        confidence: Of the intervals of `test`.
+        test: metric -> statistic of the internal test patients.
+    """
+
+    cohort: str
+    seen: SeenPatients
+    covariates: Mapping[str, Any]
+    confidence: float
+    test: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, name: str, studies: Sequence[Study], table: pd.DataFrame, described: Described, metrics: Mapping[str, Any]
+    ) -> Self:
+        """Return it for a finished run.
+
+        Args:
+            name: Of the cohort.
+            studies: Those of the run.
+            table: As cohort.csv.
+            described: From `describe`, of these studies.
+            metrics: As metrics.json.
+        """
+        splits = dict(zip(table["study_id"], table["split"], strict=True))
+        return cls(
+            cohort=name,
+            seen=SeenPatients.of(studies, splits, described.fingerprints),
+            covariates=covariate_summary(table[table["split"] == "train"], described.covariates),
+            confidence=float(metrics["settings"]["confidence"]),
+            test=metrics["test"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return primitives, for a checkpoint."""
+        return {
+            "cohort": self.cohort,
+            "seen": self.seen.to_dict(),
+            "covariates": dict(self.covariates),
+            "confidence": self.confidence,
+            "test": dict(self.test),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` described."""
+        return cls(
+            cohort=state["cohort"],
+            seen=SeenPatients.from_dict(state["seen"]),
+            covariates=state["covariates"],
+            confidence=state["confidence"],
+            test=state["test"],
+        )
+
+
+def _features(stored: StoredVolume, image: Any, mask: Any, sequences: Sequence[str]) -> dict[str, float]:
+    """Return the features; those of a missing sequence are unknown, not 0."""
+    there = [channel for channel, present in enumerate(stored.presence) if present]
+    return tumour_features(
+        image[there], mask, sequences=[sequences[channel] for channel in there], spacing_mm=stored.spacing_mm
+    )

@@ -1,0 +1,220 @@
+"""Pool folds or compare runs in one report: `python -m idh_lightning.report runs=[RUN,RUN,...]`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from idh_lightning import build
+from idh_lightning.callbacks import Provenance
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import ConfigError, EvaluationError, exits_with_message
+from idh_lightning.evaluation import (
+    Evaluation,
+    Fold,
+    Learnt,
+    compare_all,
+    measure,
+    patient_predictions,
+    relation,
+    spread,
+)
+from idh_lightning.files import write_json, write_text
+from idh_lightning.reports import Run, read_run, write_comparison, write_report
+from idh_lightning.train import quieten, summarise
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Pool or compare runs, as their test patients are disjoint or the same; return the content of metrics.json.
+
+    Raises:
+        ConfigError: If no runs are named, or one is no run folder.
+        EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
+    """
+    quieten()
+    build.checked(config)
+    named = [] if OmegaConf.is_missing(config, "runs") or not config.runs else config.runs
+    folders, left_out = run_folders([named] if isinstance(named, str) else list(named))
+    runs = {name: read_run(folder) for name, folder in folders.items()}
+    for name, read in runs.items():
+        _check_reported(name, read)
+    predictions = {name: read.predictions for name, read in runs.items()}
+    found = relation(predictions)
+    described: dict[str, Any] = {
+        "relation": found,
+        "folders": {name: str(folder.absolute()) for name, folder in folders.items()},
+        "left_out": left_out,
+        "settings": _differing_overrides(folders),
+        "config": common([read.config for read in runs.values()]),
+        "spread": spread(predictions),
+    }
+    run_folder = Path(config.paths.run)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    evaluation: Evaluation = build.evaluation(config)
+    if found == "folds":
+        people = sum(_count(table)["n"] for table in predictions.values())
+        logger.info("The %d runs share no test patient: they are folds, and %d patients are pooled.", len(runs), people)
+        metrics = _pool(runs, evaluation, run_folder)
+    else:
+        people = _count(next(iter(predictions.values())))["n"]
+        logger.info("The %d runs have the same %d test patients: they are compared.", len(runs), people)
+        metrics = _compare(predictions, evaluation)
+    metrics["runs"] = described | metrics.get("runs", {})
+    write_json(run_folder / "metrics.json", metrics)
+    provenance = Provenance(run_folder=run_folder, known={"runs": described["folders"]})
+    provenance.record = common([read.provenance for read in runs.values()]) | provenance.record
+    provenance.write()
+    if found == "folds":
+        write_report(run_folder)
+        summarise(metrics, run_folder)
+    else:
+        path = write_comparison(run_folder)
+        Console().print(f"{'report.html':>16}  {path}", soft_wrap=True, highlight=False)
+    return metrics
+
+
+def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]]:
+    """Return name -> run folder, and the names of those that came to no predictions.
+
+    Args:
+        paths: Run folders, or folders that hold some, as those of a sweep.
+
+    Raises:
+        ConfigError: If there are none, or a path holds no run.
+    """
+    found: list[Path] = []
+    left_out: list[str] = []
+    for path in map(Path, paths):
+        if (path / "predictions.csv").is_file():
+            found.append(path)
+            continue
+        inside = sorted((p for p in path.glob("*") if (p / ".hydra").is_dir()), key=_natural) if path.is_dir() else []
+        finished = [folder for folder in inside if (folder / "predictions.csv").is_file()]
+        if not finished:
+            raise ConfigError(
+                f"runs: {path} holds no predictions.csv and no finished run; expected a run folder, or the folder of a "
+                "sweep. Correct the path."
+            )
+        found += finished
+        lost = [str(folder) for folder in inside if folder not in finished]
+        for folder in lost:
+            logger.warning("%s has no predictions.csv; left out.", folder)
+        left_out += lost
+    found = list(dict.fromkeys(folder.resolve() for folder in found))
+    if not found:
+        raise ConfigError("runs: found none; expected run folders. Give runs=[RUN,RUN,...] or the folder of a sweep.")
+    parts = next(n for n in range(1, 99) if len({folder.parts[-n:] for folder in found}) == len(found))
+    return {"/".join(folder.parts[-parts:]): folder for folder in found}, left_out
+
+
+def common(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several nested mappings have in common."""
+    first, *others = nodes
+    kept: dict[str, Any] = {}
+    for key, value in first.items():
+        if not all(key in other for other in others):
+            continue
+        theirs = [other[key] for other in others]
+        if isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in theirs):
+            kept[key] = common([value, *theirs])
+        elif all(other == value for other in theirs):
+            kept[key] = value
+    return kept
+
+
+def _pool(runs: Mapping[str, Run], evaluation: Evaluation, run_folder: Path) -> dict[str, Any]:
+    """Write the tables of the pooled folds into a run folder, and return their metrics."""
+    folds = {
+        name: Fold(
+            predictions=read.predictions,
+            cohort=read.cohort,
+            features=None if read.features.empty else read.features,
+            learnt=Learnt.from_metrics(read.metrics),
+        )
+        for name, read in runs.items()
+    }
+    results = evaluation.pooled(folds)
+    cohort = pd.concat(
+        [read.cohort[read.cohort["split"] == "test"].assign(run=name) for name, read in runs.items()]
+    ).sort_values("study_id")
+    tables = {
+        "predictions": results.predictions,
+        "cohort": cohort,
+        "exclusions": pd.concat([read.exclusions for read in runs.values()]).drop_duplicates(),
+        "explanations": pd.concat([read.explanations for read in runs.values()]),
+    }
+    for name, table in tables.items():
+        if len(table.columns):
+            write_text(run_folder / f"{name}.csv", table.to_csv(index=False))
+    return results.metrics
+
+
+def _compare(predictions: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> dict[str, Any]:
+    """Return the metrics of each run on the same patients, and the difference of every two."""
+    measured = {}
+    for name, table in predictions.items():
+        patients = patient_predictions(table)
+        measured[name] = measure(
+            patients.assign(predicted=(patients["predicted"] >= 0.5).astype(int)),
+            bins=evaluation.bins,
+            confidence=evaluation.confidence,
+            bootstrap=evaluation.bootstrap,
+            seed=evaluation.seed,
+        )
+    return {
+        "settings": {"confidence": evaluation.confidence, "bootstrap": evaluation.bootstrap, "seed": evaluation.seed},
+        "runs": {
+            "test": measured,
+            "pairs": compare_all(predictions, confidence=evaluation.confidence),
+            **_count(next(iter(predictions.values()))),
+        },
+    }
+
+
+def _count(predictions: pd.DataFrame) -> dict[str, int]:
+    patients = patient_predictions(predictions)
+    return {"n": len(patients), "n_mutant": int(patients["label"].sum())}
+
+
+def _check_reported(name: str, read: Run) -> None:
+    if "predicted" not in read.predictions or "operating_point" not in read.metrics:
+        raise EvaluationError(
+            f"run {name}: {read.folder} has no report; expected predictions.csv with calls, and metrics.json. "
+            "Run its stage 'report'."
+        )
+
+
+def _differing_overrides(folders: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Return the overrides of each run that not all runs have."""
+    given: dict[str, list[str]] = {}
+    for name, folder in folders.items():
+        file = folder / ".hydra" / "overrides.yaml"
+        read = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+        given[name] = [str(item) for item in read or [] if not str(item).startswith(("stages=", "paths.", "hydra."))]
+    shared = set.intersection(*(set(items) for items in given.values()))
+    return {name: [item for item in items if item not in shared] for name, items in given.items()}
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    return (int(path.name) if path.name.isdecimal() else -1, path.name)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="report")
+@exits_with_message
+def main(config: DictConfig) -> None:
+    """Report the runs that the command line names."""
+    run(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Folds pooled and runs compared, as a user asks for it but for the process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+from idh_lightning import report
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import ConfigError, EvaluationError
+from idh_lightning.evaluation import Evaluation
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def run_report(*runs: Path, folder: Path) -> dict:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        config = compose(
+            "report", overrides=[f"paths.run={folder}", "evaluation.bootstrap=100", f"runs={[str(r) for r in runs]}"]
+        )
+    return report.run(config)
+
+
+def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False) -> Path:
+    """Write the tables of a run in which these of 200 patients were tested."""
+    rng = np.random.default_rng(0)
+    number = np.arange(200)
+    cohort = pd.DataFrame(
+        {
+            "study_id": [HOSTILE if hostile and i == 0 else f"S{i:03d}" for i in number],
+            "patient_id": [f"{i:03d}" for i in number],
+            "label": (number % 4 == 0).astype(int),
+            "split": np.where(np.isin(number, test), "test", np.where(number % 3 == 0, "validation", "train")),
+            "fold": seed,
+            "age_years": rng.normal(60 - 15 * (number % 4 == 0), 10),
+        }
+    )
+    rng = np.random.default_rng(seed)
+    predictions = cohort[cohort["split"] != "train"][["study_id", "patient_id", "split", "fold", "label"]]
+    logit = (1 + seed) * (rng.normal(size=len(predictions)) + 2 * predictions["label"] - 1)
+    predictions = predictions.assign(logit=logit, probability=expit(logit))
+    features = cohort[["study_id"]].assign(volume_ml=rng.normal(60, 20, 200))
+    results = Evaluation(bootstrap=100)(predictions, cohort, features)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\nfold: {seed}\nsplit: {{folds: 2}}\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(f"- fold={seed}\n- split=kfold\n")
+    cohort.to_csv(folder / "cohort.csv", index=False)
+    features.to_csv(folder / "features.csv", index=False)
+    results.predictions.to_csv(folder / "predictions.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps(results.metrics))
+    (folder / "provenance.json").write_text(json.dumps({"cohort": "ucsf_pdgm", "seconds": {"fit": seed}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds and a job that failed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_run(folder / "0", test=range(100), seed=0, hostile=True)
+    write_run(folder / "1", test=range(100, 200), seed=1)
+    (folder / "2" / ".hydra").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: original(self, path, dpi=20))
+
+
+def test_a_folder_of_folds_is_pooled_into_one_report(sweep: Path, tmp_path: Path) -> None:
+    metrics = run_report(sweep, folder=tmp_path)
+    assert metrics["runs"]["relation"] == "folds"
+    assert metrics["test"]["auroc"]["n"] == 200
+    assert metrics["baselines"]["features"]["test"]["auroc"]["n"] == 200
+    assert metrics["comparisons"]["model_vs_features"]["n"] == 200
+    predictions = pd.read_csv(tmp_path / "predictions.csv", converters={"patient_id": str})
+    assert set(predictions["patient_id"]) == {f"{i:03d}" for i in range(200)}
+    for name, rows in predictions.groupby("run"):
+        own = pd.read_csv(sweep / str(name) / "predictions.csv").set_index("study_id")
+        both = rows.set_index("study_id").join(own, rsuffix="_own")
+        np.testing.assert_allclose(both["probability"], both["probability_own"])
+        assert (both["predicted"] == both["predicted_own"]).all()
+    page = (tmp_path / "report.html").read_text()
+    assert "On 200 patients, each judged in the one of 2 folds that left them out" in page
+    assert "Does it depend on the fold?" in page
+    assert "came to no predictions" in page, "the failed job is told"
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    # Of the recipes and of the provenance only what all folds share is shown.
+    assert metrics["runs"]["config"] == {"seed": 0, "split": {"folds": 2}}
+    assert metrics["runs"]["settings"] == {"0": ["fold=0"], "1": ["fold=1"]}
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["cohort"] == "ucsf_pdgm"
+    assert provenance["seconds"] == {}
+
+
+def test_the_report_calls_each_patient_as_their_fold_did(sweep: Path, tmp_path: Path) -> None:
+    from idh_lightning.reports import read_run
+
+    metrics = run_report(sweep, folder=tmp_path)
+    people = read_run(tmp_path).patients("test")
+    cells = metrics["confusion"]["test"]
+    assert int((people["called"] & (people["label"] == 1)).sum()) == cells["tp"]
+    assert int((~people["called"] & (people["label"] == 0)).sum()) == cells["tn"]
+
+
+def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> None:
+    twin = write_run(tmp_path / "twin", test=range(100), seed=5)
+    metrics = run_report(sweep / "0", twin, folder=tmp_path / "compared")
+    assert metrics["runs"]["relation"] == "same patients"
+    (pair,) = metrics["runs"]["pairs"]
+    assert pair["n"] == 100
+    own = json.loads((twin / "metrics.json").read_text())["test"]["auroc"]["value"]
+    assert pair["second"] == pytest.approx(own)
+    page = (tmp_path / "compared" / "report.html").read_text()
+    assert "On the same 100 test patients (25 mutant), the ROC-AUC of 2 runs goes from" in page
+    assert "not computed" not in page
+
+
+def test_runs_that_are_neither_folds_nor_twins_are_refused(sweep: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", test=range(50, 150), seed=5)
+    with pytest.raises(EvaluationError, match="50 of 100 and 100 test patients are the same"):
+        run_report(sweep / "0", other, folder=tmp_path / "refused")
+    with pytest.raises(EvaluationError, match="found 1; expected two or more"):
+        run_report(sweep / "0", folder=tmp_path / "refused")
+    with pytest.raises(ConfigError, match="nowhere holds no predictions"):
+        run_report(tmp_path / "nowhere", folder=tmp_path / "refused")
+    bare = Path(shutil.copytree(sweep / "1", tmp_path / "bare"))
+    (bare / "metrics.json").unlink()
+    with pytest.raises(EvaluationError, match="has no report; expected"):
+        run_report(sweep / "0", bare, folder=tmp_path / "refused")
