@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, exits_with_message
 from idh_lightning.files import replacing, write_json
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.models.depthwise import DepthwiseConv3d
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +98,14 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     augmentation = hydra.utils.instantiate({**settings, "fused": False}, _convert_="all")
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
-    network.stem_precision = network.tail_precision = "float32"
-    model = _with_frozen_start(network)
+    stock = _stock(network.train(), config.model.backbone)
+    model = _Learner(stock)
 
     def epoch() -> None:
         for studies in _batches(data.studies["train"], config):
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
-            model.step(network.network(volumes), torch.tensor([study.label for study in studies]))
+            model.step(stock(volumes), torch.tensor([study.label for study in studies]))
 
     return _measure("plain", config, epoch)
 
@@ -172,12 +170,17 @@ class _Learner:
         self.optimizer.zero_grad()
 
 
-def _with_frozen_start(network: StemTailNetwork) -> _Learner:
-    """Return the learner of a network whose tail has torch's own convolutions again."""
-    for module in network.modules():
-        if isinstance(module, DepthwiseConv3d):
-            module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
-    return _Learner(network.train())
+def _stock(network: StemTailNetwork, backbone: str) -> nn.Module:
+    """Return the network as timm_3d builds it, with the same weights and the same part frozen."""
+    import timm_3d  # where it warns about its own scripts, `models` has imported it quietly before
+
+    stock: nn.Module = timm_3d.create_model(backbone, in_chans=network.network.conv_stem.in_channels, num_classes=2)
+    stock.load_state_dict(network.network.state_dict())
+    for parameter, like in zip(stock.parameters(), network.network.parameters(), strict=True):
+        parameter.requires_grad_(like.requires_grad)
+    for module, example in zip(stock.modules(), network.network.modules(), strict=True):
+        module.training = example.training
+    return stock
 
 
 def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:
