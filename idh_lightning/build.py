@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import PredictionWriter, Provenance
+from idh_lightning.callbacks import PredictionWriter, Provenance, RandomState, WholeCheckpointIO
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
@@ -249,10 +249,11 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
+        RandomState(),
     ]
     loggers: list[Logger] = [_instantiate(section) for section in config.logger.values()]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
-    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers)
+    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
     return made
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +56,41 @@ class EvaluationError(IDHError, ValueError):
     """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says."""
 
 
+class StorageError(IDHError, OSError):
+    """A disk is full. What was written before is whole; free some space and go on with `--resume`."""
+
+    @classmethod
+    def of(cls, error: BaseException, place: Path | None = None) -> Self | None:
+        """Return the error as one of ours if it says that a disk is full, else None.
+
+        Args:
+            error: What writing raised; torch.save hides the system's error in a RuntimeError.
+            place: What was being written, where the error does not say.
+        """
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and isinstance(error, RuntimeError) and place is not None:
+            full = "write" in str(error) and shutil.disk_usage(place.parent).free < 2**20
+        if not full:
+            return None
+        name = getattr(error, "filename", None) or place or "a file"
+        return cls(
+            f"{name}: the disk is full (or a quota reached); expected room to write. What was there before is as it "
+            "was. Free some space and go on with --resume RUN_FOLDER."
+        )
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came; no fault. What is finished is kept: go on with `--resume RUN_FOLDER`.
+
+    Not an Exception, so that nothing on the way takes it for a failure and goes on.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        """Remember which signal."""
+        super().__init__(number.name)
+        self.number = number
+
+
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
 
@@ -65,6 +104,9 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
+        except Stopped as stopped:
+            sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with --resume RUN_FOLDER.\n")
+            sys.exit(128 + stopped.number)
         except Exception as error:
             ours = _find_ours(error)
             if ours is None:
@@ -80,5 +122,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
 def _find_ours(error: BaseException | None) -> IDHError | None:
     """Return the IDHError that an exception is, or was caused by: Hydra wraps what constructors raise."""
     while error is not None and not isinstance(error, IDHError):
+        full = StorageError.of(error)
+        if full is not None:
+            return full
         error = error.__cause__
     return error

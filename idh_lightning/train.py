@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -17,11 +19,16 @@ from rich.console import Console
 from rich.table import Table
 
 from idh_lightning import build
-from idh_lightning.callbacks import Provenance
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks import CurveLogger, Provenance
+from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.files import write_json, write_text
+from idh_lightning.module import IDHClassifier
 from idh_lightning.reports import write_report
+from idh_lightning.runstate import RunState, adopt, follow, read_last
+from idh_lightning.stopping import stops_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "spe
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Go through the stages of a run and return the test metrics: {metric: {value, low, high, n}}."""
+    """Go through the stages of a run and return its metrics: {split: {metric: {value, low, high, n}}}."""
     _quieten()
     build.checked(config)
     run_folder = Path(config.paths.run)
@@ -55,12 +62,15 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
     run_folder = Path(config.paths.run)
+    state = _state(config, run_folder)
     data = build.data_module(config, prepared)
     known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
-    checkpoint = Path(config.checkpoint) if config.checkpoint else None
-    if "fit" in config.stages or checkpoint is None:
+    to_fit = "fit" in config.stages and not state.is_finished("fit")
+    if to_fit:
         model = build.classifier(config, prepared)
     else:
+        of_this_run = "fit" in config.stages or config.checkpoint in (None, "last")
+        checkpoint = run_folder if of_this_run else Path(config.checkpoint)
         model = build.load_classifier(checkpoint)
         _refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
     known["weights"] = model.network.weights_origin.as_dict()
@@ -69,26 +79,68 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     provenance.add_seconds("prepare", prepare_s)
     provenance.record["volumes"] = {"built": prepared.report.built, "reused": prepared.report.reused}
 
-    if "fit" in config.stages:
-        provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
-        bank = build.fill_bank(config, model, data)
-        if bank is not None:
-            provenance.add_seconds("bank", bank.elapsed_s)
-            provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
-        trainer.fit(model, datamodule=data)
+    if to_fit:
+        state.begin("fit")
+        _fit(config, model, data, trainer, provenance, state)
+        state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
-    if "test" in config.stages:
+    if "test" in config.stages and not state.is_finished("test"):
+        state.begin("test")
         trainer.test(model, datamodule=data, verbose=False)
-    if "report" not in config.stages:
+        state.finish("test")
+    if "report" not in config.stages or not trainer.is_global_zero:
         return {}
-    began = time.perf_counter()
-    metrics = report(config)
-    provenance.add_seconds("report", time.perf_counter() - began)
-    provenance.write()
+    if state.is_finished("report"):
+        metrics: dict[str, Any] = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    else:
+        state.begin("report")
+        began = time.perf_counter()
+        metrics = report(config)
+        provenance.add_seconds("report", time.perf_counter() - began)
+        provenance.write()
+        state.finish("report")
     _summarise(metrics, run_folder)
-    test: dict[str, Any] = metrics.get("test", {})
-    return test
+    return metrics
+
+
+def _state(config: DictConfig, run_folder: Path) -> RunState:
+    """Return how far the run has come; with `checkpoint=` a folder or last.ckpt and a fit, after taking that over."""
+    go_on = config.checkpoint == "last"
+    if "fit" in config.stages and config.checkpoint and not go_on:
+        adopt(Path(config.checkpoint), run_folder)
+        return RunState(run_folder, go_on=True)
+    state = RunState(run_folder, go_on=go_on)
+    if go_on:
+        state.clean()
+    return state
+
+
+def _fit(
+    config: DictConfig,
+    model: IDHClassifier,
+    data: IDHDataModule,
+    trainer: lightning.Trainer,
+    provenance: Provenance,
+    state: RunState,
+) -> None:
+    """Train, from the beginning or from where last.ckpt stands."""
+    if state.last is None:
+        provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
+    else:
+        content = read_last(state.last, model.recipe)
+        follow(state.last, content)
+        model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
+        steps = int(content["global_step"])
+        for curves in (each for each in trainer.loggers if isinstance(each, CurveLogger)):
+            curves.keep(steps)
+        provenance.resumed(epochs=int(content["epoch"]), steps=steps)
+        logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
+    bank = build.fill_bank(config, model, data)
+    if bank is not None:
+        provenance.add_seconds("bank", bank.elapsed_s)
+        provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
+    trainer.fit(model, datamodule=data, ckpt_path=state.last)
 
 
 def report(config: DictConfig) -> dict[str, Any]:
@@ -101,7 +153,9 @@ def report(config: DictConfig) -> dict[str, Any]:
     file = run_folder / "predictions.csv"
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected predictions to report. Add 'test' to stages.")
-    results = build.evaluation(config)(pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv"))
+    results = build.evaluation(config)(
+        pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv")
+    )
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
@@ -161,10 +215,22 @@ def _quieten() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 @exits_with_message
 def main(config: DictConfig) -> float | None:
-    """Run what the command line composes; return the test ROC-AUC, to be shown in a sweep."""
-    value = run(config).get("auroc", {}).get("value")
+    """Run what the command line composes.
+
+    Returns:
+        The ROC-AUC of the validation patients: what a sweep may choose by. Test patients choose nothing.
+    """
+    with stops_on_signals():
+        value = run(config).get("validation", {}).get("auroc", {}).get("value")
     return None if value is None else float(value)
 
 
-if __name__ == "__main__":
+@exits_with_message
+def command() -> None:
+    """Read `--rerun` and `--resume`, then do what the command line says."""
+    sys.argv[1:] = expanded(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    command()

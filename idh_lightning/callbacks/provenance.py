@@ -52,7 +52,7 @@ class Provenance(Callback):
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.record |= {
             "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "versions": {"python": platform.python_version(), **_versions()},
             "hardware": _hardware(),
             **known,
@@ -89,6 +89,11 @@ class Provenance(Callback):
         if trainer.is_global_zero:
             self.write()
 
+    def resumed(self, *, epochs: int, steps: int) -> None:
+        """Note that training goes on from a checkpoint, and what the record said before."""
+        before = {key: self.record.get(key) for key in ("seconds", "studies")}
+        self.record.setdefault("resumed", []).append({"epochs_done": epochs, "steps_done": steps, **before})
+
     def add_seconds(self, stage: str, elapsed_s: float) -> None:
         """Note how long a stage took."""
         self.record.setdefault("seconds", {})[stage] = round(elapsed_s, 1)
@@ -103,7 +108,7 @@ def _module_name() -> str:
     return spec.name if spec is not None else Path(sys.argv[0]).stem
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Return the commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
     folder = Path(__file__).resolve().parent
     try:

@@ -1,0 +1,130 @@
+"""What makes a resumed training equal to an undisturbed one: random numbers, whole checkpoints, curves that go on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from idh_lightning.errors import StorageError
+from idh_lightning.files import replacing
+
+
+class RandomState(Callback):
+    """Keeps the state of the random numbers (dropout, stochastic depth) in checkpoints.
+
+    Order and augmentation of the studies need none: they are functions of (seed, epoch).
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of torch, of every GPU and of NumPy, as tensors and primitives."""
+        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the states until training begins, since setting it up draws random numbers as well."""
+        self._restored = state_dict
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Set the random numbers to where they were at the end of the epoch before."""
+        if self._restored is None:
+            return
+        torch.set_rng_state(self._restored["torch"].cpu())
+        if len(self._restored["cuda"]) == torch.cuda.device_count() and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
+        name, keys, *rest = self._restored["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        self._restored = None
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, through to the disk, and moves it there in one step.
+
+    Lightning 2.6.6 writes to the system's temporary folder first, from where a move to another disk is a copy that can
+    be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            StorageError: If the disk is full; the checkpoint that was there before is as it was.
+        """
+        place = Path(path)
+        try:
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            full = StorageError.of(error, place)
+            if full is None:
+                raise
+            raise full from error
+
+
+class CurveLogger(Logger):
+    """Writes metrics.csv: one row per logged step, with the columns of all rows; always whole, and gone on with.
+
+    Lightning 2.6.6's CSVLogger deletes the file when a run is resumed.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        """Begin with the rows that are there; `keep` says how many of them count.
+
+        Args:
+            folder: Holds metrics.csv.
+        """
+        super().__init__()
+        self.file = Path(folder) / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """Return no name: the file lies in the run folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Return no version, likewise."""
+        return ""
+
+    def keep(self, steps: int) -> None:
+        """Take over the rows of an earlier part of the run, up to the step from which it goes on."""
+        if self.file.is_file():
+            with self.file.open(encoding="utf-8", newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        if rank_zero_only.rank == 0:
+            self._rows.append({**metrics, "step": len(self._rows) if step is None else step})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the recipe is in .hydra/config.yaml."""
+
+    def save(self) -> None:
+        """Write the file."""
+        if rank_zero_only.rank == 0 and self._rows:
+            columns = sorted({key for row in self._rows for key in row})
+            with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=columns)
+                writer.writeheader()
+                writer.writerows(self._rows)
