@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -71,10 +71,12 @@ def _overrides(option: str, folder: Path) -> list[str]:
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"{option} {folder}: {error.strerror} ({error.filename}); expected the folder of a run or, for --resume, of "
-            "a sweep. Give the one that the run printed."
+            f"{option} {folder}: {error.strerror} ({error.filename}); expected the folder of a run or, for --resume, "
+            "of a sweep. Give the one that the run printed."
         ) from error
-    overrides = [one for one in overrides if not one.startswith("checkpoint=")] if config["checkpoint"] == "last" else overrides
+    overrides = (
+        [one for one in overrides if not one.startswith("checkpoint=")] if config["checkpoint"] == "last" else overrides
+    )
     different = list(_differences(_composed(overrides), config))
     if different:
         raise ConfigError(

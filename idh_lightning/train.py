@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,16 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     provenance.add_seconds("prepare", prepare_s)
     provenance.record["volumes"] = {"built": prepared.report.built, "reused": prepared.report.reused}
 
+    curves = [each for each in trainer.loggers if isinstance(each, CurveLogger)]
     if to_fit:
         state.begin("fit")
-        _fit(config, model, data, trainer, provenance, state)
+        _fit(config, model, data, trainer, curves, provenance, state)
         state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
+    else:
+        for each in curves:
+            each.keep()
     if "test" in config.stages and not state.is_finished("test"):
         state.begin("test")
         trainer.test(model, datamodule=data, verbose=False)
@@ -121,6 +126,7 @@ def _fit(
     model: IDHClassifier,
     data: IDHDataModule,
     trainer: lightning.Trainer,
+    curves: Sequence[CurveLogger],
     provenance: Provenance,
     state: RunState,
 ) -> None:
@@ -132,8 +138,8 @@ def _fit(
         follow(state.last, content)
         model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
         steps = int(content["global_step"])
-        for curves in (each for each in trainer.loggers if isinstance(each, CurveLogger)):
-            curves.keep(steps)
+        for each in curves:
+            each.keep(steps)
         provenance.resumed(epochs=int(content["epoch"]), steps=steps)
         logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
     bank = build.fill_bank(config, model, data)
@@ -153,9 +159,7 @@ def report(config: DictConfig) -> dict[str, Any]:
     file = run_folder / "predictions.csv"
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected predictions to report. Add 'test' to stages.")
-    results = build.evaluation(config)(
-        pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv")
-    )
+    results = build.evaluation(config)(pd.read_csv(file), pd.read_csv(run_folder / "cohort.csv"))
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():

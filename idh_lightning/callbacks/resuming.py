@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from idh_lightning.errors import StorageError
 from idh_lightning.files import replacing
@@ -31,11 +31,17 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of torch, of every GPU and of NumPy, as tensors and primitives."""
-        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+            "numpy": [
+                str(name),
+                torch.from_numpy(np.asarray(keys).astype(np.int64)),
+                int(position),
+                int(has_gauss),
+                float(gauss),
+            ],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -50,7 +56,7 @@ class RandomState(Callback):
         if len(self._restored["cuda"]) == torch.cuda.device_count() and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
         name, keys, *rest = self._restored["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         self._restored = None
 
 
@@ -106,15 +112,26 @@ class CurveLogger(Logger):
         """Return no version, likewise."""
         return ""
 
-    def keep(self, steps: int) -> None:
-        """Take over the rows of an earlier part of the run, up to the step from which it goes on."""
-        if self.file.is_file():
-            with self.file.open(encoding="utf-8", newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    def keep(self, steps: int | None = None) -> None:
+        """Take over the rows of an earlier part of the run.
+
+        Args:
+            steps: From which training goes on: later rows are dropped; None where training is finished: test rows are.
+        """
+        if not self.file.is_file():
+            return
+        with self.file.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        tested = [key for key in (rows[0] if rows else {}) if key.startswith("test/")]
+        self._rows = [
+            {key: value for key, value in row.items() if key not in tested}
+            for row in rows
+            if (int(row["step"]) < steps if steps is not None else not any(row[key] for key in tested))
+        ]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
-        if rank_zero_only.rank == 0:
+        if _is_first():
             self._rows.append({**metrics, "step": len(self._rows) if step is None else step})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -122,9 +139,14 @@ class CurveLogger(Logger):
 
     def save(self) -> None:
         """Write the file."""
-        if rank_zero_only.rank == 0 and self._rows:
+        if _is_first() and self._rows:
             columns = sorted({key for row in self._rows for key in row})
             with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=columns)
                 writer.writeheader()
                 writer.writerows(self._rows)
+
+
+def _is_first() -> bool:
+    """Return whether this is the process of several that writes."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
