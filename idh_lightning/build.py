@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
 from idh_lightning.callbacks import PredictionWriter, Provenance, RandomState, WholeCheckpointIO
@@ -34,6 +36,7 @@ from idh_lightning.errors import CheckpointError, CohortError, SplitError
 from idh_lightning.files import replacing, write_text
 from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
+from idh_lightning.phantom import PhantomCohort
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,13 @@ logger = logging.getLogger(__name__)
 _OUR_CALLBACKS = "idh_lightning.callbacks."
 
 CALIBRATION_VOLUMES = 32
-"""Training volumes from which an untrained network takes its BatchNorm statistics."""
+"""Volumes from which an untrained network takes its BatchNorm statistics."""
+
+CALIBRATION_BATCH = 8
+"""Synthetic volumes whose statistics are taken at once."""
+
+CALIBRATION_SEED = 1_000_003
+"""Of the synthetic patients for calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +215,41 @@ def add_to_checkpoint(file: Path, **content: Any) -> None:
         torch.save(checkpoint | content, temporary)
 
 
-def calibrate(model: IDHClassifier, data: IDHDataModule) -> int:
-    """Give an untrained network BatchNorm statistics from training volumes; return how many were used, 0 if none."""
+def calibrate(config: DictConfig, prepared: PreparedCohort, model: IDHClassifier, data: IDHDataModule) -> str:
+    """Give an untrained network its BatchNorm statistics; return in words what they are of, "nothing" if pretrained.
+
+    With `data.calibrate_on: synthetic` they come from synthetic patients that are no patients of the cohort. The frozen
+    stem is then the same for all folds of a cross-validation, which share one feature bank, and no patient who is
+    tested in some fold has had any part in it.
+    """
     network = model.network
     if network.weights_origin.pretrained:
-        return 0
-    used = calibrate_batch_norm(network, data.calibration_batches(CALIBRATION_VOLUMES))
-    logger.info("The network starts untrained: BatchNorm calibrated on %d training volumes.", used)
+        return "nothing"
+    synthetic = config.data.calibrate_on == "synthetic"
+    batches = _synthetic_batches(config, prepared) if synthetic else data.calibration_batches(CALIBRATION_VOLUMES)
+    used = f"{calibrate_batch_norm(network, batches)} {'synthetic' if synthetic else 'training'} volumes"
+    logger.info("The network starts untrained: BatchNorm calibrated on %s.", used)
     return used
+
+
+def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator[Tensor]:
+    """Yield volumes [B, C, D, H, W] of synthetic patients of a seed that no cohort has by default."""
+    spacing_mm = float(config.cohort.get("spacing_mm", 2.0))
+    reader = PhantomCohort(
+        folder=Path(config.paths.data) / "calibration",
+        patients=CALIBRATION_VOLUMES,
+        spacing_mm=spacing_mm,
+        seed=CALIBRATION_SEED,
+    )
+    # A store object of its own, since it remembers studies by names that the cohort may have as well.
+    store: VolumeStore = _factory(config.data.store)(
+        preprocessing=_instantiate(config.data.preprocessing), sequences=prepared.cohort.sequences
+    )
+    studies = reader.read().studies[:CALIBRATION_VOLUMES]
+    store.prepare(studies)
+    volumes = [torch.from_numpy(np.array(store.open(study).image, dtype=np.float32)) for study in studies]
+    for start in range(0, CALIBRATION_VOLUMES, CALIBRATION_BATCH):
+        yield torch.stack(volumes[start : start + CALIBRATION_BATCH])
 
 
 def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> BankReport | None:

@@ -35,6 +35,9 @@ MAY_DIFFER: tuple[str, ...] = (
 """Settings that change where and how a run is computed, not what it computes."""
 
 
+_SET_ANEW = ("hydra.mode=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+
+
 def expanded(arguments: Sequence[str]) -> list[str]:
     """Return the command line with `--rerun FOLDER` or `--resume FOLDER` replaced by the overrides that it stands for.
 
@@ -62,10 +65,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 def _overrides(option: str, folder: Path) -> list[str]:
     sweep = folder / "multirun.yaml"
     if option == "--resume" and sweep.is_file():
-        recorded = yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"]["overrides"]
-        hydra = [one for one in recorded["hydra"] if not one.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-        task = [one for one in recorded["task"] if not one.startswith("checkpoint=")]
-        return ["--multirun", *hydra, *task, f"hydra.sweep.dir={_quoted(folder)}", "checkpoint=last"]
+        return _overrides_of_sweep(folder, yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"])
     try:
         overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
@@ -85,6 +85,24 @@ def _overrides(option: str, folder: Path) -> list[str]:
         )
     _warn_of_other_code(folder)
     return [*overrides, f"hydra.run.dir={_quoted(folder)}", "checkpoint=last"] if option == "--resume" else overrides
+
+
+def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
+    """Return the command line of a sweep once more; of an Optuna sweep, for the trials that are still to do."""
+    settings = [one for one in hydra["overrides"]["hydra"] if not one.startswith(_SET_ANEW)]
+    task = [one for one in hydra["overrides"]["task"] if not one.startswith("checkpoint=")]
+    again = ["--multirun", *settings, *task, f"hydra.sweep.dir={_quoted(folder)}", "checkpoint=last"]
+    if "optuna" in str(hydra["sweeper"]["_target_"]):
+        from idh_lightning.sweeps import remaining_trials
+
+        asked = int(hydra["sweeper"]["n_trials"])
+        first = len(list(folder.glob("*/.hydra")))
+        # A trial that goes on is a new one with the same settings, so that its number may be another.
+        again += [
+            f"hydra.sweeper.n_trials={remaining_trials(folder, asked)}",
+            f"hydra.sweep.subdir=from{first}_${{hydra.job.num}}",
+        ]
+    return again
 
 
 def _composed(overrides: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 import warnings
@@ -15,7 +16,7 @@ import hydra
 import lightning
 import pandas as pd
 import wandb
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     curves = [each for each in trainer.loggers if isinstance(each, CurveLogger)]
     if to_fit:
         state.begin("fit")
-        _fit(config, model, data, trainer, curves, provenance, state)
+        _fit(config, prepared, model, data, trainer, curves, provenance, state)
         state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
@@ -123,6 +124,7 @@ def _state(config: DictConfig, run_folder: Path) -> RunState:
 
 def _fit(
     config: DictConfig,
+    prepared: build.PreparedCohort,
     model: IDHClassifier,
     data: IDHDataModule,
     trainer: lightning.Trainer,
@@ -132,7 +134,7 @@ def _fit(
 ) -> None:
     """Train, from the beginning or from where last.ckpt stands."""
     if state.last is None:
-        provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
+        provenance.record["batch_norm_calibrated_on"] = build.calibrate(config, prepared, model, data)
     else:
         content = read_last(state.last, model.recipe)
         follow(state.last, content)
@@ -201,6 +203,11 @@ def _summarise(metrics: dict[str, Any], run_folder: Path) -> None:
         console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
 
 
+def _product(*factors: int) -> int:
+    """Return a product, for the number of folds in conf/sweep/folds.yaml."""
+    return math.prod(factors)
+
+
 def _quieten() -> None:
     """Hide warnings of libraries that a user can do nothing about."""
     for message in (
@@ -232,6 +239,7 @@ def main(config: DictConfig) -> float | None:
 @exits_with_message
 def command() -> None:
     """Read `--rerun` and `--resume`, then do what the command line says."""
+    OmegaConf.register_new_resolver("product", _product, replace=True)
     sys.argv[1:] = expanded(sys.argv[1:])
     main()
 

@@ -44,7 +44,7 @@ from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.discrimination import auroc, compare_auroc
 from idh_lightning.evaluation.evaluation import Evaluation, Learnt, Results, measure
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.runs import compare_runs, pool, spread
+from idh_lightning.evaluation.runs import compare_runs, patient_predictions, pool, pooled_scores, spread
 from idh_lightning.evaluation.tables import per_patient
 
 __all__ = [
@@ -58,8 +58,10 @@ __all__ = [
     "compare_auroc",
     "compare_runs",
     "measure",
+    "patient_predictions",
     "per_patient",
     "pool",
+    "pooled_scores",
     "spread",
     "tumour_features",
 ]
