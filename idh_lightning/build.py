@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import PredictionWriter, Provenance, RandomState, WholeCheckpointIO
+from idh_lightning.callbacks import EpochSeed, PredictionWriter, Provenance, WholeCheckpointIO
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
@@ -285,7 +285,7 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
-        RandomState(),
+        EpochSeed(seed=int(config.seed)),
     ]
     loggers: list[Logger] = [_instantiate(section) for section in config.logger.values()]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})

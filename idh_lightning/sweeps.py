@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from sklearn.ensemble import RandomForestRegressor
 
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import patient_predictions, pool, pooled_scores, spread
@@ -155,41 +156,27 @@ def sweep_table(runs: Sequence[SweepRun], varied: Sequence[str]) -> pd.DataFrame
     return table.astype(dict.fromkeys(measured, float))
 
 
-def importances(settings: Mapping[str, Any], values: Any) -> dict[str, float]:
-    """Return how much each setting explains of the values: shares that sum to 1, by a forest of 64 trees (fANOVA).
+def importances(settings: Mapping[str, Sequence[Any]], values: Sequence[float]) -> dict[str, float]:
+    """Return how much each setting explains of the values: shares that sum to 1, as a random forest sees it.
 
-    Source: Hutter et al. 2014, ICML, as implemented by optuna.
+    Args:
+        settings: Name -> one value per run, numbers or words.
+        values: One per run; runs without a finite one do not count.
+
+    Source: mean decrease in impurity, Breiman 2001, Machine Learning 45:5, as scikit-learn computes it.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
-    numbers = {name: _as_numbers(list(column)) for name, column in settings.items()}
-    for index, value in enumerate(values):
-        if not np.isfinite(value):
-            continue
-        params, distributions = {}, {}
-        for name, column in settings.items():
-            if (found := numbers[name]) is not None:
-                params[name] = found[index]
-                distributions[name] = optuna.distributions.UniformDistribution(min(found), max(found))
-            else:
-                params[name] = str(list(column)[index])
-                choices = sorted(set(map(str, column)))
-                distributions[name] = optuna.distributions.CategoricalDistribution(choices)
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=float(value)))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return {
-        name: float(share)
-        for name, share in optuna.importance.get_param_importances(study, evaluator=evaluator).items()
-    }
+    known = np.isfinite(np.asarray(values, dtype=float))
+    features = np.stack([_as_numbers(list(column)) for column in settings.values()], axis=1)
+    forest = RandomForestRegressor(n_estimators=200, random_state=0).fit(features[known], np.asarray(values)[known])
+    return dict(zip(settings, map(float, forest.feature_importances_), strict=True))
 
 
-def _as_numbers(column: Sequence[Any]) -> list[float] | None:
+def _as_numbers(column: Sequence[Any]) -> np.ndarray:
+    """Return a column as it is if it holds numbers, else the place of each word in their alphabetical order."""
     try:
-        return [float(value) for value in column]
+        return np.array([float(value) for value in column])
     except (TypeError, ValueError):
-        return None
+        return np.unique([str(value) for value in column], return_inverse=True)[1].astype(float)
 
 
 def _pooled(runs: Sequence[SweepRun], varied: Sequence[str]) -> list[dict[str, Any]]:

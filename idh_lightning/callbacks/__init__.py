@@ -3,15 +3,15 @@
 from idh_lightning.callbacks.explanations import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
-from idh_lightning.callbacks.resuming import CurveLogger, RandomState, WholeCheckpointIO
+from idh_lightning.callbacks.resuming import CurveLogger, EpochSeed, WholeCheckpointIO
 from idh_lightning.callbacks.tracking import wandb_logger
 
 __all__ = [
     "CurveLogger",
+    "EpochSeed",
     "Explanations",
     "PredictionWriter",
     "Provenance",
-    "RandomState",
     "WholeCheckpointIO",
     "wandb_logger",
 ]

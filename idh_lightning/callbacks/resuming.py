@@ -20,44 +20,23 @@ from idh_lightning.errors import StorageError
 from idh_lightning.files import replacing
 
 
-class RandomState(Callback):
-    """Keeps the state of the random numbers (dropout, stochastic depth) in checkpoints.
+class EpochSeed(Callback):
+    """Seeds each epoch's random numbers (dropout, stochastic depth) by (seed, epoch, process).
 
-    Order and augmentation of the studies need none: they are functions of (seed, epoch).
+    Order and augmentation of the studies are functions of (seed, epoch) as well, so that an epoch does not depend on
+    what ran before it in the same process, be it other epochs or a resumption.
     """
 
-    def __init__(self) -> None:
-        self._restored: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of torch, of every GPU and of NumPy, as tensors and primitives."""
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [
-                str(name),
-                torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                int(position),
-                int(has_gauss),
-                float(gauss),
-            ],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the states until training begins, since setting it up draws random numbers as well."""
-        self._restored = state_dict
+    def __init__(self, *, seed: int) -> None:
+        """Take the seed of the run."""
+        self.seed = seed
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Set the random numbers to where they were at the end of the epoch before."""
-        if self._restored is None:
-            return
-        torch.set_rng_state(self._restored["torch"].cpu())
-        if len(self._restored["cuda"]) == torch.cuda.device_count() and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
-        name, keys, *rest = self._restored["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        self._restored = None
+        """Seed PyTorch, on every device, and NumPy."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        first, second = (int(state) for state in sequence.generate_state(2))
+        torch.manual_seed(first)
+        np.random.seed(second)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

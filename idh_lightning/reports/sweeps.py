@@ -68,7 +68,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
     for position, name in enumerate(names):
         axes.text(shares[name] + 0.01, position, f"{shares[name]:.2f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.1)
-    axes.set_xlabel("share of the variance of the validation ROC-AUC (fANOVA)")
+    axes.set_xlabel("share of what a random forest explains of the validation ROC-AUC")
     _dress(axes, "Which settings mattered")
     axes.grid(axis="y", visible=False)
     return figure
