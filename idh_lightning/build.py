@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -110,7 +113,10 @@ def prepare(config: DictConfig, *, must_split: bool = True) -> PreparedCohort:
     store: VolumeStore = _factory(config.data.store)(
         preprocessing=_instantiate(config.data.preprocessing), sequences=cohort.sequences
     )
-    report = store.prepare(cohort.studies)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
+    with FileLock(store.folder / ".preparing.lock"):
+        report = store.prepare(cohort.studies)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     if found.faults:
         Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
@@ -261,10 +267,15 @@ def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> 
         return None
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     if _on_gpu(config.trainer):
-        model.to("cuda")
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     report = data.fill(model.network, settings)
     logger.info("Feature bank %s: %d views computed, %d reused.", report.folder, report.computed, report.reused)
     return report
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the only one of its run, or the one of several that writes."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def precision(trainer: DictConfig) -> str:

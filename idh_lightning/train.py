@@ -85,7 +85,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     if to_fit:
         state.begin("fit")
         _fit(config, prepared, model, data, trainer, curves, provenance, state)
-        state.finish("fit")
+        if trainer.is_global_zero:
+            state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
     else:
@@ -94,7 +95,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     if "test" in config.stages and not state.is_finished("test"):
         state.begin("test")
         trainer.test(model, datamodule=data, verbose=False)
-        state.finish("test")
+        if trainer.is_global_zero:
+            state.finish("test")
     if "report" not in config.stages or not trainer.is_global_zero:
         return {}
     if state.is_finished("report"):
@@ -113,11 +115,11 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
 def _state(config: DictConfig, run_folder: Path) -> RunState:
     """Return how far the run has come; with `checkpoint=` a folder or last.ckpt and a fit, after taking that over."""
     go_on = config.checkpoint == "last"
-    if "fit" in config.stages and config.checkpoint and not go_on:
+    adopting = "fit" in config.stages and config.checkpoint and not go_on
+    if build.is_first_process() and adopting:
         adopt(Path(config.checkpoint), run_folder)
-        return RunState(run_folder, go_on=True)
-    state = RunState(run_folder, go_on=go_on)
-    if go_on:
+    state = RunState(run_folder, go_on=go_on or bool(adopting))
+    if build.is_first_process() and go_on:
         state.clean()
     return state
 
@@ -219,6 +221,8 @@ def _quieten() -> None:
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6.6
     ):
         warnings.filterwarnings("ignore", message=message)
+    if not build.is_first_process():
+        logging.disable(logging.INFO)  # the first of several processes speaks for all
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
