@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -24,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import EpochSeed, PredictionWriter, Provenance, WholeCheckpointIO
+from idh_lightning.callbacks import EpochSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
@@ -298,10 +299,28 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
         Provenance(run_folder=run_folder, known=known),
         EpochSeed(seed=int(config.seed)),
     ]
-    loggers: list[Logger] = [_instantiate(section) for section in config.logger.values()]
+    loggers: list[Logger] = [_logger(config, section) for section in config.logger.values()]
+    for each in loggers:
+        if isinstance(each, Tracker):
+            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
     made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
     return made
+
+
+def _logger(config: DictConfig, section: DictConfig) -> Logger:
+    """Return a logger; a tracked run gets its place in a sweep and in a cross-validation."""
+    if not str(section._target_).endswith("wandb_logger"):
+        made: Logger = _instantiate(section)
+        return made
+    settings: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if settings["group"] is None and hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        settings["group"] = Path(hydra.sweep.dir).name
+    if settings["job_type"] is None and "folds" in config.split:
+        settings["job_type"] = f"fold {config.fold}"
+    tracker: Logger = _factory(settings)(run_folder=Path(config.paths.run))
+    return tracker
 
 
 def evaluation(config: DictConfig) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -60,17 +59,14 @@ class StorageError(IDHError, OSError):
     """A disk is full. What was written before is whole; free some space and go on with `--resume`."""
 
     @classmethod
-    def of(cls, error: BaseException, place: Path | None = None) -> Self | None:
+    def of(cls, error: BaseException | None, place: Path | None = None) -> Self | None:
         """Return the error as one of ours if it says that a disk is full, else None.
 
         Args:
-            error: What writing raised; torch.save hides the system's error in a RuntimeError.
+            error: What writing raised.
             place: What was being written, where the error does not say.
         """
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and isinstance(error, RuntimeError) and place is not None:
-            full = "write" in str(error) and shutil.disk_usage(place.parent).free < 2**20
-        if not full:
+        if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             return None
         name = getattr(error, "filename", None) or place or "a file"
         return cls(

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from idh_lightning import build
 from idh_lightning.batches import IDHDataModule
-from idh_lightning.callbacks import CurveLogger, Provenance
+from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
@@ -107,6 +107,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         metrics = report(config)
         provenance.add_seconds("report", time.perf_counter() - began)
         provenance.write()
+        for tracker in (each for each in trainer.loggers if isinstance(each, Tracker)):
+            tracker.log_results(metrics)
         state.finish("report")
     _summarise(metrics, run_folder)
     return metrics

@@ -4,7 +4,7 @@ from idh_lightning.callbacks.explanations import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
 from idh_lightning.callbacks.resuming import CurveLogger, EpochSeed, WholeCheckpointIO
-from idh_lightning.callbacks.tracking import wandb_logger
+from idh_lightning.callbacks.tracking import Tracker, wandb_logger
 
 __all__ = [
     "CurveLogger",
@@ -12,6 +12,7 @@ __all__ = [
     "Explanations",
     "PredictionWriter",
     "Provenance",
+    "Tracker",
     "WholeCheckpointIO",
     "wandb_logger",
 ]

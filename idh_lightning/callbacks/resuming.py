@@ -59,7 +59,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            full = StorageError.of(error, place)
+            # torch.save puts an error of its own over that of the system.
+            full = StorageError.of(error, place) or StorageError.of(error.__context__, place)
             if full is None:
                 raise
             raise full from error
