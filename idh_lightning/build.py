@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import EpochSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
+from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
@@ -297,7 +297,7 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
-        EpochSeed(seed=int(config.seed)),
+        BatchSeed(seed=int(config.seed)),
     ]
     loggers: list[Logger] = [_logger(config, section) for section in config.logger.values()]
     for each in loggers:

@@ -3,12 +3,12 @@
 from idh_lightning.callbacks.explanations import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
-from idh_lightning.callbacks.resuming import CurveLogger, EpochSeed, WholeCheckpointIO
+from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO
 from idh_lightning.callbacks.tracking import Tracker, wandb_logger
 
 __all__ = [
+    "BatchSeed",
     "CurveLogger",
-    "EpochSeed",
     "Explanations",
     "PredictionWriter",
     "Provenance",

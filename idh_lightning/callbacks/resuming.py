@@ -20,23 +20,23 @@ from idh_lightning.errors import StorageError
 from idh_lightning.files import replacing
 
 
-class EpochSeed(Callback):
-    """Seeds each epoch's random numbers (dropout, stochastic depth) by (seed, epoch, process).
+class BatchSeed(Callback):
+    """Seeds each training step's random numbers (dropout, stochastic depth) by (seed, epoch, process, batch).
 
-    Order and augmentation of the studies are functions of (seed, epoch) as well, so that an epoch does not depend on
-    what ran before it in the same process, be it other epochs or a resumption.
+    Order and augmentation of the studies are functions of (seed, epoch) as well. So a step does not depend on what drew
+    random numbers before it: lightning 2.6.6 draws more of them when it sets up a resumed epoch.
     """
 
     def __init__(self, *, seed: int) -> None:
         """Take the seed of the run."""
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Seed PyTorch, on every device, and NumPy."""
-        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
-        first, second = (int(state) for state in sequence.generate_state(2))
-        torch.manual_seed(first)
-        np.random.seed(second)
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed PyTorch, on every device."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank, batch_idx])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
