@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -157,6 +159,13 @@ def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
         studies=studies, store=prepared.store, augmentation=_instantiate(config.augment), seed=config.seed
     )
     return made
+
+
+def fingerprint(prepared: PreparedCohort) -> str:
+    """Return a hash of the volumes, labels and split of a run: two runs with the same one learnt from the same data."""
+    keys = {study.study_id: prepared.store.open(study).key for study in prepared.cohort.studies}
+    rows = prepared.table[["study_id", "patient_id", "label", "split"]].sort_values("study_id").to_numpy().tolist()
+    return hashlib.sha256(json.dumps([[*map(str, row), keys[row[0]]] for row in rows]).encode()).hexdigest()
 
 
 def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:

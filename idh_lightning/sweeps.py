@@ -89,9 +89,10 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     drawn = {}
     searched = [name for name in varied if name not in ("fold", "seed", TRAINING_PATIENTS)]
     if searched and table["validation_auroc"].notna().sum() >= 2:
-        columns = {name: table[name] for name in searched}
-        drawn["parallel_coordinates"] = parallel_coordinates(columns, table["validation_auroc"])
-        drawn["importance"] = importance(importances(columns, table["validation_auroc"]))
+        columns = {name: table[name].tolist() for name in searched}
+        values = table["validation_auroc"].tolist()
+        drawn["parallel_coordinates"] = parallel_coordinates(columns, values)
+        drawn["importance"] = importance(importances(columns, values))
     if TRAINING_PATIENTS in varied:
         drawn["learning_curve"] = learning_curve(
             table[TRAINING_PATIENTS].astype(int),
@@ -152,7 +153,7 @@ def sweep_table(runs: Sequence[SweepRun], varied: Sequence[str]) -> pd.DataFrame
                 row |= {f"{split}_{metric}_{end}": entry.get(end) for end in ("low", "high")}
         rows.append(row)
     table = pd.DataFrame(rows)
-    measured = [name for name in table if name.startswith(("validation_", "test_"))]
+    measured = [name for name in map(str, table) if name.startswith(("validation_", "test_"))]
     return table.astype(dict.fromkeys(measured, float))
 
 
@@ -202,7 +203,7 @@ def _pooled(runs: Sequence[SweepRun], varied: Sequence[str]) -> list[dict[str, A
 
 def _print(console: Console, table: pd.DataFrame, title: str) -> None:
     shown = Table(title=title, title_justify="left")
-    plain = [name for name in table if not name.endswith(("_low", "_high"))]
+    plain = [name for name in map(str, table) if not name.endswith(("_low", "_high"))]
     for name in plain:
         shown.add_column(name)
     for row in table.to_dict("records"):

@@ -16,6 +16,7 @@ import hydra
 import lightning
 import pandas as pd
 import wandb
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -75,6 +76,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         checkpoint = run_folder if of_this_run else Path(config.checkpoint)
         model = build.load_classifier(checkpoint)
         _refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
+    known["overrides"] = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    known["volumes_sha256"] = build.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
     trainer = build.trainer(config, prepared, known)
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -133,6 +134,12 @@ def test_a_rerun_gives_the_same_predictions_in_a_new_folder(workplace: Path) -> 
     said = end_of(start(workplace, "--rerun", "outputs/whole", "hydra.run.dir=outputs/again"))
     again = workplace / "outputs" / "again" / "predictions.csv"
     assert again.is_file(), said
+    assert "lightning==" in again.with_name("environment.txt").read_text()
+    known = [
+        json.loads(place.with_name("provenance.json").read_text()) for place in (again, workplace / "outputs/whole/x")
+    ]
+    assert known[0]["volumes_sha256"] == known[1]["volumes_sha256"]
+    assert known[0]["overrides"] == [*known[1]["overrides"]]
     assert again.read_bytes() == (workplace / "outputs" / "whole" / "predictions.csv").read_bytes()
 
 
