@@ -11,6 +11,9 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -92,6 +95,9 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
 
     It goes inside `hydra.main`, which else would print a traceback of its own.
 
+    In a sweep the error goes on to Hydra after its message, so that the other runs take place and Hydra ends with
+    status 1.
+
     With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
     through unchanged: it is a defect, and its traceback is what we want to see.
     """
@@ -110,6 +116,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n(HYDRA_FULL_ERROR=1 shows where it was raised.)\n")
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
             sys.exit(2)
 
     return guarded

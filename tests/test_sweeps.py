@@ -274,6 +274,18 @@ def test_the_files_for_scale_compose(choice: str) -> None:
         assert config.split.folds == 5
 
 
+def test_what_a_wandb_agent_would_start_composes() -> None:
+    plan = OmegaConf.load(CONF_DIR / "sweep" / "wandb.yaml")
+    chosen = [f"{name}={space.get('min', space.get('values', [None])[0])}" for name, space in plan.parameters.items()]
+    fixed = [word for word in plan.command if "=" in word]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=[*fixed, *chosen])
+    assert "wandb" in config.logger
+    assert config.optimizer.lr == 1e-5
+    assert plan.metric.name == config.monitor.metric
+    assert plan.program == "idh_lightning.train"
+
+
 def test_a_search_by_optuna_composes_with_its_plugin() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):

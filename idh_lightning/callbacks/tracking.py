@@ -54,9 +54,11 @@ class Tracker(WandbLogger):
         self.model = model
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="hidden")
-        # A resumed run goes on under its name.
-        name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
-        super().__init__(save_dir=save_dir, id=name, resume="allow", log_model=False, settings=quiet, **settings)
+        if "WANDB_SWEEP_ID" not in os.environ:  # the agent of a W&B sweep names its runs itself
+            # A resumed run goes on under its name.
+            name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
+            settings |= {"id": name, "resume": "allow"}
+        super().__init__(save_dir=save_dir, log_model=False, settings=quiet, **settings)
 
     def log_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Record the configuration without folders, files and identifiers of excluded patients."""
