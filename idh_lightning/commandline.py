@@ -58,8 +58,15 @@ def expanded(arguments: Sequence[str]) -> list[str]:
                 rest = list(arguments)
                 del rest[index]
                 folder = argument.partition("=")[2] or (rest.pop(index) if index < len(rest) else "")
-                return [*_overrides(option, Path(folder).absolute()), *rest]
+                changed = {_key(one) for one in rest}
+                kept = [one for one in _overrides(option, Path(folder).absolute()) if _key(one) not in changed]
+                return [*kept, *rest]
     return list(arguments)
+
+
+def _key(override: str) -> str:
+    """Return what an override sets; Hydra refuses a config group that is chosen twice."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _overrides(option: str, folder: Path) -> list[str]:

@@ -293,6 +293,7 @@ def test_a_run_whose_configuration_files_have_changed_is_not_repeated_silently(t
     OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
     assert expanded(["--rerun", str(tmp_path), "stages=[fit]"]) == ["seed=3", "stages=[fit]"]
     assert expanded([f"--resume={tmp_path}"]) == ["seed=3", f"hydra.run.dir='{tmp_path}'", "checkpoint=last"]
+    assert expanded(["--rerun", str(tmp_path), "seed=4"]) == ["seed=4"]
     config.optimizer.lr = 0.5
     OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
     with pytest.raises(ConfigError, match=r"optimizer.lr was 0.5, is 3e-05"):
