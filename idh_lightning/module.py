@@ -120,7 +120,8 @@ class IDHClassifier(lightning.LightningModule):
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(probability, batch.labels)  # type: ignore[operator]
         size = len(batch.labels)
-        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True}
+        # Over all processes, since checkpoints are chosen by it; torchmetrics gathers the metrics itself.
+        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
         self.log(f"{stage}/loss", loss, on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
         return loss, logits
