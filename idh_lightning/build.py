@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
 from idh_lightning.callbacks import PredictionWriter, Provenance
@@ -32,9 +34,9 @@ from idh_lightning.cohort import (
 from idh_lightning.config import check_config
 from idh_lightning.errors import CheckpointError, CohortError, SplitError
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
-from idh_lightning.volumes import PrepareReport, VolumeStore
+from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
 
 logger = logging.getLogger(__name__)
 
@@ -181,22 +183,71 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
     Raises:
         CheckpointError: If the file is absent, damaged, or was not written by this project.
     """
-    file = checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
-    if not file.is_file():
-        raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
+    file, content = read_checkpoint(checkpoint)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
         written = content["recipe"]
+        for part in ("model", "objective"):
+            _refuse_foreign(written[part], file)
         network = _factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
         network.weights_origin = WeightsOrigin(**written["weights"])
         model = IDHClassifier(network=network, objective=_instantiate(written["objective"]), recipe=written)
         model.load_state_dict(content["state_dict"])
-    except (OSError, RuntimeError, KeyError, EOFError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
-            "Give another one."
-        ) from error
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(file, error) from error
     return model.eval()
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a checkpoint and all that it holds: see `load_classifier`."""
+    file = checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
+    if not file.is_file():
+        raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not {"recipe", "state_dict"} <= set(content):
+            raise ValueError("it has no recipe or no weights")
+    except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise _unusable(file, error) from error
+    return file, content
+
+
+def preprocessing_of(recipe: Mapping[str, Any], file: Path) -> Preprocessing:
+    """Return the preprocessing that a checkpoint was trained with."""
+    _refuse_foreign(recipe["preprocessing"], file)
+    made: Preprocessing = _instantiate(recipe["preprocessing"])
+    return made
+
+
+def explanation_of(recipe: Mapping[str, Any], file: Path) -> Callable[[StemTailNetwork, Tensor], Tensor]:
+    """Return what makes maps in the way a checkpoint was tested: networks and volumes -> maps [B, D, H, W]."""
+    _refuse_foreign(recipe["explain"], file)
+    made: Callable[[StemTailNetwork, Tensor], Tensor] = _instantiate(recipe["explain"])
+    return made
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+        "Give another one."
+    )
+
+
+def _refuse_foreign(section: Any, file: Path) -> None:
+    """Refuse a recipe that would call anything but this package or torch.nn: a checkpoint may come from anywhere."""
+    if isinstance(section, Mapping):
+        target = section.get("_target_", "idh_lightning.")
+        if not (isinstance(target, str) and target.startswith(("idh_lightning.", "torch.nn."))):
+            raise CheckpointError(
+                f"{file}: its recipe would call '{target}'; expected classes of idh_lightning or torch.nn. "
+                "Use a checkpoint that this project wrote."
+            )
+        for value in section.values():
+            _refuse_foreign(value, file)
+    elif isinstance(section, list):
+        for value in section:
+            _refuse_foreign(value, file)
 
 
 def add_to_checkpoint(file: Path, **content: Any) -> None:

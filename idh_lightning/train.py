@@ -21,6 +21,7 @@ from idh_lightning.callbacks import Provenance
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.files import write_json, write_text
+from idh_lightning.inference import line_covariance, remember
 from idh_lightning.reports import write_report
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         trainer.fit(model, datamodule=data)
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
+        if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
+            build.add_to_checkpoint(run_folder / "checkpoints" / "best.ckpt", training_range=remembered.to_dict())
     if "test" in config.stages:
         trainer.test(model, datamodule=data, verbose=False)
     if "report" not in config.stages:
@@ -105,7 +108,9 @@ def report(config: DictConfig) -> dict[str, Any]:
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
-        build.add_to_checkpoint(best, learnt=results.learnt.to_dict())
+        chosen = results.predictions[results.predictions["split"] == "validation"]
+        line = line_covariance(chosen["logit"], chosen["label"], results.learnt.calibrator)
+        build.add_to_checkpoint(best, learnt=results.learnt.to_dict(), calibration_covariance=line)
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
     metrics: dict[str, Any] = results.metrics
