@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from idh_lightning.cohort import SEQUENCES
+from idh_lightning.cohort import NewStudy
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, exits_with_message
 from idh_lightning.inference import Answer, Predictor, write_tables
+from idh_lightning.inference.dicom import (
+    Series,
+    by_study,
+    dicom_series,
+    new_study_of_series,
+    sequences_named,
+    series_table,
+)
 
 SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
@@ -31,11 +39,13 @@ def run(config: DictConfig) -> list[Answer]:
         CohortError: If there is no study.
     """
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    files = {name: settings[name.lower()] for name in SEQUENCES if settings[name.lower()] is not None}
-    if bool(files) == (settings["input"] is not None):
+    files = sequences_named(settings)
+    source = settings["input"]
+    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
+    if bool(files) == (source is not None) and not series:
         raise ConfigError(
-            f"input: found {settings['input']} and the files {files or 'none'}; expected one of the two. "
-            "Give input=FOLDER, or flair=... t1=... t1c=... t2=..."
+            f"input: found {source} and the files {files or 'none'}; expected one of the two. Give input=FOLDER, or "
+            "flair=... t1=... t1c=... t2=..."
         )
     predictor = Predictor(
         settings["checkpoint"],
@@ -46,10 +56,38 @@ def run(config: DictConfig) -> list[Answer]:
     )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
-    answers = list(predictor.answers(predictor.found(files or settings["input"]), output))
+    if series:
+        studies = _studies_of_series(series, Path(source), predictor, files, output, confirmed=settings["confirm"])
+    else:
+        studies = predictor.found(files or source)
+    answers = list(predictor.answers(studies, output))
     write_tables(answers, predictor, output)
     _summarise(answers, output)
     return answers
+
+
+def _studies_of_series(
+    series: Sequence[Series],
+    folder: Path,
+    predictor: Predictor,
+    named: Mapping[str, str],
+    output: Path,
+    *,
+    confirmed: bool,
+) -> list[NewStudy]:
+    """Show what the tags of DICOM series say, and return the studies where that is confirmed or said by the user."""
+    Console().print(series_table(series))
+    unnamed = [name for name in predictor.sequences if name not in named]
+    if unnamed and not confirmed:
+        raise ConfigError(
+            f"input: {folder} holds DICOM series, and which is {', '.join(unnamed)} was guessed from their tags; "
+            "expected your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 "
+            "t1c=8 t2=4."
+        )
+    return [
+        new_study_of_series(theirs, output / "dicom", study_id=study_id, named=named, sequences=predictor.sequences)
+        for study_id, theirs in by_study(series, folder).items()
+    ]
 
 
 def _summarise(answers: Sequence[Answer], output: Path) -> None:

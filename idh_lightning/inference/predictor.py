@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +104,7 @@ class Member:
         learnt: Calibration, operating point, conformal sets.
         covariance: [2, 2], of the calibration line; zero where the checkpoint does not say.
         training_range: What its training studies looked like, or None where the checkpoint does not say.
+        explain: Makes its maps.
     """
 
     file: Path
@@ -112,6 +113,7 @@ class Member:
     learnt: Learnt
     covariance: NDArray[np.float64]
     training_range: TrainingRange | None
+    explain: Callable[[StemTailNetwork, Tensor], Tensor]
 
     @classmethod
     def load(cls, checkpoint: Path) -> Member:
@@ -143,6 +145,7 @@ class Member:
             learnt=learnt,
             covariance=np.array(content.get("calibration_covariance", np.zeros((2, 2))), dtype=float),
             training_range=found,
+            explain=build.explanation_of(model.recipe, file),
         )
 
     @property
@@ -185,8 +188,8 @@ class Predictor:
             for part in ("sequences", "preprocessing"):
                 if other.recipe[part] != first.recipe[part]:
                     raise CheckpointError(
-                        f"{other.file}: its {part} differ from those of {first.file}; expected members of one ensemble. "
-                        "Give checkpoints that were trained on the same sequences and volumes."
+                        f"{other.file}: its {part} differ from those of {first.file}; expected members of one "
+                        "ensemble. Give checkpoints that were trained on the same sequences and volumes."
                     )
         self.views = views
         self.withhold = withhold
@@ -290,7 +293,7 @@ class Predictor:
             logits = MemberLogits(plain=plain, views=moved, calibrator=member.calibrator, covariance=member.covariance)
             members.append(logits)
         probability, low, high = combined(members, confidence=self.confidence)
-        # A class is left out only where every member leaves it out: so the set covers at least as often as any of them.
+        # A class is left out only where every member leaves it out: the set covers at least as often as any of them.
         kept = [one.learnt.conformal([said.probability])[0] for one, said in zip(self.members, members, strict=True)]
         wildtype, mutant = np.any(kept, axis=0).tolist()
         return {
@@ -311,14 +314,16 @@ class Predictor:
     def _map(self, stored: StoredVolume) -> NDArray[np.float32]:
         """Return the mean map [D, H, W] of the members, 0..1."""
         volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(self.device)
-        maps = [build.explanation_of(one.recipe, one.file)(one.network, volume)[0].cpu() for one in self.members]
+        maps = [one.explain(one.network, volume)[0].cpu() for one in self.members]
         mean = torch.stack(maps).mean(dim=0).numpy()
         highest = float(mean.max())
         return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
 
     def _doubts_of_files(self, study: Study, faults: Sequence[Fault], stripped: bool) -> list[Doubt]:
         doubts = [
-            Doubt(check=fault.check, text=f"{fault.found}; expected {fault.expected}", withheld=fault.check in WITHHOLDING)
+            Doubt(
+                check=fault.check, text=f"{fault.found}; expected {fault.expected}", withheld=fault.check in WITHHOLDING
+            )
             for fault in faults
             if fault.severity == "warning" and fault.check not in QUIET
         ]  # fmt: skip
