@@ -22,7 +22,7 @@ from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
-from idh_lightning.reports import write_report
+from idh_lightning.reports import write_model_card, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,9 @@ def report(config: DictConfig) -> dict[str, Any]:
         build.add_to_checkpoint(best, learnt=results.learnt.to_dict(), calibration_covariance=line)
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
+    card = write_model_card(run_folder)
+    if best.is_file():
+        build.add_to_checkpoint(best, model_card=card)
     metrics: dict[str, Any] = results.metrics
     return metrics
 

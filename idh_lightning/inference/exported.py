@@ -98,7 +98,7 @@ def metadata(member: Member) -> dict[str, Any]:
     preprocessing = {key: value for key, value in member.recipe["preprocessing"].items() if key != "_target_"}
     learnt = member.learnt
     return {
-        "input": "volumes [B, C, D, H, W] float32: z-scores in the brain, 0 outside; D to superior, H to posterior, W to left",
+        "input": "[B, C, D, H, W] float32: z-scores in the brain, 0 outside; D to superior, H to posterior, W to left",
         "sequences": list(member.recipe["sequences"]),
         "preprocessing": preprocessing,
         "calibration": learnt.calibrator.to_dict(),

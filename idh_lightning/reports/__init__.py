@@ -1,8 +1,17 @@
 """Arrays to figures; a run folder to one page that people open."""
 
 from idh_lightning.reports.html import write_report
+from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.panels import cam_panel, study_panel, training_panel
 from idh_lightning.reports.run import write_figures
 from idh_lightning.reports.viewer import slice_viewer
 
-__all__ = ["cam_panel", "slice_viewer", "study_panel", "training_panel", "write_figures", "write_report"]
+__all__ = [
+    "cam_panel",
+    "slice_viewer",
+    "study_panel",
+    "training_panel",
+    "write_figures",
+    "write_model_card",
+    "write_report",
+]
