@@ -31,7 +31,7 @@ _MAPS = {
     "outside_brain": "share of the map outside the brain",
 }
 _LICENCES = {
-    "phantom": "The cohort is synthetic, made by this package from the MNI152 template of nilearn: no patient is in it.",
+    "phantom": "The cohort is synthetic, made by this package from the MNI152 template of nilearn; it has no patient.",
     "ucsf_pdgm": "The images are UCSF-PDGM (The Cancer Imaging Archive, CC BY): cite Calabrese et al. 2022.",
 }
 
@@ -89,7 +89,7 @@ def _lines(run: Run) -> Iterator[str]:
     yield "- Maps show what moved the output, not where the tumour is; their scores stand above."
     yield "- Left and right cannot be verified from the images; the headers are believed."
     if "phantom" in cohort:
-        yield "- The patients are synthetic: the numbers say that the machinery works, not how well MRI shows IDH status."
+        yield "- The patients are synthetic: the numbers say nothing of how well MRI shows IDH status."
     yield from ("", "## Licence", "")
     yield "- Code: Apache-2.0."
     unknown = "The terms of the images decide what these weights may be used for; this run does not know them."
