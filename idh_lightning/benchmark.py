@@ -34,6 +34,7 @@ from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, exits_with_message
 from idh_lightning.files import replacing, write_json
 from idh_lightning.models import StemTailNetwork
+from idh_lightning.models.convolutions import restore_convolutions
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     augmentation = hydra.utils.instantiate({**settings, "fused": False}, _convert_="all")
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
-    stock = _stock(network.train(), config.model.backbone)
+    stock: nn.Module = network.train().network
+    restore_convolutions(stock)
     model = _Learner(stock)
 
     def epoch() -> None:
@@ -168,19 +170,6 @@ class _Learner:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def _stock(network: StemTailNetwork, backbone: str) -> nn.Module:
-    """Return the network as timm_3d builds it, with the same weights and the same part frozen."""
-    import timm_3d  # where it warns about its own scripts, `models` has imported it quietly before
-
-    stock: nn.Module = timm_3d.create_model(backbone, in_chans=network.network.conv_stem.in_channels, num_classes=2)
-    stock.load_state_dict(network.network.state_dict())
-    for parameter, like in zip(stock.parameters(), network.network.parameters(), strict=True):
-        parameter.requires_grad_(like.requires_grad)
-    for module, example in zip(stock.modules(), network.network.modules(), strict=True):
-        module.training = example.training
-    return stock
 
 
 def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,10 +41,10 @@ from idh_lightning.cohort import (
 from idh_lightning.config import check_config
 from idh_lightning.errors import CheckpointError, CohortError, SplitError
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
-from idh_lightning.volumes import PrepareReport, VolumeStore
+from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
 
 logger = logging.getLogger(__name__)
 
@@ -211,19 +212,19 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
     Raises:
         CheckpointError: If the file is absent, damaged, or was not written by this project.
     """
-    file = checkpoint_file(checkpoint)
+    file, content = read_checkpoint(checkpoint)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
         written = content["recipe"]
+        for part in ("model", "objective"):
+            _refuse_foreign(written[part], file)
         network = _factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
         network.weights_origin = WeightsOrigin(**written["weights"])
         model = IDHClassifier(network=network, objective=_instantiate(written["objective"]), recipe=written)
         model.load_state_dict(content["state_dict"])
-    except (OSError, RuntimeError, KeyError, EOFError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
-            "Give another one."
-        ) from error
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(file, error) from error
     return model.eval()
 
 
@@ -237,6 +238,55 @@ def checkpoint_file(checkpoint: Path) -> Path:
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt.")
     return file
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a checkpoint and all that it holds: see `load_classifier`."""
+    file = checkpoint_file(checkpoint)
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not {"recipe", "state_dict"} <= set(content):
+            raise ValueError("it has no recipe or no weights")
+    except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise _unusable(file, error) from error
+    return file, content
+
+
+def preprocessing_of(recipe: Mapping[str, Any], file: Path) -> Preprocessing:
+    """Return the preprocessing that a checkpoint was trained with."""
+    _refuse_foreign(recipe["preprocessing"], file)
+    made: Preprocessing = _instantiate(recipe["preprocessing"])
+    return made
+
+
+def explanation_of(recipe: Mapping[str, Any], file: Path) -> Callable[[StemTailNetwork, Tensor], Tensor]:
+    """Return what makes maps in the way a checkpoint was tested: networks and volumes -> maps [B, D, H, W]."""
+    _refuse_foreign(recipe["explain"], file)
+    made: Callable[[StemTailNetwork, Tensor], Tensor] = _instantiate(recipe["explain"])
+    return made
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+        "Give another one."
+    )
+
+
+def _refuse_foreign(section: Any, file: Path) -> None:
+    """Refuse a recipe that would call anything but this package or torch.nn: a checkpoint may come from anywhere."""
+    if isinstance(section, Mapping):
+        target = section.get("_target_", "idh_lightning.")
+        if not (isinstance(target, str) and target.startswith(("idh_lightning.", "torch.nn."))):
+            raise CheckpointError(
+                f"{file}: its recipe would call '{target}'; expected classes of idh_lightning or torch.nn. "
+                "Use a checkpoint that this project wrote."
+            )
+        for value in section.values():
+            _refuse_foreign(value, file)
+    elif isinstance(section, list):
+        for value in section:
+            _refuse_foreign(value, file)
 
 
 def add_to_checkpoint(file: Path, **content: Any) -> None:

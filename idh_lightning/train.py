@@ -29,8 +29,9 @@ from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
+from idh_lightning.inference import line_covariance, remember
 from idh_lightning.module import IDHClassifier
-from idh_lightning.reports import write_report
+from idh_lightning.reports import write_model_card, write_report
 from idh_lightning.runstate import RunState, adopt, follow, read_last
 from idh_lightning.stopping import stops_on_signals
 
@@ -95,6 +96,9 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         state.begin("fit")
         _fit(config, prepared, model, data, trainer, curves, provenance, state)
         if trainer.is_global_zero:
+            if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
+                best = run_folder / "checkpoints" / "best.ckpt"
+                build.add_to_checkpoint(best, training_range=remembered.to_dict())
             state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
@@ -182,10 +186,19 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
+        chosen = results.predictions[results.predictions["split"] == "validation"]
         development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
-        build.add_to_checkpoint(best, learnt=results.learnt.to_dict(), development=development.to_dict())
+        build.add_to_checkpoint(
+            best,
+            learnt=results.learnt.to_dict(),
+            calibration_covariance=line_covariance(chosen["logit"], chosen["label"], results.learnt.calibrator),
+            development=development.to_dict(),
+        )
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
+    card = write_model_card(run_folder)
+    if best.is_file():
+        build.add_to_checkpoint(best, model_card=card)
     metrics: dict[str, Any] = results.metrics
     return metrics
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from timm_3d.layers.conv2d_same import Conv3dSame
 from torch import nn
 
-from idh_lightning.models.convolutions import DepthwiseConv3d, PointwiseConv3d, _Depthwise, swap_convolutions
+from idh_lightning.models.convolutions import (
+    DepthwiseConv3d,
+    PointwiseConv3d,
+    _Depthwise,
+    restore_convolutions,
+    swap_convolutions,
+)
 
 
 def depthwise(channels: int = 3, edge: int = 3, kind: type[nn.Conv3d] = nn.Conv3d, **settings: object) -> nn.Conv3d:
@@ -73,6 +79,20 @@ def test_the_weight_is_shared_and_keeps_its_name() -> None:
     assert [type(layer) for layer in stock] == [DepthwiseConv3d, PointwiseConv3d, nn.Conv3d]
     assert all(one is other for one, other in zip(stock.parameters(), weights, strict=True))
     assert stock.state_dict().keys() == names
+    restore_convolutions(stock)
+    assert [type(layer) for layer in stock] == [nn.Conv3d] * 3
+    assert all(one is other for one, other in zip(stock.parameters(), weights, strict=True))
+
+
+def test_the_stock_convolutions_come_back_as_they_were() -> None:
+    stock = nn.Sequential(depthwise(4, 5, Conv3dSame, stride=2, padding=0), nn.Conv3d(4, 2, 1, bias=False))
+    x = torch.randn(1, 4, 7, 7, 7)
+    expected, told = stock(x), repr(stock)
+    swap_convolutions(stock, Conv3dSame)
+    assert repr(stock) != told
+    restore_convolutions(stock)
+    assert repr(stock) == told
+    assert torch.equal(stock(x), expected)
 
 
 @pytest.mark.parametrize("stock", [depthwise(), nn.Conv3d(3, 5, 1, bias=False)], ids=["depthwise", "pointwise"])

@@ -28,9 +28,23 @@ def swap_convolutions(module: nn.Module, same_padding: type[nn.Conv3d], *, only:
             swap_convolutions(child, same_padding)
 
 
+def restore_convolutions(module: nn.Module) -> None:
+    """Put stock convolutions back where `swap_convolutions` has put others; weights and results stay.
+
+    Args:
+        module: Changed in place.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _Swapped):
+            setattr(module, name, child.restored())
+        else:
+            restore_convolutions(child)
+
+
 class _Swapped(nn.Conv3d):
     """A convolution that shares the weight of another one and computes the same on every device."""
 
+    stock: type[nn.Conv3d]
     same: bool
 
     @classmethod
@@ -42,18 +56,17 @@ class _Swapped(nn.Conv3d):
         """
         if not (isinstance(conv, nn.Conv3d) and cls.fits(conv, same_padding)):
             raise ValueError(f"{conv}: {cls.__name__} cannot stand for it")
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=False,
-            device="meta",
-        )
+        with torch.device("meta"):
+            made = cls(*_arguments(conv))
         made.weight = conv.weight
-        made.same = isinstance(conv, same_padding)
+        made.stock, made.same = type(conv), isinstance(conv, same_padding)
+        return made
+
+    def restored(self) -> nn.Conv3d:
+        """Return the stock convolution that this one stands for."""
+        with torch.device("meta"):
+            made = self.stock(*_arguments(self))
+        made.weight = self.weight
         return made
 
     @classmethod
@@ -121,6 +134,11 @@ class _Depthwise(torch.autograd.Function):
             each = each[..., : weight.shape[2], : weight.shape[3], : weight.shape[4]]
             of_weight = each.reshape(batch, *weight.shape).sum(0)
         return of_volumes, of_weight, None, None
+
+
+def _arguments(conv: nn.Conv3d) -> tuple[Any, ...]:
+    channels = conv.in_channels, conv.out_channels
+    return *channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, False
 
 
 def _pads(conv: _Swapped, shape: torch.Size) -> list[int]:
