@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.inference import Predictor
-from idh_lightning.inference.dicom import by_study, dicom_series, guess_sequence, new_study_of_series
+from idh_lightning.inference.dicom import by_study, dicom_series, guess_sequence, keeping_locale, new_study_of_series
 
 TAGS: dict[str, dict[str, str]] = {
     "FLAIR": {"0008|103e": "AX T2 FLAIR", "0018|0081": "120", "0018|0080": "9000", "0018|0082": "2500"},
@@ -22,6 +23,7 @@ TAGS: dict[str, dict[str, str]] = {
 }
 
 
+@keeping_locale()
 def write_series(image: sitk.Image, folder: Path, number: int, tags: dict[str, str]) -> None:
     """Write an image as a DICOM series."""
     folder.mkdir(parents=True)
@@ -66,6 +68,12 @@ def dicom(tmp_path_factory: pytest.TempPathFactory, nifti: Path) -> Path:
         image = sitk.DICOMOrient(sitk.ReadImage(str(nifti / f"patient_{name}.nii.gz")), "LPS")
         write_series(image, folder / f"series{number}", number, TAGS[name])
     return folder
+
+
+def test_reading_dicom_leaves_the_text_of_the_process_as_it_was(dicom: Path, tmp_path: Path) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    new_study_of_series(dicom_series(dicom), tmp_path, study_id="patient", named={}, sequences=SEQUENCES)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_the_same_study_as_dicom_gives_the_same_answer(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
@@ -275,15 +276,16 @@ def test_the_files_for_scale_compose(choice: str) -> None:
 
 
 def test_what_a_wandb_agent_would_start_composes() -> None:
-    plan = OmegaConf.load(CONF_DIR / "sweep" / "wandb.yaml")
-    chosen = [f"{name}={space.get('min', space.get('values', [None])[0])}" for name, space in plan.parameters.items()]
-    fixed = [word for word in plan.command if "=" in word]
+    plan = yaml.safe_load((CONF_DIR / "sweep" / "wandb.yaml").read_text(encoding="utf-8"))
+    ranges = plan["parameters"].items()
+    chosen = [f"{name}={space.get('min', space.get('values', [None])[0])}" for name, space in ranges]
+    fixed = [word for word in plan["command"] if "=" in word]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", overrides=[*fixed, *chosen])
     assert "wandb" in config.logger
     assert config.optimizer.lr == 1e-5
-    assert plan.metric.name == config.monitor.metric
-    assert plan.program == "idh_lightning.train"
+    assert plan["metric"]["name"] == config.monitor.metric
+    assert plan["program"] == "idh_lightning.train"
 
 
 def test_a_search_by_optuna_composes_with_its_plugin() -> None:

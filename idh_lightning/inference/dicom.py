@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +78,17 @@ class Series:
     why: str
 
 
+@contextmanager
+def keeping_locale() -> Iterator[None]:
+    """Undo what GDCM does to the process: it sets the C locale, in which text is ASCII (SimpleITK 2.5, GDCM 3)."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@keeping_locale()
 def dicom_series(folder: Path) -> list[Series]:
     """Return the series of a folder and all below it, by number; empty where there is no DICOM file."""
     found: dict[str, Series] = {}
@@ -222,6 +235,7 @@ def _read(uid: str, files: Sequence[str]) -> Series:
     )
 
 
+@keeping_locale()
 def _convert(series: Series, path: Path) -> Path:
     """Write a series as NIfTI.
 
