@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> Non
     before = (sweep / "0" / "predictions.csv").stat().st_mtime_ns
     (sweep / "1" / "report.html").unlink()
     (sweep / "pooled.json").unlink()
-    said = train(sweep.parents[1], "--resume", "outputs/folds", "logger=csv")
+    said = train(sweep.parents[1], "--resume", "outputs/folds")
     assert "Epoch" not in said
     assert (sweep / "pooled.json").is_file()
     assert (sweep / "1" / "report.html").is_file()
