@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, exits_with_message
 from idh_lightning.files import replacing, write_json
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.models.depthwise import DepthwiseConv3d
+from idh_lightning.models.convolutions import restore_convolutions
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +99,15 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     augmentation = hydra.utils.instantiate({**settings, "fused": False}, _convert_="all")
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
-    network.stem_precision = network.tail_precision = "float32"
-    model = _with_frozen_start(network)
+    stock: nn.Module = network.train().network
+    restore_convolutions(stock)
+    model = _Learner(stock)
 
     def epoch() -> None:
         for studies in _batches(data.studies["train"], config):
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
-            model.step(network.network(volumes), torch.tensor([study.label for study in studies]))
+            model.step(stock(volumes), torch.tensor([study.label for study in studies]))
 
     return _measure("plain", config, epoch)
 
@@ -170,14 +170,6 @@ class _Learner:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def _with_frozen_start(network: StemTailNetwork) -> _Learner:
-    """Return the learner of a network whose tail has torch's own convolutions again."""
-    for module in network.modules():
-        if isinstance(module, DepthwiseConv3d):
-            module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
-    return _Learner(network.train())
 
 
 def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:

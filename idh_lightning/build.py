@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import PredictionWriter, Provenance
+from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
@@ -32,16 +41,23 @@ from idh_lightning.cohort import (
 from idh_lightning.config import check_config
 from idh_lightning.errors import CheckpointError, CohortError, SplitError
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
-from idh_lightning.volumes import PrepareReport, VolumeStore
+from idh_lightning.phantom import PhantomCohort
+from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
 
 logger = logging.getLogger(__name__)
 
 _OUR_CALLBACKS = "idh_lightning.callbacks."
 
 CALIBRATION_VOLUMES = 32
-"""Training volumes from which an untrained network takes its BatchNorm statistics."""
+"""Volumes from which an untrained network takes its BatchNorm statistics."""
+
+CALIBRATION_BATCH = 8
+"""Synthetic volumes whose statistics are taken at once."""
+
+CALIBRATION_SEED = 1_000_003
+"""Of the synthetic patients for calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +120,10 @@ def prepare(
     store: VolumeStore = _factory(config.data.store)(
         preprocessing=_instantiate(config.data.preprocessing), sequences=cohort.sequences
     )
-    report = store.prepare(cohort.studies)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
+    with FileLock(store.folder / ".preparing.lock"):
+        report = store.prepare(cohort.studies)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     if found.faults:
         Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
@@ -148,6 +167,13 @@ def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     return made
 
 
+def fingerprint(prepared: PreparedCohort) -> str:
+    """Return a hash of the volumes, labels and split of a run: two runs with the same one learnt from the same data."""
+    keys = {study.study_id: prepared.store.open(study).key for study in prepared.cohort.studies}
+    rows = prepared.table[["study_id", "patient_id", "label", "split"]].sort_values("study_id").to_numpy().tolist()
+    return hashlib.sha256(json.dumps([[*map(str, row), keys[row[0]]] for row in rows]).encode()).hexdigest()
+
+
 def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
     """Return an untrained model for the sequences of a cohort."""
     network = _factory(config.model)(in_channels=len(prepared.cohort.sequences))
@@ -186,19 +212,19 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
     Raises:
         CheckpointError: If the file is absent, damaged, or was not written by this project.
     """
-    file = checkpoint_file(checkpoint)
+    file, content = read_checkpoint(checkpoint)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
         written = content["recipe"]
+        for part in ("model", "objective"):
+            _refuse_foreign(written[part], file)
         network = _factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
         network.weights_origin = WeightsOrigin(**written["weights"])
         model = IDHClassifier(network=network, objective=_instantiate(written["objective"]), recipe=written)
         model.load_state_dict(content["state_dict"])
-    except (OSError, RuntimeError, KeyError, EOFError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
-            "Give another one."
-        ) from error
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(file, error) from error
     return model.eval()
 
 
@@ -214,6 +240,55 @@ def checkpoint_file(checkpoint: Path) -> Path:
     return file
 
 
+def read_checkpoint(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a checkpoint and all that it holds: see `load_classifier`."""
+    file = checkpoint_file(checkpoint)
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not {"recipe", "state_dict"} <= set(content):
+            raise ValueError("it has no recipe or no weights")
+    except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise _unusable(file, error) from error
+    return file, content
+
+
+def preprocessing_of(recipe: Mapping[str, Any], file: Path) -> Preprocessing:
+    """Return the preprocessing that a checkpoint was trained with."""
+    _refuse_foreign(recipe["preprocessing"], file)
+    made: Preprocessing = _instantiate(recipe["preprocessing"])
+    return made
+
+
+def explanation_of(recipe: Mapping[str, Any], file: Path) -> Callable[[StemTailNetwork, Tensor], Tensor]:
+    """Return what makes maps in the way a checkpoint was tested: networks and volumes -> maps [B, D, H, W]."""
+    _refuse_foreign(recipe["explain"], file)
+    made: Callable[[StemTailNetwork, Tensor], Tensor] = _instantiate(recipe["explain"])
+    return made
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+        "Give another one."
+    )
+
+
+def _refuse_foreign(section: Any, file: Path) -> None:
+    """Refuse a recipe that would call anything but this package or torch.nn: a checkpoint may come from anywhere."""
+    if isinstance(section, Mapping):
+        target = section.get("_target_", "idh_lightning.")
+        if not (isinstance(target, str) and target.startswith(("idh_lightning.", "torch.nn."))):
+            raise CheckpointError(
+                f"{file}: its recipe would call '{target}'; expected classes of idh_lightning or torch.nn. "
+                "Use a checkpoint that this project wrote."
+            )
+        for value in section.values():
+            _refuse_foreign(value, file)
+    elif isinstance(section, list):
+        for value in section:
+            _refuse_foreign(value, file)
+
+
 def add_to_checkpoint(file: Path, **content: Any) -> None:
     """Put further primitives into a checkpoint, replacing the file in one step."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -221,14 +296,41 @@ def add_to_checkpoint(file: Path, **content: Any) -> None:
         torch.save(checkpoint | content, temporary)
 
 
-def calibrate(model: IDHClassifier, data: IDHDataModule) -> int:
-    """Give an untrained network BatchNorm statistics from training volumes; return how many were used, 0 if none."""
+def calibrate(config: DictConfig, prepared: PreparedCohort, model: IDHClassifier, data: IDHDataModule) -> str:
+    """Give an untrained network its BatchNorm statistics; return in words what they are of, "nothing" if pretrained.
+
+    With `data.calibrate_on: synthetic` they come from synthetic patients that are no patients of the cohort. The frozen
+    stem is then the same for all folds of a cross-validation, which share one feature bank, and no patient who is
+    tested in some fold has had any part in it.
+    """
     network = model.network
     if network.weights_origin.pretrained:
-        return 0
-    used = calibrate_batch_norm(network, data.calibration_batches(CALIBRATION_VOLUMES))
-    logger.info("The network starts untrained: BatchNorm calibrated on %d training volumes.", used)
+        return "nothing"
+    synthetic = config.data.calibrate_on == "synthetic"
+    batches = _synthetic_batches(config, prepared) if synthetic else data.calibration_batches(CALIBRATION_VOLUMES)
+    used = f"{calibrate_batch_norm(network, batches)} {'synthetic' if synthetic else 'training'} volumes"
+    logger.info("The network starts untrained: BatchNorm calibrated on %s.", used)
     return used
+
+
+def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator[Tensor]:
+    """Yield volumes [B, C, D, H, W] of synthetic patients of a seed that no cohort has by default."""
+    spacing_mm = float(config.cohort.get("spacing_mm", 2.0))
+    reader = PhantomCohort(
+        folder=Path(config.paths.data) / "calibration",
+        patients=CALIBRATION_VOLUMES,
+        spacing_mm=spacing_mm,
+        seed=CALIBRATION_SEED,
+    )
+    # A store object of its own, since it remembers studies by names that the cohort may have as well.
+    store: VolumeStore = _factory(config.data.store)(
+        preprocessing=_instantiate(config.data.preprocessing), sequences=prepared.cohort.sequences
+    )
+    studies = reader.read().studies[:CALIBRATION_VOLUMES]
+    store.prepare(studies)
+    volumes = [torch.from_numpy(np.array(store.open(study).image, dtype=np.float32)) for study in studies]
+    for start in range(0, CALIBRATION_VOLUMES, CALIBRATION_BATCH):
+        yield torch.stack(volumes[start : start + CALIBRATION_BATCH])
 
 
 def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> BankReport | None:
@@ -240,10 +342,15 @@ def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> 
         return None
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     if _on_gpu(config.trainer):
-        model.to("cuda")
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     report = data.fill(model.network, settings)
     logger.info("Feature bank %s: %d views computed, %d reused.", report.folder, report.computed, report.reused)
     return report
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the only one of its run, or the one of several that writes."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def precision(trainer: DictConfig) -> str:
@@ -264,11 +371,30 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
+        BatchSeed(seed=int(config.seed)),
     ]
-    loggers: list[Logger] = [_instantiate(section) for section in config.logger.values()]
+    loggers: list[Logger] = [_logger(config, section) for section in config.logger.values()]
+    for each in loggers:
+        if isinstance(each, Tracker):
+            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
-    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers)
+    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
     return made
+
+
+def _logger(config: DictConfig, section: DictConfig) -> Logger:
+    """Return a logger; a tracked run gets its place in a sweep and in a cross-validation."""
+    if not str(section._target_).endswith("wandb_logger"):
+        made: Logger = _instantiate(section)
+        return made
+    settings: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if settings["group"] is None and hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        settings["group"] = Path(hydra.sweep.dir).name
+    if settings["job_type"] is None and "folds" in config.split:
+        settings["job_type"] = f"fold {config.fold}"
+    tracker: Logger = _factory(settings)(run_folder=Path(config.paths.run))
+    return tracker
 
 
 def evaluation(config: DictConfig) -> Any:

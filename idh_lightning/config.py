@@ -51,7 +51,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
         "runs",
         *_GROUPS,
     ),
-    "data": ("grid", "crop", "missing", "preprocessing", "store", "accumulate", "batches"),
+    "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
     "benchmark": ("ways", "studies", "repeats", "views", "epochs", "training_studies"),
     "paths": ("data", "store", "bank", "run"),
@@ -134,6 +134,9 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
             "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
         )
+    calibrate_on = config.get("data", {}).get("calibrate_on", "training")
+    if calibrate_on not in ("training", "synthetic"):
+        yield f"data.calibrate_on: found '{calibrate_on}'; expected training or synthetic. Correct it."
     control = config.get("control", "natural")
     if control not in CONTROLS:
         yield f"control: found '{control}'; expected natural, null, trivial or shortcut. Correct it."

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import ParamSpec, Self, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,10 +58,45 @@ class EvaluationError(IDHError, ValueError):
     """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says."""
 
 
+class StorageError(IDHError, OSError):
+    """A disk is full. What was written before is whole; free some space and go on with `--resume`."""
+
+    @classmethod
+    def of(cls, error: BaseException | None, place: Path | None = None) -> Self | None:
+        """Return the error as one of ours if it says that a disk is full, else None.
+
+        Args:
+            error: What writing raised.
+            place: What was being written, where the error does not say.
+        """
+        if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            return None
+        name = getattr(error, "filename", None) or place or "a file"
+        return cls(
+            f"{name}: the disk is full (or a quota reached); expected room to write. What was there before is as it "
+            "was. Free some space and go on with --resume RUN_FOLDER."
+        )
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came; no fault. What is finished is kept: go on with `--resume RUN_FOLDER`.
+
+    Not an Exception, so that nothing on the way takes it for a failure and goes on.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        """Remember which signal."""
+        super().__init__(number.name)
+        self.number = number
+
+
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
 
     It goes inside `hydra.main`, which else would print a traceback of its own.
+
+    In a sweep the error goes on to Hydra after its message, so that the other runs take place and Hydra ends with
+    status 1.
 
     With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
     through unchanged: it is a defect, and its traceback is what we want to see.
@@ -65,6 +106,9 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
+        except Stopped as stopped:
+            sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with --resume RUN_FOLDER.\n")
+            sys.exit(128 + stopped.number)
         except Exception as error:
             ours = _find_ours(error)
             if ours is None:
@@ -72,6 +116,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n(HYDRA_FULL_ERROR=1 shows where it was raised.)\n")
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
             sys.exit(2)
 
     return guarded
@@ -80,5 +126,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
 def _find_ours(error: BaseException | None) -> IDHError | None:
     """Return the IDHError that an exception is, or was caused by: Hydra wraps what constructors raise."""
     while error is not None and not isinstance(error, IDHError):
+        full = StorageError.of(error)
+        if full is not None:
+            return full
         error = error.__cause__
     return error

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".writing-"
+"""How the names of files begin that are being written, or were when their process was killed."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -19,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:])
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=suffix)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=suffix)
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -129,7 +129,8 @@ class IDHClassifier(lightning.LightningModule):
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(probability, batch.labels)  # type: ignore[operator]
         size = len(batch.labels)
-        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True}
+        # Over all processes, since checkpoints are chosen by it; torchmetrics gathers the metrics itself.
+        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
         weight = float(getattr(self.objective, "focus", 0.0))
         if weight and shares is not None and answer.tumour is not None:
             focus = focus_loss(answer.tumour, shares)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,24 @@ import hydra
 import lightning
 import pandas as pd
 import wandb
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from idh_lightning import build
-from idh_lightning.callbacks import Provenance
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
+from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
-from idh_lightning.reports import write_report
+from idh_lightning.inference import line_covariance, remember
+from idh_lightning.module import IDHClassifier
+from idh_lightning.reports import write_model_card, write_report
+from idh_lightning.runstate import RunState, adopt, follow, read_last
+from idh_lightning.stopping import stops_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +41,7 @@ SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "spe
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Go through the stages of a run and return the test metrics: {metric: {value, low, high, n}}."""
+    """Go through the stages of a run and return its metrics: {split: {metric: {value, low, high, n}}}."""
     quieten()
     build.checked(config)
     run_folder = Path(config.paths.run)
@@ -58,47 +69,103 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     run_folder = Path(config.paths.run)
     if list(config.stages) == ["report"]:
         # Neither network nor trainer is needed, and provenance.json goes on saying how the run was made.
-        return _reported(config, prepared)
+        metrics = report(config, prepared)
+        summarise(metrics, run_folder)
+        return metrics
+    state = _state(config, run_folder)
     data = build.data_module(config, prepared)
     known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
-    checkpoint = Path(config.checkpoint) if config.checkpoint else None
-    if "fit" in config.stages or checkpoint is None:
+    to_fit = "fit" in config.stages and not state.is_finished("fit")
+    if to_fit:
         model = build.classifier(config, prepared)
     else:
+        of_this_run = "fit" in config.stages or config.checkpoint in (None, "last")
+        checkpoint = run_folder if of_this_run else Path(config.checkpoint)
         model = build.load_classifier(checkpoint)
         refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
+    known["overrides"] = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    known["volumes_sha256"] = build.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
     trainer = build.trainer(config, prepared, known)
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
     provenance.add_seconds("prepare", prepare_s)
     provenance.record["volumes"] = {"built": prepared.report.built, "reused": prepared.report.reused}
 
-    if "fit" in config.stages:
-        provenance.record["batch_norm_calibrated_on"] = build.calibrate(model, data)
-        bank = build.fill_bank(config, model, data)
-        if bank is not None:
-            provenance.add_seconds("bank", bank.elapsed_s)
-            provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
-        trainer.fit(model, datamodule=data)
+    curves = [each for each in trainer.loggers if isinstance(each, CurveLogger)]
+    if to_fit:
+        state.begin("fit")
+        _fit(config, prepared, model, data, trainer, curves, provenance, state)
+        if trainer.is_global_zero:
+            if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
+                best = run_folder / "checkpoints" / "best.ckpt"
+                build.add_to_checkpoint(best, training_range=remembered.to_dict())
+            state.finish("fit")
         if "test" in config.stages:
             model = build.load_classifier(run_folder)
-    if "test" in config.stages:
+    else:
+        for each in curves:
+            each.keep()
+    if "test" in config.stages and not state.is_finished("test"):
+        state.begin("test")
         trainer.test(model, datamodule=data, verbose=False)
-    if "report" not in config.stages:
+        if trainer.is_global_zero:
+            state.finish("test")
+    if "report" not in config.stages or not trainer.is_global_zero:
         return {}
-    began = time.perf_counter()
-    test = _reported(config, prepared)
-    provenance.add_seconds("report", time.perf_counter() - began)
-    provenance.write()
-    return test
+    if state.is_finished("report"):
+        metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+    else:
+        state.begin("report")
+        began = time.perf_counter()
+        metrics = report(config, prepared)
+        provenance.add_seconds("report", time.perf_counter() - began)
+        provenance.write()
+        for tracker in (each for each in trainer.loggers if isinstance(each, Tracker)):
+            tracker.log_results(metrics)
+        state.finish("report")
+    summarise(metrics, run_folder)
+    return metrics
 
 
-def _reported(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
-    """Evaluate and report, print the result, and return the test metrics."""
-    metrics = report(config, prepared)
-    summarise(metrics, Path(config.paths.run))
-    test: dict[str, Any] = metrics.get("test", {})
-    return test
+def _state(config: DictConfig, run_folder: Path) -> RunState:
+    """Return how far the run has come; with `checkpoint=` a folder or last.ckpt and a fit, after taking that over."""
+    go_on = config.checkpoint == "last"
+    adopting = "fit" in config.stages and config.checkpoint and not go_on
+    if build.is_first_process() and adopting:
+        adopt(Path(config.checkpoint), run_folder)
+    state = RunState(run_folder, go_on=go_on or bool(adopting))
+    if build.is_first_process() and go_on:
+        state.clean()
+    return state
+
+
+def _fit(
+    config: DictConfig,
+    prepared: build.PreparedCohort,
+    model: IDHClassifier,
+    data: IDHDataModule,
+    trainer: lightning.Trainer,
+    curves: Sequence[CurveLogger],
+    provenance: Provenance,
+    state: RunState,
+) -> None:
+    """Train, from the beginning or from where last.ckpt stands."""
+    if state.last is None:
+        provenance.record["batch_norm_calibrated_on"] = build.calibrate(config, prepared, model, data)
+    else:
+        content = read_last(state.last, model.recipe)
+        follow(state.last, content)
+        model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
+        steps = int(content["global_step"])
+        for each in curves:
+            each.keep(steps)
+        provenance.resumed(epochs=int(content["epoch"]), steps=steps)
+        logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
+    bank = build.fill_bank(config, model, data)
+    if bank is not None:
+        provenance.add_seconds("bank", bank.elapsed_s)
+        provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
+    trainer.fit(model, datamodule=data, ckpt_path=state.last)
 
 
 def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
@@ -119,10 +186,19 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
+        chosen = results.predictions[results.predictions["split"] == "validation"]
         development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
-        build.add_to_checkpoint(best, learnt=results.learnt.to_dict(), development=development.to_dict())
+        build.add_to_checkpoint(
+            best,
+            learnt=results.learnt.to_dict(),
+            calibration_covariance=line_covariance(chosen["logit"], chosen["label"], results.learnt.calibrator),
+            development=development.to_dict(),
+        )
     write_json(run_folder / "metrics.json", results.metrics)
     write_report(run_folder)
+    card = write_model_card(run_folder)
+    if best.is_file():
+        build.add_to_checkpoint(best, model_card=card)
     metrics: dict[str, Any] = results.metrics
     return metrics
 
@@ -168,6 +244,11 @@ def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
             console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
 
 
+def _product(*factors: int) -> int:
+    """Return a product, for the number of folds in conf/sweep/folds.yaml."""
+    return math.prod(factors)
+
+
 def quieten() -> None:
     """Hide warnings of libraries that a user can do nothing about."""
     for message in (
@@ -179,6 +260,8 @@ def quieten() -> None:
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6.6
     ):
         warnings.filterwarnings("ignore", message=message)
+    if not build.is_first_process():
+        logging.disable(logging.INFO)  # the first of several processes speaks for all
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -186,10 +269,23 @@ def quieten() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 @exits_with_message
 def main(config: DictConfig) -> float | None:
-    """Run what the command line composes; return the test ROC-AUC, to be shown in a sweep."""
-    value = run(config).get("auroc", {}).get("value")
+    """Run what the command line composes.
+
+    Returns:
+        The ROC-AUC of the validation patients: what a sweep may choose by. Test patients choose nothing.
+    """
+    with stops_on_signals():
+        value = run(config).get("validation", {}).get("auroc", {}).get("value")
     return None if value is None else float(value)
 
 
-if __name__ == "__main__":
+@exits_with_message
+def command() -> None:
+    """Read `--rerun` and `--resume`, then do what the command line says."""
+    OmegaConf.register_new_resolver("product", _product, replace=True)
+    sys.argv[1:] = expanded(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    command()

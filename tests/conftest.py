@@ -20,6 +20,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--damaged", type=int, default=0, help="how many damaged inputs to predict; every kind at least")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("IDH_REAL_DATA"):
         for item in items:

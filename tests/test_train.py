@@ -77,6 +77,7 @@ def test_a_run_leaves_everything_that_was_promised(run_folder: Path) -> None:
         "report.html",
         "provenance.json",
         "metrics.csv",
+        "model_card.md",
     ):
         assert (run_folder / name).stat().st_size > 0, name
     predictions = pd.read_csv(run_folder / "predictions.csv")
@@ -122,6 +123,9 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     checkpoint = run_folder / "checkpoints" / "best.ckpt"
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     assert content["recipe"]["sequences"] == ["FLAIR", "T1", "T1c", "T2"]
+    assert content["model_card"] == (run_folder / "model_card.md").read_text()
+    assert content["training_range"]["sequences"] == content["recipe"]["sequences"]
+    assert len(content["calibration_covariance"]) == 2
     assert torch.load(run_folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)[
         "optimizer_states"
     ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torchio as tio
+from filelock import FileLock
 from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -187,9 +188,10 @@ class FeatureBankDataModule(IDHDataModule):
         return self._loader(dataset, sampler, drop_last=self.leaves_one_over(len(sampler)))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the features of the validation studies."""
+        """Return the features of this process's validation studies."""
         studies = self.studies["validation"]
-        return self._loader(_Features([self._file(study, None) for study in studies], studies), range(len(studies)))
+        files = [self._file(study, None) for study in studies]
+        return self._loader(_Features(files, studies), self.own_share("validation"))
 
     def _loader(self, dataset: Dataset[Any], sampler: Any, *, drop_last: bool = False) -> DataLoader[Any]:
         """Reading a study's features takes less than a millisecond, so that worker processes would only cost time."""
@@ -218,7 +220,25 @@ class FeatureBankDataModule(IDHDataModule):
         start = time.monotonic()
         network = self._network
         assert network is not None
-        missing = [item for item in wanted if not self._file(self.studies[item[0]][item[1]], item[2]).exists()]
+        missing = [item for item in wanted if not self._item_file(item).exists()]
+        if missing:
+            self._place.mkdir(parents=True, exist_ok=True)
+            # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
+            with FileLock(self._place / ".filling.lock"):
+                missing = [item for item in missing if not self._item_file(item).exists()]
+                self._compute_missing(network, missing)
+        return BankReport(
+            folder=self._place,
+            computed=len(missing),
+            reused=len(wanted) - len(missing),
+            elapsed_s=time.monotonic() - start,
+        )
+
+    def _item_file(self, item: tuple[str, int, int | None]) -> Path:
+        split, index, view = item
+        return self._file(self.studies[split][index], view)
+
+    def _compute_missing(self, network: StemTailNetwork, missing: Sequence[tuple[str, int, int | None]]) -> None:
         device = next(network.parameters()).device
         with Progress(transient=True) as progress:
             bar = progress.add_task("Filling the feature bank", total=len(missing))
@@ -250,12 +270,6 @@ class FeatureBankDataModule(IDHDataModule):
                         _save(file, features[place].numpy())  # last: a file of features says that all is there
                     done += len(features)
                     progress.advance(bar, len(features))
-        return BankReport(
-            folder=self._place,
-            computed=len(missing),
-            reused=len(wanted) - len(missing),
-            elapsed_s=time.monotonic() - start,
-        )
 
     def _view_seed(self, study: Study, view: int | None) -> int:
         """Return the seed of a view: by the study, so that folds share what they have in common."""

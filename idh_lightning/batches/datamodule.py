@@ -90,9 +90,17 @@ class IDHDataModule(lightning.LightningDataModule):
         drop_last = self.leaves_one_over(len(sampler))
         return DataLoader(queue, batch_size=self.batch_size, num_workers=0, collate_fn=collate, drop_last=drop_last)
 
+    def own_share(self, split: str) -> range:
+        """Return the places of the studies that this process evaluates: over all processes, each study once."""
+        rank, world_size = self._place_among_processes()
+        return range(rank, len(self.studies[split]), world_size)
+
+    def _place_among_processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
     def sampler(self, epoch: int) -> ClassBalancedSampler:
         """Return the draws of one epoch for this process."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        rank, world_size = self._place_among_processes()
         return ClassBalancedSampler(
             [study.label for study in self.studies["train"]],
             seed=self.seed,
@@ -115,9 +123,10 @@ class IDHDataModule(lightning.LightningDataModule):
         return [self.evaluation_loader("validation"), self.evaluation_loader("test")]
 
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        """Return the studies of a split in the order of the table, unaugmented."""
+        """Return this process's studies of a split in the order of the table, unaugmented."""
         return DataLoader(
             SeededSubjects(self.subjects(split)),
+            sampler=self.own_share(split),
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=collate,

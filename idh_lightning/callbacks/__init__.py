@@ -3,6 +3,16 @@
 from idh_lightning.callbacks.explanations import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
-from idh_lightning.callbacks.tracking import wandb_logger
+from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO
+from idh_lightning.callbacks.tracking import Tracker, wandb_logger
 
-__all__ = ["Explanations", "PredictionWriter", "Provenance", "wandb_logger"]
+__all__ = [
+    "BatchSeed",
+    "CurveLogger",
+    "Explanations",
+    "PredictionWriter",
+    "Provenance",
+    "Tracker",
+    "WholeCheckpointIO",
+    "wandb_logger",
+]

@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
 from idh_lightning.explain import localisation_scores
@@ -62,7 +63,12 @@ class Explanations(Callback):
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw the followed validation studies."""
-        if trainer.sanity_checking or not self.every_epochs or trainer.current_epoch % self.every_epochs:
+        if (
+            not trainer.is_global_zero
+            or trainer.sanity_checking
+            or not self.every_epochs
+            or trainer.current_epoch % self.every_epochs
+        ):
             return
         data = _data_module(trainer)
         for study, stored, cam, probability in self._explain(pl_module, data, self._followed(data)):
@@ -71,11 +77,11 @@ class Explanations(Callback):
             _save(figure, self.run_folder / "figures" / "training" / f"{name}.png")
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Explain, score and draw every test study."""
-        if not self.test or not trainer.is_global_zero:
+        """Explain, score and draw every test study, each process its share."""
+        if not self.test:
             return
         data = _data_module(trainer)
-        studies = data.studies["test"]
+        studies = [data.studies["test"][place] for place in data.own_share("test")]
         rows = []
         explained = self._explain(pl_module, data, studies)
         for study, stored, cam, probability in track(explained, description="Explaining", total=len(studies)):
@@ -92,6 +98,11 @@ class Explanations(Callback):
                 logger.warning("Study %s: the map is not scored: %s", study.study_id, error)
             rows.append(row)
         columns = ["study_id", "method", "pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain"]
+        rows = gathered(trainer, rows)
+        if not trainer.is_global_zero:
+            return
+        order = {study.study_id: place for place, study in enumerate(data.studies["test"])}
+        rows.sort(key=lambda row: order[str(row["study_id"])])
         table = pd.DataFrame(rows, columns=columns)
         write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
 

@@ -13,6 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from idh_lightning.batches import Batch
+from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.files import write_text
 
 
@@ -48,7 +49,10 @@ class PredictionWriter(Callback):
         self._logits.update(zip(batch.study_ids, logits.double().cpu().tolist(), strict=True))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the table, in the order of the cohort."""
+        """Gather what all processes have, and write the table in the order of the cohort."""
+        self._logits = dict(gathered(trainer, list(self._logits.items())))
+        if not trainer.is_global_zero:
+            return
         table = self.cohort_table[self.cohort_table["study_id"].isin(list(self._logits))]
         table = table[["study_id", "patient_id", "split", "fold", "label"]].copy()
         table["logit"] = table["study_id"].map(self._logits)

@@ -1,4 +1,4 @@
-"""provenance.json: what it took to make a run, and what it would take to repeat it."""
+"""What it took to make a run and would take to repeat it: provenance.json, environment.txt, changes.patch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from idh_lightning.files import write_json
+from idh_lightning.files import write_json, write_text
 
 _PACKAGES = (
     "idh_lightning",
@@ -39,7 +39,11 @@ _PACKAGES = (
 
 
 class Provenance(Callback):
-    """Records versions, hardware, parameters, seconds per stage, studies per second and peak memory."""
+    """Records versions, hardware, parameters, seconds per stage, studies per second and peak memory.
+
+    Beside provenance.json stand environment.txt, every installed package with its version, and changes.patch, how the
+    code differed from the commit, if it did.
+    """
 
     def __init__(self, *, run_folder: Path, known: Mapping[str, object]) -> None:
         """Begin the record.
@@ -52,16 +56,23 @@ class Provenance(Callback):
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.record |= {
             "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "versions": {"python": platform.python_version(), **_versions()},
             "hardware": _hardware(),
+            "threads": torch.get_num_threads(),
             **known,
         }
+        self.run_folder = run_folder
         self._began: dict[str, float] = {}
         self._studies = 0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Start the clock of a stage and count the parameters."""
+        """Start the clock of a stage, count the parameters, and write down the code and its environment."""
+        if trainer.is_global_zero:
+            write_text(self.run_folder / "environment.txt", _environment())
+            if (changes := _changes()) is not None:
+                write_text(self.run_folder / "changes.patch", changes)
+        self.record["processes"] = trainer.world_size
         self._began[stage] = time.perf_counter()
         parameters = list(pl_module.parameters())
         self.record["parameters"] = {
@@ -89,6 +100,11 @@ class Provenance(Callback):
         if trainer.is_global_zero:
             self.write()
 
+    def resumed(self, *, epochs: int, steps: int) -> None:
+        """Note that training goes on from a checkpoint, and what the record said before."""
+        before = {key: self.record.get(key) for key in ("seconds", "studies")}
+        self.record.setdefault("resumed", []).append({"epochs_done": epochs, "steps_done": steps, **before})
+
     def add_seconds(self, stage: str, elapsed_s: float) -> None:
         """Note how long a stage took."""
         self.record.setdefault("seconds", {})[stage] = round(elapsed_s, 1)
@@ -103,7 +119,7 @@ def _module_name() -> str:
     return spec.name if spec is not None else Path(sys.argv[0]).stem
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Return the commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
     folder = Path(__file__).resolve().parent
     try:
@@ -118,6 +134,22 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.decode().strip()
+
+
+def _changes() -> str | None:
+    """Return how the checkout's tracked files differ from its commit, or None."""
+    if not (git_commit() or "").endswith("-dirty"):
+        return None
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(["git", "diff", "HEAD"], cwd=root, capture_output=True, check=True).stdout.decode(
+        errors="replace"
+    )
+
+
+def _environment() -> str:
+    """Return every installed package as `name==version`, as pip reads it."""
+    found = {f"{package.metadata['Name']}=={package.version}" for package in importlib.metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 
 def _versions() -> dict[str, str]:

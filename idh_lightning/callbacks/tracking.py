@@ -1,40 +1,174 @@
-"""Weights & Biases, offline unless the user is logged in or says so."""
+"""Weights & Biases, offline unless the user is logged in or says so; nothing that names a patient unless allowed."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import netrc
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import pandas as pd
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+from idh_lightning.errors import ConfigError
+from idh_lightning.files import replacing
+
 logger = logging.getLogger(__name__)
+
+FIGURES: tuple[str, ...] = ("roc", "precision_recall", "confusion_matrix", "reliability", "learning_curves")
+"""Figures of a run that show groups of patients only."""
+
+
+class Tracker(WandbLogger):
+    """Lightning's W&B logger, which also takes a finished run's results, as far as the user lets them leave.
+
+    Left out of what W&B records by itself: the console output, the command line, host and folder names, since study
+    names may be in all of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_folder: Path,
+        save_dir: str,
+        images: bool = False,
+        identifiers: bool = False,
+        model: bool = False,
+        **settings: Any,
+    ) -> None:
+        """See `wandb_logger`; further settings are those of wandb.init."""
+        if images and not identifiers:
+            raise ConfigError(
+                "logger.wandb.images: found true with identifiers=false; expected both, since Grad-CAM panels bear the "
+                "name of their study. Set logger.wandb.identifiers=true as well, or leave images out."
+            )
+        self.run_folder = run_folder
+        self.images = images
+        self.identifiers = identifiers
+        self.model = model
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="hidden")
+        if "WANDB_SWEEP_ID" not in os.environ:  # the agent of a W&B sweep names its runs itself
+            # A resumed run goes on under its name.
+            name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
+            settings |= {"id": name, "resume": "allow"}
+        super().__init__(save_dir=save_dir, log_model=False, settings=quiet, **settings)
+
+    def log_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Record the configuration without folders, files and identifiers of excluded patients."""
+        self.log_hyperparams(without_places(recipe))
+
+    def log_results(self, metrics: Mapping[str, Any]) -> None:
+        """Record metrics, figures, predictions and, where allowed, Grad-CAM panels and the model.
+
+        Args:
+            metrics: Content of metrics.json.
+        """
+        run = self.experiment
+        for split in ("validation", "test"):
+            for name, entry in metrics.get(split, {}).items():
+                if isinstance(entry, Mapping) and entry.get("value") is not None:
+                    for end in ("value", "low", "high", "n"):
+                        run.summary[f"{split}/{name}/{end}"] = entry.get(end)
+        for name in FIGURES:
+            if (file := self.run_folder / "figures" / f"{name}.png").is_file():
+                run.log({f"figures/{name}": wandb.Image(str(file))})
+        predictions = pd.read_csv(self.run_folder / "predictions.csv")
+        run.log({"predictions": wandb.Table(dataframe=self._with_allowed_names(predictions))})
+        if self.images:
+            panels = sorted((self.run_folder / "figures" / "cam").glob("*.png"))
+            run.log({"grad_cam": [wandb.Image(str(file), caption=file.stem) for file in panels]})
+        if self.model:
+            scores = {name: entry for name, entry in metrics.get("test", {}).items() if isinstance(entry, Mapping)}
+            artefact = wandb.Artifact(f"model-{self.version}", type="model", metadata=scores)
+            artefact.add_file(str(self.run_folder / "checkpoints" / "best.ckpt"))
+            run.log_artifact(artefact)
+
+    def _with_allowed_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        if self.identifiers:
+            return predictions
+        key = self._key()
+        hidden = {
+            name: predictions[name].map(lambda text: _hidden(str(text), key)) for name in ("study_id", "patient_id")
+        }
+        return predictions.assign(**hidden)
+
+    def _key(self) -> bytes:
+        """Return the key of the hashes, which stays in the run folder; without it names could be tried out."""
+        file = self.run_folder / "tracking_key"
+        if not file.is_file():
+            with replacing(file) as temporary:
+                temporary.write_bytes(secrets.token_bytes(32))
+        return file.read_bytes()
 
 
 def wandb_logger(
     *,
+    run_folder: Path,
     save_dir: str,
     project: str = "idh_lightning",
     name: str | None = None,
     group: str | None = None,
+    job_type: str | None = None,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
-) -> WandbLogger:
+    images: bool = False,
+    identifiers: bool = False,
+    model: bool = False,
+) -> Tracker:
     """Return a logger that uploads only if the user asked for it.
 
     Args:
+        run_folder: Holds the run's files.
         save_dir: Where the run's files go; `wandb sync` can upload them later.
         project: Name of the W&B project.
         name: Of the run.
         group: Of the run, for sweeps.
+        job_type: What the run is in its group, for example a fold.
         mode: "auto" is online if an API key is set or stored by `wandb login`, else offline.
+        images: Whether Grad-CAM panels, which show slices and the name of the study, may be recorded.
+        identifiers: Whether study and patient identifiers may be recorded; else keyed hashes stand for them.
+        model: Whether best.ckpt is recorded as an artefact.
+
+    Raises:
+        ConfigError: If images are allowed and identifiers are not.
     """
     if mode == "auto":
         mode = "online" if _logged_in() else "offline"
         logger.info("Weights & Biases is %s.", mode)
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(save_dir=save_dir, project=project, name=name, group=group, mode=mode, log_model=False)
+    return Tracker(
+        run_folder=run_folder,
+        save_dir=save_dir,
+        images=images,
+        identifiers=identifiers,
+        model=model,
+        project=project,
+        name=name,
+        group=group,
+        job_type=job_type,
+        mode=mode,
+    )
+
+
+def without_places(recipe: Any) -> Any:
+    """Return a configuration without what says where or who: paths, file names, identifiers of excluded patients."""
+    if isinstance(recipe, Mapping):
+        kept = {key: without_places(value) for key, value in recipe.items() if key not in ("paths", "checkpoint")}
+        if isinstance(kept.get("exclude"), list):
+            kept["exclude"] = f"{len(kept['exclude'])} studies or patients"
+        return kept
+    if isinstance(recipe, list):
+        return [without_places(value) for value in recipe]
+    return "(a path)" if isinstance(recipe, str) and "/" in recipe else recipe
+
+
+def _hidden(name: str, key: bytes) -> str:
+    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12]
 
 
 def _logged_in() -> bool:

@@ -13,6 +13,7 @@ from idh_lightning.cohort.splits import SPLITS, AllTest, GivenSplit, HoldOut, KF
 from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
 from idh_lightning.cohort.table import Table
 from idh_lightning.cohort.ucsf_pdgm import UCSFPDGM
+from idh_lightning.cohort.unlabelled import NewStudy, new_studies, study_of_files
 from idh_lightning.cohort.upenn_gbm import UPENNGBM
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GivenSplit",
     "HoldOut",
     "KFold",
+    "NewStudy",
     "Reader",
     "SeenPatients",
     "Sighting",
@@ -42,7 +44,9 @@ __all__ = [
     "cohort_table",
     "exclusions_table",
     "faults_table",
+    "new_studies",
     "settle",
+    "study_of_files",
     "verify_split",
     "write_cohort_report",
 ]

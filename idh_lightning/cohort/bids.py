@@ -13,8 +13,8 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 
 _NAME = re.compile(r"(?:sub-)?([A-Za-z0-9]+)")
-_PLAIN = r"(?:_(?!ce-)[a-z]+-[A-Za-z0-9]+)*"
-_ENDS = {"FLAIR": "_FLAIR", "T1": "_T1w", "T1c": r"_ce-[A-Za-z0-9]+" + _PLAIN + "_T1w", "T2": "_T2w"}
+PLAIN = r"(?:_(?!ce-)[a-z]+-[A-Za-z0-9]+)*"
+ENDS = {"FLAIR": "_FLAIR", "T1": "_T1w", "T1c": r"_ce-[A-Za-z0-9]+" + PLAIN + "_T1w", "T2": "_T2w"}
 
 
 @dataclass(kw_only=True)
@@ -54,5 +54,5 @@ class BIDS(FolderReader):
         """Return the candidates in one `anat`, masks also in derivatives; see `FolderReader.files`."""
         root, mask = from_home(self.folder), f"{identity.study_id}.*{re.escape(self.mask)}"
         places = [folder, *(made / folder.relative_to(root) for made in children(root / "derivatives"))]
-        found = {what: matching(folder, identity.study_id + _PLAIN + end) for what, end in _ENDS.items()}
+        found = {what: matching(folder, identity.study_id + PLAIN + end) for what, end in ENDS.items()}
         return found | {"mask": [file for place in places for file in matching(place, mask)]}

@@ -15,7 +15,7 @@ from idh_lightning.cohort.labels import IDH_VOCABULARY
 from idh_lightning.cohort.study import MUTANT, WILDTYPE
 
 _NAME = re.compile(r"EGD-\d{4}", re.ASCII)
-_NAMES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2", "mask": "MASK"}
+NAMES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2", "mask": "MASK"}
 
 
 @dataclass(kw_only=True)
@@ -40,4 +40,4 @@ class EGD(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder; see `FolderReader.files`."""
-        return {what: matching(folder, name) for what, name in _NAMES.items()}
+        return {what: matching(folder, name) for what, name in NAMES.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
@@ -29,12 +30,14 @@ class HoldOut:
         validation: Share of the patients, rounded to whole patients.
         test: Likewise.
         site: Name of the carried column that tells sites apart; ignored where it does not occur.
+        training_patients: How many of the patients left for training are used, for a learning curve; None for all.
     """
 
     seed: int
     validation: float = 0.15
     test: float = 0.15
     site: str = "cohort"
+    training_patients: int | None = None
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
         """Return the cohort table with split; one row per study.
@@ -47,7 +50,7 @@ class HoldOut:
         test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
         rest = patients.drop(test)
         validation = _draw(rest, _count(self.validation, len(patients)), self.seed, "validation")
-        return _assign(cohort, _parts(cohort, test, validation), fold=0)
+        return _thinned(_assign(cohort, _parts(cohort, test, validation), fold=0), self.training_patients, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ class KFold:
         validation: Share of all patients, drawn from those that are not tested in this fold.
         repeats: Number of cross-validations with different draws.
         site: As for `HoldOut`.
+        training_patients: As for `HoldOut`.
     """
 
     seed: int
@@ -69,6 +73,7 @@ class KFold:
     validation: float = 0.15
     repeats: int = 1
     site: str = "cohort"
+    training_patients: int | None = None
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
         """Return the cohort table with split; one row per study.
@@ -98,7 +103,8 @@ class KFold:
         validation = _draw(
             patients.drop(test), _count(self.validation, len(patients)), self.seed + self.fold, "validation"
         )
-        return _assign(cohort, _parts(cohort, test, validation), fold=self.fold)
+        table = _assign(cohort, _parts(cohort, test, validation), fold=self.fold)
+        return _thinned(table, self.training_patients, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +294,32 @@ def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFram
     table = cohort_table(cohort, assignment)
     verify_split(table)
     return table
+
+
+def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int) -> pd.DataFrame:
+    """Return a split with some of its training patients only; validation and test stay as they are.
+
+    Both labels keep their share, and the patients of a smaller number are among those of a larger one.
+
+    Raises:
+        SplitError: If there are not so many, or a label would be lost.
+    """
+    if training_patients is None:
+        return table
+    training = table[table["split"] == "train"]
+    labels = training.groupby("patient_id")["label"].first().sort_index()
+    mutants = round(training_patients * float(labels.mean()))
+    wanted = {1: mutants, 0: training_patients - mutants}
+    if training_patients > len(labels) or min(wanted.values()) < 1:
+        raise SplitError(
+            f"split.training_patients: found {training_patients} with {len(labels)} patients to train on, of whom "
+            f"{int(labels.sum())} are mutant; expected no more than there are, and some of each label. Correct it."
+        )
+    generator = np.random.default_rng([seed, 5])
+    kept: set[str] = set()
+    for label in (0, 1):
+        kept |= set(generator.permutation(labels.index[labels == label])[: wanted[label]])
+    return table[(table["split"] != "train") | table["patient_id"].isin(kept)].reset_index(drop=True)
 
 
 def _check_shares(*, validation: float, test: float) -> None:

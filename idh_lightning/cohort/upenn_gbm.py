@@ -13,7 +13,7 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 
 _NAME = re.compile(r"(UPENN-GBM-\d{5})_(\d)1", re.ASCII)
-_SUFFIXES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2"}
+SUFFIXES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2"}
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class UPENNGBM(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder and in the mask folders; see `FolderReader.files`."""
-        found = {what: matching(folder, f"{identity.study_id}_{end}") for what, end in _SUFFIXES.items()}
+        found = {what: matching(folder, f"{identity.study_id}_{end}") for what, end in SUFFIXES.items()}
         for place in (folder, *(from_home(self.folder).parent / name for name in self.mask_folders)):
             masks = matching(place, f"{identity.study_id}(?:_automated_approx)?_segm")
             if masks:

@@ -55,7 +55,15 @@ from idh_lightning.evaluation.discrimination import auroc, compare_auroc
 from idh_lightning.evaluation.evaluation import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.learnt import Learnt
-from idh_lightning.evaluation.runs import compare_all, compare_runs, patient_predictions, pool, relation, spread
+from idh_lightning.evaluation.runs import (
+    compare_all,
+    compare_runs,
+    patient_predictions,
+    pool,
+    pooled_scores,
+    relation,
+    spread,
+)
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
 from idh_lightning.evaluation.tables import per_patient, read_table
 
@@ -81,6 +89,7 @@ __all__ = [
     "patient_predictions",
     "per_patient",
     "pool",
+    "pooled_scores",
     "read_table",
     "relation",
     "spread",

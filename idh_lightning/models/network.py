@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idh_lightning.errors import ModelError
-from idh_lightning.models.depthwise import DepthwiseConv3d
+from idh_lightning.models.convolutions import swap_convolutions
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.weights import WeightsOrigin, load_weights
 
@@ -82,7 +83,8 @@ class StemTailNetwork(nn.Module):
             drop_rate: Dropout before the classifier, in [0, 1).
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
             stem_precision: Arithmetic of the stem. "auto" is bfloat16 on a CPU and the trainer's precision elsewhere.
-            tail_precision: Arithmetic of the tail. "auto" is float32 on a CPU and the trainer's precision elsewhere.
+            tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
+                bfloat16 while training where the CPU has matrix instructions for it (AMX).
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
             focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
                 is that of the tumour map. None for no locator.
@@ -124,7 +126,7 @@ class StemTailNetwork(nn.Module):
                     f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.focus=null."
                 )
             self.locator = TumourLocator(_out(self._module(focus)))
-            self._ratio = round(self._trace(self._stem_names[-1], 65)[1] / self._trace(focus, 65)[1])
+            self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._stem_to_channels_last()
@@ -170,20 +172,18 @@ class StemTailNetwork(nn.Module):
 
     def entry(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what enters the first trainable module, [B, F, d, h, w], and the tumour map that gated it, if any."""
-        with _arithmetic(self.tail_precision, features.device.type, on_cpu="float32"):
+        with self._tail_arithmetic(features):
             if self.locator is None:
                 return self._without_absence(features), None
-            behind = 0 if self.absence is None else self.absence.in_features
-            own = features.shape[1] - behind - self._tapped * self._ratio**3
-            tapped = features[:, own : features.shape[1] - behind]
+            own, tapped, absent = self._parts(features)
             tumour = self.locator(unfold(tapped, self._ratio)).float()
-            plain = self._without_absence(torch.cat([features[:, :own], features[:, features.shape[1] - behind :]], 1))
+            plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
         return plain * gate[:, None].to(plain.dtype), tumour
 
     def classify(self, entry: Tensor) -> Tensor:
         """Return the logits [B, 2] of what enters the first trainable module."""
-        with _arithmetic(self.tail_precision, entry.device.type, on_cpu="float32"):
+        with self._tail_arithmetic(entry):
             hidden = entry
             for name in self._tail_names:
                 hidden = self._module(name)(hidden)
@@ -191,6 +191,10 @@ class StemTailNetwork(nn.Module):
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             logits: Tensor = self.network.classifier(hidden)
         return logits.float()
+
+    def _tail_arithmetic(self, features: Tensor) -> AbstractContextManager[object]:
+        on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
+        return _arithmetic(self.tail_precision, features.device.type, on_cpu=on_cpu)
 
     def shares(self, masks: Tensor) -> Tensor:
         """Return the share of tumour in each cell of the locator's grid.
@@ -205,7 +209,7 @@ class StemTailNetwork(nn.Module):
         places, cells = [], []
         for size in masks.shape[1:]:
             places.append(self.sampling(self.focus, size))
-            cells.append(self._ratio * self._trace(self._stem_names[-1], size)[2])
+            cells.append(self._ratio * self._trace(self.entry_layer, size)[2])
         return cell_means(masks, places, cells)
 
     @contextmanager
@@ -260,7 +264,7 @@ class StemTailNetwork(nn.Module):
             reached = reached or inside
             if isinstance(module, nn.Conv3d):
                 reach, stride = module.dilation[0] * (module.kernel_size[0] - 1), module.stride[0]
-                same = isinstance(module, Conv3dSame)
+                same = isinstance(module, Conv3dSame) or getattr(module, "same", False)
                 after = -(-size // stride) if same else (size + 2 * int(module.padding[0]) - reach - 1) // stride + 1
                 before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else int(module.padding[0])
                 offset += step * (reach / 2 - before)
@@ -319,10 +323,22 @@ class StemTailNetwork(nn.Module):
         shift: Tensor = self.absence(features[:, own:, 0, 0, 0])
         return features[:, :own] + shift[..., None, None, None]
 
+    def own(self, features: Tensor) -> Tensor:
+        """Return what the last module of the stem put out, of all that the stem gives: [B, F, d, h, w]."""
+        return self._parts(features)[0]
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of the last module, folded ones for the locator, and which sequences are missing."""
+        absent = 0 if self.absence is None else self.absence.in_features
+        tapped = 0 if self.locator is None else self.locator.look.in_channels * self._ratio**3
+        sizes = [features.shape[1] - tapped - absent, tapped, absent]
+        own, folded, behind = torch.split(features, sizes, dim=1)
+        return own, folded, behind
+
     @property
-    def _tapped(self) -> int:
-        """Channels that the locator looks at."""
-        return 0 if self.locator is None else self.locator.look.in_channels
+    def entry_layer(self) -> str:
+        """The last module of the stem, whose output enters the tail."""
+        return self._stem_names[-1]
 
     def _stem_to_channels_last(self) -> None:
         for name in self._stem_names:
@@ -330,9 +346,8 @@ class StemTailNetwork(nn.Module):
 
     def _speed_up_the_tail(self) -> None:
         for name in self._tail_names:
-            for module in self._module(name).modules():
-                if isinstance(module, InvertedResidual) and DepthwiseConv3d.fits(module.conv_dw):
-                    module.conv_dw = DepthwiseConv3d.of(module.conv_dw)
+            parent, _, child = name.rpartition(".")
+            swap_convolutions(self.network.get_submodule(parent), Conv3dSame, only=child)
 
 
 SMOOTH_SHARE = 0.9
@@ -451,13 +466,15 @@ def calibrate_batch_norm(network: StemTailNetwork, batches: Iterable[Tensor]) ->
 def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> AbstractContextManager[object]:
     """Return the autocast context of one part of the network.
 
-    Measured on 2 CPU cores at 128^3: bfloat16 with channels last makes the stem 4 times as fast as float32, and makes
-    the tail slower; so on a CPU each part has its own arithmetic. Elsewhere "auto" leaves it to the trainer.
+    Measured on 2 CPU cores at 128^3: bfloat16 with channels last makes the stem 4 times as fast as float32. Elsewhere
+    "auto" leaves it to the trainer.
     """
     if precision == "auto":
         if device != "cpu":
             return nullcontext()
         precision = on_cpu
+    if precision == "float32" and not torch.is_autocast_enabled(device):
+        return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -465,6 +482,13 @@ def _out(module: nn.Module) -> int:
     """Return how many channels a module of the network gives."""
     last = [inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm)][-1]
     return last.out_channels if isinstance(last, nn.Conv3d) else last.num_features
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Return whether the CPU has matrix instructions for bfloat16."""
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
 
 
 def _width(module: nn.Module) -> int:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from idh_lightning.volumes.checks import FaultyStudyError, Place
 
+MOST_SURPLUS_BYTES = 2**24
+"""Of a file before and after its voxels: a small compressed file can unpack to any length."""
+
 # NIfTI's x and y point to Right and Anterior, those of SimpleITK and DICOM to Left and Posterior.
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -113,12 +116,18 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
         FaultyStudyError: If the file ends early or its compressed stream is damaged.
     """
     stored = header.get_data_dtype()
-    length = int(header.dataobj.offset) + int(np.prod(header.shape, dtype=np.int64)) * stored.itemsize
+    offset = int(header.dataobj.offset)
+    length = offset + int(np.prod(header.shape, dtype=np.int64)) * stored.itemsize
     try:
+        if offset > MOST_SURPLUS_BYTES:
+            raise ValueError(f"the header says that the voxels begin at byte {offset}")
         with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             content = file.read(length)
-            while file.read(1 << 20):
-                pass
+            surplus = 0
+            while more := len(file.read(1 << 20)):
+                surplus += more
+                if surplus > MOST_SURPLUS_BYTES:
+                    raise ValueError(f"more than {surplus >> 20} MiB follow the {length} bytes that the header states")
         if len(content) < length:
             raise EOFError(f"{len(content)} of {length} bytes are there")
         voxels = np.asarray(type(header).from_bytes(content).dataobj, dtype=np.float32)

@@ -1,0 +1,132 @@
+"""What makes a resumed training equal to an undisturbed one: random numbers, whole checkpoints, curves that go on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from idh_lightning.errors import StorageError
+from idh_lightning.files import replacing
+
+
+class BatchSeed(Callback):
+    """Seeds each training step's random numbers (dropout, stochastic depth) by (seed, epoch, process, batch).
+
+    Order and augmentation of the studies are functions of (seed, epoch) as well. So a step does not depend on what drew
+    random numbers before it: lightning 2.6.6 draws more of them when it sets up a resumed epoch.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        """Take the seed of the run."""
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed PyTorch, on every device."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank, batch_idx])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, through to the disk, and moves it there in one step.
+
+    Lightning 2.6.6 writes to the system's temporary folder first, from where a move to another disk is a copy that can
+    be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            StorageError: If the disk is full; the checkpoint that was there before is as it was.
+        """
+        place = Path(path)
+        try:
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            # torch.save puts an error of its own over that of the system.
+            full = StorageError.of(error, place) or StorageError.of(error.__context__, place)
+            if full is None:
+                raise
+            raise full from error
+
+
+class CurveLogger(Logger):
+    """Writes metrics.csv: one row per logged step, with the columns of all rows; always whole, and gone on with.
+
+    Lightning 2.6.6's CSVLogger deletes the file when a run is resumed.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        """Begin with the rows that are there; `keep` says how many of them count.
+
+        Args:
+            folder: Holds metrics.csv.
+        """
+        super().__init__()
+        self.file = Path(folder) / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """Return no name: the file lies in the run folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Return no version, likewise."""
+        return ""
+
+    def keep(self, steps: int | None = None) -> None:
+        """Take over the rows of an earlier part of the run.
+
+        Args:
+            steps: From which training goes on: later rows are dropped; None where training is finished: test rows are.
+        """
+        if not self.file.is_file():
+            return
+        with self.file.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        tested = [key for key in (rows[0] if rows else {}) if key.startswith("test/")]
+        self._rows = [
+            {key: value for key, value in row.items() if key not in tested}
+            for row in rows
+            if (int(row["step"]) < steps if steps is not None else not any(row[key] for key in tested))
+        ]
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        if _is_first():
+            self._rows.append({**metrics, "step": len(self._rows) if step is None else step})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the recipe is in .hydra/config.yaml."""
+
+    def save(self) -> None:
+        """Write the file."""
+        if _is_first() and self._rows:
+            columns = sorted({key for row in self._rows for key in row})
+            with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=columns)
+                writer.writeheader()
+                writer.writerows(self._rows)
+
+
+def _is_first() -> bool:
+    """Return whether this is the process of several that writes."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0

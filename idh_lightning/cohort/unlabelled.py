@@ -1,0 +1,187 @@
+"""New studies without a label: found in any folder by the names of their files, or listed in a table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idh_lightning.cohort import bids, brats, egd, upenn_gbm
+from idh_lightning.cohort.files import NIFTI, files_named, from_home, one_file
+from idh_lightning.cohort.identity import names_a_file
+from idh_lightning.cohort.study import SEQUENCES, Study
+from idh_lightning.cohort.tables import read_table
+from idh_lightning.errors import CohortError
+
+DEEPEST = 6
+"""Folders below the input that are searched: more than any layout has, and an end where a link leads in circles."""
+
+_TABLES = (".csv", ".tsv", ".parquet")
+_UNKNOWN = 0
+_SESSION = re.compile(r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?")
+
+
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
+    patterns = {}
+    for sequence in SEQUENCES:
+        names = {sequence, egd.NAMES[sequence], upenn_gbm.SUFFIXES[sequence], brats.SUFFIXES[sequence]}
+        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})"
+        session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"
+        patterns[sequence] = re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
+    return patterns
+
+
+_PATTERNS = _patterns()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewStudy:
+    """A study to be predicted, or the reason why it cannot be.
+
+    Attributes:
+        study_id: Unique among the studies of one call; can be part of a file name.
+        study: With the label 0, which nothing looks at; None where something is wrong.
+        problem: What is wrong, in words that name the candidates; "" where nothing is.
+    """
+
+    study_id: str
+    study: Study | None
+    problem: str = ""
+
+
+def sequence_of(name: str) -> tuple[str, str] | None:
+    """Return the sequence that a file name states and what stands before it, or None if it states none.
+
+    >>> sequence_of("BraTS-GLI-00001-000-t2f.nii.gz")
+    ('FLAIR', 'BraTS-GLI-00001-000')
+    """
+    suffix = next((end for end in sorted(NIFTI, reverse=True) if name.lower().endswith(end)), None)
+    if suffix is None:
+        return None
+    for sequence, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(name[: -len(suffix)]):
+            return sequence, match["prefix"] or match["session"] or ""
+    return None
+
+
+def new_studies(place: str | Path) -> list[NewStudy]:
+    """Return the studies in a folder, however deep, or in a table, sorted by name.
+
+    The files of one study lie in one folder. A folder holds several studies where their names begin differently and
+    each has at least two sequences. Two files that could be the same sequence make the study ambiguous: it comes back
+    with a problem that lists both.
+
+    Args:
+        place: A folder; or a CSV, TSV or Parquet table with the column study_id and one per sequence, paths relative
+            to it.
+
+    Raises:
+        CohortError: If there is no such place, or no study in it.
+    """
+    path = from_home(place)
+    if path.suffix.lower() in _TABLES:
+        return _named_once(_in_table(path))
+    if not os.path.isdir(path):  # noqa: PTH112 - answers for any path, even one that no file system can hold
+        raise CohortError(
+            f"{str(path)[:300]}: no such folder; expected a folder with the images of one study or of many, or a "
+            "table (.csv, .tsv, .parquet). Correct input."
+        )
+    found = _named_once(_in_folder(path))
+    if not found:
+        raise CohortError(
+            f"{path}: no image whose name states its sequence; expected names that end like _FLAIR, _T1, _T1c, _T2, "
+            "-t2f, -t1n, -t1c, -t2w, _t1ce, _T1GD or _ce-gd_T1w, then .nii or .nii.gz. Rename the files, or name them: "
+            "flair=... t1=... t1c=... t2=..."
+        )
+    return found
+
+
+def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewStudy:
+    """Return the study of files that are named one by one.
+
+    Args:
+        files: Sequence -> NIfTI file.
+        study_id: By default what the file names have in common, else the name of their folder.
+    """
+    paths = {name: from_home(files[name]) for name in SEQUENCES if name in files}
+    first = next(iter(paths.values()))
+    stated = {(sequence_of(path.name) or ("", ""))[1] for path in paths.values()}
+    name = study_id or (stated.pop() if len(stated) == 1 else "") or first.absolute().parent.name
+    return _new(name, {sequence: [path] for sequence, path in paths.items()})
+
+
+def _in_folder(root: Path) -> Iterator[NewStudy]:
+    for folder, subfolders, names in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        subfolders[:] = [] if depth >= DEEPEST else sorted(name for name in subfolders if not name.startswith("."))
+        groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for name in sorted(names):
+            if not name.startswith(".") and (stated := sequence_of(name)):
+                groups[stated[1]][stated[0]].append(Path(folder) / name)
+        if not groups:
+            continue
+        own = Path(folder).absolute().name
+        if len(groups) > 1 and all(len(group) > 1 for group in groups.values()):
+            yield from (_new(prefix or own, group) for prefix, group in groups.items())
+        else:
+            merged: dict[str, list[Path]] = defaultdict(list)
+            for group in groups.values():
+                for sequence, paths in group.items():
+                    merged[sequence] += paths
+            yield _new(next(iter(groups)) if len(groups) == 1 and next(iter(groups)) else own, merged)
+
+
+def _in_table(path: Path) -> Iterator[NewStudy]:
+    table = read_table(path)
+    sequences = [sequence for sequence in SEQUENCES if sequence in table.columns]
+    if "study_id" not in table.columns or not sequences:
+        raise CohortError(
+            f"{path}: columns {', '.join(map(repr, list(table.columns)[:40]))}; expected study_id and one of "
+            f"{', '.join(SEQUENCES)} or more. Rename the columns."
+        )
+    for number, row in table.iterrows():
+        candidates = {name: files_named(row[name], path.parent) for name in sequences if row[name]}
+        yield _new(row["study_id"], candidates, otherwise=f"row_{number}")
+
+
+def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str = "study") -> NewStudy:
+    study_id = name if names_a_file(name) else _made_safe(name) or otherwise
+    files, problems = {}, []
+    for sequence in SEQUENCES:
+        if sequence in candidates:
+            file, problem = one_file(candidates[sequence], sequence)
+            if file is None:
+                problems.append(problem)
+            else:
+                files[sequence] = file
+    if not files and not problems:
+        problems.append("no file is named")
+    if problems:
+        return NewStudy(study_id=study_id, study=None, problem="; ".join(problems))
+    study = Study(study_id=study_id, patient_id=study_id, label=_UNKNOWN, files=files)
+    return NewStudy(study_id=study_id, study=study)
+
+
+def _made_safe(name: str) -> str:
+    """Return a name that can be part of a file name, as near to the given one as possible."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100]
+
+
+def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
+    """Return the studies sorted, those that share a name numbered."""
+    seen: dict[str, int] = defaultdict(int)
+    taken: list[NewStudy] = []
+    for new in sorted(studies, key=lambda new: new.study_id):
+        seen[new.study_id] += 1
+        if (times := seen[new.study_id]) > 1:
+            study_id = f"{new.study_id}_{times}"
+            study = None if new.study is None else Study(
+                study_id=study_id, patient_id=study_id, label=_UNKNOWN, files=new.study.files
+            )  # fmt: skip
+            new = NewStudy(study_id=study_id, study=study, problem=new.problem)
+        taken.append(new)
+    return taken

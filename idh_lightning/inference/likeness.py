@@ -1,0 +1,135 @@
+"""What a prepared study looks like in numbers, apart from its diagnosis: for comparison with the training studies."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.stats import skew
+from torch.nn import functional
+
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.volumes import StoredVolume
+
+Floats = NDArray[np.float64]
+
+PERCENTILES: tuple[float, ...] = (0.5, 2, 5, 10, 25, 50, 75, 90, 95, 98, 99.5)
+"""Of the z-scores of the brain: the shape of the distribution, its tails included."""
+
+COARSE = 12
+"""Voxels along an edge of the small picture by which the orientation of a head is told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """One study in numbers.
+
+    Attributes:
+        geometry: Name -> number, in the unit that the name states.
+        profiles: [C, Q], percentiles of each sequence within the brain.
+        roughness: [C], logarithm of the standard deviation of neighbouring voxels' differences.
+        skewness: [C], of each sequence within the brain.
+        correlation: [C, C], between sequences.
+        contrast: [C, C], skewness of the second sequence minus the first: contrast agent makes few voxels brighter.
+        picture: [C + 1, 12, 12, 12], the study made coarse, and the share of brain.
+        features: [F], mean of the stem's output over the volume.
+    """
+
+    geometry: dict[str, float]
+    profiles: Floats
+    roughness: Floats
+    skewness: Floats
+    correlation: Floats
+    contrast: Floats
+    picture: Floats
+    features: Floats
+
+    def order(self, places: Sequence[int]) -> Floats:
+        """Return the numbers that tell the sequences apart, as if sequence k were the one in `places[k]`.
+
+        For four sequences these are 4 of skewness, 6 of correlation and 6 of contrast, bent so that all have a range
+        of about one.
+        """
+        chosen = list(places)
+        upper = np.triu_indices(len(chosen), 1)
+        pairs = np.ix_(chosen, chosen)
+        return np.concatenate(
+            [
+                np.tanh(self.skewness[chosen] / 2),
+                np.arctanh(np.clip(self.correlation[pairs][upper], -0.99, 0.99)),
+                np.tanh(self.contrast[pairs][upper] / 2),
+            ]
+        )
+
+
+def likeness(stored: StoredVolume, network: StemTailNetwork) -> Likeness:
+    """Return a prepared study in numbers; the network gives the features."""
+    image = np.asarray(stored.image, dtype=np.float32)
+    brain = np.asarray(stored.brain) > 0
+    inner = ndimage.binary_erosion(brain, iterations=2)  # without the rim, where sequences differ by registration
+    inner = inner if inner.any() else brain
+    values = image[:, inner].astype(np.float64)
+    together = np.nan_to_num(np.corrcoef(values)).reshape(len(image), len(image))
+    contrast = np.array([[_skew(second - first) for second in values] for first in values])
+    steps = [np.diff(image, axis=axis)[:, _both(brain, axis - 1)] for axis in (1, 2, 3)]
+    device = next(network.parameters()).device
+    volume = torch.from_numpy(image)[None]
+    whole = torch.cat([volume, torch.from_numpy(brain)[None, None].float()], dim=1)
+    features = network.own(network.stem(volume.to(device))).mean(dim=(2, 3, 4))[0].double().cpu().numpy()
+    return Likeness(
+        geometry=_geometry(stored, brain),
+        profiles=np.percentile(values, PERCENTILES, axis=1).T,
+        roughness=np.log(np.concatenate(steps, axis=1).std(axis=1).astype(np.float64) + 1e-3),
+        skewness=np.array([_skew(one) for one in values]),
+        correlation=together,
+        contrast=contrast,
+        picture=functional.adaptive_avg_pool3d(whole, COARSE)[0].double().numpy(),
+        features=features,
+    )
+
+
+def turns(cubic: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the ways in which a head can lie wrongly, as (axes, flipped axes) of [D, H, W].
+
+    A mirror image from left to right looks like a head and is left out; see `checks.check_sides_by_content`. On a grid
+    that is no cube the axes stay.
+    """
+    orders = itertools.permutations((1, 2, 3)) if cubic else [(1, 2, 3)]
+    flips = [(), (1,), (2,), (1, 2)]
+    return [(axes, flipped) for axes in orders for flipped in flips if (axes, flipped) != ((1, 2, 3), ())]
+
+
+def turned(picture: Floats, axes: Sequence[int], flipped: Sequence[int]) -> Floats:
+    """Return a picture [C + 1, d, d, d] turned one of those ways."""
+    return np.flip(picture.transpose(0, *axes), axis=tuple(flipped))
+
+
+def _geometry(stored: StoredVolume, brain: NDArray[np.bool_]) -> dict[str, float]:
+    edge_mm = np.array(stored.spacing_mm)
+    box = ndimage.find_objects(brain.astype(np.uint8))
+    sides = [side.stop - side.start for side in box[0]] if box else [0, 0, 0]
+    height, depth, width = (float(n * mm) for n, mm in zip(sides, edge_mm, strict=True))
+    return {
+        "least_voxel_edge_mm": float(min(stored.geometry.spacing_mm)),
+        "greatest_voxel_edge_mm": float(max(stored.geometry.spacing_mm)),
+        "brain_ml": float(brain.sum() * np.prod(edge_mm) / 1000),
+        "brain_height_mm": height,
+        "brain_length_mm": depth,
+        "brain_width_mm": width,
+    }
+
+
+def _both(brain: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Return where a voxel and its next neighbour along an axis are both brain."""
+    length = brain.shape[axis]
+    return np.take(brain, range(1, length), axis) & np.take(brain, range(length - 1), axis)
+
+
+def _skew(values: NDArray[Any]) -> float:
+    return float(skew(values)) if values.std() > 1e-6 else 0.0

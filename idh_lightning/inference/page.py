@@ -1,0 +1,84 @@
+"""One study on one page: the answer with its doubts, the picture, and the map over the FLAIR to look through."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from idh_lightning.cohort import Study
+from idh_lightning.files import replacing, write_text
+from idh_lightning.reports import cam_panel, slice_viewer
+from idh_lightning.volumes import StoredVolume
+
+if TYPE_CHECKING:
+    from idh_lightning.inference.predictor import Answer, Predictor
+
+SETS = {
+    "mutant": "mutant only: wildtype can be excluded",
+    "wildtype": "wildtype only: mutant can be excluded",
+    "both": "both: not certain",
+    "none": "neither: unlike the validation patients of either class",
+}
+
+
+def write_page(
+    answer: Answer,
+    study: Study,
+    stored: StoredVolume,
+    cam: NDArray[np.floating],
+    predictor: Predictor,
+    output: Path,
+) -> Path:
+    """Write <study_id>.png and <study_id>.html into a folder, and return the latter.
+
+    Args:
+        answer: With the map already written.
+        study: Its files.
+        stored: As the network saw it.
+        cam: [D, H, W], on the grid of `stored`.
+        predictor: Who answers.
+        output: The folder.
+    """
+    title = answer.study_id
+    if answer.probability is not None:
+        title += f"   ·   P(mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
+    figure = cam_panel(
+        np.asarray(stored.image, dtype=np.float32),
+        predictor.sequences,
+        cam * (np.asarray(stored.brain) > 0),
+        None,
+        stored.spacing_mm,
+        title,
+    )
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=90)
+    with replacing(output / f"{answer.study_id}.png") as temporary:
+        temporary.write_bytes(png.getvalue())
+    reference = next(name for name in predictor.sequences if name in study.files)
+    viewer = None if answer.map_file is None else slice_viewer(study.files[reference], answer.map_file)
+    environment = Environment(
+        loader=PackageLoader("idh_lightning.inference", "."), autoescape=True, undefined=StrictUndefined
+    )
+    conformal = [member.learnt.conformal for member in predictor.members]
+    page = environment.get_template("study.html.j2").render(
+        answer=answer,
+        files={name: path.name for name, path in study.files.items()},
+        reference=reference,
+        sets=SETS,
+        threshold=predictor.threshold,
+        confidence=predictor.confidence,
+        coverage=min(one.coverage for one in conformal),
+        checkpoints=[str(member.file) for member in predictor.members],
+        cohorts=sorted({str(member.recipe.get("cohort", "")) for member in predictor.members}),
+        picture=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
+        viewer=viewer,
+    )
+    path = output / f"{answer.study_id}.html"
+    write_text(path, page)
+    return path

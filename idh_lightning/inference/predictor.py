@@ -1,0 +1,425 @@
+"""From the files of new studies to answers with their doubts."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idh_lightning import build
+from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
+from idh_lightning.errors import CheckpointError, IDHError
+from idh_lightning.evaluation import Calibrator, Learnt
+from idh_lightning.files import write_json, write_text
+from idh_lightning.inference.interval import MemberLogits, combined, views_of
+from idh_lightning.inference.likeness import Likeness, likeness
+from idh_lightning.inference.overlap import MOST_LOST, MOST_LOST_STRIPPED, most_lost
+from idh_lightning.inference.page import write_page
+from idh_lightning.inference.training_range import Doubt, TrainingRange
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.volumes import StoredVolume, VolumeStore, write_map
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["answered", "flagged", "withheld", "failed"]
+
+CHUNK = 8
+"""Studies prepared together: enough to keep two cores busy, few enough to hold memory and disk flat."""
+
+MOST_VOXELS = 2**28
+"""In all files of a study: 1 GiB as float32."""
+
+WITHHOLDING = ("repeated_sequence", "small_brain")
+"""Checks of the images that are warnings where a cohort is prepared, and leave no answer to be given here."""
+
+QUIET = ("duplicate_image", "skull_not_stripped", "left_right_unknown")
+"""Checks of the images that say nothing about this answer, or that the training range judges."""
+
+COLUMNS = (
+    "study_id", "status", "probability", "low", "high", "decision", "prediction_set", "reason", "warnings", "map",
+    "page", "elapsed_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is said of one study.
+
+    Attributes:
+        study_id: Its name.
+        status: "answered"; "flagged" where a warning says that it is unlike the training studies; "withheld" where
+            it is so far from them, or so doubtful, that no number is given; "failed" where its files cannot be used.
+        probability: Calibrated P(mutant); None where withheld or failed, as all of the following.
+        low: Lower end of the interval; see `combined`.
+        high: Upper end.
+        decision: "mutant" or "wildtype", at the operating point of the checkpoint.
+        prediction_set: "wildtype", "mutant", "both" (not certain) or "none" (unlike either).
+        reasons: Why there is no answer.
+        warnings: What to know about the answer.
+        members: Probability by each checkpoint.
+        map_file: NIfTI on the grid of the study's own FLAIR, or None.
+        page: study.html, or None.
+        elapsed_s: Wall clock, with its share of the preparation.
+    """
+
+    study_id: str
+    status: Status
+    probability: float | None = None
+    low: float | None = None
+    high: float | None = None
+    decision: str | None = None
+    prediction_set: str | None = None
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    members: tuple[float, ...] = ()
+    map_file: Path | None = None
+    page: Path | None = None
+    elapsed_s: float = 0.0
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a number."""
+        return self.probability is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One checkpoint, ready to answer.
+
+    Attributes:
+        file: Where it came from.
+        network: In eval mode.
+        recipe: How it was made.
+        learnt: Calibration, operating point, conformal sets.
+        covariance: [2, 2], of the calibration line; zero where the checkpoint does not say.
+        training_range: What its training studies looked like, or None where the checkpoint does not say.
+        explain: Makes its maps.
+    """
+
+    file: Path
+    network: StemTailNetwork
+    recipe: Mapping[str, Any]
+    learnt: Learnt
+    covariance: NDArray[np.float64]
+    training_range: TrainingRange | None
+    explain: Callable[[StemTailNetwork, Tensor], Tensor]
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Member:
+        """Return a member from a run folder or a checkpoint of it.
+
+        Raises:
+            CheckpointError: If it cannot be used, or the run ended before threshold and calibration were chosen.
+        """
+        file, content = build.read_checkpoint(checkpoint)
+        model = build.load_classifier(file)
+        if "learnt" not in content:
+            raise CheckpointError(
+                f"{file}: has no operating point and no calibration; expected a best.ckpt of a run with the stages "
+                "fit, test and report. Give another one, or finish the run."
+            )
+        try:
+            learnt = Learnt.from_dict(content["learnt"])
+            remembered = content.get("training_range")
+            found = None if remembered is None else TrainingRange.from_dict(remembered)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{file}: what it learnt cannot be read ({type(error).__name__}: {error}); expected a checkpoint of "
+                "this version. Train again."
+            ) from error
+        return cls(
+            file=file,
+            network=model.network,
+            recipe=model.recipe,
+            learnt=learnt,
+            covariance=np.array(content.get("calibration_covariance", np.zeros((2, 2))), dtype=float),
+            training_range=found,
+            explain=build.explanation_of(model.recipe, file),
+        )
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """Logits -> probabilities."""
+        return self.learnt.calibrator
+
+
+class Predictor:
+    """Answers for new studies from one checkpoint or from several as an ensemble.
+
+    >>> answers = Predictor("outputs/my_run").predict("new_patient")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Sequence[str | Path],
+        *,
+        views: int = 4,
+        withhold: bool = True,
+        confidence: float = 0.95,
+        device: str = "auto",
+    ) -> None:
+        """Load the checkpoints.
+
+        Args:
+            checkpoint: A run folder, a .ckpt, a folder of runs (a sweep), or several of these.
+            views: Mirrored and moved copies of each study that go into the interval; 0 for none.
+            withhold: Whether studies far outside the training range, or with doubtful sequences, get no number; else
+                they are flagged. Damaged files never get one.
+            confidence: Of the interval.
+            device: "auto" is a GPU where there is one.
+
+        Raises:
+            CheckpointError: If one cannot be used, or they do not go together.
+        """
+        self.members = [Member.load(path) for path in checkpoints_in(checkpoint)]
+        first = self.members[0]
+        for other in self.members[1:]:
+            for part in ("sequences", "preprocessing"):
+                if other.recipe[part] != first.recipe[part]:
+                    raise CheckpointError(
+                        f"{other.file}: its {part} differ from those of {first.file}; expected members of one "
+                        "ensemble. Give checkpoints that were trained on the same sequences and volumes."
+                    )
+        self.views = views
+        self.withhold = withhold
+        self.confidence = confidence
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        for member in self.members:
+            member.network.to(self.device).eval()
+        self.sequences: tuple[str, ...] = tuple(first.recipe["sequences"])
+        self.preprocessing = build.preprocessing_of(first.recipe, first.file)
+
+    @property
+    def threshold(self) -> float:
+        """The operating point: the mean of the members'."""
+        return float(np.mean([member.learnt.operating_point.threshold for member in self.members]))
+
+    def predict(self, studies: str | Path | Mapping[str, str | Path] | Sequence[NewStudy]) -> list[Answer]:
+        """Return one answer per study and write nothing.
+
+        Args:
+            studies: A folder, a table, a mapping of sequences to files, or studies as `new_studies` returns them.
+
+        Raises:
+            CohortError: If there is no study at all.
+        """
+        return list(self.answers(self.found(studies)))
+
+    def found(self, studies: str | Path | Mapping[str, str | Path] | Sequence[NewStudy]) -> list[NewStudy]:
+        """Return the studies behind any kind of input; see `predict`."""
+        if isinstance(studies, str | Path):
+            return new_studies(studies)
+        if isinstance(studies, Mapping):
+            return [study_of_files(studies)]
+        return list(studies)
+
+    def answers(self, studies: Sequence[NewStudy], output: Path | None = None) -> Iterator[Answer]:
+        """Yield an answer for each study, in order; with an output folder its map, picture and page are written there.
+
+        A study that fails does not stop the others.
+        """
+        for start in range(0, len(studies), CHUNK):
+            with tempfile.TemporaryDirectory(prefix="idh_lightning_") as folder:
+                yield from self._chunk(studies[start : start + CHUNK], Path(folder), output)
+
+    def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[Answer]:
+        began = time.perf_counter()
+        usable = [new.study for new in studies if new.study is not None and not _too_large(new.study)]
+        store = VolumeStore(folder, self.preprocessing, self.sequences)
+        faults = store.prepare(usable).faults if usable else ()
+        share_s = (time.perf_counter() - began) / len(studies)
+        for new in studies:
+            began = time.perf_counter()
+            own = [fault for fault in faults if fault.study_id == new.study_id]
+            try:
+                answer = self._answer(new, own, store, output)
+            except IDHError as error:
+                answer = {"status": "failed", "reasons": (str(error),)}
+            except Exception as error:  # one study must not stop the others, whatever a library makes of its files
+                logger.exception("Study %s", new.study_id)
+                answer = {"status": "failed", "reasons": (f"{type(error).__name__}: {error}",)}
+            elapsed_s = share_s + time.perf_counter() - began
+            yield Answer(study_id=new.study_id, elapsed_s=elapsed_s, **answer)
+
+    def _answer(
+        self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: Path | None
+    ) -> dict[str, Any]:
+        study = new.study
+        if study is None:
+            return {"status": "failed", "reasons": (new.problem,)}
+        if too_large := _too_large(study):
+            return {"status": "failed", "reasons": (too_large,)}
+        errors = [str(fault) for fault in faults if fault.severity == "error" and fault.check not in QUIET]
+        if errors:
+            return {"status": "failed", "reasons": tuple(errors)}
+        stored = store.open(study)
+        stripped = not any(fault.check == "skull_not_stripped" for fault in faults)
+        doubts = [*self._doubts_of_files(study, faults, stripped), *self._doubts_of_likeness(study, stored, stripped)]
+        withheld = [doubt.text for doubt in doubts if doubt.withheld]
+        damaged = any(doubt.check in ("lost_part", *WITHHOLDING) for doubt in doubts if doubt.withheld)
+        warnings = tuple(doubt.text for doubt in doubts if not doubt.withheld)
+        cam = self._map(stored)
+        files: dict[str, Any] = {}
+        if output is not None:
+            files["map_file"] = output / f"{new.study_id}_cam.nii.gz"
+            write_map(cam * (np.asarray(stored.brain) > 0), stored, files["map_file"])
+        answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
+        if not withheld or (not self.withhold and not damaged):
+            warnings = (*withheld, *warnings)
+            answer = {**self._number(stored), "status": "flagged" if warnings else "answered", "warnings": warnings}
+        if output is not None:
+            answer |= files
+            answer["page"] = write_page(Answer(study_id=new.study_id, **answer), study, stored, cam, self, output)
+        return answer
+
+    def _number(self, stored: StoredVolume) -> dict[str, Any]:
+        """Return probability, interval, decision and set."""
+        volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))
+        members = []
+        for member in self.members:
+            plain = self._logits(member, volume[None])[0]
+            moved = self._logits(member, views_of(volume, self.views)) if self.views else []
+            logits = MemberLogits(plain=plain, views=moved, calibrator=member.calibrator, covariance=member.covariance)
+            members.append(logits)
+        probability, low, high = combined(members, confidence=self.confidence)
+        # A class is left out only where every member leaves it out: the set covers at least as often as any of them.
+        kept = [one.learnt.conformal([said.probability])[0] for one, said in zip(self.members, members, strict=True)]
+        wildtype, mutant = np.any(kept, axis=0).tolist()
+        return {
+            "probability": probability,
+            "low": low,
+            "high": high,
+            "decision": "mutant" if probability >= self.threshold else "wildtype",
+            "prediction_set": ("none", "wildtype", "mutant", "both")[wildtype + 2 * mutant],
+            "members": tuple(logits.probability for logits in members),
+        }
+
+    def _logits(self, member: Member, volumes: Tensor) -> list[float]:
+        with torch.no_grad():
+            logits = member.network(volumes.to(self.device)).double().cpu()
+        found: list[float] = (logits[:, 1] - logits[:, 0]).tolist()
+        return found
+
+    def _map(self, stored: StoredVolume) -> NDArray[np.float32]:
+        """Return the mean map [D, H, W] of the members, 0..1."""
+        volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(self.device)
+        maps = [one.explain(one.network, volume)[0].cpu() for one in self.members]
+        mean = torch.stack(maps).mean(dim=0).numpy()
+        highest = float(mean.max())
+        return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
+
+    def _doubts_of_files(self, study: Study, faults: Sequence[Fault], stripped: bool) -> list[Doubt]:
+        doubts = [
+            Doubt(
+                check=fault.check, text=f"{fault.found}; expected {fault.expected}", withheld=fault.check in WITHHOLDING
+            )
+            for fault in faults
+            if fault.severity == "warning" and fault.check not in QUIET
+        ]  # fmt: skip
+        lost, name = most_lost({name: study.files[name] for name in self.sequences if name in study.files})
+        if lost > (MOST_LOST_STRIPPED if stripped else MOST_LOST):
+            text = f"{name} shows nothing in {lost:.0%} of the head that the others show; expected the whole head"
+            doubts.append(Doubt(check="lost_part", text=text, withheld=True))
+        return doubts
+
+    def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[Doubt]:
+        """Return the doubts of all members, each kind once."""
+        present = [name for name, there in zip(self.sequences, stored.presence, strict=True) if there]
+        found: dict[str, Doubt] = {}
+        if absent := [name for name in self.sequences if name not in present]:
+            text = f"{', '.join(absent)} is missing and was filled with zero"
+            found["missing"] = Doubt(check="missing_sequence", text=text, withheld=False)
+        seen: Likeness | None = None
+        for member in self.members:
+            if member.training_range is None:
+                text = "not compared with the training studies: the checkpoint does not say what they looked like"
+                found["unknown_range"] = Doubt(check="unknown_range", text=text, withheld=False)
+                continue
+            seen = likeness(stored, member.network)
+            for doubt in member.training_range.doubts(seen, stripped=stripped, present=present):
+                if doubt.check not in found or doubt.withheld:
+                    found[doubt.check] = doubt
+        return list(found.values())
+
+
+def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the checkpoints that a setting names: a run, a file, a folder of runs, or several of these.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if not isinstance(checkpoint, str | Path):
+        found = [path for one in checkpoint for path in checkpoints_in(one)]
+    else:
+        place = Path(checkpoint)
+        runs = [place] if not place.is_dir() or (place / "checkpoints").is_dir() else sorted(place.iterdir())
+        found = [run for run in runs if len(runs) == 1 or (run / "checkpoints" / "best.ckpt").is_file()]
+    if not found:
+        raise CheckpointError(
+            f"{checkpoint}: no run in it; expected a run folder, a sweep or a .ckpt. Correct checkpoint."
+        )
+    return found
+
+
+def write_tables(answers: Sequence[Answer], predictor: Predictor, output: Path) -> None:
+    """Write predictions.csv, for people, and predictions.json, for machines."""
+
+    def name(path: Path | None) -> str | None:
+        return None if path is None else str(path.relative_to(output))
+
+    rows = [
+        {
+            "study_id": one.study_id,
+            "status": one.status,
+            "probability": one.probability,
+            "low": one.low,
+            "high": one.high,
+            "decision": one.decision,
+            "prediction_set": one.prediction_set,
+            "reason": list(one.reasons),
+            "warnings": list(one.warnings),
+            "map": name(one.map_file),
+            "page": name(one.page),
+            "elapsed_s": round(one.elapsed_s, 3),
+        }
+        for one in answers
+    ]
+    table = pd.DataFrame(rows)
+    for column in ("reason", "warnings"):
+        table[column] = table[column].map(" | ".join)
+    write_text(output / "predictions.csv", table.reindex(columns=list(COLUMNS)).to_csv(index=False))
+    content = {
+        "checkpoints": [str(member.file) for member in predictor.members],
+        "sequences": list(predictor.sequences),
+        "threshold": predictor.threshold,
+        "confidence": predictor.confidence,
+        "coverage": min(member.learnt.conformal.coverage for member in predictor.members),
+        "studies": [{**row, "members": list(one.members)} for row, one in zip(rows, answers, strict=True)],
+    }
+    write_json(output / "predictions.json", content)
+
+
+def _too_large(study: Study) -> str:
+    """Return what is wrong where the headers ask for more voxels than can be held, else "": no voxel is read."""
+    total = 0
+    for path in study.files.values():
+        try:
+            total += int(np.prod(nib.load(path).shape, dtype=object))
+        except Exception:
+            continue
+    if total <= MOST_VOXELS:
+        return ""
+    return (
+        f"the headers of its files ask for {total:.2e} voxels; expected at most {MOST_VOXELS:.2e}. Replace the files."
+    )

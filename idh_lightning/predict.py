@@ -1,0 +1,128 @@
+"""Answer for new, unlabelled studies: `python -m idh_lightning.predict checkpoint=RUN input=FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from idh_lightning.cohort import NewStudy
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import ConfigError, exits_with_message
+from idh_lightning.inference import Answer, Predictor, write_tables
+from idh_lightning.inference.dicom import (
+    Series,
+    by_study,
+    dicom_series,
+    new_study_of_series,
+    sequences_named,
+    series_table,
+)
+
+SOME_WITHOUT_ANSWER = 3
+"""Exit status where a study failed or its answer was withheld; the others have theirs."""
+
+
+def run(config: DictConfig) -> list[Answer]:
+    """Answer for every study of the input, write what is promised into the output folder, and return the answers.
+
+    Raises:
+        ConfigError: If input and files are both given, or neither.
+        CheckpointError: If a checkpoint cannot be used.
+        CohortError: If there is no study.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    files = sequences_named(settings)
+    source = settings["input"]
+    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
+    if bool(files) == (source is not None) and not series:
+        raise ConfigError(
+            f"input: found {source} and the files {files or 'none'}; expected one of the two. Give input=FOLDER, or "
+            "flair=... t1=... t1c=... t2=..."
+        )
+    predictor = Predictor(
+        settings["checkpoint"],
+        views=settings["views"],
+        withhold=settings["withhold"],
+        confidence=settings["confidence"],
+        device=settings["device"],
+    )
+    output = Path(settings["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    if series:
+        studies = _studies_of_series(series, Path(source), predictor, files, output, confirmed=settings["confirm"])
+    else:
+        studies = predictor.found(files or source)
+    answers = list(predictor.answers(studies, output))
+    write_tables(answers, predictor, output)
+    _summarise(answers, output)
+    return answers
+
+
+def _studies_of_series(
+    series: Sequence[Series],
+    folder: Path,
+    predictor: Predictor,
+    named: Mapping[str, str],
+    output: Path,
+    *,
+    confirmed: bool,
+) -> list[NewStudy]:
+    """Show what the tags of DICOM series say, and return the studies where that is confirmed or said by the user."""
+    Console().print(series_table(series))
+    unnamed = [name for name in predictor.sequences if name not in named]
+    if unnamed and not confirmed:
+        raise ConfigError(
+            f"input: {folder} holds DICOM series, and which is {', '.join(unnamed)} was guessed from their tags; "
+            "expected your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 "
+            "t1c=8 t2=4."
+        )
+    return [
+        new_study_of_series(theirs, output / "dicom", study_id=study_id, named=named, sequences=predictor.sequences)
+        for study_id, theirs in by_study(series, folder).items()
+    ]
+
+
+def _summarise(answers: Sequence[Answer], output: Path) -> None:
+    table = Table(title="IDH status", title_justify="left")
+    for heading in (
+        "study",
+        "status",
+        "P(mutant)",
+        "interval",
+        "called",
+        "cannot be excluded",
+        "why, and what to know",
+    ):
+        table.add_column(heading, overflow="fold")
+    for one in answers:
+        number = ("-", "-", "-", "-")
+        if one.probability is not None and one.low is not None and one.high is not None:
+            interval = f"{one.low:.2f} to {one.high:.2f}"
+            number = (f"{one.probability:.2f}", interval, str(one.decision), str(one.prediction_set))
+        first, *others = (*one.reasons, *one.warnings, "")
+        words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
+        table.add_row(*(Text(cell) for cell in (one.study_id, one.status, *number, words)))
+    console = Console()
+    console.print(table)
+    for name in ("predictions.csv", "predictions.json"):
+        console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
+@exits_with_message
+def main(config: DictConfig) -> None:
+    """Answer for what the command line names; the exit status is 3 where a study has no answer."""
+    if not all(answer.given for answer in run(config)):
+        sys.exit(SOME_WITHOUT_ANSWER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A run folder to model_card.md: what a checkpoint is, what it was trained on, how good it is, what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from idh_lightning.files import write_text
+from idh_lightning.reports.run import PARTS, Run, area, read_run
+
+_RESULTS = {
+    "auroc_bootstrap": "ROC-AUC (bootstrap)",
+    "auroc": "ROC-AUC (DeLong)",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1, mutant",
+    "accuracy": "accuracy",
+    "ece": "calibration error (ECE)",
+    "brier": "Brier score",
+}
+_MAPS = {
+    "pointing_game": "hottest voxel inside the tumour",
+    "energy_inside": "share of the map inside the tumour",
+    "auprc": "average precision as a tumour detector",
+    "best_iou": "best overlap with the tumour (IoU)",
+    "outside_brain": "share of the map outside the brain",
+}
+_LICENCES = {
+    "phantom": "The cohort is synthetic, made by this package from the MNI152 template of nilearn; it has no patient.",
+    "ucsf_pdgm": "The images are UCSF-PDGM (The Cancer Imaging Archive, CC BY): cite Calabrese et al. 2022.",
+}
+
+
+def write_model_card(run_folder: Path) -> str:
+    """Write model_card.md into a run folder, from what else is in it, and return its text.
+
+    Raises:
+        EvaluationError: If there is no such folder or a file in it is damaged.
+    """
+    text = "\n".join(_lines(read_run(run_folder))) + "\n"
+    write_text(run_folder / "model_card.md", text)
+    return text
+
+
+def _lines(run: Run) -> Iterator[str]:
+    cohort = str(run.provenance.get("cohort", "unknown"))
+    sequences = ", ".join(run.provenance.get("sequences", [])) or "unknown"
+    yield f"# IDH status of gliomas from MRI, trained on {cohort}"
+    yield from ("", "Predicts P(IDH mutant) of a glioma from MRI. Research software, **not for clinical use**.", "")
+    yield from ("## What it is", "")
+    yield f"- Input: {sequences}, one study, as NIfTI or DICOM; preprocessing is in the checkpoint."
+    yield "- Output: calibrated probability with an interval, a call at the stored threshold, a conformal set, a map."
+    backbone, cut = _value(run.config, "model", "backbone"), _value(run.config, "model", "trainable_from")
+    grid, crop = _value(run.config, "data", "grid"), _value(run.config, "data", "crop")
+    yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
+    weights = run.provenance.get("weights", {})
+    yield f"- Starting weights: {weights.get('source', 'unknown')} (asked for: {weights.get('requested', 'unknown')})."
+    yield f"- Code: commit {run.provenance.get('git_commit') or 'unknown'}; seed {_value(run.config, 'seed')}."
+    yield from ("", "## Training cohort", "")
+    yield from _cohort(run)
+    yield from ("", "## Results", "", "Test patients, 95 % intervals.", "", "| metric | value | interval | n |")
+    yield "| --- | --- | --- | --- |"
+    for key, name in _RESULTS.items():
+        estimate = run.estimate("test", key)
+        if estimate is not None and estimate.value is not None:
+            interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+            yield f"| {name} | {estimate.value:.3f} | {interval} | {estimate.n} |"
+    age = area(run.node("baselines", "age", "test"))
+    if age is not None and age.value is not None:
+        yield f"| ROC-AUC of age alone, the same patients | {age.text} | | {age.n} |"
+    yield ""
+    threshold, slope = run.number("operating_point", "threshold"), run.number("calibration", "slope")
+    if threshold is not None:
+        yield f"Threshold {threshold:.3f} ({run.node('operating_point', 'rule')}), chosen on validation patients."
+    if slope is not None:
+        method = run.node("calibration", "method")
+        yield f"Calibration {method}, slope {slope:.3f}; near 0 the network could not rank the validation patients."
+    yield from ("", "## Explanations", "")
+    yield from _explanations(run)
+    yield from ("", "## Limits", "")
+    yield "- One cohort: nothing here says how the network does on other scanners, sites or treatments."
+    yield "- A study unlike the training ones is flagged or withheld by `predict`; passing that check proves nothing."
+    yield "- The intervals above cover chance among test patients, not a change of cohort."
+    yield "- Maps show what moved the output, not where the tumour is; their scores stand above."
+    yield "- Left and right cannot be verified from the images; the headers are believed."
+    if "phantom" in cohort:
+        yield "- The patients are synthetic: the numbers say nothing of how well MRI shows IDH status."
+    yield from ("", "## Licence", "")
+    yield "- Code: Apache-2.0."
+    unknown = "The terms of the images decide what these weights may be used for; this run does not know them."
+    yield f"- {next((words for name, words in _LICENCES.items() if cohort.startswith(name)), unknown)}"
+    if weights.get("source") not in (None, "none"):
+        yield f"- Starting weights ({weights['source']}) have terms of their own."
+
+
+def _cohort(run: Run) -> Iterator[str]:
+    yield "| part | patients | studies | mutant |"
+    yield "| --- | --- | --- | --- |"
+    for part in PARTS:
+        if "split" in run.cohort:
+            studies = run.cohort[run.cohort["split"] == part]
+            people = studies.drop_duplicates("patient_id")
+            yield f"| {part} | {len(people)} | {len(studies)} | {int((people['label'].astype(int) == 1).sum())} |"
+    yield ""
+    ages = pd.to_numeric(run.cohort.get("age_years", pd.Series(dtype=float)), errors="coerce").dropna()
+    if len(ages):
+        yield f"Age {ages.mean():.0f} years on average, {ages.min():.0f} to {ages.max():.0f}."
+    yield f"{len(run.exclusions)} studies were left out (exclusions.csv)."
+
+
+def _explanations(run: Run) -> Iterator[str]:
+    if "method" not in run.explanations:
+        yield "Not scored in this run."
+        return
+    for method, scores in run.explanations.groupby("method"):
+        for key, name in _MAPS.items():
+            values = pd.to_numeric(scores.get(key, pd.Series(dtype=float)), errors="coerce").dropna()
+            if len(values):
+                yield f"- {method}, {name}: mean {values.mean():.3f} over {len(values)} test studies."
+
+
+def _value(config: object, *path: str) -> object:
+    for key in path:
+        config = config.get(key, "unknown") if hasattr(config, "get") else "unknown"
+    return config

@@ -1,0 +1,257 @@
+"""What several runs of one command say together: written by Hydra at the end of a multirun."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from sklearn.ensemble import RandomForestRegressor
+
+from idh_lightning.errors import ConfigError, EvaluationError
+from idh_lightning.evaluation import patient_predictions, pool, pooled_scores, spread
+from idh_lightning.files import replacing, write_json, write_text
+from idh_lightning.reports.sweeps import importance, learning_curve, parallel_coordinates
+
+logger = logging.getLogger(__name__)
+
+METRICS: tuple[tuple[str, str], ...] = (("validation", "auroc"), ("test", "auroc_bootstrap"), ("test", "accuracy"))
+"""Split and metric of the columns of sweep.csv."""
+
+TRAINING_PATIENTS = "split.training_patients"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        folder: Its run folder.
+        settings: The overrides it was started with.
+        fold: Its place in a cross-validation and the number of folds in a repeat, or None.
+        metrics: Content of metrics.json; empty where the run did not get so far.
+    """
+
+    folder: Path
+    settings: Mapping[str, str]
+    fold: tuple[int, int] | None
+    metrics: Mapping[str, Any]
+
+
+class SweepReport(Callback):
+    """Writes sweep.csv and what the runs allow beside it, and prints the table.
+
+    - Folds of a cross-validation: pooled.csv (out-of-fold predictions) and pooled.json (their metrics).
+    - Varied settings: parallel_coordinates.png and importance.png.
+    - A varied number of training patients: learning_curve.png.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the sweep's own configuration, without which it could not be gone on with."""
+        with replacing(Path(config.hydra.sweep.dir) / "multirun.yaml") as temporary:
+            OmegaConf.save(config, temporary)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report the sweep."""
+        report_sweep(Path(config.hydra.sweep.dir))
+
+
+def report_sweep(folder: Path) -> pd.DataFrame:
+    """Write and print what the runs in a sweep folder say together, and return the table of runs.
+
+    Raises:
+        EvaluationError: If there are no runs in the folder.
+    """
+    runs = read_runs(folder)
+    varied = varied_settings(runs)
+    table = sweep_table(runs, varied)
+    write_text(folder / "sweep.csv", table.to_csv(index=False))
+    console = Console()
+    _print(console, table, f"Sweep {folder}")
+    if folds := _pooled(runs, varied):
+        write_text(
+            folder / "pooled.csv",
+            pd.concat([one["predictions"] for one in folds], ignore_index=True).to_csv(index=False),
+        )
+        write_json(folder / "pooled.json", [{"settings": one["settings"], **one["report"]} for one in folds])
+        for one in folds:
+            _print_pooled(console, one)
+    drawn = {}
+    searched = [name for name in varied if name not in ("fold", "seed", TRAINING_PATIENTS)]
+    if searched and table["validation_auroc"].notna().sum() >= 2:
+        columns = {name: table[name].tolist() for name in searched}
+        values = table["validation_auroc"].tolist()
+        drawn["parallel_coordinates"] = parallel_coordinates(columns, values)
+        drawn["importance"] = importance(importances(columns, values))
+    if TRAINING_PATIENTS in varied:
+        drawn["learning_curve"] = learning_curve(
+            table[TRAINING_PATIENTS].astype(int),
+            *(table[f"test_auroc_bootstrap{end}"] for end in ("", "_low", "_high")),
+        )
+    for name, figure in drawn.items():
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=120)
+    for name in ("sweep.csv", "pooled.json", *(f"{name}.png" for name in drawn)):
+        if (folder / name).is_file():
+            console.print(f"{name:>24}  {folder / name}", soft_wrap=True, highlight=False)
+    return table
+
+
+def read_runs(folder: Path) -> list[SweepRun]:
+    """Return the runs of a sweep in the order of their numbers.
+
+    Raises:
+        EvaluationError: If there are none.
+    """
+    places = [place.parent.parent for place in folder.glob("*/.hydra/overrides.yaml")]
+    runs = []
+    for place in sorted(places, key=lambda place: (len(place.name), place.name)):
+        overrides = yaml.safe_load((place / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((place / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        file = place / "metrics.json"
+        folds = config["split"].get("folds")
+        settings = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
+        settings.pop("checkpoint", None)
+        runs.append(
+            SweepRun(
+                folder=place,
+                settings=settings,
+                fold=(int(config["fold"]), int(folds)) if folds else None,
+                metrics=json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {},
+            )
+        )
+    if not runs:
+        raise EvaluationError(f"{folder}: holds no runs; expected those of a sweep. Give another folder.")
+    return runs
+
+
+def varied_settings(runs: Sequence[SweepRun]) -> list[str]:
+    """Return the names of the settings that are not the same in all runs."""
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    return [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+
+
+def sweep_table(runs: Sequence[SweepRun], varied: Sequence[str]) -> pd.DataFrame:
+    """Return one row per run: its number, what was varied, and its metrics with their intervals."""
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"run": run.folder.name} | {name: run.settings.get(name) for name in varied}
+        for split, metric in METRICS:
+            entry = run.metrics.get(split, {}).get(metric) or {}
+            row[f"{split}_{metric}"] = entry.get("value")
+            if split == "test":
+                row |= {f"{split}_{metric}_{end}": entry.get(end) for end in ("low", "high")}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    measured = [name for name in map(str, table) if name.startswith(("validation_", "test_"))]
+    return table.astype(dict.fromkeys(measured, float))
+
+
+def importances(settings: Mapping[str, Sequence[Any]], values: Sequence[float]) -> dict[str, float]:
+    """Return how much each setting explains of the values: shares that sum to 1, as a random forest sees it.
+
+    Args:
+        settings: Name -> one value per run, numbers or words.
+        values: One per run; runs without a finite one do not count.
+
+    Source: mean decrease in impurity, Breiman 2001, Machine Learning 45:5, as scikit-learn computes it.
+    """
+    known = np.isfinite(np.asarray(values, dtype=float))
+    features = np.stack([_as_numbers(list(column)) for column in settings.values()], axis=1)
+    forest = RandomForestRegressor(n_estimators=200, random_state=0).fit(features[known], np.asarray(values)[known])
+    return dict(zip(settings, map(float, forest.feature_importances_), strict=True))
+
+
+def _as_numbers(column: Sequence[Any]) -> np.ndarray:
+    """Return a column as it is if it holds numbers, else the place of each word in their alphabetical order."""
+    try:
+        return np.array([float(value) for value in column])
+    except (TypeError, ValueError):
+        return np.unique([str(value) for value in column], return_inverse=True)[1].astype(float)
+
+
+def _pooled(runs: Sequence[SweepRun], varied: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one entry per complete cross-validation among the runs: settings, predictions, report."""
+    groups: dict[tuple[Any, ...], list[SweepRun]] = {}
+    for run in runs:
+        if run.fold is not None and run.metrics:
+            others = tuple((name, run.settings.get(name)) for name in varied if name != "fold")
+            groups.setdefault((*others, ("repeat", run.fold[0] // run.fold[1])), []).append(run)
+    found = []
+    for settings, members in groups.items():
+        folds = members[0].fold[1] if members[0].fold else 0
+        if len(members) != folds:
+            logger.warning("%d of %d folds are there, so they are not pooled.", len(members), folds)
+            continue
+        tables = {run.folder.name: pd.read_csv(run.folder / "predictions.csv") for run in members}
+        predictions = pool(tables)
+        report = {"pooled": pooled_scores(patient_predictions(predictions)), "folds": spread(tables)["summary"]}
+        named = dict(settings)
+        found.append({"settings": named, "predictions": predictions.assign(**named), "report": report})
+    return found
+
+
+def _print(console: Console, table: pd.DataFrame, title: str) -> None:
+    shown = Table(title=title, title_justify="left")
+    plain = [name for name in map(str, table) if not name.endswith(("_low", "_high"))]
+    for name in plain:
+        shown.add_column(name)
+    for row in table.to_dict("records"):
+        cells = []
+        for name in plain:
+            value = row[name]
+            cell = f"{value:.3f}" if isinstance(value, float) and np.isfinite(value) else str(value)
+            if f"{name}_low" in row and np.isfinite(row[f"{name}_low"]):
+                cell += f" ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+            cells.append("-" if cell in ("nan", "None") else cell)
+        shown.add_row(*cells)
+    console.print(shown)
+
+
+def _print_pooled(console: Console, one: Mapping[str, Any]) -> None:
+    words = ", ".join(f"{name} {value}" for name, value in one["settings"].items())
+    shown = Table(title=f"All folds pooled ({words})", title_justify="left")
+    for heading in ("metric", "pooled", "95 % interval", "n", "mean of folds", "sd of folds"):
+        shown.add_column(heading)
+    for name, entry in one["report"]["pooled"].items():
+        ends = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
+        value = "-" if entry["value"] is None else f"{entry['value']:.3f}"
+        fold = one["report"]["folds"].get(name, {})
+        cells = [f"{fold[key]:.3f}" if fold.get(key) is not None else "-" for key in ("mean", "sd")]
+        shown.add_row(name, value, ends, str(entry["n"]), *cells)
+    console.print(shown)
+
+
+def remaining_trials(folder: Path, asked: int) -> int:
+    """Return how many trials of an Optuna sweep are still to do, after queueing those that were cut off.
+
+    Raises:
+        ConfigError: If nothing is left to do.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = f"sqlite:///{folder / 'sweep.db'}"
+    if not (folder / "sweep.db").is_file():
+        return asked
+    (summary,) = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(summary.study_name, storage)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.enqueue_trial(trial.params)
+        study._storage.set_trial_state(trial._trial_id, optuna.trial.TrialState.FAIL)
+    finished = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+    if finished >= asked:
+        raise ConfigError(
+            f"{folder}: all {asked} trials are finished; expected some left. Ask for more: hydra.sweeper.n_trials=N."
+        )
+    return asked - finished

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm_3d.layers.conv2d_same import Conv3dSame
+from torch import nn
+
+from idh_lightning.models.convolutions import (
+    DepthwiseConv3d,
+    PointwiseConv3d,
+    _Depthwise,
+    restore_convolutions,
+    swap_convolutions,
+)
+
+
+def depthwise(channels: int = 3, edge: int = 3, kind: type[nn.Conv3d] = nn.Conv3d, **settings: object) -> nn.Conv3d:
+    defaults: dict[str, object] = {"padding": edge // 2, "groups": channels, "bias": False}
+    return kind(channels, channels, edge, **(defaults | settings))  # type: ignore[arg-type]
+
+
+def agrees(stock: nn.Conv3d, ours: nn.Conv3d, x: torch.Tensor) -> None:
+    expected, found = stock(x), ours(x)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, ours.weight), gradient),
+        torch.autograd.grad(expected, (x, stock.weight), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(2, 4),
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+    size=st.integers(1, 7),
+    edge=st.sampled_from([3, 5]),
+    stride=st.sampled_from([1, 2]),
+    kind=st.sampled_from([nn.Conv3d, Conv3dSame]),
+)
+def test_output_and_both_gradients_are_those_of_torch(
+    batch: int,
+    channels: int,
+    shape: tuple[int, int, int],
+    size: int,
+    edge: int,
+    stride: int,
+    kind: type[nn.Conv3d],
+) -> None:
+    if kind is Conv3dSame:
+        shape = (size, size, size)  # timm_3d 1.0.1 mistakes the axes of others
+    stock = depthwise(channels, edge, kind, stride=stride).double()
+    x = torch.randn(batch, channels, *shape, dtype=torch.double, requires_grad=True)
+    agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
+
+
+def test_a_pointwise_convolution_is_that_of_torch() -> None:
+    stock = nn.Conv3d(3, 5, 1, bias=False).double()
+    x = torch.randn(2, 3, 4, 3, 2, dtype=torch.double, requires_grad=True)
+    agrees(stock, PointwiseConv3d.of(stock, Conv3dSame), x)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_agree_with_finite_differences(stride: int) -> None:
+    weight = torch.randn(2, 1, 3, 3, 3, dtype=torch.double, requires_grad=True)
+    x = torch.randn(2, 2, 3, 2, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(_Depthwise.apply, (x, weight, (stride,) * 3, [1, 1, 1, 1, 1, 1]))
+
+
+def test_the_weight_is_shared_and_keeps_its_name() -> None:
+    stock = nn.Sequential(depthwise(), nn.Conv3d(3, 5, 1, bias=False), nn.Conv3d(5, 2, 1))
+    weights, names = list(stock.parameters()), stock.state_dict().keys()
+    swap_convolutions(stock, Conv3dSame)
+    assert [type(layer) for layer in stock] == [DepthwiseConv3d, PointwiseConv3d, nn.Conv3d]
+    assert all(one is other for one, other in zip(stock.parameters(), weights, strict=True))
+    assert stock.state_dict().keys() == names
+    restore_convolutions(stock)
+    assert [type(layer) for layer in stock] == [nn.Conv3d] * 3
+    assert all(one is other for one, other in zip(stock.parameters(), weights, strict=True))
+
+
+def test_the_stock_convolutions_come_back_as_they_were() -> None:
+    stock = nn.Sequential(depthwise(4, 5, Conv3dSame, stride=2, padding=0), nn.Conv3d(4, 2, 1, bias=False))
+    x = torch.randn(1, 4, 7, 7, 7)
+    expected, told = stock(x), repr(stock)
+    swap_convolutions(stock, Conv3dSame)
+    assert repr(stock) != told
+    restore_convolutions(stock)
+    assert repr(stock) == told
+    assert torch.equal(stock(x), expected)
+
+
+@pytest.mark.parametrize("stock", [depthwise(), nn.Conv3d(3, 5, 1, bias=False)], ids=["depthwise", "pointwise"])
+def test_under_autocast_it_computes_in_bfloat16(stock: nn.Conv3d) -> None:
+    ours = nn.Sequential(stock)
+    swap_convolutions(ours, Conv3dSame)
+    x = torch.randn(1, 3, 4, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = ours(x), stock(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [DepthwiseConv3d, PointwiseConv3d])
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv3d(4, 4, 3, padding=1, bias=False),
+        nn.Conv3d(4, 8, 3, padding=1, groups=4, bias=False),
+        nn.Conv3d(4, 4, 1, stride=2, bias=False),
+        nn.Conv3d(4, 4, 1),
+        depthwise(dilation=2),
+        depthwise(bias=True),
+        depthwise(padding_mode="reflect"),
+        nn.Linear(3, 3),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_left_alone(other: nn.Module, kind: type[DepthwiseConv3d | PointwiseConv3d]) -> None:
+    assert not kind.fits(other, Conv3dSame)
+    with pytest.raises(ValueError, match="cannot stand for it"):
+        kind.of(other, Conv3dSame)

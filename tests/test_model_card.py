@@ -1,0 +1,37 @@
+"""model_card.md says what a run found, and what it did not find."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from idh_lightning.reports import write_model_card
+
+
+def write_run(folder: Path) -> None:
+    rows = [(f"s{n}", f"p{n // 2}", split, n % 4 // 2, 40 + n) for n, split in enumerate(["train"] * 8 + ["test"] * 4)]
+    columns = ["study_id", "patient_id", "split", "label", "age_years"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "cohort.csv", index=False)
+    (folder / "provenance.json").write_text(json.dumps({"cohort": "phantom (natural)", "sequences": ["FLAIR", "T1"]}))
+    metrics = {"test": {"auroc": {"value": 0.75, "low": 0.5, "high": 0.9, "n": 2, "method": "DeLong"}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_the_card_counts_patients_and_gives_results_with_their_intervals(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    text = write_model_card(tmp_path)
+    assert text == (tmp_path / "model_card.md").read_text()
+    assert "| train | 4 | 8 | 2 |" in text
+    assert "| ROC-AUC (DeLong) | 0.750 | 0.500 to 0.900 | 2 |" in text
+    assert "The patients are synthetic" in text
+    assert "not for clinical use" in text
+
+
+def test_the_card_says_what_was_not_scored(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert "Not scored in this run." in write_model_card(tmp_path)
+    scores = pd.DataFrame({"study_id": ["s8"], "method": ["GradCAM"], "energy_inside": [0.25]})
+    scores.to_csv(tmp_path / "explanations.csv", index=False)
+    assert "GradCAM, share of the map inside the tumour: mean 0.250 over 1 test studies." in write_model_card(tmp_path)

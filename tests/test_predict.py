@@ -1,0 +1,331 @@
+"""A new study: found by its names, answered the same however it is stored, and never answered where it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_checkpoint import tiny_cohort, write_checkpoint
+from tiny_studies import write_study
+
+import idh_lightning
+from idh_lightning.cohort import SEQUENCES, Study, new_studies, study_of_files
+from idh_lightning.errors import CheckpointError, CohortError
+from idh_lightning.evaluation import Calibrator
+from idh_lightning.inference import Predictor, line_covariance
+from idh_lightning.inference.interval import MemberLogits, combined, views_of
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
+    return tiny_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, cohort: list[Study]) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("runs") / "first", cohort)
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return Predictor(run)
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Path:
+    """The folder of a new study."""
+    write_study(tmp_path / "new", "patient", seed=100, mask=False)
+    return tmp_path / "new" / "patient"
+
+
+def test_the_library_face_takes_three_lines(run: Path, patient: Path) -> None:
+    (answer,) = idh_lightning.Predictor(run).predict(patient)
+    assert answer.status == "answered", (answer.reasons, answer.warnings)
+    assert answer.study_id == "patient"
+    assert 0 <= answer.low < answer.probability < answer.high <= 1
+    assert answer.decision == ("mutant" if answer.probability >= 0.4 else "wildtype")
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, idh_lightning; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_probability_is_that_of_the_network_itself(predictor: Predictor, patient: Path) -> None:
+    (answer,) = predictor.predict(patient)
+    study = new_studies(patient)[0].study
+    image = predictor.preprocessing(study, predictor.sequences).image.astype(np.float16).astype(np.float32)
+    with torch.no_grad():
+        logits = predictor.members[0].network(torch.from_numpy(image)[None])[0]
+    assert answer.probability == pytest.approx(float(torch.sigmoid(logits[1] - logits[0])), abs=1e-6)
+
+
+# What studies are found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("p_FLAIR.nii.gz", "p_T1.nii.gz", "p_T1c.nii.gz", "p_T2.nii.gz"),
+        ("p_flair.nii", "p_t1.nii", "p_t1ce.nii", "p_t2.nii"),
+        ("p-t2f.nii.gz", "p-t1n.nii.gz", "p-t1c.nii.gz", "p-t2w.nii.gz"),
+        ("p_FLAIR.nii.gz", "p_T1.nii.gz", "p_T1GD.nii.gz", "p_T2.nii.gz"),
+        ("FLAIR.nii.gz", "T1.nii.gz", "T1GD.nii.gz", "T2.nii.gz"),
+        ("sub-p_FLAIR.nii.gz", "sub-p_T1w.nii.gz", "sub-p_ce-gd_T1w.nii.gz", "sub-p_T2w.nii.gz"),
+    ],
+)
+def test_the_names_of_every_layout_give_the_same_answer(
+    names: tuple[str, ...], predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    (expected,) = predictor.predict(patient)
+    folder = tmp_path / "other" / "p"
+    folder.mkdir(parents=True)
+    for sequence, name in zip(SEQUENCES, names, strict=True):
+        nib.save(nib.load(patient / f"patient_{sequence}.nii.gz"), folder / name)
+    (answer,) = predictor.predict(tmp_path / "other")
+    assert answer.probability == pytest.approx(expected.probability, abs=1e-9)
+    assert answer.study_id in ("p", "sub-p")
+
+
+def test_two_files_for_one_sequence_are_an_error_that_names_both(predictor: Predictor, patient: Path) -> None:
+    shutil.copy(patient / "patient_T1c.nii.gz", patient / "patient_t1ce.nii.gz")
+    (answer,) = predictor.predict(patient)
+    assert answer.status == "failed"
+    assert "patient_T1c.nii.gz" in answer.reasons[0]
+    assert "patient_t1ce.nii.gz" in answer.reasons[0]
+
+
+def test_studies_side_by_side_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for sequence in SEQUENCES:
+            (tmp_path / f"{name}_{sequence}.nii.gz").touch()
+    assert [new.study_id for new in new_studies(tmp_path)] == ["a", "b"]
+    (tmp_path / "c_T1.nii.gz").touch()
+    (only,) = new_studies(tmp_path)
+    assert "3 files could be T1" in only.problem
+
+
+def test_a_folder_without_known_names_says_which_are_known(tmp_path: Path) -> None:
+    (tmp_path / "scan1.nii.gz").touch()
+    with pytest.raises(CohortError, match=r"no image whose name states its sequence.*flair="):
+        new_studies(tmp_path)
+    with pytest.raises(CohortError, match="no such folder"):
+        new_studies(tmp_path / "nowhere")
+
+
+def test_files_named_one_by_one_may_have_any_name(predictor: Predictor, patient: Path, tmp_path: Path) -> None:
+    files = {}
+    for number, sequence in enumerate(SEQUENCES):
+        files[sequence] = shutil.copy(patient / f"patient_{sequence}.nii.gz", tmp_path / f"{number}.nii.gz")
+    assert study_of_files(files).problem == ""
+    (answer,) = predictor.predict(files)
+    assert answer.probability == pytest.approx(predictor.predict(patient)[0].probability, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a\nb", "x" * 300, "", "..", "~root", "con\0sole"])
+def test_a_table_cannot_make_files_elsewhere(name: str, predictor: Predictor, patient: Path, tmp_path: Path) -> None:
+    paths = {sequence: str(patient / f"patient_{sequence}.nii.gz") for sequence in SEQUENCES}
+    pd.DataFrame([{"study_id": name, **paths}]).to_csv(tmp_path / "table.csv", index=False)
+    before = {path for path in tmp_path.rglob("*") if path.parent != tmp_path / "out"}
+    list(predictor.answers(new_studies(tmp_path / "table.csv"), tmp_path / "out"))
+    made = {path for path in tmp_path.rglob("*") if path.parent != tmp_path / "out"} - before
+    assert made == {tmp_path / "out"}
+
+
+@pytest.mark.parametrize(
+    "path", ["../../../etc/passwd", "/dev/zero", "\0", "**/*", "a" * 5000, "~nobody/x.nii.gz", "*"]
+)
+def test_odd_paths_in_a_table_fail_with_a_reason(
+    path: str, predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    paths = {sequence: str(patient / f"patient_{sequence}.nii.gz") for sequence in SEQUENCES}
+    pd.DataFrame([{"study_id": "odd", **paths, "T2": path}]).to_csv(tmp_path / "table.csv", index=False)
+    (answer,) = predictor.predict(tmp_path / "table.csv")
+    assert answer.status == "failed"
+    assert "T2" in answer.reasons[0] or "path" in answer.reasons[0]
+
+
+# The same study, stored otherwise
+
+
+@pytest.mark.parametrize("axes", ["LPS", "LAS", "PIR", "SRA", "IAL"])
+def test_another_orientation_of_the_files_gives_the_same_answer(
+    axes: str, predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    (expected,) = predictor.predict(patient)
+    folder = tmp_path / "turned" / "patient"
+    folder.mkdir(parents=True)
+    for sequence in SEQUENCES:
+        image = nib.load(patient / f"patient_{sequence}.nii.gz")
+        change = nib.orientations.ornt_transform(
+            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axes))
+        )
+        turned = image.as_reoriented(change)
+        turned.set_qform(turned.affine, 1)
+        turned.set_sform(turned.affine, 1)
+        nib.save(turned, folder / f"patient_{sequence}.nii.gz")
+    (answer,) = predictor.predict(folder)
+    assert answer.probability == pytest.approx(expected.probability, abs=0.01)
+    assert answer.prediction_set == expected.prediction_set
+
+
+def test_maps_lie_on_the_patients_own_flair(predictor: Predictor, patient: Path, tmp_path: Path) -> None:
+    (answer,) = predictor.answers(new_studies(patient), tmp_path / "out")
+    cam, flair = nib.load(answer.map_file), nib.load(patient / "patient_FLAIR.nii.gz")
+    assert cam.shape == flair.shape
+    np.testing.assert_allclose(cam.affine, flair.affine, atol=1e-6)
+    page = answer.page.read_text()
+    assert f"{answer.probability:.2f}" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (tmp_path / "out" / "patient.png").stat().st_size > 0
+
+
+# Ensembles and intervals
+
+
+def test_members_of_an_ensemble_are_averaged_and_their_disagreement_widens_the_interval(
+    run: Path, cohort: list[Study], patient: Path
+) -> None:
+    second = write_checkpoint(run.parent / "second", cohort, seed=1)
+    both = Predictor([run, second])
+    single = [Predictor(one).predict(patient)[0] for one in (run, second)]
+    for ensemble in (both, Predictor(run.parent)):
+        (answer,) = ensemble.predict(patient)
+        assert answer.members == pytest.approx([one.probability for one in single])
+        assert answer.probability == pytest.approx(np.mean(answer.members))
+        assert answer.low <= min(answer.members)
+        assert answer.high >= max(answer.members)
+
+
+def test_members_of_other_sequences_are_refused(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recipe"]["preprocessing"]["grid"] = 40
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="its preprocessing differ"):
+        Predictor([run, tmp_path / "other.ckpt"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("learnt"), "no operating point"),
+        (lambda content: content["recipe"]["explain"].update(_target_="os.system"), "would call 'os.system'"),
+        (lambda content: content["recipe"]["model"].update(_target_="builtins.eval"), "would call 'builtins.eval'"),
+        (lambda content: content["training_range"].pop("order"), "what it learnt cannot be read"),
+    ],
+)
+def test_unusable_checkpoints_are_refused_with_the_reason(
+    change: object, message: str, run: Path, patient: Path, tmp_path: Path
+) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    change(content)  # type: ignore[operator]
+    torch.save(content, tmp_path / "changed.ckpt")
+    with pytest.raises(CheckpointError, match=message):
+        Predictor(tmp_path / "changed.ckpt")
+
+
+def test_a_checkpoint_without_a_range_answers_but_says_so(run: Path, patient: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    del content["training_range"]
+    torch.save(content, tmp_path / "old.ckpt")
+    (answer,) = Predictor(tmp_path / "old.ckpt").predict(patient)
+    assert answer.status == "flagged"
+    assert "not compared with the training studies" in answer.warnings[0]
+
+
+def member(plain: float, *, views: tuple[float, ...] = (), spread: float = 0.0) -> MemberLogits:
+    return MemberLogits(plain=plain, views=views, calibrator=Calibrator(), covariance=np.eye(2) * spread)
+
+
+def test_the_interval_is_a_point_where_nothing_is_unsure_and_grows_with_each_source() -> None:
+    probability, low, high = combined([member(0.5)])
+    assert low == pytest.approx(probability) == pytest.approx(high)
+    for unsure in ([member(0.5, views=(0.2, 0.9))], [member(0.5, spread=0.1)], [member(0.3), member(0.7)]):
+        probability, low, high = combined(unsure)
+        assert low < probability - 0.01
+        assert high > probability + 0.01
+
+
+def test_the_covariance_of_the_line_is_that_of_logistic_regression() -> None:
+    import statsmodels.api as sm
+
+    random = np.random.default_rng(0)
+    logits = random.normal(1.0, 2.0, 4000)
+    labels = random.random(4000) < 1 / (1 + np.exp(-(0.7 * logits - 0.5)))
+    fit = sm.GLM(labels, np.stack([logits, np.ones(4000)], 1), family=sm.families.Binomial()).fit()
+    found = line_covariance(logits, labels, Calibrator(slope=float(fit.params[0]), intercept=float(fit.params[1])))
+    np.testing.assert_allclose(found, fit.cov_params(), rtol=0.01)
+
+
+def test_views_are_the_same_each_time_and_hold_the_study_in_place() -> None:
+    volume = torch.zeros(1, 16, 16, 16)
+    volume[:, 4:12, 5:11, 5:11] = 1.0
+    views = views_of(volume, 4)
+    assert views.shape == (4, 1, 16, 16, 16)
+    assert torch.equal(views, views_of(volume, 4))
+    assert all(float((view * volume).sum() / view.sum()) > 0.7 for view in views)
+
+
+# The command
+
+
+def command(*overrides: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "idh_lightning.predict", *overrides],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+    )
+
+
+def test_the_command_writes_a_row_for_every_study_and_its_status_says_that_one_failed(
+    run: Path, patient: Path, tmp_path: Path
+) -> None:
+    broken = patient.parent / "broken"
+    shutil.copytree(patient, broken)
+    (broken / "patient_T2.nii.gz").write_bytes((broken / "patient_T2.nii.gz").read_bytes()[:2000])
+    done = command(f"checkpoint={run}", f"input={patient.parent}", "output=out", folder=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", index_col="study_id")
+    assert sorted(table["status"]) == ["answered", "failed"]
+    failed = table[table["status"] == "failed"].iloc[0]
+    assert "patient_T2.nii.gz" in failed["reason"]
+    assert np.isnan(failed["probability"])
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert told["threshold"] == pytest.approx(0.4)
+    (answered,) = (study for study in told["studies"] if study["status"] == "answered")
+    assert (tmp_path / "out" / answered["map"]).is_file()
+    assert (tmp_path / "out" / answered["page"]).is_file()
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint=none.ckpt", "input=."], "none.ckpt: there is no such file"),
+        (["checkpoint=none.ckpt"], "expected one of the two"),
+    ],
+)
+def test_bad_settings_end_with_one_message(overrides: list[str], message: str, tmp_path: Path) -> None:
+    done = command(*overrides, folder=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,300 @@
+"""Runs that end before their time: stopped, killed, out of disk; and what `--resume` and `--rerun` make of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from idh_lightning import stopping
+from idh_lightning.callbacks import CurveLogger, WholeCheckpointIO
+from idh_lightning.commandline import expanded
+from idh_lightning.errors import CheckpointError, ConfigError, Stopped, StorageError, exits_with_message
+from idh_lightning.runstate import RunState, adopt, follow, read_last
+
+SMALL = [
+    "model=efficientnet_b0",
+    "model.weights=none",
+    "cohort.patients=40",
+    "cohort.spacing_mm=4",
+    "data.grid=32",
+    "split.validation=0.25",
+    "split.test=0.25",
+    "trainer.max_epochs=12",
+    "callbacks.early_stopping.patience=11",
+    "callbacks.explanations.test=false",
+    "callbacks.explanations.every_epochs=0",
+    "optimizer.lr=3e-4",
+    "evaluation.bootstrap=100",
+]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "idh_lightning.train", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+def end_of(process: subprocess.Popen[str]) -> str:
+    return process.communicate(timeout=300)[0]
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, end_of(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def epochs_in(run: Path) -> int:
+    file = run / "metrics.csv"
+    return int(pd.read_csv(file)["epoch"].max()) if file.is_file() else -1
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an undisturbed run, outputs/whole."""
+    folder = tmp_path_factory.mktemp("workplace")
+    process = start(folder, *SMALL, "hydra.run.dir=outputs/whole")
+    assert "report.html" in end_of(process)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same_predictions(workplace: Path) -> None:
+    run, whole = workplace / "outputs" / "ended", workplace / "outputs" / "whole"
+    process = start(workplace, *SMALL, "hydra.run.dir=outputs/ended")
+    wait_for(lambda: epochs_in(run) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    said = end_of(process)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Stopped by SIGTERM" in said
+    assert "Traceback" not in said
+    reached = epochs_in(run)
+    process = start(workplace, "--resume", "outputs/ended")
+    wait_for(lambda: epochs_in(run) > reached + 1, process)
+    process.kill()
+    assert "Going on from" in end_of(process)
+    assert not (run / "predictions.csv").exists()
+    assert "Going on from" in end_of(start(workplace, "--resume", "outputs/ended"))
+    assert (run / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    for name in ("last", "best"):
+        mine, theirs = weights(run, name), weights(whole, name)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    log, expected = (pd.read_csv(place / "metrics.csv")["val/loss"].dropna().tolist() for place in (run, whole))
+    assert log == expected
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(workplace: Path) -> None:
+    whole = workplace / "outputs" / "whole"
+    shutil.copytree(whole, workplace / "outputs" / "copy")
+    run = workplace / "outputs" / "copy"
+    (run / "report.html").unlink()
+    (run / "checkpoints" / ".writing-abc.ckpt").write_bytes(b"left by a killed process")
+    before = {
+        name: (run / name).stat().st_mtime_ns
+        for name in ("checkpoints/last.ckpt", "explanations.csv")
+        if (run / name).exists()
+    }
+    said = end_of(start(workplace, "--resume", "outputs/copy"))
+    assert (run / "report.html").is_file(), said
+    assert "Epoch" not in said
+    assert all((run / name).stat().st_mtime_ns == then for name, then in before.items())
+    assert not list((run / "checkpoints").glob(".writing-*"))
+    assert (run / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_rerun_gives_the_same_predictions_in_a_new_folder(workplace: Path) -> None:
+    said = end_of(start(workplace, "--rerun", "outputs/whole", "hydra.run.dir=outputs/again"))
+    again = workplace / "outputs" / "again" / "predictions.csv"
+    assert again.is_file(), said
+    assert "lightning==" in again.with_name("environment.txt").read_text()
+    known = [
+        json.loads(place.with_name("provenance.json").read_text()) for place in (again, workplace / "outputs/whole/x")
+    ]
+    assert known[0]["volumes_sha256"] == known[1]["volumes_sha256"]
+    assert known[0]["overrides"] == [*known[1]["overrides"]]
+    assert again.read_bytes() == (workplace / "outputs" / "whole" / "predictions.csv").read_bytes()
+
+
+def test_a_stage_is_finished_only_with_all_of_its_files(tmp_path: Path) -> None:
+    state = RunState(tmp_path, go_on=False)
+    (tmp_path / "predictions.csv").touch()
+    state.finish("test")
+    assert RunState(tmp_path, go_on=True).is_finished("test")
+    (tmp_path / "predictions.csv").unlink()
+    assert not RunState(tmp_path, go_on=True).is_finished("test")
+
+
+def test_a_stage_that_begins_again_takes_the_later_ones_with_it(tmp_path: Path) -> None:
+    for name in ("predictions.csv", "metrics.json", "report.html"):
+        (tmp_path / name).touch()
+    state = RunState(tmp_path, go_on=False)
+    state.finish("test")
+    state.finish("report")
+    state.begin("test")
+    assert not RunState(tmp_path, go_on=True).is_finished("report")
+
+
+def test_a_run_that_does_not_go_on_forgets_what_was_finished(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").touch()
+    RunState(tmp_path, go_on=False).finish("test")
+    RunState(tmp_path, go_on=False)
+    assert not RunState(tmp_path, go_on=True).is_finished("test")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path: Path) -> None:
+    import resource
+
+    place = tmp_path / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"epoch": 1}, place)
+    before = place.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"last.ckpt: the disk is full.*--resume"):
+            WholeCheckpointIO().save_checkpoint({"weights": torch.zeros(1_000_000)}, place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert place.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_anywhere_ends_with_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_with_message
+    def main() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_other_errors_of_the_system_are_not_taken_for_a_full_disk() -> None:
+    assert StorageError.of(OSError(errno.EACCES, "Permission denied")) is None
+    assert StorageError.of(RuntimeError("shape mismatch"), Path("x")) is None
+
+
+def test_a_signal_stops_with_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_with_message
+    def main() -> None:
+        with stopping.stops_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert "--resume" in capsys.readouterr().err
+    with pytest.raises(Stopped):
+        interrupted()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupted() -> None:
+    with stopping.stops_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def test_curves_go_on_where_the_checkpoint_stands(tmp_path: Path) -> None:
+    def logged(steps: Sequence[int], kept: int | None = None) -> pd.DataFrame:
+        curves = CurveLogger(folder=str(tmp_path))
+        if kept is not None:
+            curves.keep(kept)
+        for step in steps:
+            curves.log_metrics({"loss": 10.0 - step, **({"lr": 1.0} if step == 4 else {})}, step)
+            curves.save()
+        return pd.read_csv(tmp_path / "metrics.csv")
+
+    logged(range(6))
+    assert list(logged([4, 5, 6], kept=4)["step"]) == [0, 1, 2, 3, 4, 5, 6]
+    assert list(logged([0])["step"]) == [0]
+
+
+def checkpoint(folder: Path, **recipe: Any) -> Path:
+    place = folder / "checkpoints"
+    place.mkdir(parents=True)
+    best = str(place / "best.ckpt")
+    states = {"best": {"dirpath": str(place), "best_model_path": best, "best_k_models": {best: 0.7}}}
+    torch.save({"recipe": recipe, "callbacks": states}, place / "last.ckpt")
+    (place / "best.ckpt").write_bytes(b"best")
+    return place / "last.ckpt"
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    last = checkpoint(tmp_path, seed=0, model={"drop_rate": 0.3})
+    assert read_last(last, {"seed": 0, "model": {"drop_rate": 0.3}})
+    with pytest.raises(CheckpointError, match="seed was 0, is 1"):
+        read_last(last, {"seed": 1, "model": {"drop_rate": 0.3}})
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        read_last(last, {})
+
+
+def test_a_run_that_was_taken_over_remembers_the_best_checkpoint_beside_it(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "old", seed=0)
+    adopt(tmp_path / "old", tmp_path / "new")
+    last = tmp_path / "new" / "checkpoints" / "last.ckpt"
+    follow(last, read_last(last, {}))
+    state = torch.load(last, weights_only=True)["callbacks"]["best"]
+    assert state["best_model_path"] == str(tmp_path / "new" / "checkpoints" / "best.ckpt")
+    assert state["best_k_models"] == {state["best_model_path"]: 0.7}
+    with pytest.raises(CheckpointError, match="holds no training"):
+        adopt(tmp_path / "old" / "checkpoints" / "best.ckpt", tmp_path / "third")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
+        expanded(["--resume", str(tmp_path)])
+    assert expanded(["seed=1", "-m"]) == ["seed=1", "-m"]
+
+
+def test_a_run_whose_configuration_files_have_changed_is_not_repeated_silently(tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from idh_lightning.config import CONF_DIR
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=["seed=3"])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=3\n")
+    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+    assert expanded(["--rerun", str(tmp_path), "stages=[fit]"]) == ["seed=3", "stages=[fit]"]
+    assert expanded([f"--resume={tmp_path}"]) == ["seed=3", f"hydra.run.dir='{tmp_path}'", "checkpoint=last"]
+    assert expanded(["--rerun", str(tmp_path), "seed=4"]) == ["seed=4"]
+    config.optimizer.lr = 0.5
+    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"optimizer.lr was 0.5, is 3e-05"):
+        expanded(["--rerun", str(tmp_path)])

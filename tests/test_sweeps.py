@@ -1,0 +1,335 @@
+"""Several runs of one command: folds, searches, learning curves, several processes, and what W&B is told of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from wandb.proto import wandb_internal_pb2
+
+from idh_lightning.callbacks.tracking import Tracker, without_places
+from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
+from idh_lightning.commandline import expanded
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import ConfigError, EvaluationError, SplitError
+from idh_lightning.evaluation import pooled_scores
+from idh_lightning.reports.sweeps import learning_curve, parallel_coordinates
+from idh_lightning.sweeps import importances, remaining_trials, report_sweep
+
+SMALL = [
+    "model=efficientnet_b0",
+    "model.weights=none",
+    "cohort.patients=40",
+    "cohort.spacing_mm=4",
+    "data.grid=32",
+    "split.validation=0.25",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.explanations.every_epochs=0",
+    "evaluation.bootstrap=100",
+]
+STUDY = re.compile(rb"UCSF-PDGM-\d")
+
+
+def train(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "idh_lightning.train", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_SILENT": "true"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two folds, tracked by W&B offline."""
+    folder = tmp_path_factory.mktemp("sweep")
+    train(
+        folder, "-m", *SMALL, "sweep=folds", "split.folds=2", "logger=wandb", "logger.wandb.mode=offline",
+        "callbacks.explanations.test=false", "hydra.sweep.dir=outputs/folds",
+    )  # fmt: skip
+    return folder / "outputs" / "folds"
+
+
+@pytest.mark.slow
+def test_folds_share_one_bank_and_end_with_one_pooled_report(sweep: Path) -> None:
+    pooled = pd.read_csv(sweep / "pooled.csv")
+    cohort = pd.read_csv(sweep / "0" / "cohort.csv")
+    assert sorted(pooled["study_id"]) == sorted(cohort["study_id"]), "every study is tested once"
+    (report,) = json.loads((sweep / "pooled.json").read_text())
+    assert report["pooled"]["auroc"]["n"] == cohort["patient_id"].nunique()
+    (bank,) = [place for place in (sweep.parent / "bank").iterdir() if place.is_dir()]
+    records = [json.loads((sweep / name / "provenance.json").read_text()) for name in "01"]
+    assert sum(record["bank"]["computed"] for record in records) == len(list(bank.glob("*.npy")))
+    assert {record["batch_norm_calibrated_on"] for record in records} == {"32 synthetic volumes"}
+    assert list(pd.read_csv(sweep / "sweep.csv")["fold"]) == [0, 1]
+
+
+def records_of(file: Path) -> Iterator[Any]:
+    """Yield the records of an offline run: W&B 0.31 writes LevelDB's log format and has no reader of it in Python."""
+    data, position, part = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            part = b""
+            yield record
+
+
+@pytest.mark.slow
+def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
+    files = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
+    jobs = set()
+    for file in files:
+        records = list(records_of(file))
+        (run,) = (record.run for record in records if record.HasField("run"))
+        assert run.run_group == "folds"
+        jobs.add(run.job_type)
+        logged = [
+            {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            for record in records
+            if record.HasField("history")
+        ]
+        for curve in ("val/loss", "val/auroc", "train/loss_epoch"):
+            assert [json.loads(row["epoch"]) for row in logged if curve in row] == [0, 1]
+        for figure in ("roc", "precision_recall", "confusion_matrix"):
+            assert any(f"figures/{figure}/path" in row for row in logged)
+        everything = [place for place in (file.parent).rglob("*") if place.is_file()]
+        assert any(place.suffix == ".png" for place in everything)
+        table = json.loads(next(place for place in everything if place.name.endswith(".table.json")).read_text())
+        assert len(table["data"]) == len(pd.read_csv(file.parents[2] / "predictions.csv"))
+        assert not [place for place in everything if STUDY.search(place.read_bytes())]
+        assert not [place for place in everything if STUDY.search(place.name.encode())]
+    assert jobs == {"fold 0", "fold 1"}
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> None:
+    before = (sweep / "0" / "predictions.csv").stat().st_mtime_ns
+    (sweep / "1" / "report.html").unlink()
+    (sweep / "pooled.json").unlink()
+    said = train(sweep.parents[1], "--resume", "outputs/folds")
+    assert "Epoch" not in said
+    assert (sweep / "pooled.json").is_file()
+    assert (sweep / "1" / "report.html").is_file()
+    assert (sweep / "0" / "predictions.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_two_processes_test_every_study_once_and_agree_with_one(sweep: Path) -> None:
+    folder = sweep.parents[1]
+    both = [*SMALL, "split.test=0.25", "callbacks.explanations.test=true"]
+    train(folder, *both, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=outputs/two")
+    best = "checkpoint=outputs/two/checkpoints/best.ckpt"
+    train(folder, *both, "stages=[test,report]", best, "hydra.run.dir=outputs/one")
+    two, one = (folder / "outputs" / name for name in ("two", "one"))
+    first, second = pd.read_csv(two / "predictions.csv"), pd.read_csv(one / "predictions.csv")
+    assert not first["study_id"].duplicated().any()
+    assert list(first["study_id"]) == list(second["study_id"])
+    np.testing.assert_allclose(first["logit"], second["logit"], atol=1e-5)
+    areas = [json.loads((run / "metrics.json").read_text())["test"]["auroc"]["value"] for run in (two, one)]
+    assert abs(areas[0] - areas[1]) <= 1e-6
+    explained = pd.read_csv(two / "explanations.csv")["study_id"]
+    assert list(explained) == list(pd.read_csv(one / "explanations.csv")["study_id"])
+    steps = pd.read_csv(two / "metrics.csv")["train/loss_step"].notna().sum()
+    assert steps > 0
+
+
+def fake_run(folder: Path, settings: dict[str, str], auroc: float, fold: int | None = None) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save([f"{key}={value}" for key, value in settings.items()], folder / ".hydra" / "overrides.yaml")
+    split = {} if fold is None else {"folds": 2}
+    OmegaConf.save({"fold": fold or 0, "split": split}, folder / ".hydra" / "config.yaml")
+    entry = {"value": auroc, "low": auroc - 0.1, "high": min(1.0, auroc + 0.1), "n": 20}
+    metrics = {"validation": {"auroc": entry}, "test": {"auroc_bootstrap": entry, "accuracy": entry}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = [
+        {"study_id": f"S{fold}{index}", "patient_id": f"S{fold}{index}", "split": "test", "fold": fold or 0,
+         "label": index % 2, "logit": index % 2 - 0.5, "probability": 0.2 + 0.5 * (index % 2), "predicted": index % 2}
+        for index in range(6)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
+
+
+def test_a_search_ends_with_a_table_and_pictures_in_the_order_of_the_runs(tmp_path: Path) -> None:
+    for number, (rate, gamma) in enumerate([(1e-5, 0), (1e-4, 0), (1e-3, 2), *[(1e-4, 1)] * 8]):
+        settings = {"optimizer.lr": str(rate), "objective.gamma": str(gamma), "seed": "0"}
+        fake_run(tmp_path / str(number), settings, 0.5 + 1e-2 * number)
+    table = report_sweep(tmp_path)
+    assert list(table["run"]) == [str(number) for number in range(11)]
+    assert "seed" not in table
+    assert {"sweep.csv", "parallel_coordinates.png", "importance.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_varied_number_of_training_patients_gives_a_learning_curve(tmp_path: Path) -> None:
+    for number, patients in enumerate((50, 100, 200)):
+        fake_run(tmp_path / str(number), {"split.training_patients": str(patients)}, 0.6 + 0.1 * number)
+    report_sweep(tmp_path)
+    assert (tmp_path / "learning_curve.png").is_file()
+    assert not (tmp_path / "importance.png").exists()
+
+
+def test_incomplete_folds_are_not_pooled(tmp_path: Path) -> None:
+    fake_run(tmp_path / "0", {"fold": "0"}, 0.7, fold=0)
+    report_sweep(tmp_path)
+    assert not (tmp_path / "pooled.json").exists()
+    fake_run(tmp_path / "1", {"fold": "1"}, 0.7, fold=1)
+    report_sweep(tmp_path)
+    (report,) = json.loads((tmp_path / "pooled.json").read_text())
+    assert report["pooled"]["auroc"]["value"] == 1.0
+    assert report["pooled"]["auroc"]["n"] == 12
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="holds no runs"):
+        report_sweep(tmp_path)
+
+
+def test_the_setting_that_decides_is_the_most_important() -> None:
+    generator = np.random.default_rng(0)
+    decides, noise = generator.uniform(size=60), generator.choice(["a", "b"], size=60)
+    shares = importances({"decides": list(decides), "noise": list(noise)}, [*(2 * decides[:59]), np.nan])
+    assert shares["decides"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_learning_curve_shows_every_run_and_parallel_coordinates_one_line_each() -> None:
+    figure = learning_curve([10, 100, 100], [0.6, 0.8, np.nan], [0.5, 0.7, np.nan], [0.7, 0.9, np.nan])
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [10, 100]
+    lines = parallel_coordinates({"lr": ["1e-5", "1e-3"], "name": ["a", "b"]}, [0.5, 0.6]).axes[0].get_lines()
+    assert sum(len(line.get_xdata()) == 3 for line in lines) == 2
+
+
+def test_pooled_scores_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    generator = np.random.default_rng(1)
+    label = generator.integers(0, 2, 80)
+    probability = np.clip(0.4 * label + 0.6 * generator.uniform(size=80), 0, 1)
+    patients = pd.DataFrame({"label": label, "probability": probability, "predicted": probability > 0.5})
+    scores = pooled_scores(patients)
+    assert scores["auroc"]["value"] == pytest.approx(roc_auc_score(label, probability))
+    assert scores["sensitivity"]["value"] == pytest.approx((probability > 0.5)[label == 1].mean())
+
+
+def test_an_optuna_sweep_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    study = optuna.create_study(study_name="idh", storage=storage, direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("optimizer.lr", 0, 1), n_trials=3)
+    cut_off = study.ask().suggest_float("optimizer.lr", 0, 1)
+    assert remaining_trials(tmp_path, 5) == 2
+    again = optuna.load_study(study_name="idh", storage=storage).ask()
+    assert again.suggest_float("optimizer.lr", 0, 1) == cut_off
+    with pytest.raises(ConfigError, match="all 3 trials are finished"):
+        remaining_trials(tmp_path, 3)
+
+
+def test_a_sweep_folder_gives_its_own_command_again(tmp_path: Path) -> None:
+    hydra = {
+        "overrides": {
+            "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x"],
+            "task": ["sweep=folds", "checkpoint=last"],
+        },
+        "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
+    }
+    OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
+    expected = ["--multirun", "sweep=folds", f"hydra.sweep.dir='{tmp_path}'", "checkpoint=last", "seed=1"]
+    assert expanded(["--resume", str(tmp_path), "seed=1"]) == expected
+
+
+@pytest.mark.parametrize("choice", ["sweep=folds", "sweep=grid", "experiment=learning_curve", "trainer=ddp"])
+def test_the_files_for_scale_compose(choice: str) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=[choice])
+    assert config.seed == 0
+    if choice == "sweep=folds":
+        assert config.data.calibrate_on == "synthetic"
+        assert config.split.folds == 5
+
+
+def test_what_a_wandb_agent_would_start_composes() -> None:
+    plan = yaml.safe_load((CONF_DIR / "sweep" / "wandb.yaml").read_text(encoding="utf-8"))
+    ranges = plan["parameters"].items()
+    chosen = [f"{name}={space.get('min', space.get('values', [None])[0])}" for name, space in ranges]
+    fixed = [word for word in plan["command"] if "=" in word]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=[*fixed, *chosen])
+    assert "wandb" in config.logger
+    assert config.optimizer.lr == 1e-5
+    assert plan["metric"]["name"] == config.monitor.metric
+    assert plan["program"] == "idh_lightning.train"
+
+
+def test_a_search_by_optuna_composes_with_its_plugin() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=["sweep=optuna"], return_hydra_config=True)
+    sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(sweeper, dict)
+    assert sweeper["storage"].endswith("sweep.db")
+    assert "Optuna" in sweeper["_target_"]
+
+
+def cohort(patients: int) -> Cohort:
+    studies = [
+        Study(study_id=f"S{index:03d}", patient_id=f"P{index:03d}", label=int(index % 4 == 0), files={})
+        for index in range(patients)
+    ]
+    return Cohort(name="made", studies=tuple(studies), exclusions=(), faults=(), sequences=("FLAIR",))
+
+
+@pytest.mark.parametrize("split", [HoldOut(seed=3), KFold(seed=3, fold=1)])
+def test_fewer_training_patients_leave_the_other_parts_as_they_are(split: HoldOut | KFold) -> None:
+    from dataclasses import replace
+
+    whole = split(cohort(120))
+    some = [replace(split, training_patients=count)(cohort(120)) for count in (20, 40)]
+    for table, count in zip(some, (20, 40), strict=True):
+        training = table[table["split"] == "train"]
+        assert training["patient_id"].nunique() == count
+        assert training["label"].mean() == pytest.approx(0.25, abs=0.03)
+        rest = whole[whole["split"] != "train"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table[table["split"] != "train"].reset_index(drop=True), rest)
+    assert set(some[0]["study_id"]) < set(some[1]["study_id"]) < set(whole["study_id"])
+    with pytest.raises(SplitError, match=r"split.training_patients: found 1000"):
+        replace(split, training_patients=1000)(cohort(120))
+
+
+def test_no_folder_and_no_excluded_patient_is_in_what_wandb_is_told() -> None:
+    told = without_places(
+        {"paths": {"run": "/home/me/x"}, "cohort": {"folder": "/data/hospital", "exclude": ["P1", "P2"], "patients": 3}}
+    )
+    assert told == {"cohort": {"folder": "(a path)", "exclude": "2 studies or patients", "patients": 3}}
+
+
+def test_images_that_bear_names_need_leave_for_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="identifiers=true"):
+        Tracker(run_folder=tmp_path, save_dir=str(tmp_path), images=True)

@@ -1,0 +1,95 @@
+"""The training range: a stated rate of false alarms, and the same verdicts after a checkpoint."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from test_predict import cohort, run  # noqa: F401 - fixtures
+
+from idh_lightning.cohort import new_studies
+from idh_lightning.inference import Predictor, TrainingRange
+from idh_lightning.inference.likeness import PERCENTILES, Likeness, turned, turns
+
+NAMES = ("FLAIR", "T1", "T1c", "T2")
+
+
+def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[Likeness]:
+    """Return studies in numbers, drawn around one mean; `shift` moves their features and intensities."""
+    random = np.random.default_rng(seed)
+    shape = np.random.default_rng(0).normal(size=(5, 12, 12, 12))
+    return [
+        Likeness(
+            geometry={"least_voxel_edge_mm": 1.0, "brain_ml": 1400 + 100 * random.uniform(-1, 1)},
+            profiles=np.linspace(-2, 2, len(PERCENTILES)) + 0.1 * random.normal(size=(4, 1)) + shift,
+            roughness=-1 + 0.1 * random.normal(size=4),
+            skewness=np.array([1.0, -1, 0, 2]) + 0.1 * random.normal(size=4),
+            correlation=np.eye(4) + 0.3 * (1 - np.eye(4)) * np.sign(np.subtract.outer(range(4), range(4))) ** 2,
+            contrast=np.subtract.outer([0.0, 1, 2, 3], [0.0, 1, 2, 3]) + 0.1 * random.normal(size=(4, 4)),
+            picture=shape + 0.1 * random.normal(size=shape.shape),
+            features=random.normal(size=16) + shift,
+        )
+        for _ in range(number)
+    ]
+
+
+def learnt(validation: int = 199) -> TrainingRange:
+    return TrainingRange.learn(some_studies(100, 1), some_studies(validation, 2), sequences=NAMES, stripped=1.0)
+
+
+def test_new_studies_of_the_same_kind_are_flagged_as_often_as_was_said() -> None:
+    found = learnt()
+    assert found.expected_false_alarms == pytest.approx(0.05)
+    beyond = np.mean([found.score(study) > found.limit for study in some_studies(2000, 3)])
+    assert beyond == pytest.approx(found.expected_false_alarms, abs=0.04)
+
+
+def test_few_validation_patients_cannot_promise_a_small_rate() -> None:
+    assert learnt(validation=4).expected_false_alarms == pytest.approx(1 / 5)
+
+
+def test_studies_of_another_kind_are_withheld_and_the_reason_is_given() -> None:
+    found = learnt()
+    (far,) = some_studies(1, 4, shift=8.0)
+    doubts = found.doubts(far, stripped=True, present=NAMES)
+    assert {"features", "intensity_of_T1"} <= {doubt.check for doubt in doubts if doubt.withheld}
+    (near,) = some_studies(1, 5)
+    assert not found.doubts(near, stripped=True, present=NAMES)
+    assert [doubt.check for doubt in found.doubts(near, stripped=False, present=NAMES)] == ["skull"]
+
+
+def test_a_range_gives_the_same_verdicts_after_a_checkpoint() -> None:
+    found = learnt()
+    file = io.BytesIO()
+    torch.save(found.to_dict(), file)
+    file.seek(0)
+    again = TrainingRange.from_dict(torch.load(file, weights_only=True))
+    for study in some_studies(20, 6, shift=0.5):
+        assert again.doubts(study, stripped=True, present=NAMES) == found.doubts(study, stripped=True, present=NAMES)
+
+
+def test_no_turn_is_the_identity_or_a_mirror_image() -> None:
+    picture = np.random.default_rng(0).normal(size=(2, 4, 4, 4))
+    seen = [turned(picture, *turn) for turn in turns(cubic=True)]
+    assert len(seen) == 23
+    for one in seen:
+        assert not np.array_equal(one, picture)
+        assert not np.array_equal(one, picture[..., ::-1])
+
+
+@pytest.mark.real
+def test_a_real_study_is_answered_or_refused_with_a_reason_and_its_map_fits(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    place = Path(os.environ["IDH_REAL_DATA"]) / "brats2023" / "BraTS-GLI-00012-000"
+    (answer,) = Predictor(run).answers(new_studies(place), tmp_path)
+    assert answer.given or answer.reasons
+    cam, flair = nib.load(answer.map_file), nib.load(place / "BraTS-GLI-00012-000-t2f.nii.gz")
+    assert cam.shape == flair.shape
+    np.testing.assert_allclose(cam.affine, flair.affine, atol=1e-5)
