@@ -137,17 +137,6 @@ def test_a_trained_locator_makes_the_evidence_lie_on_the_tumour(trained: StemTai
     assert inside.mean() > 3 * masks.mean()
 
 
-def test_another_locator_gives_another_map(trained: StemTailNetwork) -> None:
-    x, _ = cubes(2, seed=6)
-    before = Evidence()(trained, x)
-    torch.manual_seed(1)
-    other = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", focus="blocks.1").eval()
-    calibrate_batch_norm(other, [x])
-    after = Evidence()(other, x)
-    for one, two in zip(before, after, strict=True):
-        assert abs(np.corrcoef(one.flatten(), two.flatten())[0, 1]) < 0.5
-
-
 def test_explaining_leaves_the_network_as_it_was(trained: StemTailNetwork) -> None:
     trained.zero_grad()
     Evidence()(trained.train(), volumes())
@@ -157,7 +146,11 @@ def test_explaining_leaves_the_network_as_it_was(trained: StemTailNetwork) -> No
 
 
 def test_the_bank_keeps_what_the_masks_of_the_views_say(small_network: Maker, fake_store: FakeStore) -> None:
-    parts = {"train": studies_of([0, 1, 0, 1], "a"), "validation": studies_of([0, 1], "b"), "test": []}
+    parts = {
+        "train": studies_of([0, 1, 0, 1], "a"),
+        "validation": studies_of([0, 1], "b"),
+        "test": studies_of([0], "c"),
+    }
     for part in parts.values():
         for study in part:
             fake_store.put(study, np.random.default_rng(0).normal(size=(4, 33, 33, 33)))

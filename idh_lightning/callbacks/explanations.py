@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
-from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
 
@@ -20,12 +21,15 @@ from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
 from idh_lightning.explain import localisation_scores
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.reports import cam_panel
+from idh_lightning.reports import save_cam_panel
 from idh_lightning.volumes import StoredVolume, write_map
 
 logger = logging.getLogger(__name__)
+
+PANELS_AT_ONCE = 32
+"""Studies whose arrays wait in memory to be drawn."""
 
 
 class Explanations(Callback):
@@ -72,9 +76,9 @@ class Explanations(Callback):
             return
         data = _data_module(trainer)
         for study, stored, cam, probability in self._explain(pl_module, data, self._followed(data)):
-            figure = self._panel(study, stored, cam, probability)
             name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
-            _save(figure, self.run_folder / "figures" / "training" / f"{name}.png")
+            path = self.run_folder / "figures" / "training" / f"{name}.png"
+            save_cam_panel(path, **self._panel(study, stored, cam, probability))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Explain, score and draw every test study, each process its share."""
@@ -82,13 +86,17 @@ class Explanations(Callback):
             return
         data = _data_module(trainer)
         studies = [data.studies["test"][place] for place in data.own_share("test")]
-        rows = []
+        rows: list[dict[str, object]] = []
+        panels: list[tuple[Path, dict[str, Any]]] = []
         explained = self._explain(pl_module, data, studies)
         for study, stored, cam, probability in track(explained, description="Explaining", total=len(studies)):
             inside = cam * (np.asarray(stored.brain) > 0)
             write_map(inside, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-            figure = self._panel(study, stored, cam, probability)
-            _save(figure, self.run_folder / "figures" / "cam" / f"{study.study_id}.png")
+            path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
+            panels.append((path, self._panel(study, stored, cam, probability)))
+            if len(panels) == PANELS_AT_ONCE or len(rows) == len(studies) - 1:
+                _draw(panels)
+                panels.clear()
             row: dict[str, object] = {"study_id": study.study_id, "method": type(self.method).__name__}
             try:
                 if stored.mask is None:
@@ -134,17 +142,18 @@ class Explanations(Callback):
                     network.train(was_training)
             yield from zip(chunk, stored, maps, probabilities, strict=True)
 
-    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> Figure:
-        return cam_panel(
-            np.asarray(stored.image, dtype=np.float32),
-            self.sequences,
-            cam=cam * (np.asarray(stored.brain) > 0),
-            mask=None if stored.mask is None else np.asarray(stored.mask),
-            spacing_mm=stored.spacing_mm,
-            title=study.study_id,
-            label=study.label,
-            probability=probability,
-        )
+    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> dict[str, Any]:
+        """Return the arguments of `cam_panel`."""
+        return {
+            "image": np.asarray(stored.image, dtype=np.float32),
+            "sequences": self.sequences,
+            "cam": cam * (np.asarray(stored.brain) > 0),
+            "mask": None if stored.mask is None else np.array(stored.mask),
+            "spacing_mm": stored.spacing_mm,
+            "title": study.study_id,
+            "label": study.label,
+            "probability": probability,
+        }
 
 
 def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
@@ -154,6 +163,7 @@ def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
     return data
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+def _draw(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Draw panels on all cores: drawing takes longer than explaining, and is done by one core."""
+    workers = min(cpu_count(), 1 + len(panels) // 8)  # the others take a while to start
+    Parallel(n_jobs=workers)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)
