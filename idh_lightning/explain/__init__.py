@@ -2,6 +2,7 @@
 
 from idh_lightning.explain.evidence import Evidence
 from idh_lightning.explain.gradcam import GradCAM
+from idh_lightning.explain.maps import Method
 from idh_lightning.explain.scores import localisation_scores
 
-__all__ = ["Evidence", "GradCAM", "localisation_scores"]
+__all__ = ["Evidence", "GradCAM", "Method", "localisation_scores"]

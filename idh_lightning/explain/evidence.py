@@ -23,6 +23,11 @@ class Evidence:
     Where the gate is shut the classifier has seen nothing; where the evidence is nothing it has not cared.
     """
 
+    @property
+    def name(self) -> str:
+        """What the method is called in tables."""
+        return "Evidence"
+
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study, on the grid of the volumes.
 

@@ -17,13 +17,19 @@ class GradCAM:
     """Explains the predicted class of each study by the activations of one layer.
 
     Attributes:
-        layer: Name of a module of the network. Its output grid is the resolution of the map: for B7 `blocks.4` has
-            1/16 of the input's edge, `blocks.2` has 1/8, `blocks.6` and `conv_head` have 1/32.
+        layer: Name of a module of the network, or `entry` for what enters its trainable part, after the locator's gate.
+            Its output grid is the resolution of the map: for B7 `entry` and `blocks.4` have 1/16 of the input's edge,
+            `blocks.2` has 1/8, `blocks.6` and `conv_head` have 1/32.
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, computed by TorchCAM.
     """
 
-    layer: str = "blocks.4"
+    layer: str = "entry"
+
+    @property
+    def name(self) -> str:
+        """What the method is called in tables."""
+        return f"Grad-CAM of {self.layer}"
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study, on the grid of the volumes.

@@ -1,12 +1,26 @@
-"""From the cells of a layer to the voxels of the volumes."""
+"""What an explanation method is; from the cells of a layer to the voxels of the volumes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from idh_lightning.models import StemTailNetwork
+
+
+class Method(Protocol):
+    """From a network and volumes [B, C, D, H, W] to maps [B, D, H, W] with values 0..1."""
+
+    @property
+    def name(self) -> str:
+        """What the method is called in tables."""
+
+    def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
+        """Return one map per study."""
 
 
 def placed(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:

@@ -31,6 +31,10 @@ STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
 
 
+ENTRY = "entry"
+"""Layer that only passes on what enters the tail: the stem's features, gated where there is a locator."""
+
+
 class Answer(NamedTuple):
     """What the tail makes of features.
 
@@ -127,6 +131,8 @@ class StemTailNetwork(nn.Module):
                 )
             self.locator = TumourLocator(_out(self._module(focus)))
             self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
+        # A name for what enters the tail, so that it can be explained like the output of any layer.
+        self.network.add_module(ENTRY, nn.Identity())
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._stem_to_channels_last()
@@ -174,12 +180,12 @@ class StemTailNetwork(nn.Module):
         """Return what enters the first trainable module, [B, F, d, h, w], and the tumour map that gated it, if any."""
         with self._tail_arithmetic(features):
             if self.locator is None:
-                return self._without_absence(features), None
+                return self._module(ENTRY)(self._without_absence(features)), None
             own, tapped, absent = self._parts(features)
             tumour = self.locator(unfold(tapped, self._ratio)).float()
             plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
-        return plain * gate[:, None].to(plain.dtype), tumour
+        return self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tumour
 
     def classify(self, entry: Tensor) -> Tensor:
         """Return the logits [B, 2] of what enters the first trainable module."""
@@ -257,6 +263,7 @@ class StemTailNetwork(nn.Module):
     def _trace(self, layer: str, size: int) -> tuple[float, float, int]:
         """Return offset and step of a layer's cells, and their number."""
         offset, step, reached = 0.0, 1, False
+        layer = self.entry_layer if layer == ENTRY else layer
         for name, module in self.network.named_modules():
             inside = name == layer or name.startswith(f"{layer}.")
             if reached and not inside:
