@@ -40,8 +40,9 @@ from idh_lightning.cohort import (
 )
 from idh_lightning.config import check_config
 from idh_lightning.errors import CheckpointError, CohortError, SplitError
+from idh_lightning.explain import Method
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
@@ -259,10 +260,10 @@ def preprocessing_of(recipe: Mapping[str, Any], file: Path) -> Preprocessing:
     return made
 
 
-def explanation_of(recipe: Mapping[str, Any], file: Path) -> Callable[[StemTailNetwork, Tensor], Tensor]:
+def explanation_of(recipe: Mapping[str, Any], file: Path) -> Method:
     """Return what makes maps in the way a checkpoint was tested: networks and volumes -> maps [B, D, H, W]."""
     _refuse_foreign(recipe["explain"], file)
-    made: Callable[[StemTailNetwork, Tensor], Tensor] = _instantiate(recipe["explain"])
+    made: Method = _instantiate(recipe["explain"])
     return made
 
 

@@ -15,13 +15,15 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from idh_lightning.batches import Batch, FeatureBatch
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import Answer, StemTailNetwork
+from idh_lightning.objectives import focus_loss
 
 
 class IDHClassifier(lightning.LightningModule):
     """Learns to tell IDH-mutant from IDH-wildtype glioma.
 
-    Logs `<stage>/loss`, `<stage>/accuracy` (at probability 0.5) and `<stage>/auroc` for the stages train, val and test.
+    Logs `<stage>/loss`, `<stage>/accuracy` (at probability 0.5) and `<stage>/auroc` for the stages train, val and test;
+    `train/focus` where the network has a locator and studies have masks.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class IDHClassifier(lightning.LightningModule):
 
         Args:
             network: Maps volumes [B, C, D, H, W] to logits [B, 2].
-            objective: Maps logits [B, 2] and labels [B] to a scalar.
+            objective: Maps logits [B, 2] and labels [B] to a scalar; its attribute `focus` weighs `focus_loss`.
             optimizer: From parameter groups to an optimizer; only needed to fit.
             scheduler: From an optimizer and `total_steps` to a schedule that is stepped once per optimizer step.
             weight_decay: Of the weight matrices; biases and normalisation layers have none.
@@ -112,7 +114,14 @@ class IDHClassifier(lightning.LightningModule):
         checkpoint["recipe"] = self.recipe
 
     def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, Tensor]:
-        logits = self.network.tail(batch.features) if isinstance(batch, FeatureBatch) else self(batch.volumes)
+        shares = None
+        if isinstance(batch, FeatureBatch):
+            answer, shares = self.network.answer(batch.features), batch.shares
+        elif batch.masks is not None and getattr(self.network, "locator", None) is not None:
+            answer, shares = self.network.answer(self.network.stem(batch.volumes)), self.network.shares(batch.masks)
+        else:
+            answer = Answer(self(batch.volumes), None)
+        logits = answer.logits
         loss: Tensor = self.objective(logits, batch.labels)
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
         # leave it no doubt.
@@ -122,6 +131,11 @@ class IDHClassifier(lightning.LightningModule):
         size = len(batch.labels)
         # Over all processes, since checkpoints are chosen by it; torchmetrics gathers the metrics itself.
         log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
+        weight = float(getattr(self.objective, "focus", 0.0))
+        if weight and shares is not None and answer.tumour is not None:
+            focus = focus_loss(answer.tumour, shares)
+            loss = loss + weight * focus
+            self.log(f"{stage}/focus", focus.detach(), on_step=False, **log)  # type: ignore[arg-type]
         self.log(f"{stage}/loss", loss, on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
         return loss, logits

@@ -63,11 +63,14 @@ class FakeStore:
     def put(self, study: Study, image: np.ndarray) -> None:
         np.save(self.folder / f"{study.study_id}.npy", image.astype(np.float16))
 
+        mask = np.zeros(image.shape[1:], np.uint8)
+        mask[tuple(slice(length // 2, length // 2 + 3) for length in mask.shape)] = 1
+        np.save(self.folder / f"{study.study_id}_mask.npy", mask)
+
     def open(self, study: Study) -> FakeStored:
         image = np.load(self.folder / f"{study.study_id}.npy", mmap_mode="r")
+        mask = np.load(self.folder / f"{study.study_id}_mask.npy", mmap_mode="r")
         shape = image.shape[1:]
-        mask = np.zeros(shape, np.uint8)
-        mask[tuple(slice(length // 2, length // 2 + 3) for length in shape)] = 1
         return FakeStored(
             key=study.study_id,
             image=image,

@@ -27,7 +27,7 @@ from idh_lightning.files import replacing
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 
@@ -38,11 +38,14 @@ class FeatureBatch(NamedTuple):
         features: [B, F, d, h, w], float32: what the stem made of the volumes.
         labels: [B], int64; 0 wildtype, 1 mutant.
         study_ids: B names.
+        shares: [B, d, h, w], the share of tumour in each cell of the locator's grid, moved as the volumes were; NaN
+            throughout in a study without a mask. None where nothing is learnt from masks.
     """
 
     features: Tensor
     labels: Tensor
     study_ids: list[str]
+    shares: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ class FeatureBankDataModule(IDHDataModule):
             "precision": network.stem_precision,
             "device": next(network.parameters()).device.type,  # "auto" is another precision on another device
             "cut": network.trainable_from,
+            "focus": network.focus,
             "augmentation": augmentation_settings,
             "seed": self.seed,
         }
@@ -256,9 +260,14 @@ class FeatureBankDataModule(IDHDataModule):
                             f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
                             "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
                         )
-                    for item, one in zip(items[done : done + len(features)], features.numpy(), strict=True):
-                        with replacing(self._file(self.studies[split][item[0]], item[1])) as temporary:
-                            np.save(temporary, one, allow_pickle=False)
+                    shares = None
+                    if network.focus is not None and batch.masks is not None:
+                        shares = network.shares(batch.masks).half().numpy()
+                    for place, item in enumerate(items[done : done + len(features)]):
+                        file = self._file(self.studies[split][item[0]], item[1])
+                        if shares is not None:
+                            _save(_shares_file(file), shares[place])
+                        _save(file, features[place].numpy())  # last: a file of features says that all is there
                     done += len(features)
                     progress.advance(bar, len(features))
 
@@ -286,7 +295,11 @@ class FeatureAugmentation:
         return features
 
 
-class _Features(Dataset[tuple[Tensor, int, str]]):
+Item = tuple[Tensor, int, str, Tensor | None]
+"""Features, label, study_id and share of tumour in each cell."""
+
+
+class _Features(Dataset[Item]):
     """The plain features of studies, in order."""
 
     def __init__(self, files: Sequence[Path], studies: Sequence[Study]) -> None:
@@ -296,12 +309,12 @@ class _Features(Dataset[tuple[Tensor, int, str]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str]:
+    def __getitem__(self, index: int) -> Item:
         study = self.studies[index]
-        return _read(self.files[index]), study.label, study.study_id
+        return _read(self.files[index]), study.label, study.study_id, None
 
 
-class _TrainingFeatures(Dataset[tuple[Tensor, int, str]]):
+class _TrainingFeatures(Dataset[Item]):
     """One of the views of a study, chosen and changed with the seed of the draw that asks for it."""
 
     def __init__(
@@ -320,17 +333,20 @@ class _TrainingFeatures(Dataset[tuple[Tensor, int, str]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, draw: int) -> tuple[Tensor, int, str]:
+    def __getitem__(self, draw: int) -> Item:
         seed: int = draw.seed  # type: ignore[attr-defined]
         choice = np.random.default_rng(seed)
         study = self.studies[draw]
-        features = _read(self._view(draw, choice))
+        file = self._view(draw, choice)
+        features, tumour = _read(file), _read_shares(file)
         if self.mixing:
-            other = int(choice.choice(self.alike[study.label]))
+            other = self._view(int(choice.choice(self.alike[study.label])), choice)
             share = max(own := float(choice.beta(self.mixing, self.mixing)), 1 - own)
-            features = share * features + (1 - share) * _read(self._view(other, choice))
+            features = share * features + (1 - share) * _read(other)
+            of_other = _read_shares(other)
+            tumour = None if tumour is None or of_other is None else share * tumour + (1 - share) * of_other
         features = self.augmentation(features, torch.Generator().manual_seed(seed))
-        return features, study.label, study.study_id
+        return features, study.label, study.study_id, tumour
 
     def _view(self, index: int, choice: np.random.Generator) -> Path:
         return self.files[index][int(choice.integers(len(self.files[index])))]
@@ -340,9 +356,32 @@ def _read(file: Path) -> Tensor:
     return torch.from_numpy(np.load(file, mmap_mode="r").astype(np.float32))
 
 
-def _collate_features(items: Sequence[tuple[Tensor, int, str]]) -> FeatureBatch:
-    features, labels, study_ids = zip(*items, strict=True)
-    return FeatureBatch(torch.stack(features), torch.tensor(labels, dtype=torch.int64), list(study_ids))
+def _shares_file(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_tumour.npy")
+
+
+def _read_shares(file: Path) -> Tensor | None:
+    """Return the share of tumour in each cell that lies beside a file of features, if the study has a mask."""
+    beside = _shares_file(file)
+    return _read(beside) if beside.exists() else None
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    with replacing(file) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
+def _collate_features(items: Sequence[Item]) -> FeatureBatch:
+    features, labels, study_ids, shares = zip(*items, strict=True)
+    known = next((share for share in shares if share is not None), None)
+    return FeatureBatch(
+        torch.stack(features),
+        torch.tensor(labels, dtype=torch.int64),
+        list(study_ids),
+        None
+        if known is None
+        else torch.stack([torch.full_like(known, torch.nan) if share is None else share for share in shares]),
+    )
 
 
 def _digest(network: StemTailNetwork) -> str:

@@ -142,9 +142,14 @@ class IDHDataModule(lightning.LightningDataModule):
             yield batch.volumes
 
     def subjects(self, name: str) -> list[tio.Subject]:
-        """Return the studies of a split as TorchIO subjects that read their voxels when they are needed."""
+        """Return the studies of a split as TorchIO subjects that read their voxels when they are needed.
+
+        Those of training bring their tumour masks, where they have them.
+        """
         if name not in self._subjects:
-            self._subjects[name] = [to_subject(self.store.open(study), study) for study in self.studies[name]]
+            self._subjects[name] = [
+                to_subject(self.store.open(study), study, with_mask=name == "train") for study in self.studies[name]
+            ]
         return self._subjects[name]
 
 

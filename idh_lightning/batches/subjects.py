@@ -23,11 +23,14 @@ class Batch(NamedTuple):
         volumes: [B, C, D, H, W], float32, z-normalised within the brain; D to superior, H to posterior, W to left.
         labels: [B], int64; 0 wildtype, 1 mutant.
         study_ids: B names.
+        masks: [B, D, H, W], float32, 1 = tumour, moved as the volumes were; NaN throughout in a study without a mask.
+            None where nothing is learnt from masks.
     """
 
     volumes: Tensor
     labels: Tensor
     study_ids: list[str]
+    masks: Tensor | None = None
 
 
 class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has no type information
@@ -43,26 +46,42 @@ class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has 
             return super().__getitem__(index)
 
 
-def to_subject(stored: StoredVolume, study: Study) -> tio.Subject:
-    """Return a study as a TorchIO subject whose voxels are read from the store when they are needed."""
-    file = cast(np.memmap[Any, Any], stored.image).filename
-    image = tio.ScalarImage(path=file, reader=partial(_read_stored, affine_ras=np.asarray(stored.affine_ras)))
-    return tio.Subject(image=image, label=study.label, study_id=study.study_id)
+def to_subject(stored: StoredVolume, study: Study, *, with_mask: bool = False) -> tio.Subject:
+    """Return a study as a TorchIO subject whose voxels are read from the store when they are needed.
+
+    Args:
+        stored: Its volumes.
+        study: Gives label and name.
+        with_mask: Whether the tumour mask comes along, where there is one.
+    """
+    reader = partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
+    images = {"image": tio.ScalarImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
+    if with_mask and stored.mask is not None:
+        images["mask"] = tio.LabelMap(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
+    return tio.Subject(**images, label=study.label, study_id=study.study_id)
 
 
 def collate(subjects: Sequence[tio.Subject]) -> Batch:
-    """Stack subjects into a batch, back in the order [D, H, W]."""
+    """Stack subjects into a batch, back in the order [D, H, W]; with masks, if any of them has one."""
+    volumes = torch.stack([_from_torchio(subject["image"].data) for subject in subjects])
+    masks = None
+    if any("mask" in subject for subject in subjects):
+        unknown = torch.full(volumes.shape[2:], torch.nan)
+        masks = torch.stack(
+            [_from_torchio(subject["mask"].data)[0] if "mask" in subject else unknown for subject in subjects]
+        )
     return Batch(
-        volumes=torch.stack([_from_torchio(subject["image"].data) for subject in subjects]),
+        volumes=volumes,
         labels=torch.tensor([int(subject["label"]) for subject in subjects], dtype=torch.int64),
         study_ids=[str(subject["study_id"]) for subject in subjects],
+        masks=masks,
     )
 
 
 def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Read one array of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
     volume = torch.from_numpy(np.load(path).astype(np.float32))
-    return volume.permute(0, 3, 2, 1), affine_ras
+    return (volume if volume.ndim == 4 else volume[None]).permute(0, 3, 2, 1), affine_ras
 
 
 def _from_torchio(data: Any) -> Tensor:

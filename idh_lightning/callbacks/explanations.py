@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
-from matplotlib.figure import Figure
 from rich.progress import track
-from torch import Tensor
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
-from idh_lightning.explain import localisation_scores
-from idh_lightning.files import replacing, write_text
+from idh_lightning.explain import Method, localisation_scores
+from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.reports import cam_panel
+from idh_lightning.reports import save_cam_panel
 from idh_lightning.volumes import StoredVolume, write_map
 
 logger = logging.getLogger(__name__)
+
+PANELS_AT_ONCE = 32
+"""Studies whose arrays wait in memory to be drawn."""
 
 
 class Explanations(Callback):
@@ -34,9 +37,10 @@ class Explanations(Callback):
     def __init__(
         self,
         *,
-        method: Callable[[StemTailNetwork, Tensor], Tensor],
+        method: Method,
         run_folder: Path,
         sequences: Sequence[str],
+        also: Mapping[str, Method] | None = None,
         validation_studies: int = 2,
         every_epochs: int = 2,
         test: bool = True,
@@ -45,17 +49,18 @@ class Explanations(Callback):
         """Choose what is explained when.
 
         Args:
-            method: From a network and volumes [B, C, D, H, W] to maps [B, D, H, W].
+            method: Its maps are drawn, written and scored.
             run_folder: Holds the run's files.
             sequences: Names of the channels.
+            also: More methods, whose maps of the test studies are scored beside those that are drawn.
             validation_studies: How many validation studies are followed through training, mutants first.
             every_epochs: Distance between their maps, in epochs; 0 for none.
             test: Whether every test study is explained at the end.
             batch_size: Studies explained at once.
         """
-        self.method = method
         self.run_folder = run_folder
         self.sequences = tuple(sequences)
+        self.methods = (method, *(other for other in (also or {}).values() if other is not None))
         self.validation_studies = validation_studies
         self.every_epochs = every_epochs
         self.test = test
@@ -71,10 +76,12 @@ class Explanations(Callback):
         ):
             return
         data = _data_module(trainer)
-        for study, stored, cam, probability in self._explain(pl_module, data, self._followed(data)):
-            figure = self._panel(study, stored, cam, probability)
+        followed = self._followed(data)
+        for study, stored, (cam,), probability in self._explain(pl_module, data, followed, self.methods[:1]):
             name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
-            _save(figure, self.run_folder / "figures" / "training" / f"{name}.png")
+            path = self.run_folder / "figures" / "training" / f"{name}.png"
+            inside = cam * (np.asarray(stored.brain) > 0)
+            save_cam_panel(path, **self._panel(study, stored, inside, probability))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Explain, score and draw every test study, each process its share."""
@@ -82,21 +89,19 @@ class Explanations(Callback):
             return
         data = _data_module(trainer)
         studies = [data.studies["test"][place] for place in data.own_share("test")]
-        rows = []
-        explained = self._explain(pl_module, data, studies)
-        for study, stored, cam, probability in track(explained, description="Explaining", total=len(studies)):
-            inside = cam * (np.asarray(stored.brain) > 0)
-            write_map(inside, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-            figure = self._panel(study, stored, cam, probability)
-            _save(figure, self.run_folder / "figures" / "cam" / f"{study.study_id}.png")
-            row: dict[str, object] = {"study_id": study.study_id, "method": type(self.method).__name__}
-            try:
-                if stored.mask is None:
-                    raise ExplanationError("the study has no tumour mask")
-                row |= localisation_scores(cam, np.asarray(stored.mask), np.asarray(stored.brain))
-            except ExplanationError as error:
-                logger.warning("Study %s: the map is not scored: %s", study.study_id, error)
-            rows.append(row)
+        rows: list[dict[str, object]] = []
+        panels: list[tuple[Path, dict[str, Any]]] = []
+        explained = self._explain(pl_module, data, studies, self.methods)
+        for study, stored, cams, probability in track(explained, description="Explaining", total=len(studies)):
+            cam = cams[0] * (np.asarray(stored.brain) > 0)
+            write_map(cam, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
+            path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
+            panels.append((path, self._panel(study, stored, cam, probability)))
+            if len(panels) == PANELS_AT_ONCE or study is studies[-1]:
+                _draw(panels)
+                panels.clear()
+            for method, scored in zip(self.methods, cams, strict=True):
+                rows.append({"study_id": study.study_id, "method": method.name, **_scores(study, stored, scored)})
         columns = ["study_id", "method", "pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain"]
         rows = gathered(trainer, rows)
         if not trainer.is_global_zero:
@@ -114,8 +119,13 @@ class Explanations(Callback):
         return (mutants[:half] + wildtype)[: self.validation_studies]
 
     def _explain(
-        self, pl_module: lightning.LightningModule, data: IDHDataModule, studies: Sequence[Study]
-    ) -> Iterator[tuple[Study, StoredVolume, np.ndarray, float]]:
+        self,
+        pl_module: lightning.LightningModule,
+        data: IDHDataModule,
+        studies: Sequence[Study],
+        methods: Sequence[Method],
+    ) -> Iterator[tuple[Study, StoredVolume, list[np.ndarray], float]]:
+        """Yield each study with its map by each method and P(mutant)."""
         network = pl_module.network
         if not isinstance(network, StemTailNetwork):
             raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
@@ -127,24 +137,25 @@ class Explanations(Callback):
             # Outside inference mode, since a map needs gradients.
             with torch.inference_mode(False):
                 volumes = volumes.clone()
-                maps = self.method(network, volumes).cpu().numpy()
+                maps = zip(*(method(network, volumes).cpu().numpy() for method in methods), strict=True)
                 with torch.no_grad():
                     was_training = network.training
                     probabilities = torch.softmax(network.eval()(volumes), dim=1)[:, 1].tolist()
                     network.train(was_training)
-            yield from zip(chunk, stored, maps, probabilities, strict=True)
+            yield from zip(chunk, stored, map(list, maps), probabilities, strict=True)
 
-    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> Figure:
-        return cam_panel(
-            np.asarray(stored.image, dtype=np.float32),
-            self.sequences,
-            cam=cam * (np.asarray(stored.brain) > 0),
-            mask=None if stored.mask is None else np.asarray(stored.mask),
-            spacing_mm=stored.spacing_mm,
-            title=study.study_id,
-            label=study.label,
-            probability=probability,
-        )
+    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> dict[str, Any]:
+        """Return the arguments of `cam_panel`."""
+        return {
+            "image": np.asarray(stored.image, dtype=np.float32),
+            "sequences": self.sequences,
+            "cam": cam,
+            "mask": None if stored.mask is None else np.array(stored.mask),
+            "spacing_mm": stored.spacing_mm,
+            "title": study.study_id,
+            "label": study.label,
+            "probability": probability,
+        }
 
 
 def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
@@ -154,6 +165,18 @@ def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
     return data
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+def _scores(study: Study, stored: StoredVolume, cam: np.ndarray) -> dict[str, float]:
+    """Return how well a map lies on the tumour; nothing, with a warning, where that cannot be said."""
+    try:
+        if stored.mask is None:
+            raise ExplanationError("the study has no tumour mask")
+        return localisation_scores(cam, np.asarray(stored.mask), np.asarray(stored.brain))
+    except ExplanationError as error:
+        logger.warning("Study %s: the map is not scored: %s", study.study_id, error)
+        return {}
+
+
+def _draw(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Draw panels on all cores: drawing takes longer than explaining, and is done by one core."""
+    workers = min(cpu_count(), 1 + len(panels) // 8)  # the others take a while to start
+    Parallel(n_jobs=workers)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)

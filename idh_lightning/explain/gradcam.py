@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torchcam.methods
 from torch import Tensor
-from torch.nn import functional
 
+from idh_lightning.explain.maps import placed, unit_maximum
 from idh_lightning.models import StemTailNetwork
 
 
@@ -18,13 +17,19 @@ class GradCAM:
     """Explains the predicted class of each study by the activations of one layer.
 
     Attributes:
-        layer: Name of a module of the network. Its output grid is the resolution of the map: for B7 `blocks.4` has
-            1/16 of the input's edge, `blocks.2` has 1/8, `blocks.6` and `conv_head` have 1/32.
+        layer: Name of a module of the network, or `entry` for what enters its trainable part, after the locator's gate.
+            Its output grid is the resolution of the map: for B7 `entry` and `blocks.4` have 1/16 of the input's edge,
+            `blocks.2` has 1/8, `blocks.6` and `conv_head` have 1/32.
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2, computed by TorchCAM.
     """
 
-    layer: str = "blocks.4"
+    layer: str = "entry"
+
+    @property
+    def name(self) -> str:
+        """What the method is called in tables."""
+        return f"Grad-CAM of {self.layer}"
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study, on the grid of the volumes.
@@ -53,7 +58,7 @@ class GradCAM:
         finally:
             network.train(was_training)
         places = [network.sampling(self.layer, size) for size in volumes.shape[2:]]
-        return _unit_maximum(_enlarge(coarse.detach().float(), volumes.shape[2:], places))
+        return unit_maximum(placed(coarse.detach().float(), volumes.shape[2:], places))
 
     def _extractor(self, network: StemTailNetwork) -> torchcam.methods.GradCAM:
         return torchcam.methods.GradCAM(network.network, self.layer)
@@ -61,21 +66,3 @@ class GradCAM:
 
 def _margin_of_prediction(logits: Tensor) -> Tensor:
     return (logits[1] - logits[0]).abs()
-
-
-def _enlarge(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:
-    """Return maps [B, d, h, w] interpolated linearly to [B, D, H, W], each cell in its place (offset and step)."""
-    axes = []
-    for cells, size, (offset, step) in zip(maps.shape[1:], shape, places, strict=True):
-        cell = (torch.arange(size, device=maps.device) - offset) / step
-        axes.append(2 * cell / max(cells - 1, 1) - 1 if cells > 1 else torch.zeros_like(cell))
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).to(maps.dtype)
-    enlarged = functional.grid_sample(
-        maps[:, None], grid.expand(len(maps), *grid.shape), padding_mode="border", align_corners=True
-    )
-    return enlarged[:, 0]
-
-
-def _unit_maximum(maps: Tensor) -> Tensor:
-    largest = maps.amax(dim=(1, 2, 3), keepdim=True)
-    return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))

@@ -37,14 +37,15 @@ class PortableNetwork(nn.Module):
 
     def __init__(self, member: Member) -> None:
         super().__init__()
-        self.network = member.network.network.float().eval().cpu()
-        restore_convolutions(self.network)
+        self.network = member.network.float().eval().cpu()
+        self.network.stem_precision = self.network.tail_precision = "float32"
+        restore_convolutions(self.network.network)
         self.slope = member.calibrator.slope
         self.intercept = member.calibrator.intercept
 
     def forward(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit [B], mutant minus wildtype, and calibrated probability [B], of volumes [B, C, D, H, W]."""
-        logits = self.network(volumes)
+        logits = self.network.explainable_forward(volumes)
         logit = logits[:, 1] - logits[:, 0]
         return logit, torch.sigmoid(self.slope * logit + self.intercept)
 

@@ -11,7 +11,7 @@ from idh_lightning.inference.likeness import Likeness, likeness
 from idh_lightning.inference.training_range import TrainingRange
 from idh_lightning.models import StemTailNetwork
 
-MOST_STUDIES = 200
+MOST_STUDIES = 100
 """Training studies that are looked at: a covariance needs no more, and the stem takes time."""
 
 

@@ -81,7 +81,7 @@ def likeness(stored: StoredVolume, network: StemTailNetwork) -> Likeness:
     device = next(network.parameters()).device
     volume = torch.from_numpy(image)[None]
     whole = torch.cat([volume, torch.from_numpy(brain)[None, None].float()], dim=1)
-    features = network.stem(volume.to(device)).mean(dim=(2, 3, 4))[0].double().cpu().numpy()
+    features = network.own(network.stem(volume.to(device))).mean(dim=(2, 3, 4))[0].double().cpu().numpy()
     return Likeness(
         geometry=_geometry(stored, brain),
         profiles=np.percentile(values, PERCENTILES, axis=1).T,

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
+from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.weights import WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -30,12 +31,32 @@ STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
 
 
+ENTRY = "entry"
+"""Layer that only passes on what enters the tail: the stem's features, gated where there is a locator."""
+
+
+class Answer(NamedTuple):
+    """What the tail makes of features.
+
+    Attributes:
+        logits: [B, 2], float32: wildtype, mutant.
+        tumour: [B, d, h, w], float32: logit of tumour in each cell of the locator's grid; None without a locator.
+    """
+
+    logits: Tensor
+    tumour: Tensor | None
+
+
 class StemTailNetwork(nn.Module):
     """A timm_3d EfficientNet cut at one module: everything before it is frozen, it and everything after learns.
 
     The stem runs without a graph, in eval mode (its BatchNorm statistics never move) and in the precision and memory
     layout that are fastest for it; the tail is an ordinary network. What this saves is the memory of the stem's
     activations: in B7 the tail from `blocks.5` still holds 79 % of the parameters.
+
+    With `focus`, a locator tells from the features of an early stage where the tumour is, and what enters the tail is
+    multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each place
+    is half of the explanation (see `idh_lightning.explain.Evidence`). Prediction needs no mask.
     """
 
     def __init__(
@@ -51,6 +72,7 @@ class StemTailNetwork(nn.Module):
         stem_precision: Precision = "auto",
         tail_precision: Precision = "auto",
         missing: Literal["error", "zero"] = "error",
+        focus: str | None = None,
     ) -> None:
         """Build the network and load its weights.
 
@@ -68,6 +90,8 @@ class StemTailNetwork(nn.Module):
             tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
                 bfloat16 while training where the CPU has matrix instructions for it (AMX).
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
+            focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
+                is that of the tumour map. None for no locator.
 
         Raises:
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
@@ -96,6 +120,19 @@ class StemTailNetwork(nn.Module):
             first = self._module(self._tail_names[0] if self._tail_names else "bn2")
             self.absence = nn.Linear(in_channels, _width(first), bias=False)
             nn.init.zeros_(self.absence.weight)
+        self.focus = focus
+        self.locator: TumourLocator | None = None
+        self._ratio = 1
+        if focus is not None:
+            if focus not in self._stem_names:
+                raise ModelError(
+                    f"model.focus: found '{focus}'; expected a whole stage before '{trainable_from}', one of "
+                    f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.focus=null."
+                )
+            self.locator = TumourLocator(_out(self._module(focus)))
+            self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
+        # A name for what enters the tail, so that it can be explained like the output of any layer.
+        self.network.add_module(ENTRY, nn.Identity())
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._stem_to_channels_last()
@@ -121,7 +158,8 @@ class StemTailNetwork(nn.Module):
 
         Returns:
             [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. Where a sequence may be missing there
-            are C more channels, constant in space: 1 for a missing sequence.
+            are C more channels, constant in space: 1 for a missing sequence. With a locator, the features that it
+            looks at are among the channels (see `fold`).
         """
         if not self._stem_names:
             return self._run_stem(volumes)
@@ -131,15 +169,54 @@ class StemTailNetwork(nn.Module):
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
-        on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
-        with _arithmetic(self.tail_precision, features.device.type, on_cpu=on_cpu):
-            hidden = self._without_absence(features)
+        return self.answer(features).logits
+
+    def answer(self, features: Tensor) -> Answer:
+        """Return the logits and the tumour map of the stem's features [B, F, d, h, w]; this part has a graph."""
+        entry, tumour = self.entry(features)
+        return Answer(self.classify(entry), tumour)
+
+    def entry(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what enters the first trainable module, [B, F, d, h, w], and the tumour map that gated it, if any."""
+        with self._tail_arithmetic(features):
+            if self.locator is None:
+                return self._module(ENTRY)(self._without_absence(features)), None
+            own, tapped, absent = self._parts(features)
+            tumour = self.locator(unfold(tapped, self._ratio)).float()
+            plain = self._without_absence(torch.cat([own, absent], 1))
+            gate = coarsen(torch.sigmoid(tumour), self._ratio)
+        return self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tumour
+
+    def classify(self, entry: Tensor) -> Tensor:
+        """Return the logits [B, 2] of what enters the first trainable module."""
+        with self._tail_arithmetic(entry):
+            hidden = entry
             for name in self._tail_names:
                 hidden = self._module(name)(hidden)
             hidden = self.network.global_pool(hidden)
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             logits: Tensor = self.network.classifier(hidden)
         return logits.float()
+
+    def _tail_arithmetic(self, features: Tensor) -> AbstractContextManager[object]:
+        on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
+        return _arithmetic(self.tail_precision, features.device.type, on_cpu=on_cpu)
+
+    def shares(self, masks: Tensor) -> Tensor:
+        """Return the share of tumour in each cell of the locator's grid.
+
+        Args:
+            masks: [B, D, H, W], of the volumes' grid.
+
+        Returns:
+            [B, d, h, w], as the tumour map of `answer`.
+        """
+        assert self.focus is not None
+        places, cells = [], []
+        for size in masks.shape[1:]:
+            places.append(self.sampling(self.focus, size))
+            cells.append(self._ratio * self._trace(self.entry_layer, size)[2])
+        return cell_means(masks, places, cells)
 
     @contextmanager
     def watch(self, layer: str) -> Iterator[None]:
@@ -168,7 +245,7 @@ class StemTailNetwork(nn.Module):
         """Return the logits as `forward` does, with a graph through whatever part of the network asks for one."""
         return self.tail(self._run_stem(volumes))
 
-    def sampling(self, layer: str, size: int) -> tuple[float, float]:
+    def sampling(self, layer: str, size: int) -> Place:
         """Return where the cells of a layer's output lie: cell i at voxel offset + i * step of the input.
 
         A convolution of stride 2 sees an even number of voxels half a voxel off centre, and over five such layers that
@@ -181,7 +258,12 @@ class StemTailNetwork(nn.Module):
         Returns:
             Offset and step, in voxels.
         """
+        return self._trace(layer, size)[:2]
+
+    def _trace(self, layer: str, size: int) -> tuple[float, float, int]:
+        """Return offset and step of a layer's cells, and their number."""
         offset, step, reached = 0.0, 1, False
+        layer = self.entry_layer if layer == ENTRY else layer
         for name, module in self.network.named_modules():
             inside = name == layer or name.startswith(f"{layer}.")
             if reached and not inside:
@@ -194,7 +276,7 @@ class StemTailNetwork(nn.Module):
                 before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else int(module.padding[0])
                 offset += step * (reach / 2 - before)
                 step, size = step * stride, after
-        return offset, float(step)
+        return offset, float(step), size
 
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
@@ -225,9 +307,15 @@ class StemTailNetwork(nn.Module):
             return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu="bfloat16"):
             hidden = volumes.to(memory_format=torch.channels_last_3d)
+            tapped = None
             for name in self._stem_names:
                 hidden = self._module(name)(hidden)
-        return self._with_absence(hidden.float().contiguous(), volumes)
+                tapped = hidden if name == self.focus else tapped
+        features = hidden.float().contiguous()
+        if tapped is not None:
+            folded = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
+            features = torch.cat([features, folded], dim=1)
+        return self._with_absence(features, volumes)
 
     def _with_absence(self, features: Tensor, volumes: Tensor) -> Tensor:
         if self.absence is None:
@@ -241,6 +329,23 @@ class StemTailNetwork(nn.Module):
         own = features.shape[1] - self.absence.in_features
         shift: Tensor = self.absence(features[:, own:, 0, 0, 0])
         return features[:, :own] + shift[..., None, None, None]
+
+    def own(self, features: Tensor) -> Tensor:
+        """Return what the last module of the stem put out, of all that the stem gives: [B, F, d, h, w]."""
+        return self._parts(features)[0]
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of the last module, folded ones for the locator, and which sequences are missing."""
+        absent = 0 if self.absence is None else self.absence.in_features
+        tapped = 0 if self.locator is None else self.locator.look.in_channels * self._ratio**3
+        sizes = [features.shape[1] - tapped - absent, tapped, absent]
+        own, folded, behind = torch.split(features, sizes, dim=1)
+        return own, folded, behind
+
+    @property
+    def entry_layer(self) -> str:
+        """The last module of the stem, whose output enters the tail."""
+        return self._stem_names[-1]
 
     def _stem_to_channels_last(self) -> None:
         for name in self._stem_names:
@@ -375,7 +480,15 @@ def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> Abst
         if device != "cpu":
             return nullcontext()
         precision = on_cpu
+    if precision == "float32" and not torch.is_autocast_enabled(device):
+        return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _out(module: nn.Module) -> int:
+    """Return how many channels a module of the network gives."""
+    last = [inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm)][-1]
+    return last.out_channels if isinstance(last, nn.Conv3d) else last.num_features
 
 
 @functools.cache

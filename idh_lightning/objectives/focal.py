@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idh_lightning.errors import ObjectiveError
+from idh_lightning.objectives.focus import checked_focus
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
@@ -38,14 +39,15 @@ def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: flo
 class FocalLoss(nn.Module):
     """`focal_loss` with fixed parameters."""
 
-    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None) -> None:
-        """Fix the focusing exponent and the weight of the mutant class.
+    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None, focus: float = 0.0) -> None:
+        """Fix the focusing exponent, the weight of the mutant class, and that of `focus_loss` where there are masks.
 
         Raises:
-            ObjectiveError: If gamma or alpha is out of range.
+            ObjectiveError: If gamma, alpha or focus is out of range.
         """
         super().__init__()
         _check(gamma, alpha)
+        self.focus = checked_focus(focus)
         self.gamma = gamma
         self.alpha = alpha
 
@@ -57,13 +59,14 @@ class FocalLoss(nn.Module):
 class CrossEntropy(nn.Module):
     """Cross-entropy with optional label smoothing."""
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
-        """Fix the smoothing.
+    def __init__(self, *, label_smoothing: float = 0.0, focus: float = 0.0) -> None:
+        """Fix the smoothing, and the weight of `focus_loss` where there are masks.
 
         Raises:
-            ObjectiveError: If it is not in [0, 1).
+            ObjectiveError: If the smoothing is not in [0, 1) or the weight is negative.
         """
         super().__init__()
+        self.focus = checked_focus(focus)
         if not 0.0 <= label_smoothing < 1.0:
             raise ObjectiveError(
                 f"objective.label_smoothing: found {label_smoothing}; expected a number in [0, 1). Correct it."

@@ -3,7 +3,7 @@
 from idh_lightning.reports.comparison import write_comparison
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
-from idh_lightning.reports.panels import cam_panel, study_panel, training_panel
+from idh_lightning.reports.panels import cam_panel, save_cam_panel, study_panel, training_panel
 from idh_lightning.reports.run import Run, read_run, write_figures
 from idh_lightning.reports.viewer import slice_viewer
 
@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "cam_panel",
     "read_run",
+    "save_cam_panel",
     "slice_viewer",
     "study_panel",
     "training_panel",

@@ -8,6 +8,7 @@ viewer's left in the sagittal one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
+from idh_lightning.files import replacing
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -131,6 +133,13 @@ def cam_panel(
         )
     figure.suptitle(_headline(title, label, probability), color=INK, fontsize=14, parse_math=False)
     return figure
+
+
+def save_cam_panel(path: Path, **panel: Any) -> None:
+    """Draw a `cam_panel` into a PNG file, replacing it in one step."""
+    figure = cam_panel(**panel)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def study_panel(

@@ -1,0 +1,65 @@
+"""What a network with a locator decided by, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from idh_lightning.errors import ModelError
+from idh_lightning.explain.maps import placed, unit_maximum
+from idh_lightning.models import StemTailNetwork
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Explains a network with a locator by the product of two maps.
+
+    - The gate: what share of each place the locator lets through to the classifier, on the locator's grid.
+    - The evidence: how much each coarse place, as it was let through, moved the difference of the two logits, for
+      either class: the sum over channels of the magnitude of gradient times input.
+
+    Where the gate is shut the classifier has seen nothing; where the evidence is nothing it has not cared.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the method is called in tables."""
+        return "Evidence"
+
+    def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
+        """Return one map per study, on the grid of the volumes.
+
+        Args:
+            network: With a locator. Left as it was, in eval or training mode; explained in eval mode.
+            volumes: [B, C, D, H, W].
+
+        Returns:
+            [B, D, H, W], float32, each map between 0 and 1 with its maximum at 1.
+
+        Raises:
+            ModelError: If the network has no locator.
+        """
+        if network.focus is None:
+            raise ModelError(
+                "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as "
+                "blocks.2. Set model.focus, or explain=grad_cam."
+            )
+        was_training = network.training
+        network.eval()
+        try:
+            with torch.enable_grad():
+                let_through, tumour = network.entry(network.stem(volumes))
+                assert tumour is not None
+                let_through = let_through.detach().requires_grad_(True)
+                logits = network.classify(let_through)
+                (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), let_through)
+        finally:
+            network.train(was_training)
+        shape = volumes.shape[2:]
+        evidence = (gradient * let_through.detach()).abs().sum(1).float()
+        gate = torch.sigmoid(tumour.detach())
+        coarse = placed(evidence, shape, [network.sampling(network.entry_layer, size) for size in shape])
+        fine = placed(gate, shape, [network.sampling(network.focus, size) for size in shape])
+        return unit_maximum(coarse * fine)
