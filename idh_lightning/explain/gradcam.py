@@ -53,7 +53,8 @@ class GradCAM:
         try:
             # The hook of `watch` comes before those of TorchCAM, which then see an output that has a gradient.
             with torch.enable_grad(), network.watch(self.layer), self._extractor(network) as extractor:
-                logits = network.explainable_forward(volumes)
+                run = network.explainable_forward if network.in_stem(self.layer) else network
+                logits = run(volumes)
                 coarse: Tensor = extractor(targets=_margin_of_prediction, scores=logits, normalized=False)[0]
         finally:
             network.train(was_training)

@@ -123,6 +123,8 @@ class StemTailNetwork(nn.Module):
         self.focus = focus
         self.locator: TumourLocator | None = None
         self._ratio = 1
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._keeps = False
         if focus is not None:
             if focus not in self._stem_names:
                 raise ModelError(
@@ -163,9 +165,23 @@ class StemTailNetwork(nn.Module):
         """
         if not self._stem_names:
             return self._run_stem(volumes)
+        if self._kept is not None and self._kept[0] is volumes:
+            return self._kept[1]
         size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
         with torch.no_grad():
-            return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
+            features = torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
+        if self._keeps:
+            self._kept = (volumes, features)
+        return features
+
+    @contextmanager
+    def stem_once(self) -> Iterator[None]:
+        """Inside, what several calls ask of one tensor of volumes goes through the stem once."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
@@ -223,7 +239,7 @@ class StemTailNetwork(nn.Module):
         """Make gradients reach a layer while explaining, be it frozen or not.
 
         The graph begins at the layer's output, so that no memory is spent on what lies before it. Inside the context
-        call `explainable_forward`.
+        call `explainable_forward` for a layer of the stem.
 
         Raises:
             ModelError: If there is no such layer.
@@ -240,6 +256,11 @@ class StemTailNetwork(nn.Module):
             yield
         finally:
             handle.remove()
+
+    def in_stem(self, layer: str) -> bool:
+        """Return whether a layer is, or holds, a part of the frozen stem."""
+        pairs = ((f"{layer}.", f"{name}.") for name in self._stem_names)
+        return any(one.startswith(other) or other.startswith(one) for one, other in pairs)
 
     def explainable_forward(self, volumes: Tensor) -> Tensor:
         """Return the logits as `forward` does, with a graph through whatever part of the network asks for one."""
