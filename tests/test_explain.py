@@ -145,6 +145,7 @@ def test_an_empty_mask_or_another_grid_is_refused() -> None:
 
 def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) -> None:
     network, x = small_network(focus="blocks.1").eval(), volumes()
+    network.fold_stem = False  # so that hooks see the stem run
     methods = (Evidence(), GradCAM(), GradCAM(layer="blocks.2"))
     runs: list[int] = []
     handle = network.network.conv_stem.register_forward_hook(lambda *_: runs.append(1))
