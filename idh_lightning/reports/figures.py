@@ -379,7 +379,7 @@ def forest(
     axes = figure.add_subplot()
     drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
-    for x, heading in ((1.02, "n"), (1.09, "value (95 % interval)")):
+    for x, heading in ((1.02, "n"), (1.12, "value (95 % interval)")):
         axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
         if name.startswith("# "):
@@ -390,7 +390,7 @@ def forest(
             axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
         colour = MUTED if estimate.value is None else INK
         axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
-        axes.text(1.09, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
+        axes.text(1.12, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
     words = xlabel
     if reference is not None:
         axes.axvline(reference[1], color=VERMILLION, linestyle="--", linewidth=1.2, zorder=0)
