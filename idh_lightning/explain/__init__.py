@@ -6,6 +6,7 @@ from idh_lightning.explain.gradients import IntegratedGradients
 from idh_lightning.explain.maps import Method
 from idh_lightning.explain.perturbation import Occlusion, Supervoxels, mirrored
 from idh_lightning.explain.scores import (
+    ANY_SIGN,
     BASELINE,
     CEILINGS,
     SCORES,
@@ -18,6 +19,7 @@ from idh_lightning.explain.scores import (
 )
 
 __all__ = [
+    "ANY_SIGN",
     "BASELINE",
     "CEILINGS",
     "SCORES",

@@ -24,6 +24,9 @@ CEILINGS: tuple[str, ...] = ("energy_inside", "auprc", "best_iou")
 BASELINE = "baseline: "
 """What the names of maps that do not come from the network begin with, in the column `method`."""
 
+ANY_SIGN = "any sign"
+"""Name of all signs of a synthetic study taken together, in explanations_by_sign.csv."""
+
 PLACES_GRID = 25
 """Largest edge of the grid on which the tumour is moved about."""
 
