@@ -32,6 +32,7 @@ from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tra
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
+    Study,
     cohort_table,
     exclusions_table,
     faults_table,
@@ -158,14 +159,19 @@ def prepare(
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     """Return the data module of a prepared cohort."""
-    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
-    studies = {
-        name: [study for study in prepared.cohort.studies if split.get(study.study_id) == name] for name in SPLITS
-    }
     made: IDHDataModule = _factory(config.data.batches)(
-        studies=studies, store=prepared.store, augmentation=_instantiate(config.augment), seed=config.seed
+        studies=studies_by_split(prepared),
+        store=prepared.store,
+        augmentation=_instantiate(config.augment),
+        seed=config.seed,
     )
     return made
+
+
+def studies_by_split(prepared: PreparedCohort) -> dict[str, list[Study]]:
+    """Return the studies of train, validation and test."""
+    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
+    return {name: [study for study in prepared.cohort.studies if split.get(study.study_id) == name] for name in SPLITS}
 
 
 def fingerprint(prepared: PreparedCohort) -> str:

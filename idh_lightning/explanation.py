@@ -22,7 +22,7 @@ from torch import Tensor
 
 from idh_lightning import build
 from idh_lightning.callbacks.explanations import PANELS_AT_ONCE, ceilings_of, draw_panels, panel_of, rows_of
-from idh_lightning.cohort import Study
+from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
 from idh_lightning.evaluation import Learnt
@@ -382,6 +382,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         )
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
+    if config.part not in SPLITS:
+        raise ConfigError(f"part: found '{config.part}'; expected one of {', '.join(SPLITS)}. Correct it.")
     own = config.get("cohort") is None
     _take_over(config, model.recipe, file if own else None)
     build.checked(config)
@@ -389,11 +391,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     prepared = build.prepare(config)
     refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, file)
     network = model.network.to(_device(str(config.device))).eval()
-    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
-    parts = {
-        part: [study for study in prepared.cohort.studies if split[study.study_id] == part]
-        for part in (config.part if own else "test", "train")
-    }
+    parts = build.studies_by_split(prepared)
     content: dict[str, Any] = build.map_comparison(config)(
         network,
         prepared.store,

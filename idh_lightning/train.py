@@ -67,9 +67,11 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
     run_folder = Path(config.paths.run)
-    if list(config.stages) == ["report"]:
-        # Neither network nor trainer is needed, and provenance.json goes on saying how the run was made.
-        metrics = report(config, prepared)
+    if set(config.stages) <= {"explain", "report"}:
+        # No trainer is needed, and provenance.json goes on saying how the run was made.
+        if "explain" in config.stages:
+            explain(config, prepared, build.load_classifier(run_folder))
+        metrics = report(config, prepared) if "report" in config.stages else {}
         summarise(metrics, run_folder)
         return metrics
     state = _state(config, run_folder)
@@ -113,7 +115,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     if "explain" in config.stages and trainer.is_global_zero and not state.is_finished("explain"):
         state.begin("explain")
         began = time.perf_counter()
-        explain(config, prepared, model, data)
+        explain(config, prepared, model)
         provenance.add_seconds("explain", time.perf_counter() - began)
         state.finish("explain")
     if "report" not in config.stages or not trainer.is_global_zero:
@@ -174,20 +176,22 @@ def _fit(
     trainer.fit(model, datamodule=data, ckpt_path=state.last)
 
 
-def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier, data: IDHDataModule) -> None:
+def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:
     """Explain the test studies by all methods of `explanation`, and write what is said of the maps."""
     run_folder = Path(config.paths.run)
     predictions = run_folder / "predictions.csv"
     if not predictions.is_file():
         raise CheckpointError(
-            f"{predictions}: there is no such file; expected calls to tell right from wrong. Add 'test'."
+            f"{predictions}: there is no such file; expected calls to tell right from wrong. Add 'test' to stages."
         )
+    refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, run_folder)
+    studies = build.studies_by_split(prepared)
     results = build.evaluation(config)(read_table(predictions), read_table(run_folder / "cohort.csv"), None)
     build.map_comparison(config)(
         model.network.eval(),
         prepared.store,
-        data.studies["test"],
-        data.studies["train"],
+        studies["test"],
+        studies["train"],
         learnt=results.learnt,
         sequences=prepared.cohort.sequences,
         folder=run_folder,
