@@ -122,7 +122,7 @@ class MapComparison:
             "default": {"method": default.method, "why": default.why},
             "studies": len(studies),
             "confidence": self.confidence,
-            "mean_ranks": ranks.to_dict(),
+            "mean_ranks": ranks.dropna().to_dict(),
             "seconds_per_study": seconds,
             "scores": _records(summary),
             "by_sign": _records(self._signs(by_sign)),

@@ -107,6 +107,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
     return place / "out"
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> None:
     content = json.loads((explained / "explanations.json").read_text())
     scores = pd.read_csv(explained / "explanations.csv")
@@ -138,6 +139,7 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_maps_are_written_in_patient_space(explained: Path, phantom: PhantomCohort) -> None:
     written = {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").iterdir()}
     for study in phantom.read().studies:
@@ -149,6 +151,7 @@ def test_maps_are_written_in_patient_space(explained: Path, phantom: PhantomCoho
         np.testing.assert_allclose(cam.affine, flair.affine, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_page_is_made_of_what_is_in_its_folder(explained: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"explanations\.json: not there"):
         write_explanations_page(tmp_path)
