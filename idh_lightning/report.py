@@ -10,6 +10,7 @@ from typing import Any
 import hydra
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -27,8 +28,9 @@ from idh_lightning.evaluation import (
     relation,
     spread,
 )
-from idh_lightning.files import write_json, write_text
+from idh_lightning.files import replacing, write_json, write_text
 from idh_lightning.reports import Run, read_run, write_comparison, write_report
+from idh_lightning.sweeps import complete_folds, read_runs, report_sweep
 from idh_lightning.train import quieten, summarise
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,23 @@ def run(config: DictConfig) -> dict[str, Any]:
     build.checked(config)
     named = [] if OmegaConf.is_missing(config, "runs") or not config.runs else config.runs
     folders, left_out = run_folders([named] if isinstance(named, str) else list(named))
+    return report_runs(folders, build.evaluation(config), Path(config.paths.run), left_out=left_out)
+
+
+def report_runs(
+    folders: Mapping[str, Path], evaluation: Evaluation, run_folder: Path, *, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Pool or compare runs into a run folder, and return the content of its metrics.json.
+
+    Args:
+        folders: Name -> run folder.
+        evaluation: What measures them.
+        run_folder: Where the report is written; made if need be.
+        left_out: Names of runs that came to no predictions, to be told.
+
+    Raises:
+        EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
+    """
     runs = {name: read_run(folder) for name, folder in folders.items()}
     for name, read in runs.items():
         _check_reported(name, read)
@@ -53,14 +72,12 @@ def run(config: DictConfig) -> dict[str, Any]:
     described: dict[str, Any] = {
         "relation": found,
         "folders": {name: str(folder.absolute()) for name, folder in folders.items()},
-        "left_out": left_out,
+        "left_out": list(left_out),
         "settings": _differing_overrides(folders),
         "config": common([read.config for read in runs.values()]),
         "spread": spread(predictions),
     }
-    run_folder = Path(config.paths.run)
     run_folder.mkdir(parents=True, exist_ok=True)
-    evaluation: Evaluation = build.evaluation(config)
     if found == "folds":
         people = sum(_count(table)["n"] for table in predictions.values())
         logger.info("The %d runs share no test patient: they are folds, and %d patients are pooled.", len(runs), people)
@@ -81,6 +98,26 @@ def run(config: DictConfig) -> dict[str, Any]:
         path = write_comparison(run_folder)
         Console().print(f"{'report.html':>16}  {path}", soft_wrap=True, highlight=False)
     return metrics
+
+
+class SweepReport(Callback):
+    """Ends a multirun with a table of its runs, pictures of what was varied, and one report of its folds."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the sweep's own configuration, without which it could not be gone on with."""
+        with replacing(Path(config.hydra.sweep.dir) / "multirun.yaml") as temporary:
+            OmegaConf.save(config, temporary)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Report the sweep: sweep.csv and pictures in its folder, and in `pooled` the report of its folds."""
+        folder = Path(config.hydra.sweep.dir)
+        report_sweep(folder)
+        groups = complete_folds(read_runs(folder))
+        for number, group in enumerate(groups):
+            folders = {run.folder.name: run.folder for run in group}
+            report_runs(
+                folders, build.evaluation(config), folder / ("pooled" if len(groups) == 1 else f"pooled_{number}")
+            )
 
 
 def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]]:

@@ -1,4 +1,4 @@
-"""What several runs of one command say together: written by Hydra at the end of a multirun."""
+"""What several runs of one command say together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import RandomForestRegressor
 
 from idh_lightning.errors import ConfigError, EvaluationError
-from idh_lightning.evaluation import patient_predictions, pool, pooled_scores, spread
-from idh_lightning.files import replacing, write_json, write_text
+from idh_lightning.files import replacing, write_text
 from idh_lightning.reports.sweeps import importance, learning_curve, parallel_coordinates
 
 logger = logging.getLogger(__name__)
@@ -48,26 +45,12 @@ class SweepRun:
     metrics: Mapping[str, Any]
 
 
-class SweepReport(Callback):
-    """Writes sweep.csv and what the runs allow beside it, and prints the table.
-
-    - Folds of a cross-validation: pooled.csv (out-of-fold predictions) and pooled.json (their metrics).
-    - Varied settings: parallel_coordinates.png and importance.png.
-    - A varied number of training patients: learning_curve.png.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the sweep's own configuration, without which it could not be gone on with."""
-        with replacing(Path(config.hydra.sweep.dir) / "multirun.yaml") as temporary:
-            OmegaConf.save(config, temporary)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Report the sweep."""
-        report_sweep(Path(config.hydra.sweep.dir))
-
-
 def report_sweep(folder: Path) -> pd.DataFrame:
     """Write and print what the runs in a sweep folder say together, and return the table of runs.
+
+    - sweep.csv: what was varied, and the metrics of each run.
+    - Varied settings: parallel_coordinates.png and importance.png.
+    - A varied number of training patients: learning_curve.png.
 
     Raises:
         EvaluationError: If there are no runs in the folder.
@@ -78,14 +61,6 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     write_text(folder / "sweep.csv", table.to_csv(index=False))
     console = Console()
     _print(console, table, f"Sweep {folder}")
-    if folds := _pooled(runs, varied):
-        write_text(
-            folder / "pooled.csv",
-            pd.concat([one["predictions"] for one in folds], ignore_index=True).to_csv(index=False),
-        )
-        write_json(folder / "pooled.json", [{"settings": one["settings"], **one["report"]} for one in folds])
-        for one in folds:
-            _print_pooled(console, one)
     drawn = {}
     searched = [name for name in varied if name not in ("fold", "seed", TRAINING_PATIENTS)]
     if searched and table["validation_auroc"].notna().sum() >= 2:
@@ -101,7 +76,7 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     for name, figure in drawn.items():
         with replacing(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120)
-    for name in ("sweep.csv", "pooled.json", *(f"{name}.png" for name in drawn)):
+    for name in ("sweep.csv", *(f"{name}.png" for name in drawn)):
         if (folder / name).is_file():
             console.print(f"{name:>24}  {folder / name}", soft_wrap=True, highlight=False)
     return table
@@ -180,25 +155,22 @@ def _as_numbers(column: Sequence[Any]) -> np.ndarray:
         return np.unique([str(value) for value in column], return_inverse=True)[1].astype(float)
 
 
-def _pooled(runs: Sequence[SweepRun], varied: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one entry per complete cross-validation among the runs: settings, predictions, report."""
+def complete_folds(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
+    """Return the runs of each complete cross-validation, which differ in their fold alone."""
     groups: dict[tuple[Any, ...], list[SweepRun]] = {}
+    varied = [name for name in varied_settings(runs) if name != "fold"]
     for run in runs:
         if run.fold is not None and run.metrics:
-            others = tuple((name, run.settings.get(name)) for name in varied if name != "fold")
-            groups.setdefault((*others, ("repeat", run.fold[0] // run.fold[1])), []).append(run)
-    found = []
-    for settings, members in groups.items():
+            others = tuple(run.settings.get(name) for name in varied)
+            groups.setdefault((*others, run.fold[0] // run.fold[1]), []).append(run)
+    complete = []
+    for members in groups.values():
         folds = members[0].fold[1] if members[0].fold else 0
-        if len(members) != folds:
+        if len(members) == folds:
+            complete.append(members)
+        else:
             logger.warning("%d of %d folds are there, so they are not pooled.", len(members), folds)
-            continue
-        tables = {run.folder.name: pd.read_csv(run.folder / "predictions.csv") for run in members}
-        predictions = pool(tables)
-        report = {"pooled": pooled_scores(patient_predictions(predictions)), "folds": spread(tables)["summary"]}
-        named = dict(settings)
-        found.append({"settings": named, "predictions": predictions.assign(**named), "report": report})
-    return found
+    return complete
 
 
 def _print(console: Console, table: pd.DataFrame, title: str) -> None:
@@ -215,20 +187,6 @@ def _print(console: Console, table: pd.DataFrame, title: str) -> None:
                 cell += f" ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
             cells.append("-" if cell in ("nan", "None") else cell)
         shown.add_row(*cells)
-    console.print(shown)
-
-
-def _print_pooled(console: Console, one: Mapping[str, Any]) -> None:
-    words = ", ".join(f"{name} {value}" for name, value in one["settings"].items())
-    shown = Table(title=f"All folds pooled ({words})", title_justify="left")
-    for heading in ("metric", "pooled", "95 % interval", "n", "mean of folds", "sd of folds"):
-        shown.add_column(heading)
-    for name, entry in one["report"]["pooled"].items():
-        ends = "-" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
-        value = "-" if entry["value"] is None else f"{entry['value']:.3f}"
-        fold = one["report"]["folds"].get(name, {})
-        cells = [f"{fold[key]:.3f}" if fold.get(key) is not None else "-" for key in ("mean", "sd")]
-        shown.add_row(name, value, ends, str(entry["n"]), *cells)
     console.print(shown)
 
 

@@ -22,6 +22,7 @@ def _one_thread() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--damaged", type=int, default=0, help="how many damaged inputs to predict; every kind at least")
+    parser.addoption("--kills", type=int, default=1, help="at how many random moments a run is killed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from timm_3d.layers.conv2d_same import Conv3dSame
 from torch import nn
 
+from idh_lightning.models import convolutions
 from idh_lightning.models.convolutions import (
     DepthwiseConv3d,
     PointwiseConv3d,
@@ -56,6 +57,14 @@ def test_output_and_both_gradients_are_those_of_torch(
         shape = (size, size, size)  # timm_3d 1.0.1 mistakes the axes of others
     stock = depthwise(channels, edge, kind, stride=stride).double()
     x = torch.randn(batch, channels, *shape, dtype=torch.double, requires_grad=True)
+    agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
+
+
+@pytest.mark.parametrize("most_cells", [0, 10**9])
+def test_matrices_and_convolutions_give_the_same(most_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "FEW_CELLS", most_cells)
+    stock = depthwise(3, 5, stride=2).double()
+    x = torch.randn(2, 3, 6, 3, 4, dtype=torch.double, requires_grad=True)
     agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
 
 

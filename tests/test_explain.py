@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from idh_lightning.errors import ExplanationError, ModelError
-from idh_lightning.explain import GradCAM, localisation_scores
+from idh_lightning.explain import Evidence, GradCAM, localisation_scores
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
 Maker = Callable[..., StemTailNetwork]
@@ -141,3 +141,19 @@ def test_an_empty_mask_or_another_grid_is_refused() -> None:
         localisation_scores(np.ones((8, 8, 8)), np.zeros_like(mask), brain)
     with pytest.raises(ExplanationError, match="shapes differ"):
         localisation_scores(np.ones((4, 4, 4)), mask, brain)
+
+
+def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) -> None:
+    network, x = small_network(focus="blocks.1").eval(), volumes()
+    network.fold_stem = False  # so that hooks see the stem run
+    methods = (Evidence(), GradCAM(), GradCAM(layer="blocks.2"))
+    runs: list[int] = []
+    handle = network.network.conv_stem.register_forward_hook(lambda *_: runs.append(1))
+    apart = [method(network, x) for method in methods]
+    assert len(runs) == 3
+    with network.stem_once():
+        together = [method(network, x) for method in methods]
+    assert len(runs) == 5, "a layer of the stem needs a graph of its own"
+    handle.remove()
+    assert all(torch.equal(one, other) for one, other in zip(apart, together, strict=True))
+    assert not torch.equal(network.stem(x + 1), network.stem(x)), "nothing is kept outside"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -32,9 +33,8 @@ SMALL = [
     "data.grid=32",
     "split.validation=0.25",
     "split.test=0.25",
-    "trainer.max_epochs=12",
-    "callbacks.early_stopping.patience=11",
-    "callbacks.explanations.test=false",
+    "trainer.max_epochs=20",
+    "callbacks.early_stopping.patience=19",
     "callbacks.explanations.every_epochs=0",
     "optimizer.lr=3e-4",
     "evaluation.bootstrap=100",
@@ -79,8 +79,10 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an undisturbed run, outputs/whole."""
     folder = tmp_path_factory.mktemp("workplace")
+    began = time.monotonic()
     process = start(folder, *SMALL, "hydra.run.dir=outputs/whole")
     assert "report.html" in end_of(process)
+    (folder / "seconds").write_text(str(time.monotonic() - began))
     return folder
 
 
@@ -94,9 +96,10 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Stopped by SIGTERM" in said
     assert "Traceback" not in said
-    reached = epochs_in(run)
+    last = run / "checkpoints" / "last.ckpt"
+    written = last.stat().st_mtime_ns
     process = start(workplace, "--resume", "outputs/ended")
-    wait_for(lambda: epochs_in(run) > reached + 1, process)
+    wait_for(lambda: last.stat().st_mtime_ns != written, process)
     process.kill()
     assert "Going on from" in end_of(process)
     assert not (run / "predictions.csv").exists()
@@ -107,6 +110,34 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     log, expected = (pd.read_csv(place / "metrics.csv")["val/loss"].dropna().tolist() for place in (run, whole))
     assert log == expected
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Kill at one moment; at more by --kills=N."""
+    if "moment" in metafunc.fixturenames:
+        kills = metafunc.config.getoption("--kills")
+        metafunc.parametrize("moment", np.random.default_rng(kills).uniform(size=kills).round(3).tolist())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_predictions(
+    moment: float, workplace: Path, tmp_path: Path
+) -> None:
+    """Kill between start and end, the writing of cohort, volumes and features included."""
+    seconds = float((workplace / "seconds").read_text())
+    process = start(tmp_path, *SMALL, "hydra.run.dir=outputs/killed")
+    time.sleep(moment * seconds)
+    process.kill()
+    said = end_of(process)
+    again = [*SMALL, "hydra.run.dir=outputs/killed"]
+    if (tmp_path / "outputs" / "killed" / ".hydra" / "config.yaml").exists():
+        again = ["--resume", "outputs/killed"]
+    said += end_of(start(tmp_path, *again))
+    mine, theirs = tmp_path / "outputs" / "killed", workplace / "outputs" / "whole"
+    assert (mine / "report.html").is_file(), said
+    for name in ("predictions.csv", "explanations.csv"):
+        assert (mine / name).read_bytes() == (theirs / name).read_bytes(), said
+    assert not list(mine.rglob(".writing-*"))
 
 
 @pytest.mark.slow

@@ -25,9 +25,8 @@ from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
-from idh_lightning.evaluation import pooled_scores
 from idh_lightning.reports.sweeps import learning_curve, parallel_coordinates
-from idh_lightning.sweeps import importances, remaining_trials, report_sweep
+from idh_lightning.sweeps import complete_folds, importances, read_runs, remaining_trials, report_sweep
 
 SMALL = [
     "model=efficientnet_b0",
@@ -71,11 +70,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_folds_share_one_bank_and_end_with_one_pooled_report(sweep: Path) -> None:
-    pooled = pd.read_csv(sweep / "pooled.csv")
+    pooled = pd.read_csv(sweep / "pooled" / "predictions.csv")
     cohort = pd.read_csv(sweep / "0" / "cohort.csv")
     assert sorted(pooled["study_id"]) == sorted(cohort["study_id"]), "every study is tested once"
-    (report,) = json.loads((sweep / "pooled.json").read_text())
-    assert report["pooled"]["auroc"]["n"] == cohort["patient_id"].nunique()
+    metrics = json.loads((sweep / "pooled" / "metrics.json").read_text())
+    assert metrics["test"]["auroc"]["n"] == cohort["patient_id"].nunique()
+    assert (sweep / "pooled" / "report.html").is_file()
     (bank,) = [place for place in (sweep.parent / "bank").iterdir() if place.is_dir()]
     records = [json.loads((sweep / name / "provenance.json").read_text()) for name in "01"]
     assert sum(record["bank"]["computed"] for record in records) == len(list(bank.glob("*.npy")))
@@ -133,10 +133,10 @@ def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
 def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> None:
     before = (sweep / "0" / "predictions.csv").stat().st_mtime_ns
     (sweep / "1" / "report.html").unlink()
-    (sweep / "pooled.json").unlink()
+    (sweep / "pooled" / "metrics.json").unlink()
     said = train(sweep.parents[1], "--resume", "outputs/folds")
     assert "Epoch" not in said
-    assert (sweep / "pooled.json").is_file()
+    assert (sweep / "pooled" / "metrics.json").is_file()
     assert (sweep / "1" / "report.html").is_file()
     assert (sweep / "0" / "predictions.csv").stat().st_mtime_ns == before
 
@@ -195,15 +195,11 @@ def test_a_varied_number_of_training_patients_gives_a_learning_curve(tmp_path: P
     assert not (tmp_path / "importance.png").exists()
 
 
-def test_incomplete_folds_are_not_pooled(tmp_path: Path) -> None:
-    fake_run(tmp_path / "0", {"fold": "0"}, 0.7, fold=0)
-    report_sweep(tmp_path)
-    assert not (tmp_path / "pooled.json").exists()
-    fake_run(tmp_path / "1", {"fold": "1"}, 0.7, fold=1)
-    report_sweep(tmp_path)
-    (report,) = json.loads((tmp_path / "pooled.json").read_text())
-    assert report["pooled"]["auroc"]["value"] == 1.0
-    assert report["pooled"]["auroc"]["n"] == 12
+def test_only_complete_cross_validations_are_pooled_each_for_itself(tmp_path: Path) -> None:
+    for number, (rate, fold) in enumerate([("1e-4", 0), ("1e-4", 1), ("1e-5", 0), ("1e-4", 2), ("1e-4", 3)]):
+        fake_run(tmp_path / str(number), {"fold": str(fold), "optimizer.lr": rate}, 0.7, fold=fold)
+    groups = [[run.folder.name for run in group] for group in complete_folds(read_runs(tmp_path))]
+    assert groups == [["0", "1"], ["3", "4"]], "folds 2 and 3 of two are the second repeat"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -224,18 +220,6 @@ def test_a_learning_curve_shows_every_run_and_parallel_coordinates_one_line_each
     assert list(figure.axes[0].get_lines()[0].get_xdata()) == [10, 100]
     lines = parallel_coordinates({"lr": ["1e-5", "1e-3"], "name": ["a", "b"]}, [0.5, 0.6]).axes[0].get_lines()
     assert sum(len(line.get_xdata()) == 3 for line in lines) == 2
-
-
-def test_pooled_scores_are_those_of_scikit_learn() -> None:
-    from sklearn.metrics import roc_auc_score
-
-    generator = np.random.default_rng(1)
-    label = generator.integers(0, 2, 80)
-    probability = np.clip(0.4 * label + 0.6 * generator.uniform(size=80), 0, 1)
-    patients = pd.DataFrame({"label": label, "probability": probability, "predicted": probability > 0.5})
-    scores = pooled_scores(patients)
-    assert scores["auroc"]["value"] == pytest.approx(roc_auc_score(label, probability))
-    assert scores["sensitivity"]["value"] == pytest.approx((probability > 0.5)[label == 1].mean())
 
 
 def test_an_optuna_sweep_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Explanations(Callback):
             volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
             volumes = volumes.to(pl_module.device)
             # Outside inference mode, since a map needs gradients.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), network.stem_once():
                 volumes = volumes.clone()
                 maps = zip(*(method(network, volumes).cpu().numpy() for method in methods), strict=True)
                 with torch.no_grad():

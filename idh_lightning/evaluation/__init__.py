@@ -60,7 +60,6 @@ from idh_lightning.evaluation.runs import (
     compare_runs,
     patient_predictions,
     pool,
-    pooled_scores,
     relation,
     spread,
 )
@@ -89,7 +88,6 @@ __all__ = [
     "patient_predictions",
     "per_patient",
     "pool",
-    "pooled_scores",
     "read_table",
     "relation",
     "spread",

@@ -12,8 +12,7 @@ from sklearn import metrics
 from statsmodels.stats.multitest import multipletests
 
 from idh_lightning.errors import EvaluationError
-from idh_lightning.evaluation.discrimination import auroc, compare_auroc
-from idh_lightning.evaluation.intervals import wilson
+from idh_lightning.evaluation.discrimination import compare_auroc
 
 _SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1")
 
@@ -176,27 +175,4 @@ def _scores(name: str, patients: pd.DataFrame) -> dict[str, float]:
         "accuracy": float(metrics.accuracy_score(labels, called)),
         "balanced_accuracy": float(metrics.balanced_accuracy_score(labels, called)),
         "f1": float(metrics.f1_score(labels, called, zero_division=0)),
-    }
-
-
-def pooled_scores(patients: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Return the metrics of all folds' test patients as one group, with intervals.
-
-    Logits of different folds are on different scales; the probabilities, calibrated in each fold on its own validation
-    patients, are not, so patients are ranked by them. The interval treats the folds' models as one.
-
-    Args:
-        patients: As `patient_predictions` returns it for the pooled predictions.
-        confidence: Of the intervals.
-
-    Returns:
-        `{metric: {value, low, high, n}}` for auroc, accuracy, sensitivity and specificity.
-    """
-    labels = patients["label"].to_numpy(dtype=np.int64)
-    right = (patients["predicted"].to_numpy() >= 0.5) == (labels == 1)
-    return {
-        "auroc": auroc(labels, patients["probability"].to_numpy(dtype=float), confidence=confidence),
-        "accuracy": wilson(int(right.sum()), len(right), confidence),
-        "sensitivity": wilson(int(right[labels == 1].sum()), int((labels == 1).sum()), confidence),
-        "specificity": wilson(int(right[labels == 0].sum()), int((labels == 0).sum()), confidence),
     }

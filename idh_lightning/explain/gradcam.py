@@ -99,7 +99,8 @@ class GradCAM:
             network.watch(*self.layers),
             extractor_of(network.network, list(self.layers)) as extractor,
         ):
-            logits = network.explainable_forward(volumes)
+            in_stem = any(network.in_stem(layer) for layer in self.layers)
+            logits = network.explainable_forward(volumes) if in_stem else network(volumes)
             coarse: list[Tensor] = extractor(targets=_margin_of_prediction, scores=logits, normalized=False)
         shape = volumes.shape[2:]
         maps = [
