@@ -240,6 +240,10 @@ def test_the_table_holds_means_over_studies_with_intervals_and_whether_they_keep
     assert rows["bound"].tolist() == ["< 0.3", "< 0.9", "> 0.7", "> 0.3"]
     assert rows["low"][0] < np.mean(spearman) < rows["high"][0]
     assert rows[["low", "high"]][1:].isna().all(axis=None)
+    other_seed = randomised.assign(spearman=randomised["spearman"] + 0.1)
+    both = table({"first": {"randomised": pd.concat([randomised, other_seed])}})
+    assert both["value"].item() == pytest.approx(np.mean(spearman) + 0.05)
+    assert both["n"].item() == 5
 
 
 @pytest.mark.parametrize("method", [Evidence(), GradCAM()])
@@ -258,5 +262,5 @@ def test_what_cannot_be_checked_is_refused(network: StemTailNetwork) -> None:
         between(Brightness(), {"a": network}, volumes())
     with pytest.raises(ExplanationError, match=r"volumes \[0, 1\] of the batch: found zeros throughout"):
         shifts(Brightness(), network, torch.zeros(2, 4, EDGE, EDGE, EDGE))
-    with pytest.raises(ExplanationError, match=r"check: found 'seed'; expected one of randomised, randomised tail, shifted"):
+    with pytest.raises(ExplanationError, match=r"check: found 'seed'; expected one of randomised, randomised tail, sh"):
         table({"a": {"seed": pd.DataFrame()}})

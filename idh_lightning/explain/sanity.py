@@ -141,12 +141,13 @@ def table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     Args:
         results: Method -> check (a key of `BOUNDS`) -> what `cascade` ("randomised", "randomised tail"), `shifts`
             ("shifted") or `between` ("permuted labels", "other seed") returned. Batches of studies that were checked
-            one after the other are concatenated with `study` made unique.
+            one after the other are concatenated with `study` made unique; cascades of the same studies with several
+            seeds as they are, which steadies what a single draw of random weights gives by chance.
 
     Returns:
         One row per method and check: `method`, `check`, `value` (mean Spearman correlation over studies, each study
-        with the mean of its shifts or pairs; of a cascade, with all modules random, or all of the tail), `low` and
-        `high` (95 %, BCa bootstrap over studies; NaN where all studies have one value), `n` studies, `bound` (for
+        with the mean of its shifts, pairs or seeds; of a cascade, with all modules random, or all of the tail), `low`
+        and `high` (95 %, BCa bootstrap over studies; NaN where all studies have one value), `n` studies, `bound` (for
         example "< 0.3"), `passed` (whether `value` keeps to it).
 
     Raises:
