@@ -62,6 +62,23 @@ def test_the_curves_of_the_tumour_itself_are_those_one_can_write_down() -> None:
     )
 
 
+def test_the_margin_still_falls_where_the_probability_of_a_sure_network_stays_at_one() -> None:
+    volumes = torch.ones(2, 3, EDGE, EDGE, EDGE) * head()
+    volumes[1] *= -1
+    maps = tumour().float().expand(2, -1, -1, -1)
+    plain, sure = (
+        [
+            deletion_insertion(network, volumes, maps, replacement=lambda x: x / 2, target=target, steps=5).deletion
+            for target in ("probability", "margin")
+        ]
+        for network in (Tumour(), Tumour(gain=400))
+    )
+    np.testing.assert_allclose(1 / (1 + np.exp(-plain[1])), plain[0])
+    assert sure[0].min() == 1
+    np.testing.assert_allclose(sure[1][:, 0], [399, 401])
+    np.testing.assert_allclose(sure[1][:, -1], [199, 201])
+
+
 def test_a_right_map_does_better_than_noise_and_a_wrong_one_worse() -> None:
     volumes = (1 + 0.1 * noise(1, 3, EDGE, EDGE, EDGE)) * head()
     right, wrong = (
