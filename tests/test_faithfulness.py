@@ -62,6 +62,23 @@ def test_the_curves_of_the_tumour_itself_are_those_one_can_write_down() -> None:
     )
 
 
+def test_the_margin_still_falls_where_the_probability_of_a_sure_network_stays_at_one() -> None:
+    volumes = torch.ones(2, 3, EDGE, EDGE, EDGE) * head()
+    volumes[1] *= -1
+    maps = tumour().float().expand(2, -1, -1, -1)
+    plain, sure = (
+        [
+            deletion_insertion(network, volumes, maps, replacement=lambda x: x / 2, target=target, steps=5).deletion
+            for target in ("probability", "margin")
+        ]
+        for network in (Tumour(), Tumour(gain=400))
+    )
+    np.testing.assert_allclose(1 / (1 + np.exp(-plain[1])), plain[0])
+    assert sure[0].min() == 1
+    np.testing.assert_allclose(sure[1][:, 0], [399, 401])
+    np.testing.assert_allclose(sure[1][:, -1], [199, 201])
+
+
 def test_a_right_map_does_better_than_noise_and_a_wrong_one_worse() -> None:
     volumes = (1 + 0.1 * noise(1, 3, EDGE, EDGE, EDGE)) * head()
     right, wrong = (
@@ -114,12 +131,14 @@ def test_a_symmetric_brain_stays_as_it_is() -> None:
 
 
 def test_a_place_without_a_mirror_image_is_painted_with_the_tissue_around_it() -> None:
-    tissue = torch.tensor([1.0, -2.0, 0.5])[None, :, None, None, None]
     inside = head()
-    inside[:, :, -3:] = False
-    volumes = tissue * inside
-    volumes[:, :, 6, 6, 1:3] = 50
-    torch.testing.assert_close(healthy(volumes), tissue * inside)
+    inside[:, :, -2:] = False
+    # One kind of tissue in front of another; their medians are those of the larger part, behind.
+    tissue = torch.where(torch.arange(EDGE) < 5, 1.0, 3.0)[:, None] * torch.tensor([1.0, -2.0])[:, None, None, None]
+    volumes = (tissue * inside)[None]
+    volumes[:, :, 6, 3, 1] = volumes[:, :, 6, 9, 1] = 50
+    found = healthy(volumes)[0, :, 6, :, 1]
+    torch.testing.assert_close(found[:, [3, 9]], torch.tensor([[1.0, 3.0], [-2.0, -6.0]]), rtol=1e-2, atol=1e-2)
 
 
 def test_the_brain_is_where_any_sequence_is() -> None:

@@ -95,10 +95,13 @@ def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_in
     head, stem = ["classifier", "bn2", "conv_head", "blocks.6"], ["blocks.1", "blocks.0", "bn1", "conv_stem"]
     middle = ["blocks.4", "blocks.3", "blocks.2"]
     made = small_network(focus="blocks.2", missing="zero")
-    assert modules_downwards(made) == [*head, "blocks.5", "locator", "absence", *middle, *stem]
+    assert list(modules_downwards(made)) == [*head, "blocks.5", "locator", "absence", *middle, *stem]
     cut_in_a_stage = small_network(trainable_from="blocks.6.0", focus="blocks.2")
-    assert modules_downwards(cut_in_a_stage) == [*head, "locator", "blocks.5", *middle, *stem]
-    assert modules_downwards(small_network(trainable_from="conv_stem")) == [*head, "blocks.5", *middle, *stem]
+    assert list(modules_downwards(cut_in_a_stage)) == [*head, "locator", "blocks.5", *middle, *stem]
+    assert modules_downwards(cut_in_a_stage)["blocks.6"] == "tail"
+    assert modules_downwards(cut_in_a_stage)["blocks.5"] == "stem"
+    whole = modules_downwards(small_network(trainable_from="conv_stem"))
+    assert whole == dict.fromkeys([*head, "blocks.5", *middle, *stem], "tail")
 
 
 def test_the_brain_mask_fails_since_it_does_not_change(network: StemTailNetwork) -> None:
@@ -127,7 +130,7 @@ def walk() -> Walk:
 
 
 def test_a_method_that_depends_on_weights_changes_when_they_do_and_passes(walk: Walk) -> None:
-    modules = modules_downwards(walk.network)
+    modules = list(modules_downwards(walk.network))
     assert list(walk.frame["module"].unique()) == modules
     assert list(walk.frame["study"]) == [0, 1] * len(modules)
     mean = walk.frame.groupby("module", sort=False)["spearman"].mean()
@@ -143,7 +146,7 @@ def test_the_network_itself_stays_as_it_was(walk: Walk) -> None:
 
 def test_statistics_are_new_where_weights_are_random_and_only_there(walk: Walk) -> None:
     trained, *randomised = walk.method.statistics
-    modules = modules_downwards(walk.network)
+    modules = list(modules_downwards(walk.network))
     for step, statistics in enumerate(randomised):
         touched = tuple(f"{name}." for name in modules[: step + 1])
         for name, mean in statistics.items():
@@ -215,18 +218,32 @@ def test_correlation_and_similarity_are_those_of_the_brain_alone(network: StemTa
 def test_the_table_holds_means_over_studies_with_intervals_and_whether_they_keep_to_the_bound() -> None:
     spearman = [0.1, 0.2, 0.35, 0.1, 0.0]
     randomised = pd.DataFrame(
-        {"module": ["classifier"] * 5 + ["conv_stem"] * 5, "study": [*range(5)] * 2, "spearman": [1.0] * 5 + spearman}
+        {
+            "part": ["tail"] * 10 + ["stem"] * 5,
+            "module": ["classifier"] * 5 + ["blocks.5"] * 5 + ["conv_stem"] * 5,
+            "study": [*range(5)] * 3,
+            "spearman": [1.0] * 5 + [0.95] * 5 + spearman,
+        }
     )
     shifted = pd.DataFrame({"shift": ["D+1", "D-1"] * 2, "study": [0, 0, 1, 1], "spearman": [0.2, 0.4, 0.3, 0.3]})
     alike = shifted.assign(spearman=0.9)
-    rows = table({"first": {"randomised": randomised, "shifted": shifted}, "second": {"other seed": alike}})
+    rows = table(
+        {
+            "first": {"randomised": randomised, "randomised tail": randomised, "shifted": shifted},
+            "second": {"other seed": alike},
+        }
+    )
     assert list(rows.columns) == ["method", "check", "value", "low", "high", "n", "bound", "passed"]
-    assert rows["value"].tolist() == pytest.approx([np.mean(spearman), 0.3, 0.9])
-    assert rows["n"].tolist() == [5, 2, 2]
-    assert rows["passed"].tolist() == [True, False, True]
-    assert rows["bound"].tolist() == ["< 0.3", "> 0.7", "> 0.3"]
+    assert rows["value"].tolist() == pytest.approx([np.mean(spearman), 0.95, 0.3, 0.9])
+    assert rows["n"].tolist() == [5, 5, 2, 2]
+    assert rows["passed"].tolist() == [True, False, False, True]
+    assert rows["bound"].tolist() == ["< 0.3", "< 0.9", "> 0.7", "> 0.3"]
     assert rows["low"][0] < np.mean(spearman) < rows["high"][0]
     assert rows[["low", "high"]][1:].isna().all(axis=None)
+    other_seed = randomised.assign(spearman=randomised["spearman"] + 0.1)
+    both = table({"first": {"randomised": pd.concat([randomised, other_seed])}})
+    assert both["value"].item() == pytest.approx(np.mean(spearman) + 0.05)
+    assert both["n"].item() == 5
 
 
 @pytest.mark.parametrize("method", [Evidence(), GradCAM()])
@@ -245,5 +262,5 @@ def test_what_cannot_be_checked_is_refused(network: StemTailNetwork) -> None:
         between(Brightness(), {"a": network}, volumes())
     with pytest.raises(ExplanationError, match=r"volumes \[0, 1\] of the batch: found zeros throughout"):
         shifts(Brightness(), network, torch.zeros(2, 4, EDGE, EDGE, EDGE))
-    with pytest.raises(ExplanationError, match=r"check: found 'seed'; expected one of randomised, shifted"):
+    with pytest.raises(ExplanationError, match=r"check: found 'seed'; expected one of randomised, randomised tail, sh"):
         table({"a": {"seed": pd.DataFrame()}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ REACH = 0.04
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Probability of the predicted class while more and more of the brain is replaced or brought back.
+    """Score of the predicted class while more and more of the brain is replaced or brought back.
 
     Attributes:
         fractions: [S], share of the brain's voxels, from 0 to 1; closer together at first, where a tumour is decided.
@@ -50,6 +51,7 @@ def deletion_insertion(
     maps: Tensor,
     *,
     replacement: Callable[[Tensor], Tensor] | None = None,
+    target: Literal["probability", "margin"] = "probability",
     steps: int = 16,
 ) -> Curves:
     """Return how the prediction changes when voxels of the brain are replaced in the order of a map.
@@ -62,6 +64,8 @@ def deletion_insertion(
         volumes: [B, C, D, H, W], 0 outside the brain, which stays so.
         maps: [B, D, H, W].
         replacement: From volumes to what replaces them, of the same shape; `healthy` by default.
+        target: Score of the predicted class: its probability, or how far its logit is above the other, which still
+            falls where a sure network's probability stays at 1.
         steps: S, at least 2.
 
     Raises:
@@ -76,7 +80,7 @@ def deletion_insertion(
         )
     inside = brain(volumes)
     other = (replacement or healthy)(volumes)
-    predicted = ask(network, volumes).argmax(1)
+    sign = ask(network, volumes).argmax(1) * 2 - 1
     fractions = np.linspace(0, 1, steps) ** 2
     noise = _noise(inside)
     found: dict[str, Curve] = {}
@@ -89,8 +93,9 @@ def deletion_insertion(
             columns = []
             for fraction in fractions:
                 taken = (order <= fraction) & inside
-                probability = ask(network, torch.where(taken[:, None], then, first) * inside[:, None]).softmax(1)
-                columns.append(probability.gather(1, predicted[:, None])[:, 0].double().cpu().numpy())
+                logits = ask(network, torch.where(taken[:, None], then, first) * inside[:, None])
+                margin = (logits[:, 1] - logits[:, 0]).double() * sign
+                columns.append((margin if target == "margin" else margin.sigmoid()).cpu().numpy())
             found[prefix + name] = np.stack(columns, axis=1)
     return Curves(fractions=fractions, **found)
 
