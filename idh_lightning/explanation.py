@@ -215,8 +215,10 @@ class MapComparison:
         volumes = _volumes([store.open(study) for study in studies], network)
         results = {}
         for method in track(methods, "Randomising"):
+            random = cascade(method, network, volumes)
             results[method.name] = {
-                "randomised": cascade(method, network, volumes),
+                "randomised": random,
+                "randomised tail": random,
                 "shifted": shifts(method, network, volumes),
             }
         cascades = pd.concat([found["randomised"].assign(method=name) for name, found in results.items()])

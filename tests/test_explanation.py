@@ -118,7 +118,7 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert (scores.groupby("method").size() == content["studies"]).all()
     theirs = scores[scores["method"].isin(names)]
     assert theirs[[*SCORES, "auprc_ceiling", "energy_inside_ceiling", "best_iou_ceiling"]].notna().all(axis=None)
-    assert {row["check"] for row in content["sanity"]} == {"randomised", "shifted"}
+    assert {row["check"] for row in content["sanity"]} == {"randomised", "randomised tail", "shifted"}
     assert {row["sequence"] for row in content["sequences"]} == set(SEQUENCES)
     assert content["faithfulness"][names[0]]["faithfulness"]["n"] == 2
     studies = set(scores["study_id"])

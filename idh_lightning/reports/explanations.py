@@ -28,6 +28,7 @@ CASES = 3
 
 CHECKS = {
     "randomised": "all weights randomised: the map must change",
+    "randomised tail": "what has learnt the label randomised: the map must not stay as it is",
     "shifted": "study moved by a voxel or two: the map must move with it",
     "permuted labels": "learnt from permuted labels: the map must change",
     "other seed": "learnt with another seed: the map must stay",
