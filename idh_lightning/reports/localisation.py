@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -61,21 +62,12 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def _cells(
-    found: Mapping[tuple[str, str, str], object], method: str, group: str, scores: Iterable[str]
-) -> Iterable[str]:
+def _cells(found: Mapping[tuple[str, str, str], Any], method: str, group: str, scores: Iterable[str]) -> Iterable[str]:
     for score in scores:
         row, best = found.get((method, group, score)), found.get((method, group, f"{score}_ceiling"))
         if row is None:
             yield ""
             continue
-        text = as_estimate_text(row)
-        yield text if best is None else f"{text} [{best.value:.2f}]"  # type: ignore[attr-defined]
-
-
-def as_estimate_text(row: object) -> str:
-    """Return a row of `summarised` as it is printed everywhere."""
-    value, low, high = (
-        None if pd.isna(getattr(row, key)) else float(getattr(row, key)) for key in ("value", "low", "high")
-    )
-    return Estimate(value, low, high).text
+        ends = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
+        text = Estimate(float(row.value), *ends).text
+        yield text if best is None else f"{text} [{best.value:.2f}]"
