@@ -68,6 +68,6 @@ def _cells(found: Mapping[tuple[str, str, str], Any], method: str, group: str, s
         if row is None:
             yield ""
             continue
-        ends = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
-        text = Estimate(float(row.value), *ends).text
+        low, high = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
+        text = Estimate(float(row.value), low, high).text
         yield text if best is None else f"{text} [{best.value:.2f}]"
