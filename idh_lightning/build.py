@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,18 @@ from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tra
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
+    Study,
     cohort_table,
     exclusions_table,
     faults_table,
     settle,
     write_cohort_report,
 )
-from idh_lightning.config import check_config
-from idh_lightning.errors import CheckpointError, CohortError, SplitError
+from idh_lightning.config import CONF_DIR, check_config
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.explain import Method
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
@@ -158,14 +159,19 @@ def prepare(
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     """Return the data module of a prepared cohort."""
-    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
-    studies = {
-        name: [study for study in prepared.cohort.studies if split.get(study.study_id) == name] for name in SPLITS
-    }
     made: IDHDataModule = _factory(config.data.batches)(
-        studies=studies, store=prepared.store, augmentation=_instantiate(config.augment), seed=config.seed
+        studies=studies_by_split(prepared),
+        store=prepared.store,
+        augmentation=_instantiate(config.augment),
+        seed=config.seed,
     )
     return made
+
+
+def studies_by_split(prepared: PreparedCohort) -> dict[str, list[Study]]:
+    """Return the studies of train, validation and test."""
+    split = dict(zip(prepared.table["study_id"], prepared.table["split"], strict=True))
+    return {name: [study for study in prepared.cohort.studies if split.get(study.study_id) == name] for name in SPLITS}
 
 
 def fingerprint(prepared: PreparedCohort) -> str:
@@ -265,6 +271,33 @@ def explanation_of(recipe: Mapping[str, Any], file: Path) -> Method:
     _refuse_foreign(recipe["explain"], file)
     made: Method = _instantiate(recipe["explain"])
     return made
+
+
+def methods(names: Sequence[str] | None, network: StemTailNetwork) -> list[Method]:
+    """Return methods of explanation by the names of their files in conf/explain.
+
+    Args:
+        names: None for all that fit the network: `evidence` needs a locator.
+        network: What is to be explained.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    files = {path.stem: path for path in sorted((CONF_DIR / "explain").glob("*.yaml"))}
+    if names is None:
+        names = [name for name in files if network.focus is not None or name != "evidence"]
+    unknown = [name for name in names if name not in files]
+    if unknown or not names:
+        raise ConfigError(
+            f"methods: found {', '.join(unknown) or 'none'}; expected names of files in conf/explain: "
+            f"{', '.join(files)}. Correct the names, or write a file for a method of your own."
+        )
+    return [_instantiate(OmegaConf.load(files[name])) for name in names]
+
+
+def map_comparison(config: DictConfig) -> Any:
+    """Return what compares methods of explanation."""
+    return _instantiate(config.explanation)
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:

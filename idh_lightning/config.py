@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
-STAGES: tuple[str, ...] = ("fit", "test", "report")
+STAGES: tuple[str, ...] = ("fit", "test", "explain", "report")
 CONTROLS: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 MONITORED: tuple[str, ...] = ("val/auroc", "val/accuracy", "val/loss")
 
@@ -31,6 +31,7 @@ _GROUPS = (
     "trainer",
     "callbacks",
     "explain",
+    "explanation",
     "evaluation",
     "logger",
 )
@@ -49,6 +50,10 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
         "seen",
         "seen_by",
         "runs",
+        "part",
+        "methods",
+        "output",
+        "device",
         *_GROUPS,
     ),
     "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "fit": ("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     "test": ("predictions.csv",),
+    "explain": ("explanations.json", "explanations.html"),
     "report": ("metrics.json", "report.html"),
 }
 """Stage -> the files without which it is not finished."""

@@ -67,9 +67,11 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
     run_folder = Path(config.paths.run)
-    if list(config.stages) == ["report"]:
-        # Neither network nor trainer is needed, and provenance.json goes on saying how the run was made.
-        metrics = report(config, prepared)
+    if set(config.stages) <= {"explain", "report"}:
+        # No trainer is needed, and provenance.json goes on saying how the run was made.
+        if "explain" in config.stages:
+            explain(config, prepared, build.load_classifier(run_folder))
+        metrics = report(config, prepared) if "report" in config.stages else {}
         summarise(metrics, run_folder)
         return metrics
     state = _state(config, run_folder)
@@ -110,6 +112,12 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         trainer.test(model, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             state.finish("test")
+    if "explain" in config.stages and trainer.is_global_zero and not state.is_finished("explain"):
+        state.begin("explain")
+        began = time.perf_counter()
+        explain(config, prepared, model)
+        provenance.add_seconds("explain", time.perf_counter() - began)
+        state.finish("explain")
     if "report" not in config.stages or not trainer.is_global_zero:
         return {}
     if state.is_finished("report"):
@@ -166,6 +174,28 @@ def _fit(
         provenance.add_seconds("bank", bank.elapsed_s)
         provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
     trainer.fit(model, datamodule=data, ckpt_path=state.last)
+
+
+def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:
+    """Explain the test studies by all methods of `explanation`, and write what is said of the maps."""
+    run_folder = Path(config.paths.run)
+    predictions = run_folder / "predictions.csv"
+    if not predictions.is_file():
+        raise CheckpointError(
+            f"{predictions}: there is no such file; expected calls to tell right from wrong. Add 'test' to stages."
+        )
+    refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, run_folder)
+    studies = build.studies_by_split(prepared)
+    results = build.evaluation(config)(read_table(predictions), read_table(run_folder / "cohort.csv"), None)
+    build.map_comparison(config)(
+        model.network.eval(),
+        prepared.store,
+        studies["test"],
+        studies["train"],
+        learnt=results.learnt,
+        sequences=prepared.cohort.sequences,
+        folder=run_folder,
+    )
 
 
 def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
@@ -239,7 +269,15 @@ def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
         table.add_row(names.get(metric, metric), shown[0], f"{shown[1]} to {shown[2]}", str(entry.get("n")))
     console = Console()
     console.print(table)
-    for name in ("report.html", "metrics.json", "predictions.csv", "explanations", "figures", "checkpoints"):
+    for name in (
+        "report.html",
+        "explanations.html",
+        "metrics.json",
+        "predictions.csv",
+        "explanations",
+        "figures",
+        "checkpoints",
+    ):
         if (run_folder / name).exists():
             console.print(f"{name:>16}  {run_folder / name}", soft_wrap=True, highlight=False)
 

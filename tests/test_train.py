@@ -204,6 +204,27 @@ def test_reporting_again_changes_no_number_and_builds_no_network(
     assert not list((folder / "checkpoints").glob(".writing-*"))
 
 
+@pytest.mark.slow
+def test_methods_of_explanation_are_compared_in_the_folder_of_a_run(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    monkeypatch.chdir(workplace)
+    few = [f"explanation.{which}_studies=0" for which in ("faithfulness", "sanity", "sequence")]
+    stages = ["stages=[explain,report]", "explanation.methods=[grad_cam,layer_cam]"]
+    train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", *stages, *few))
+    for name in ("metrics.json", "predictions.csv", "provenance.json"):
+        assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
+    scores = pd.read_csv(folder / "explanations.csv")
+    baselines = {"baseline: brain mask", "baseline: centre of the brain", "baseline: mean tumour of training"}
+    assert set(scores["method"]) == {"Grad-CAM of entry", "LayerCAM of blocks.2", *baselines}
+    assert "LayerCAM of blocks.2" in (folder / "explanations.html").read_text()
+    assert 'href="explanations.html"' in (folder / "report.html").read_text()
+    called = pd.read_csv(folder / "predictions.csv").query("split == 'test'").set_index("study_id")
+    right = scores.drop_duplicates("study_id").set_index("study_id")["right"]
+    assert (right == (called["predicted"] == called["label"]).reindex(right.index)).all()
+
+
 def external_table(run_folder: Path, file: Path, split: str, *, prefix: str) -> Path:
     """Write the studies of a split of a run as a table of their own under other names."""
     cohort = pd.read_csv(run_folder / "cohort.csv").query(f"split == '{split}' and not follow_up")

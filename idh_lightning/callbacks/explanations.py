@@ -19,7 +19,7 @@ from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
-from idh_lightning.explain import Method, localisation_scores
+from idh_lightning.explain import CEILINGS, SCORES, Method, mean_mask, study_rows
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports import save_cam_panel
@@ -81,7 +81,7 @@ class Explanations(Callback):
             name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
             path = self.run_folder / "figures" / "training" / f"{name}.png"
             inside = cam * (np.asarray(stored.brain) > 0)
-            save_cam_panel(path, **self._panel(study, stored, inside, probability))
+            save_cam_panel(path, **panel_of(study, stored, inside, probability, self.sequences))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Explain, score and draw every test study, each process its share."""
@@ -91,18 +91,20 @@ class Explanations(Callback):
         studies = [data.studies["test"][place] for place in data.own_share("test")]
         rows: list[dict[str, object]] = []
         panels: list[tuple[Path, dict[str, Any]]] = []
+        mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
         explained = self._explain(pl_module, data, studies, self.methods)
         for study, stored, cams, probability in track(explained, description="Explaining", total=len(studies)):
             cam = cams[0] * (np.asarray(stored.brain) > 0)
             write_map(cam, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
             path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
-            panels.append((path, self._panel(study, stored, cam, probability)))
+            panels.append((path, panel_of(study, stored, cam, probability, self.sequences)))
             if len(panels) == PANELS_AT_ONCE or study is studies[-1]:
-                _draw(panels)
+                draw_panels(panels)
                 panels.clear()
-            for method, scored in zip(self.methods, cams, strict=True):
-                rows.append({"study_id": study.study_id, "method": method.name, **_scores(study, stored, scored)})
-        columns = ["study_id", "method", "pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain"]
+            named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
+            ceilings = ceilings_of(_network(pl_module), self.methods, stored)
+            rows += rows_of(study, stored, named, ceilings, mean_tumour)
+        columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS)]
         rows = gathered(trainer, rows)
         if not trainer.is_global_zero:
             return
@@ -126,9 +128,7 @@ class Explanations(Callback):
         methods: Sequence[Method],
     ) -> Iterator[tuple[Study, StoredVolume, list[np.ndarray], float]]:
         """Yield each study with its map by each method and P(mutant)."""
-        network = pl_module.network
-        if not isinstance(network, StemTailNetwork):
-            raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
+        network = _network(pl_module)
         for start in range(0, len(studies), self.batch_size):
             chunk = studies[start : start + self.batch_size]
             stored = [data.store.open(study) for study in chunk]
@@ -144,18 +144,12 @@ class Explanations(Callback):
                     network.train(was_training)
             yield from zip(chunk, stored, map(list, maps), probabilities, strict=True)
 
-    def _panel(self, study: Study, stored: StoredVolume, cam: np.ndarray, probability: float) -> dict[str, Any]:
-        """Return the arguments of `cam_panel`."""
-        return {
-            "image": np.asarray(stored.image, dtype=np.float32),
-            "sequences": self.sequences,
-            "cam": cam,
-            "mask": None if stored.mask is None else np.array(stored.mask),
-            "spacing_mm": stored.spacing_mm,
-            "title": study.study_id,
-            "label": study.label,
-            "probability": probability,
-        }
+
+def _network(pl_module: lightning.LightningModule) -> StemTailNetwork:
+    network = pl_module.network
+    if not isinstance(network, StemTailNetwork):
+        raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
+    return network
 
 
 def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
@@ -165,18 +159,53 @@ def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
     return data
 
 
-def _scores(study: Study, stored: StoredVolume, cam: np.ndarray) -> dict[str, float]:
-    """Return how well a map lies on the tumour; nothing, with a warning, where that cannot be said."""
-    try:
-        if stored.mask is None:
-            raise ExplanationError("the study has no tumour mask")
-        return localisation_scores(cam, np.asarray(stored.mask), np.asarray(stored.brain))
-    except ExplanationError as error:
-        logger.warning("Study %s: the map is not scored: %s", study.study_id, error)
-        return {}
+def panel_of(
+    study: Study, stored: StoredVolume, cam: np.ndarray, probability: float, sequences: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments of `cam_panel` for one study and its map [D, H, W]."""
+    return {
+        "image": np.asarray(stored.image, dtype=np.float32),
+        "sequences": sequences,
+        "cam": cam,
+        "mask": None if stored.mask is None else np.array(stored.mask),
+        "spacing_mm": stored.spacing_mm,
+        "title": study.study_id,
+        "label": study.label,
+        "probability": probability,
+    }
 
 
-def _draw(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+def draw_panels(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
     """Draw panels on all cores: drawing takes longer than explaining, and is done by one core."""
     workers = min(cpu_count(), 1 + len(panels) // 8)  # the others take a while to start
     Parallel(n_jobs=workers)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)
+
+
+def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:
+    """Return name of a method -> its ceiling [D, H, W] for one study; nothing for a study without a mask."""
+    if stored.mask is None:
+        return {}
+    device = next(network.parameters()).device
+    volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(device)
+    mask = torch.from_numpy(np.array(stored.mask) > 0).float()[None].to(device)
+    with torch.no_grad():
+        return {method.name: method.ceiling(network, volume, mask)[0].cpu().numpy() for method in methods}
+
+
+def rows_of(
+    study: Study,
+    stored: StoredVolume,
+    cams: Mapping[str, np.ndarray],
+    ceilings: Mapping[str, np.ndarray],
+    mean_tumour: np.ndarray | None,
+) -> list[dict[str, object]]:
+    """Return the rows of explanations.csv of one study; rows without scores, and a warning, where it has no tumour."""
+    try:
+        if stored.mask is None:
+            raise ExplanationError("the study has no tumour mask")
+        both = {name: (cam, ceilings[name]) for name, cam in cams.items()}
+        rows = study_rows(both, np.asarray(stored.mask), np.asarray(stored.brain), mean_tumour)
+    except ExplanationError as error:
+        logger.warning("Study %s: its maps are not scored: %s", study.study_id, error)
+        rows = [{"method": name} for name in cams]
+    return [{"study_id": study.study_id, **row} for row in rows]

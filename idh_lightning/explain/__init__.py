@@ -1,8 +1,39 @@
-"""Class-activation maps and how well they lie on the tumour."""
+"""Maps of what a network decided by, and how well they lie on the tumour."""
 
 from idh_lightning.explain.evidence import Evidence
 from idh_lightning.explain.gradcam import GradCAM
+from idh_lightning.explain.gradients import IntegratedGradients
 from idh_lightning.explain.maps import Method
-from idh_lightning.explain.scores import localisation_scores
+from idh_lightning.explain.perturbation import Occlusion, Supervoxels, mirrored
+from idh_lightning.explain.scores import (
+    ANY_SIGN,
+    BASELINE,
+    CEILINGS,
+    SCORES,
+    baselines,
+    localisation_scores,
+    mean_mask,
+    sign_scores,
+    study_rows,
+    tumour_ranks,
+)
 
-__all__ = ["Evidence", "GradCAM", "Method", "localisation_scores"]
+__all__ = [
+    "ANY_SIGN",
+    "BASELINE",
+    "CEILINGS",
+    "SCORES",
+    "Evidence",
+    "GradCAM",
+    "IntegratedGradients",
+    "Method",
+    "Occlusion",
+    "Supervoxels",
+    "baselines",
+    "localisation_scores",
+    "mean_mask",
+    "mirrored",
+    "sign_scores",
+    "study_rows",
+    "tumour_ranks",
+]

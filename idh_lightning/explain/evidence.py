@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from idh_lightning.errors import ModelError
-from idh_lightning.explain.maps import placed, unit_maximum
+from idh_lightning.explain.maps import explaining, placed, shares_placed, unit_maximum
 from idh_lightning.models import StemTailNetwork
 
 
@@ -46,20 +46,20 @@ class Evidence:
                 "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as "
                 "blocks.2. Set model.focus, or explain=grad_cam."
             )
-        was_training = network.training
-        network.eval()
-        try:
-            with torch.enable_grad():
-                let_through, tumour = network.entry(network.stem(volumes))
-                assert tumour is not None
-                let_through = let_through.detach().requires_grad_(True)
-                logits = network.classify(let_through)
-                (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), let_through)
-        finally:
-            network.train(was_training)
+        with explaining(network):
+            let_through, tumour = network.entry(network.stem(volumes))
+            assert tumour is not None
+            let_through = let_through.detach().requires_grad_(True)
+            logits = network.classify(let_through)
+            (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), let_through)
         shape = volumes.shape[2:]
         evidence = (gradient * let_through.detach()).abs().sum(1).float()
         gate = torch.sigmoid(tumour.detach())
         coarse = placed(evidence, shape, [network.sampling(network.entry_layer, size) for size in shape])
         fine = placed(gate, shape, [network.sampling(network.focus, size) for size in shape])
         return unit_maximum(coarse * fine)
+
+    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+        """Return the share of tumour in the cells of the locator, placed. See `Method`."""
+        assert network.focus is not None
+        return shares_placed(network, network.focus, masks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -21,6 +22,49 @@ class Method(Protocol):
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study."""
+
+    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+        """Return the maps [B, D, H, W] of one that knows the tumour and has no finer cells than the method.
+
+        In each cell they hold the share of tumour, and they are placed on the voxels as the method's maps are. How
+        they score is what the method could reach with what it can resolve: its ceiling.
+
+        Args:
+            network: Whose layers make the cells.
+            volumes: [B, C, D, H, W].
+            masks: [B, D, H, W], float, 1 in the tumour.
+        """
+
+
+@contextmanager
+def explaining(network: StemTailNetwork) -> Iterator[None]:
+    """Have a network in eval mode and gradients on, and leave it as it was."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        network.train(was_training)
+
+
+def margins(logits: Tensor, mutant: Tensor) -> Tensor:
+    """Return by how much the logit of one class exceeds that of the other, [B].
+
+    What is explained is this margin of the predicted class, so that evidence for wildtype has a map as well.
+
+    Args:
+        logits: [B, 2].
+        mutant: [B], True where the class is mutant, False where it is wildtype.
+    """
+    difference = logits[:, 1] - logits[:, 0]
+    return torch.where(mutant, difference, -difference)
+
+
+def shares_placed(network: StemTailNetwork, layer: str, masks: Tensor) -> Tensor:
+    """Return the share of tumour in each cell of a layer, placed as a map of that layer is: [B, D, H, W]."""
+    shape = masks.shape[1:]
+    return placed(network.shares(masks, layer), shape, [network.sampling(layer, size) for size in shape])
 
 
 def placed(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:

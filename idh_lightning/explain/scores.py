@@ -1,17 +1,37 @@
-"""How well a map lies on the tumour."""
+"""How well a map lies on the tumour, and what that is worth: its ceiling, and maps that know nothing of the study."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from scipy import fft
+from torch.nn import functional
 
 from idh_lightning.errors import ExplanationError
 
+Floats = NDArray[np.floating]
+Mask = NDArray[np.integer] | NDArray[np.bool_]
 
-def localisation_scores(
-    cam: NDArray[np.floating], mask: NDArray[np.integer], brain: NDArray[np.integer]
-) -> dict[str, float]:
+SCORES: tuple[str, ...] = ("pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain", "tumour_rank")
+"""Columns of explanations.csv, one row per study and method."""
+
+CEILINGS: tuple[str, ...] = ("energy_inside", "auprc", "best_iou")
+"""The scores whose ceiling is in a column of its own, `<score>_ceiling`."""
+
+BASELINE = "baseline: "
+"""What the names of maps that do not come from the network begin with, in the column `method`."""
+
+ANY_SIGN = "any sign"
+"""Name of all signs of a synthetic study taken together, in explanations_by_sign.csv."""
+
+PLACES_GRID = 25
+"""Largest edge of the grid on which the tumour is moved about."""
+
+
+def localisation_scores(cam: Floats, mask: Mask, brain: Mask) -> dict[str, float]:
     """Return how well one map finds one tumour.
 
     Args:
@@ -20,7 +40,8 @@ def localisation_scores(
         brain: [D, H, W], non-zero in the brain; tumour outside of it counts as brain.
 
     Returns:
-        pointing_game: 1.0 if the hottest voxel of the brain lies in the tumour, else 0.0.
+        pointing_game: 1.0 if the hottest voxel of the brain lies in the tumour, else 0.0; of several that are equally
+            hot, the share that does.
         energy_inside: Share of the map's sum in the brain that lies in the tumour.
         auprc: Average precision of the map as a detector of tumour among brain voxels; chance is the tumour's share.
         best_iou: Largest intersection over union with the tumour over all thresholds.
@@ -42,16 +63,135 @@ def localisation_scores(
     if not tumour.any():
         raise ExplanationError("the tumour mask is empty; expected some tumour. Leave the study out of scoring.")
     head = (brain > 0) | tumour
-    values, truth = cam[head].astype(np.float64), tumour[head]
-    total, in_brain = float(cam.sum(dtype=np.float64)), float(values.sum())
-    precision, recall, _ = precision_recall_curve(truth, values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        iou = np.nan_to_num(1.0 / (1.0 / precision + 1.0 / recall - 1.0))
+    values, truth = cam[head], tumour[head]
+    total, in_brain = float(cam.sum(dtype=np.float64)), float(values.sum(dtype=np.float64))
+    order = np.argsort(-values)
+    falling, hit = values[order], truth[order]
+    # A threshold cannot part equal values: only the last of each counts.
+    last = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])
+    found = np.cumsum(hit)[last]
+    marked, tumour_voxels = last + 1, int(hit.sum())
     alive = in_brain > 0
     return {
-        "pointing_game": float(truth[int(np.argmax(values))]) if alive else 0.0,
-        "energy_inside": float(values[truth].sum() / in_brain) if alive else 0.0,
-        "auprc": float(average_precision_score(truth, values)),
-        "best_iou": float(iou.max()) if alive else 0.0,
+        "pointing_game": float(found[0] / marked[0]) if alive else 0.0,
+        "energy_inside": float(values[truth].sum(dtype=np.float64) / in_brain) if alive else 0.0,
+        "auprc": float(np.sum(np.diff(found, prepend=0) * (found / marked)) / tumour_voxels),
+        "best_iou": float((found / (marked + tumour_voxels - found)).max()) if alive else 0.0,
         "outside_brain": 1.0 - in_brain / total if total > 0 else 0.0,
     }
+
+
+def tumour_ranks(cams: Sequence[Floats], mask: Mask, brain: Mask) -> list[float]:
+    """Return how the tumour ranks among regions of the brain that have its shape and size, by each map's mean in them.
+
+    The tumour is moved, unturned, to every place where at least nine tenths of it are brain and less than half is the
+    tumour itself; what is not brain does not count in the mean. The grid is made coarser first, to at most 25 cells
+    along each edge. Regions of an atlas would differ in size, and a small one has the hotter mean by chance.
+
+    Args:
+        cams: Maps [D, H, W], >= 0.
+        mask: [D, H, W], non-zero in the tumour.
+        brain: [D, H, W], non-zero in the brain.
+
+    Returns:
+        For each map the share of those places with a lower mean, those with the same mean counting half: 1 if the
+        tumour is first, 0.5 for a map that knows nothing. NaN if there is no other place.
+    """
+    depth, height, width = (min(edge, PLACES_GRID) for edge in mask.shape)
+    heats = [np.where(brain > 0, cam, 0.0) for cam in cams]
+    fine = np.stack([mask > 0, brain > 0, *heats]).astype(np.float32)
+    coarse = functional.adaptive_avg_pool3d(torch.from_numpy(fine), (depth, height, width)).numpy()
+    tumour = coarse[0]
+    size = float(tumour.sum())
+    if size == 0:
+        return [float("nan")] * len(cams)
+    room = [fft.next_fast_len(2 * edge - 1, real=True) for edge in tumour.shape]
+    moved = np.conj(fft.rfftn(tumour, room))
+    # Sums of each under the tumour moved by every shift, shift 0 first.
+    sums = fft.irfftn(fft.rfftn(coarse, room, axes=(1, 2, 3)) * moved, room, axes=(1, 2, 3))
+    overlap, in_brain = sums[:2]
+    allowed = (in_brain >= 0.9 * size) & (overlap < 0.5 * float((tumour**2).sum()))
+    if not allowed.any():
+        return [float("nan")] * len(cams)
+    means = sums[2:] / np.maximum(in_brain, 1e-3 * size)
+    ranks = []
+    for heat in means:
+        here, elsewhere = float(heat[0, 0, 0]), heat[allowed]
+        same = np.abs(elsewhere - here) <= 1e-4 * max(abs(here), float(elsewhere.max()))
+        ranks.append(float((((elsewhere < here) & ~same) + 0.5 * same).mean()))
+    return ranks
+
+
+def brain_mask(brain: Mask) -> Floats:
+    """Return the map that says: somewhere in the brain."""
+    return (brain > 0).astype(np.float32)
+
+
+def centre_gaussian(brain: Mask) -> Floats:
+    """Return the map that says: near the middle. A Gaussian with the brain's mean and spread along each axis."""
+    places = np.argwhere(brain > 0)
+    if len(places) == 0:
+        return np.zeros(brain.shape, np.float32)
+    centre, spread = places.mean(axis=0), places.std(axis=0).clip(min=1e-6)
+    axes = [np.exp(-(((np.arange(n) - c) / s) ** 2) / 2) for n, c, s in zip(brain.shape, centre, spread, strict=True)]
+    gaussian = axes[0][:, None, None] * axes[1][:, None] * axes[2]
+    return np.asarray(gaussian / gaussian.max(), dtype=np.float32)
+
+
+def baselines(brain: Mask, mean_tumour: Floats | None) -> dict[str, Floats]:
+    """Return name -> map of what is known without looking at the study.
+
+    Args:
+        brain: [D, H, W], of the study.
+        mean_tumour: [D, H, W], how often training studies have tumour in each voxel; None where that is not known.
+    """
+    maps = {"brain mask": brain_mask(brain), "centre of the brain": centre_gaussian(brain)}
+    if mean_tumour is not None:
+        maps["mean tumour of training"] = mean_tumour
+    return {f"{BASELINE}{name}": values for name, values in maps.items()}
+
+
+def study_rows(
+    cams: Mapping[str, tuple[Floats, Floats]], mask: Mask, brain: Mask, mean_tumour: Floats | None
+) -> list[dict[str, object]]:
+    """Return the rows of explanations.csv of one study: those of each method, then those of the baselines.
+
+    Args:
+        cams: Name of a method -> its map and its ceiling, [D, H, W] each.
+        mask: [D, H, W], non-zero in the tumour.
+        brain: [D, H, W], non-zero in the brain.
+        mean_tumour: Of `mean_mask`.
+
+    Raises:
+        ExplanationError: See `localisation_scores`.
+    """
+    maps = {name: cam for name, (cam, _) in cams.items()} | baselines(brain, mean_tumour)
+    rows: list[dict[str, object]] = []
+    for (name, cam), rank in zip(maps.items(), tumour_ranks(list(maps.values()), mask, brain), strict=True):
+        row: dict[str, object] = {"method": name, **localisation_scores(cam, mask, brain), "tumour_rank": rank}
+        if name in cams:
+            best = localisation_scores(cams[name][1], mask, brain)
+            row |= {f"{score}_ceiling": best[score] for score in CEILINGS}
+        rows.append(row)
+    return rows
+
+
+def mean_mask(masks: Iterable[Mask | None]) -> Floats | None:
+    """Return how often studies have tumour in each voxel, [D, H, W]; None where none of them has a mask."""
+    total, n = None, 0
+    for mask in masks:
+        if mask is not None:
+            found = np.greater(mask, 0).astype(np.float32)
+            total, n = found if total is None else total + found, n + 1
+    return None if total is None else total / n
+
+
+def sign_scores(cam: Floats, evidence: Mapping[str, Mask], brain: Mask) -> dict[str, dict[str, float]]:
+    """Return sign -> scores of one map against the voxels of that sign, for the signs that a study shows.
+
+    Args:
+        cam: [D, H, W], >= 0.
+        evidence: Sign -> [D, H, W], non-zero in the voxels that carry it.
+        brain: [D, H, W], non-zero in the brain.
+    """
+    return {sign: localisation_scores(cam, voxels, brain) for sign, voxels in evidence.items() if np.any(voxels)}

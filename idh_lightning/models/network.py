@@ -227,44 +227,54 @@ class StemTailNetwork(nn.Module):
         on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
         return _arithmetic(self.tail_precision, features.device.type, on_cpu=on_cpu)
 
-    def shares(self, masks: Tensor) -> Tensor:
-        """Return the share of tumour in each cell of the locator's grid.
+    def shares(self, masks: Tensor, layer: str | None = None) -> Tensor:
+        """Return the share of tumour in each cell of a grid.
 
         Args:
             masks: [B, D, H, W], of the volumes' grid.
+            layer: Whose output has that grid; None for the grid of the locator.
 
         Returns:
-            [B, d, h, w], as the tumour map of `answer`.
+            [B, d, h, w], as the output of the layer, or as the tumour map of `answer`.
         """
-        assert self.focus is not None
         places, cells = [], []
         for size in masks.shape[1:]:
-            places.append(self.sampling(self.focus, size))
-            cells.append(self._ratio * self._trace(self.entry_layer, size)[2])
+            if layer is not None:
+                cells.append(self._trace(layer, size)[2])
+            else:
+                assert self.focus is not None
+                cells.append(self._ratio * self._trace(self.entry_layer, size)[2])
+            places.append(self.sampling(layer or self.focus or ENTRY, size))
         return cell_means(masks, places, cells)
 
     @contextmanager
-    def watch(self, layer: str) -> Iterator[None]:
-        """Make gradients reach a layer while explaining, be it frozen or not.
+    def watch(self, *layers: str) -> Iterator[None]:
+        """Make gradients reach layers while explaining, be they frozen or not.
 
-        The graph begins at the layer's output, so that no memory is spent on what lies before it. Inside the context
-        call `explainable_forward` for a layer of the stem.
+        The graph begins at the output of the first of them, so that no memory is spent on what lies before it. Inside
+        the context call `explainable_forward` where one of them is in the stem.
 
         Raises:
             ModelError: If there is no such layer.
         """
+
+        def begin(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            followed = len(layers) > 1 and output.requires_grad
+            return output if followed else output.detach().requires_grad_(True)
+
         try:
-            module = self.network.get_submodule(layer)
+            modules = [self.network.get_submodule(layer) for layer in layers]
         except AttributeError as error:
             raise ModelError(
-                f"explain.layer: found '{layer}'; expected a module of the network, for example 'blocks.4'. "
+                f"explain.layer: found '{', '.join(layers)}'; expected modules of the network, for example 'blocks.4'. "
                 "Correct the name."
             ) from error
-        handle = module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_(True))
+        handles = [module.register_forward_hook(begin) for module in modules]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def in_stem(self, layer: str) -> bool:
         """Return whether a layer is, or holds, a part of the frozen stem."""

@@ -1,7 +1,7 @@
 """Synthetic gliomas: brains, tumours and signs that are known exactly, written in the layout of UCSF-PDGM."""
 
-from idh_lightning.phantom.cohort import PhantomCohort, read_signs
+from idh_lightning.phantom.cohort import PhantomCohort, evidence_file, read_signs
 from idh_lightning.phantom.groups import CONTROLS, GROUPS, SIGNS, draw_patients
 from idh_lightning.phantom.lesion import Evidence
 
-__all__ = ["CONTROLS", "GROUPS", "SIGNS", "Evidence", "PhantomCohort", "draw_patients", "read_signs"]
+__all__ = ["CONTROLS", "GROUPS", "SIGNS", "Evidence", "PhantomCohort", "draw_patients", "evidence_file", "read_signs"]

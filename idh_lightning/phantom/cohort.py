@@ -23,7 +23,7 @@ from rich.progress import track
 
 from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
-from idh_lightning.cohort.study import SEQUENCES, Cohort
+from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.phantom.anatomy import Grid
 from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients, list_studies
@@ -198,6 +198,12 @@ def read_signs(folder: str | Path) -> pd.DataFrame:
     """
     table = pd.read_csv(Path(folder) / SIGNS_TABLE, keep_default_na=False)
     return table.set_index("study_id")
+
+
+def evidence_file(study: Study) -> Path | None:
+    """Return the file of `Evidence` codes of a synthetic study; None where the study has none, as real ones do."""
+    file = None if study.mask is None else study.mask.with_name(f"{study.study_id}_evidence.nii.gz")
+    return file if file is not None and file.is_file() else None
 
 
 def _studies(settings: Settings) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from idh_lightning.explain.scores import BASELINE
 from idh_lightning.reports.run import PARTS, Run, area, exclusion_reasons, in_words
 
 
@@ -190,7 +191,8 @@ def _robust(run: Run) -> str | None:
 def _explained(run: Run) -> str | None:
     if "method" not in run.explanations:
         return None
-    methods = ", ".join(sorted(run.explanations["method"].astype(str).unique()))
+    names = run.explanations["method"].astype(str).unique()
+    methods = ", ".join(sorted(name for name in names if not name.startswith(BASELINE)))
     return f"{methods} for {run.explanations['study_id'].nunique()} test studies, scored against the tumour masks."
 
 

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
 from PIL import Image
 
 from idh_lightning.errors import EvaluationError
+from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
 from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
 from idh_lightning.reports.folds import fold_tables
+from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
 from idh_lightning.reports.viewer import Viewer, slice_viewer
 
@@ -30,14 +30,6 @@ CLASSES = {0: "wildtype", 1: "mutant"}
 
 PANELS_MB = 8.0
 """Room for the panels of all test studies; those that do not fit stay in the run folder and are named."""
-
-LOCALISATION: dict[str, tuple[str, str]] = {
-    "pointing_game": ("hottest voxel inside the tumour", "share of studies"),
-    "energy_inside": ("share of the map inside the tumour", "1 is best"),
-    "auprc": ("average precision as a tumour detector", "chance is the share of brain that is tumour"),
-    "best_iou": ("best overlap with the tumour (IoU)", "over all thresholds"),
-    "outside_brain": ("share of the map outside the brain", "0 is best"),
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +142,7 @@ def write_report(run_folder: Path) -> Path:
             sensitivity_analyses=_sensitivity_analyses(run),
             conformal=_conformal(run),
             localisation=_localisation(run),
+            compared=(run.folder / "explanations.html").is_file(),
             telling=telling,
             gallery=gallery,
             classes=CLASSES,
@@ -178,7 +171,7 @@ def environment() -> Environment:
 
 def inlined(run: Run, drawn: Mapping[str, str]) -> dict[str, Picture]:
     """Return the figures of a run, file name -> words, as pictures by name."""
-    return {name.removesuffix(".png"): _picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
+    return {name.removesuffix(".png"): picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
 
 
 def _title(run: Run) -> str:
@@ -493,30 +486,8 @@ def _localisation(run: Run) -> list[Table]:
     if not {"study_id", "method"} <= set(run.explanations.columns):
         return []
     right = run.explanations["study_id"].map({call.study_id: call.right for call in _calls(run)})
-    tables = []
-    for method, scores in run.explanations.groupby("method"):
-        rows = []
-        for key, (name, meaning) in LOCALISATION.items():
-            if key not in scores:
-                continue
-            values = pd.to_numeric(scores[key], errors="coerce").dropna()
-            parts = [values, *(values[right[values.index] == found] for found in (True, False))]
-            if len(values):
-                rows.append([name, *(_spread(part.to_numpy(), key) for part in parts), str(len(values)), meaning])
-        if rows:
-            head = ["", "all test studies", "where the call is right", "where it is wrong", "n", "what it means"]
-            caption = f"{method}: does the map lie on the tumour? Mean (quartiles) over studies"
-            tables.append(Table(caption, head, rows, (0, 5)))
-    return tables
-
-
-def _spread(values: NDArray[np.float64], key: str) -> str:
-    if values.size == 0:
-        return "none"
-    if key == "pointing_game":
-        return f"{int(values.sum())} of {values.size}"
-    low, high = np.percentile(values, (25, 75))
-    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
+    scores = run.explanations.assign(right=right)
+    return localisation_tables(summarised(scores if right.notna().all() else scores.drop(columns="right")))
 
 
 def _calls(run: Run) -> list[Call]:
@@ -583,16 +554,16 @@ def _gallery(run: Run) -> Gallery:
         if not path.is_file():
             continue
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
-        picture = _picture(path, words, photograph=True)
-        if used + len(picture.source) > PANELS_MB * 1e6:
+        shown = picture(path, words, photograph=True)
+        if used + len(shown.source) > PANELS_MB * 1e6:
             gallery.left_out.append(call.study_id)
         else:
-            used += len(picture.source)
-            gallery.pictures[call.study_id] = picture
+            used += len(shown.source)
+            gallery.pictures[call.study_id] = shown
     return gallery
 
 
-def _picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
+def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
     """Return an image as a data URI; a photograph is stored as WebP, at a tenth of the size of PNG."""
     data, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(data)) as image:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from idh_lightning.explain.scores import BASELINE
 from idh_lightning.files import write_text
 from idh_lightning.reports.run import PARTS, Run, area, read_run
 
@@ -118,6 +119,8 @@ def _explanations(run: Run) -> Iterator[str]:
         yield "Not scored in this run."
         return
     for method, scores in run.explanations.groupby("method"):
+        if str(method).startswith(BASELINE):
+            continue
         for key, name in _MAPS.items():
             values = pd.to_numeric(scores.get(key, pd.Series(dtype=float)), errors="coerce").dropna()
             if len(values):

@@ -1,4 +1,4 @@
-"""From the grid of the network back to the patient: maps on the grid of the study's own FLAIR."""
+"""Between the grid of the network and the patient: maps on the grid of the study's own FLAIR, and codes from there."""
 
 from __future__ import annotations
 
@@ -73,3 +73,25 @@ def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) ->
     image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=5, mtime=0))
+
+
+def codes_on_grid(path: Path, stored: StoredVolume) -> NDArray[np.int64]:
+    """Return the codes of an image in patient space on the grid of a study, [D, H, W]; 0 where the image ends.
+
+    Args:
+        path: NIfTI file of whole numbers; the nearest voxel counts.
+        stored: The study.
+    """
+    depth, height, width = stored.brain.shape
+    grid = Geometry.from_affine((width, height, depth), stored.affine)
+    resampled = sitk.Resample(
+        sitk.ReadImage(str(path)),
+        grid.size,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        grid.origin_mm,
+        grid.spacing_mm,
+        grid.direction,
+        0.0,
+    )
+    return np.asarray(sitk.GetArrayFromImage(resampled)).astype(np.int64)

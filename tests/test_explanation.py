@@ -1,0 +1,194 @@
+"""The comparison of methods: what it chooses, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from scipy.stats import bootstrap
+from tiny_checkpoint import tiny_cohort, write_checkpoint
+
+from idh_lightning import build, explanation
+from idh_lightning.callbacks.explanations import ceilings_of
+from idh_lightning.cohort import SEQUENCES
+from idh_lightning.config import CONF_DIR
+from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
+from idh_lightning.explain import SCORES
+from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
+from idh_lightning.phantom import Evidence, PhantomCohort, evidence_file
+from idh_lightning.reports import write_explanations_page
+from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
+
+
+def scores_of(means: dict[str, float], studies: int = 12) -> pd.DataFrame:
+    """Return rows of explanations.csv in which a method has the same mean in every score, less so outside the brain."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for method, mean in means.items():
+        for study in range(studies):
+            values = dict.fromkeys(SCORES, mean + 0.02 * rng.normal()) | {"outside_brain": 1 - mean}
+            rows.append({"study_id": f"s{study}", "method": method, "right": study % 3 > 0, **values})
+    return pd.DataFrame(rows)
+
+
+def test_an_interval_is_that_of_scipys_bootstrap_and_a_constant_has_none() -> None:
+    values = np.random.default_rng(3).random(30)
+    expected = bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
+    assert mean_with_interval(values) == pytest.approx((values.mean(), expected.low, expected.high))
+    assert np.isnan(mean_with_interval(np.ones(5))[1:]).all()
+
+
+def test_scores_are_split_by_whether_the_call_was_right() -> None:
+    scores = scores_of({"a": 0.5})
+    summary = summarised(scores, resamples=100).set_index(["group", "score"])
+    for group, rows in (("all", scores), ("right", scores[scores["right"]]), ("wrong", scores[~scores["right"]])):
+        assert summary.loc[(group, "auprc"), "value"] == pytest.approx(rows["auprc"].mean())
+        assert summary.loc[(group, "auprc"), "n"] == len(rows)
+    assert "right" not in summarised(scores.drop(columns="right"), resamples=100)["group"].to_numpy()
+
+
+def test_the_best_method_that_is_sane_is_chosen_and_baselines_never_are() -> None:
+    summary = summarised(scores_of({"a": 0.3, "b": 0.6, "c": 0.5, "baseline: brain mask": 0.9}), resamples=100)
+    ranks = mean_ranks(summary, {})
+    assert ranks.to_dict() == {"b": 1.0, "c": 2.0, "a": 3.0}
+    sanity = pd.DataFrame({"method": ["a", "b", "b", "c"], "passed": [True, True, False, True]})
+    found = choose(ranks, sanity, ["a", "b", "c"])
+    assert found.method == "c"
+    assert "2 of 3 methods that pass every sanity check" in found.why
+    assert choose(ranks, sanity.iloc[:0], ["a", "b", "c"]).method == "b"
+    none_sane = choose(ranks, sanity.assign(passed=False), ["a", "b", "c"])
+    assert none_sane.method == "b"
+    assert "none of which passes" in none_sane.why
+
+
+def test_faithfulness_decides_where_no_study_has_a_mask() -> None:
+    nothing = summarised(pd.DataFrame({"method": ["a", "b"], "auprc": [np.nan, np.nan]}))
+    ranks = mean_ranks(nothing, {"a": 0.1, "b": 0.3})
+    assert choose(ranks, pd.DataFrame(columns=["method", "passed"]), ["a", "b"]).method == "b"
+    assert choose(mean_ranks(nothing, {}), pd.DataFrame(), ["a", "b"]).method == "a"
+
+
+def configured(*overrides: str) -> object:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("explain", overrides=list(overrides))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomCohort:
+    folder = tmp_path_factory.mktemp("phantom")
+    return PhantomCohort(folder, patients=10, spacing_mm=6, seed=2, workers=1)
+
+
+@pytest.fixture(scope="module")
+def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which two methods were compared on a synthetic cohort."""
+    place = tmp_path_factory.mktemp("explained")
+    run = write_checkpoint(place / "run", tiny_cohort(place / "heads", 8))
+    studies = sorted(phantom.read().studies, key=lambda study: study.label)
+    others = ",".join(study.study_id for study in studies[2:-2])
+    config = configured(
+        f"cohort.exclude=[{others}]",
+        f"checkpoint={run}",
+        f"output={place / 'out'}",
+        f"paths.store={place / 'store'}",
+        "methods=[grad_cam,layer_cam]",
+        "cohort=phantom",
+        f"cohort.folder={phantom.folder.parent}",
+        *("cohort.patients=10", "cohort.spacing_mm=6", "cohort.seed=2", "cohort.workers=1"),
+        *(f"explanation.{key}_studies=2" for key in ("faithfulness", "sanity", "sequence")),
+        *("explanation.donors=2", "explanation.bootstrap=100", "device=cpu"),
+    )
+    explanation.run(config)
+    return place / "out"
+
+
+@pytest.mark.slow
+def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> None:
+    content = json.loads((explained / "explanations.json").read_text())
+    scores = pd.read_csv(explained / "explanations.csv")
+    names = ["Grad-CAM of entry", "LayerCAM of blocks.2"]
+    assert list(content["seconds_per_study"]) == names
+    assert content["default"]["method"] in names
+    assert set(scores["method"]) == {*names, "baseline: brain mask", "baseline: centre of the brain"}
+    assert (scores.groupby("method").size() == content["studies"]).all()
+    theirs = scores[scores["method"].isin(names)]
+    assert theirs[[*SCORES, "auprc_ceiling", "energy_inside_ceiling", "best_iou_ceiling"]].notna().all(axis=None)
+    assert {row["check"] for row in content["sanity"]} == {"randomised", "randomised tail", "shifted"}
+    assert {row["sequence"] for row in content["sequences"]} == set(SEQUENCES)
+    assert content["faithfulness"][names[0]]["faithfulness"]["n"] == 2
+    studies = set(scores["study_id"])
+    assert {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").iterdir()} == studies
+    assert {path.stem for path in (explained / "figures" / "cam").glob("*.png")} == studies
+    signs = pd.read_csv(explained / "explanations_by_sign.csv")
+    assert "any sign" in set(signs["sign"])
+    page = (explained / "explanations.html").read_text()
+    for words in (
+        *names,
+        "baseline: brain mask",
+        "Sanity:",
+        "Faithfulness:",
+        "Among the worst",
+        content["default"]["why"],
+    ):
+        assert words in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_maps_are_written_in_patient_space(explained: Path, phantom: PhantomCohort) -> None:
+    written = {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").iterdir()}
+    for study in phantom.read().studies:
+        if study.study_id not in written:
+            continue
+        cam = nib.load(explained / "explanations" / f"{study.study_id}_cam.nii.gz")
+        flair = nib.load(study.files["FLAIR"])
+        assert cam.shape == flair.shape
+        np.testing.assert_allclose(cam.affine, flair.affine, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_page_is_made_of_what_is_in_its_folder(explained: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"explanations\.json: not there"):
+        write_explanations_page(tmp_path)
+    before = (explained / "explanations.html").read_text()
+    assert write_explanations_page(explained).read_text() == before
+
+
+def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("study_id\n")
+    with pytest.raises(ConfigError, match="is the folder of a run"):
+        explanation.run(configured(f"checkpoint={tmp_path}", f"output={tmp_path}"))
+    run = write_checkpoint(tmp_path / "run", tiny_cohort(tmp_path / "heads", 8))
+    with pytest.raises(CheckpointError, match="its cohort is not known"):
+        explanation.run(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
+    network = build.load_classifier(run).network
+    assert "Evidence" not in {method.name for method in build.methods(None, network)}
+    with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
+        build.methods(["grad_cam", "guess"], network)
+
+
+def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: PhantomCohort, tmp_path: Path) -> None:
+    study = phantom.read().studies[0]
+    store = VolumeStore(tmp_path, Preprocessing(grid=33), SEQUENCES)
+    store.prepare([study], workers=1)
+    stored = store.open(study)
+    codes = codes_on_grid(evidence_file(study), stored)
+    assert codes.shape == stored.brain.shape
+    tumour = np.asarray(stored.mask) > 0
+    marked = codes > 0
+    assert marked.any()
+    assert set(np.unique(codes)) <= set(range(int(max(Evidence)) * 2))
+    # The mask on the grid is averaged and the codes are of the nearest voxel, so that they differ at the edge alone.
+    assert (marked & tumour).sum() > 0.8 * marked.sum()
+
+
+def test_a_study_without_a_mask_has_no_ceiling(phantom: PhantomCohort, tmp_path: Path) -> None:
+    class WithoutMask:
+        mask = None
+
+    assert ceilings_of(None, [], WithoutMask()) == {}  # type: ignore[arg-type]
