@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from idh_lightning.benchmark import Measured, _check, _example
+from idh_lightning.benchmark.growth import Point, growth_figure
+from idh_lightning.benchmark.ways import Measured, _check, _example, _record
 from idh_lightning.errors import ConfigError
 
 
@@ -27,6 +28,34 @@ def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"benchmark\.ways: found .*'warp'"):
         _check(["plain", "warp"])
+    with pytest.raises(ConfigError, match=r"benchmark\.tasks: found .*'sing'"):
+        _check(["plain"], ["sing"])
+
+
+def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() -> None:
+    config = OmegaConf.create(
+        {
+            "benchmark": {"views": 4, "epochs": 15, "training_studies": 140},
+            "data": {"grid": 8, "batches": {"batch_size": 2}},
+        }
+    )
+    plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)
+    record = _record(config, [plain, Measured(way="monai", note="not installed")], {"predict": 2.0})
+    assert [row["times_as_fast"] for row in record["rows"]] == [1.0, None]
+    assert record["rows"][1]["note"] == "not installed"
+    assert record["seconds_per_study_of_tasks"] == {"predict": 2.0}
+
+
+def test_growth_is_drawn_with_a_column_per_setting() -> None:
+    points = [
+        Point(axis=axis, value=value, way=way, seconds_per_study=value, peak_mb=100 * value)
+        for axis in ("data.grid", "cohort.patients")
+        for value in (1.0, 2.0)
+        for way in ("on_the_fly", "bank")
+    ]
+    panels = growth_figure(points).axes
+    assert [panel.get_xlabel() for panel in panels if panel.get_xlabel()] == ["data.grid", "cohort.patients"]
+    assert all(len(panel.lines) == 2 for panel in panels)
 
 
 @pytest.mark.slow

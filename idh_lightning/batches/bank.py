@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from idh_lightning.volumes import VolumeStore
 
 FORMAT = 2
 """Raise it whenever the same stem, volumes and settings give other features."""
+
+FILLING_VOXELS = 16 * 65**3
+"""Voxels of a sequence that are read at once while a bank is filled."""
 
 
 class FeatureBatch(NamedTuple):
@@ -234,6 +238,10 @@ class FeatureBankDataModule(IDHDataModule):
             elapsed_s=time.monotonic() - start,
         )
 
+    def _grid(self) -> Sequence[int]:
+        shape: Sequence[int] = self.store.open(self.studies["train"][0]).image.shape
+        return shape[1:]
+
     def _item_file(self, item: tuple[str, int, int | None]) -> Path:
         split, index, view = item
         return self._file(self.studies[split][index], view)
@@ -248,7 +256,7 @@ class FeatureBankDataModule(IDHDataModule):
                 loader: DataLoader[Any] = DataLoader(
                     SeededSubjects(self.subjects(split), transform=augmentation),
                     sampler=draws,
-                    batch_size=max(self.batch_size, 8),
+                    batch_size=filling_batch(self._grid()),
                     num_workers=self.workers if draws else 0,
                     collate_fn=collate,
                 )
@@ -275,6 +283,11 @@ class FeatureBankDataModule(IDHDataModule):
         """Return the seed of a view: by the study, so that folds share what they have in common."""
         text = f"{self.seed}/{self._key(study)}/{view}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def filling_batch(grid: Sequence[int]) -> int:
+    """Return how many volumes [D, H, W] are read at once while a bank is filled: 16 of up to 65^3, 2 of 128^3."""
+    return min(max(FILLING_VOXELS // math.prod(grid), 1), 16)
 
 
 class FeatureAugmentation:

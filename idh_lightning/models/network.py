@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
@@ -29,6 +30,9 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
+
+STEM_VOXELS = 128**3
+"""Voxels that any device takes through the stem at once, if it is more than one study."""
 
 
 ENTRY = "entry"
@@ -71,6 +75,7 @@ class StemTailNetwork(nn.Module):
         drop_path_rate: float = 0.2,
         stem_precision: Precision = "auto",
         tail_precision: Precision = "auto",
+        checkpoint_tail: bool = False,
         missing: Literal["error", "zero"] = "error",
         focus: str | None = None,
     ) -> None:
@@ -89,6 +94,8 @@ class StemTailNetwork(nn.Module):
             stem_precision: Arithmetic of the stem. "auto" is bfloat16 on a CPU and the trainer's precision elsewhere.
             tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
                 bfloat16 while training where the CPU has matrix instructions for it (AMX).
+            checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest again
+                when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
             focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
                 is that of the tumour map. None for no locator.
@@ -112,6 +119,7 @@ class StemTailNetwork(nn.Module):
         self.trainable_from = trainable_from
         self.stem_precision: Precision = stem_precision
         self.tail_precision: Precision = tail_precision
+        self.checkpoint_tail = checkpoint_tail
         self.weights_origin: WeightsOrigin = load_weights(self.network, backbone, weights, tag=weights_tag)
         self._stem_names, self._tail_names = _cut(self.network, trainable_from)
         # What each missing sequence adds to the features; it begins with nothing.
@@ -163,7 +171,9 @@ class StemTailNetwork(nn.Module):
         """
         if not self._stem_names:
             return self._run_stem(volumes)
-        size = len(volumes) if volumes.device.type != "cpu" else STEM_CHUNK
+        size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
+        if volumes.device.type == "cpu":
+            size = min(size, STEM_CHUNK)
         with torch.no_grad():
             return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
 
@@ -192,11 +202,19 @@ class StemTailNetwork(nn.Module):
         with self._tail_arithmetic(entry):
             hidden = entry
             for name in self._tail_names:
-                hidden = self._module(name)(hidden)
+                hidden = self._through(self._module(name), hidden)
             hidden = self.network.global_pool(hidden)
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             logits: Tensor = self.network.classifier(hidden)
         return logits.float()
+
+    def _through(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        if self.checkpoint_tail and self.training and torch.is_grad_enabled():
+            for block in module if isinstance(module, nn.Sequential) else [module]:
+                hidden = _checkpointed(block, hidden)
+            return hidden
+        result: Tensor = module(hidden)
+        return result
 
     def _tail_arithmetic(self, features: Tensor) -> AbstractContextManager[object]:
         on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
@@ -483,6 +501,30 @@ def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> Abst
     if precision == "float32" and not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _checkpointed(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Return what a block makes of its input, keeping nothing else for the backward pass."""
+    result: Tensor = checkpoint(
+        block, hidden, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
+    )
+    return result
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm move copies of its statistics, since computing a block again is not seeing a batch again."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    own = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    try:
+        for norm, buffers in zip(norms, own, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def _out(module: nn.Module) -> int:
