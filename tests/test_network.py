@@ -51,6 +51,68 @@ def test_stem_in_bfloat16_agrees_with_float32_within_an_eighth_of_the_features_s
     assert difference < 0.125 * exact.std()
 
 
+def moved(network: StemTailNetwork) -> StemTailNetwork:
+    """Give every BatchNorm statistics and weights of its own, as training would."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm3d) and module.affine:
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.3, 2.0, generator=generator)
+                module.weight.normal_(1, 0.3, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("cut", ["bn1", "blocks.0", "blocks.3", "blocks.5.2", "conv_head", "bn2", "classifier"])
+@pytest.mark.parametrize("edge", [32, 33, 36])
+def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
+    small_network: Maker, cut: str, edge: int
+) -> None:
+    network = moved(small_network(trainable_from=cut, stem_precision="float32"))
+    x = volumes(3, edge=edge)
+    assert network._folds("cpu")
+    folded = network.stem(x)
+    network.fold_stem = False
+    torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
+
+
+def test_folding_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
+    network = moved(small_network(stem_precision="float32", focus="blocks.2"))
+    network.fold_stem = False
+    exact = network.stem(volumes(4))
+    network.stem_precision = "bfloat16"
+    plain = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
+    network.fold_stem = True
+    folded = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
+    assert 0 < folded < 1.25 * plain < 0.125 * exact.std()
+
+
+def test_a_folded_stem_follows_its_weights_and_statistics_and_leaves_them_alone(small_network: Maker) -> None:
+    network = moved(small_network(stem_precision="float32"))
+    names, first = list(network.state_dict()), network.stem(volumes())
+    before = copy.deepcopy(network.state_dict())
+    assert list(network.state_dict()) == names
+    for change in (
+        lambda: network.network.bn1.running_mean.add_(1.0),
+        lambda: nn.init.zeros_(network.network.blocks[4][0].bn3.bias),
+        lambda: network.load_state_dict(before),
+    ):
+        change()
+        changed = network.stem(volumes())
+        network.fold_stem = False
+        torch.testing.assert_close(changed, network.stem(volumes()), rtol=1e-4, atol=1e-4)
+        network.fold_stem = True
+    torch.testing.assert_close(changed, first)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_parts_that_do_not_fold_run_as_they_are(small_network: Maker) -> None:
+    network = small_network(backbone="efficientnet_es", stem_precision="float32").eval()
+    assert not network._folds("cpu")
+    assert torch.isfinite(network.stem(volumes())).all()
+
+
 def test_only_what_follows_the_cut_learns_and_stem_buffers_stay_bit_identical(small_network: Maker) -> None:
     network = small_network(trainable_from="blocks.5").train()
     before = copy.deepcopy(network.state_dict())

@@ -28,7 +28,7 @@ from idh_lightning.files import replacing
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 FILLING_VOXELS = 16 * 65**3

@@ -96,7 +96,7 @@ class DepthwiseConv3d(_Swapped):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Return the convolution of [B, C, d, h, w]."""
-        pads = _pads(self, volumes.shape)
+        pads = zeros_around(self, volumes.shape, same=self.same)
         if volumes.device.type != "cpu":
             return functional.conv3d(functional.pad(volumes, pads), self.weight, stride=self.stride, groups=self.groups)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else volumes.dtype
@@ -141,12 +141,18 @@ def _arguments(conv: nn.Conv3d) -> tuple[Any, ...]:
     return *channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, False
 
 
-def _pads(conv: _Swapped, shape: torch.Size) -> list[int]:
-    """Return the zeros around volumes of a shape, the last axis first, as `functional.pad` wants them."""
+def zeros_around(conv: nn.Conv3d, shape: torch.Size, *, same: bool) -> list[int]:
+    """Return how a convolution pads volumes of a shape, the last axis first, as `functional.pad` wants it.
+
+    Args:
+        conv: Gives kernel, stride and, unless `same`, padding.
+        shape: [B, C, d, h, w].
+        same: Whether ceil(size / stride) cells are to come out.
+    """
     pads: list[int] = []
     paddings: Any = conv.padding
     for size, edge, stride, padding in zip(shape[2:], conv.kernel_size, conv.stride, paddings, strict=True):
-        total = max((-(-size // stride) - 1) * stride + edge - size, 0) if conv.same else 2 * padding
+        total = max((-(-size // stride) - 1) * stride + edge - size, 0) if same else 2 * padding
         pads = [total // 2, total - total // 2, *pads]
     return pads
 

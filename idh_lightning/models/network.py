@@ -10,11 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
+from idh_lightning.models.folded import FoldedStem, can_fold
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.weights import WeightsOrigin, load_weights
 
@@ -120,6 +122,8 @@ class StemTailNetwork(nn.Module):
         self.stem_precision: Precision = stem_precision
         self.tail_precision: Precision = tail_precision
         self.checkpoint_tail = checkpoint_tail
+        self.fold_stem = True
+        self._folding: tuple[object, FoldedStem] | None = None
         self.weights_origin: WeightsOrigin = load_weights(self.network, backbone, weights, tag=weights_tag)
         self._stem_names, self._tail_names = _cut(self.network, trainable_from)
         # What each missing sequence adds to the features; it begins with nothing.
@@ -171,11 +175,14 @@ class StemTailNetwork(nn.Module):
         """
         if not self._stem_names:
             return self._run_stem(volumes)
+        folds, folded = self._folds(volumes.device.type), None
+        if folds and not isinstance(volumes, FakeTensor):  # which has a shape and no values
+            folded = self._folded()
         size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
         if volumes.device.type == "cpu":
-            size = min(size, STEM_CHUNK)
+            size = 1 if folds else min(size, STEM_CHUNK)
         with torch.no_grad():
-            return torch.cat([self._run_stem(chunk) for chunk in torch.split(volumes, size)])
+            return torch.cat([self._run_stem(chunk, folded) for chunk in torch.split(volumes, size)])
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
@@ -312,28 +319,51 @@ class StemTailNetwork(nn.Module):
         """Return the parameters and buffers of the stem by name."""
         return {
             f"{name}.{inner}": tensor
-            for name in self._stem_names
-            for inner, tensor in self._module(name).state_dict().items()
+            for name, module in self._stem_modules().items()
+            for inner, tensor in module.state_dict().items()
         }
 
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self.network.get_submodule(name)
         return module
 
-    def _run_stem(self, volumes: Tensor) -> Tensor:
+    def _run_stem(self, volumes: Tensor, folded: FoldedStem | None = None) -> Tensor:
         if not self._stem_names:
             return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu="bfloat16"):
-            hidden = volumes.to(memory_format=torch.channels_last_3d)
             tapped = None
-            for name in self._stem_names:
-                hidden = self._module(name)(hidden)
+            for name, hidden in self._one_by_one(volumes) if folded is None else folded(volumes):
                 tapped = hidden if name == self.focus else tapped
         features = hidden.float().contiguous()
         if tapped is not None:
             folded = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
             features = torch.cat([features, folded], dim=1)
         return self._with_absence(features, volumes)
+
+    def _one_by_one(self, volumes: Tensor) -> Iterator[tuple[str, Tensor]]:
+        hidden = volumes.to(memory_format=torch.channels_last_3d)
+        for name in self._stem_names:
+            hidden = self._module(name)(hidden)
+            yield name, hidden
+
+    def _folds(self, device: str) -> bool:
+        """Return whether the stem runs with its BatchNorm folded into its convolutions."""
+        return device == "cpu" and self.fold_stem and can_fold(self._stem_modules(), self._stem_dtype())
+
+    def _folded(self) -> FoldedStem:
+        """Return the folded stem, made anew where the weights have changed, except through a tensor's `.data`."""
+        modules, dtype = self._stem_modules(), self._stem_dtype()
+        tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
+        key = (dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        if self._folding is None or self._folding[0] != key:
+            self._folding = key, FoldedStem(modules, dtype)
+        return self._folding[1]
+
+    def _stem_modules(self) -> dict[str, nn.Module]:
+        return {name: self._module(name) for name in self._stem_names}
+
+    def _stem_dtype(self) -> torch.dtype:
+        return torch.float32 if self.stem_precision == "float32" else torch.bfloat16
 
     def _with_absence(self, features: Tensor, volumes: Tensor) -> Tensor:
         if self.absence is None:
