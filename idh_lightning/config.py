@@ -54,7 +54,15 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
     "benchmark": (
-        "measure", "ways", "tasks", "studies", "repeats", "views", "epochs", "training_studies", "growth",
+        "measure",
+        "ways",
+        "tasks",
+        "studies",
+        "repeats",
+        "views",
+        "epochs",
+        "training_studies",
+        "growth",
     ),
     "paths": ("data", "store", "bank", "run"),
 }

@@ -18,7 +18,7 @@ from idh_lightning import build
 from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
 from idh_lightning.batches.bank import filling_batch
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import MemoryShortageError
+from idh_lightning.errors import MemoryShortageError, ModelError
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
 from idh_lightning.module import IDHClassifier
 
@@ -147,9 +147,15 @@ def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
     optimizer = build.factory(build.optimizer_settings("adafactor"))
     settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
     size = int(experiment["data"]["batches"]["batch_size"])
+    overrides = f"experiment={LEAST}"
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-        network = build.factory(settings)(in_channels=_shape(data)[0])
-    return _plan(f"experiment={LEAST}", network, optimizer, data, size, on_bank=True, on_gpu=on_gpu)
+        try:
+            network = build.factory(settings)(in_channels=_shape(data)[0])
+        except ModelError:  # a smaller backbone has no such block
+            settings["trainable_from"] = model.network.trainable_from
+            overrides += f" model.trainable_from={model.network.trainable_from}"
+            network = build.factory(settings)(in_channels=_shape(data)[0])
+    return _plan(overrides, network, optimizer, data, size, on_bank=True, on_gpu=on_gpu)
 
 
 def _plan(
@@ -189,8 +195,8 @@ def _advice(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gp
             return f"Add {plan.overrides}, which needs {_gb(plan.needed)}."
     assert plan is not None
     return (
-        f"Even {plan.overrides}, which needs the least, takes {_gb(plan.needed)}: add it and choose a smaller data.grid, "
-        "or free some memory."
+        f"Even {plan.overrides}, which needs the least, takes {_gb(plan.needed)}: add it and choose a smaller "
+        "data.grid, or free some memory."
     )
 
 

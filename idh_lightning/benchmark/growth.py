@@ -80,7 +80,9 @@ def growth_figure(points: Sequence[Point]) -> Figure:
             panel = grid[row][column]
             for way in dict.fromkeys(point.way for point in points):
                 own = [point for point in points if (point.axis, point.way) == (axis, way)]
-                panel.plot([point.value for point in own], [getattr(point, key) for point in own], marker="o", label=way)
+                panel.plot(
+                    [point.value for point in own], [getattr(point, key) for point in own], marker="o", label=way
+                )
             panel.set_ylim(bottom=0)
             panel.spines[["top", "right"]].set_visible(False)
             if column == 0:

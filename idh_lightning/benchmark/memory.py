@@ -162,7 +162,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    """Return the highest resident memory since `_forget_peak`, in bytes; on other systems than Linux what is resident."""
+    """Return the highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float(psutil.Process().memory_info().rss)

@@ -28,9 +28,7 @@ FROZEN_STAGES = 5
 
 def model(channels: int) -> nn.Module:
     """Return MONAI's untrained B7 with its first part frozen."""
-    network = EfficientNetBN(
-        "efficientnet-b7", pretrained=False, spatial_dims=3, in_channels=channels, num_classes=2
-    )
+    network = EfficientNetBN("efficientnet-b7", pretrained=False, spatial_dims=3, in_channels=channels, num_classes=2)
     for part in (network._conv_stem, network._bn0, *network._blocks[:FROZEN_STAGES]):
         part.requires_grad_(False)
     return network  # type: ignore[no-any-return]

@@ -175,9 +175,7 @@ def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     return _measure("monai", config, epoch)
 
 
-def _epochs_of(
-    data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]
-) -> Callable[[], int]:
+def _epochs_of(data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]) -> Callable[[], int]:
     """Return what trains on the data module's next epoch each time it is called."""
     model = _Learner(network.train(), fused=True)
     epochs = count()

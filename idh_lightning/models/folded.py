@@ -58,7 +58,8 @@ class FoldedStem:
 
 def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
     """Return whether this machine and these parts of a network go with `FoldedStem`."""
-    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     blocks = [
@@ -87,7 +88,7 @@ class _Convolution:
         weight, bias = conv.weight, torch.zeros(conv.out_channels)
         if norm is not None:
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics)  # type: ignore[assignment]
+            weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
         bends = norm is not None and isinstance(norm.act, nn.SiLU)
         weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
         return cls(conv, weight, bias.detach().to(dtype), "swish" if bends else "none")

@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from idh_lightning.models.network import StemTailNetwork
 
@@ -90,9 +89,10 @@ def training_memory(
         rehearsal = _Rehearsal(network, steps)
         batch = torch.empty(*volumes, device=device)
         taken = torch.empty(filling or len(batch), *batch.shape[1:], device=device) if from_features else batch
-        features = functional_call(rehearsal, state, (taken, "stem"))
-        if from_features:
-            features = torch.empty(len(batch), *features.shape[1:], device=device)
+        together = network.studies_at_once(taken)
+        features = functional_call(rehearsal, state, (taken[:together], "stem"))
+        others = 2 * _bytes(features) * (len(taken) - together) // together  # kept until all are there, then joined
+        features = torch.empty(len(batch), *features.shape[1:], device=device)
         functional_call(rehearsal, state, (features, "step"))
         optimizer_bytes = sum(
             _bytes(value) for entry in steps.state.values() for value in entry.values() if isinstance(value, Tensor)
@@ -103,7 +103,7 @@ def training_memory(
         gradients=sum(map(_bytes, trainable)),
         optimizer=optimizer_bytes,
         activations=rehearsal.activations,
-        stem=rehearsal.stem + _bytes(taken),
+        stem=rehearsal.stem + others + _bytes(taken),
         step=rehearsal.step + _bytes(features) + (0 if from_features else _bytes(batch)),
         fills_first=from_features,
     )
@@ -156,11 +156,11 @@ def kept_for_backward(excluded: Iterable[Tensor] = ()) -> Iterator[dict[int, int
         yield kept
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operations make inside, for as long as anything refers to them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
@@ -186,14 +186,19 @@ class _Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
-    return found
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    place: int = tensor.untyped_storage()._cdata
+    return place
 
 
 def _bytes(tensor: Tensor) -> int:

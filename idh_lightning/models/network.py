@@ -96,8 +96,8 @@ class StemTailNetwork(nn.Module):
             stem_precision: Arithmetic of the stem. "auto" is bfloat16 on a CPU and the trainer's precision elsewhere.
             tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
                 bfloat16 while training where the CPU has matrix instructions for it (AMX).
-            checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest again
-                when it is needed: less memory for more time, the same gradients.
+            checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
+                again when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
             focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
                 is that of the tumour map. None for no locator.
@@ -175,14 +175,18 @@ class StemTailNetwork(nn.Module):
         """
         if not self._stem_names:
             return self._run_stem(volumes)
-        folds, folded = self._folds(volumes.device.type), None
-        if folds and not isinstance(volumes, FakeTensor):  # which has a shape and no values
-            folded = self._folded()
-        size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
-        if volumes.device.type == "cpu":
-            size = 1 if folds else min(size, STEM_CHUNK)
+        # A fake tensor has a shape and no values, so that there is nothing to fold.
+        folds = self._folds(volumes.device.type) and not isinstance(volumes, FakeTensor)
+        folded, size = self._folded() if folds else None, self.studies_at_once(volumes)
         with torch.no_grad():
             return torch.cat([self._run_stem(chunk, folded) for chunk in torch.split(volumes, size)])
+
+    def studies_at_once(self, volumes: Tensor) -> int:
+        """Return how many of [B, C, D, H, W] go through the stem together."""
+        size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
+        if volumes.device.type == "cpu":
+            size = 1 if self._folds("cpu") else min(size, STEM_CHUNK)
+        return min(size, len(volumes))
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
@@ -336,8 +340,8 @@ class StemTailNetwork(nn.Module):
                 tapped = hidden if name == self.focus else tapped
         features = hidden.float().contiguous()
         if tapped is not None:
-            folded = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
-            features = torch.cat([features, folded], dim=1)
+            finer = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
+            features = torch.cat([features, finer], dim=1)
         return self._with_absence(features, volumes)
 
     def _one_by_one(self, volumes: Tensor) -> Iterator[tuple[str, Tensor]]:
