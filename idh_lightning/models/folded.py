@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm_3d.layers.conv2d_same import Conv3dSame
-from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from idh_lightning.models.convolutions import zeros_around
+
+with warnings.catch_warnings():
+    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
+    warnings.simplefilter("ignore")
+    from timm_3d.layers.conv2d_same import Conv3dSame
+    from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
 class FoldedStem:

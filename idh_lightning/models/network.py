@@ -309,9 +309,10 @@ class StemTailNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
-        super().train(mode)
-        for name in self._stem_names:
-            self._module(name).eval()
+        # Not all and then the stem back: another thread may be filling a feature bank with it.
+        frozen = {module for stem in self._stem_modules().values() for module in stem.modules()}
+        for module in self.modules():
+            module.training = mode and module not in frozen
         return self
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
