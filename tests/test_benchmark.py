@@ -66,6 +66,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
             *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
             *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
             *("benchmark.ways=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+            "benchmark.tasks=[explain,predict]",
         ],
         cwd=tmp_path,
         capture_output=True,
@@ -78,5 +79,30 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
     assert [row["way"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
     assert record["rows"][2]["once_per_view_s"] > 0
+    assert set(record["seconds_per_study_of_tasks"]) == {"explain", "predict"}
     assert "times as fast" in done.stdout
     assert Image.open(tmp_path / "out" / "benchmark.png").size[0] > 500
+
+
+@pytest.mark.slow
+def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_was_told(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idh_lightning.benchmark", "memory", "model=efficientnet_b0"),
+            *("data.grid=65", "hydra.run.dir=out"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["setting"]: row for row in json.loads((tmp_path / "out" / "memory.json").read_text())["rows"]}
+    assert list(rows)[:2] == ["everything learns", "two last stages"]  # B0 has no blocks.6.2
+    assert rows["two last stages"]["activations_mb"] < 0.5 * rows["everything learns"]["activations_mb"]
+    assert rows["two last stages"]["peak_mb"] < rows["everything learns"]["peak_mb"]
+    for row in rows.values():
+        assert row["told_mb"] < row["peak_mb"] < row["told_mb"] + 400  # libraries take something too

@@ -12,9 +12,10 @@ import timm.optim
 import torch
 import yaml
 from conftest import FakeStore, studies_of
+from hydra import compose, initialize_config_dir
 from torch import nn
 
-from idh_lightning import memory_plan
+from idh_lightning import build, memory_plan
 from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import MemoryShortageError
@@ -168,6 +169,17 @@ def test_each_lighter_plan_needs_less_than_what_was_asked_for_and_the_last_one_t
     assert not model.network.checkpoint_tail
 
 
+def test_the_least_demanding_experiment_composes_and_its_optimizer_goes_with_the_schedule(small_network: Maker) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = build.checked(compose("train", ["experiment=low_memory"]))
+    assert config.model.checkpoint_tail
+    assert config.data.batches._target_.endswith("FeatureBankDataModule")
+    parameters = [p for p in small_network().parameters() if p.requires_grad]
+    optimizer = build.factory(config.optimizer)(parameters)
+    assert isinstance(optimizer, timm.optim.Adafactor)
+    build.factory(config.scheduler)(optimizer, total_steps=10).step()
+
+
 def plan(overrides: str, gigabytes: float) -> Plan:
     tensors = TrainingMemory(
         parameters=0, gradients=0, optimizer=0, activations=0, stem=0, step=int(gigabytes * 1e9), fills_first=True
@@ -265,10 +277,6 @@ def test_free_memory_of_a_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyP
 def test_the_default_run_is_not_refused_with_four_gigabytes(
     fake_store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from idh_lightning import build
-
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
     network = build.factory(config.model)(in_channels=4)

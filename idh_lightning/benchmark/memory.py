@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from idh_lightning import build
+from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.memory_plan import free_bytes
 from idh_lightning.models import StemTailNetwork, training_memory
@@ -93,9 +94,13 @@ def run(config: DictConfig) -> list[Row]:
     rows = []
     for setting in SETTINGS:
         chosen = plain["optimizer"] if setting.optimizer is None else build.optimizer_settings(setting.optimizer)
+        settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-            settings = plain["model"] | {"weights": "none"} | dict(setting.model)
-            rows.append(alone.submit(measure, setting, settings, chosen, shape).result())
+            try:
+                rows.append(alone.submit(measure, setting, settings, chosen, shape).result())
+            except ModelError as error:
+                logger.warning("%s is left out. %s", setting.name, error)
+                continue
         logger.info("%s: %s", setting.name, rows[-1])
     write_json(
         Path(config.paths.run) / "memory.json",

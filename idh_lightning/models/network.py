@@ -336,8 +336,9 @@ class StemTailNetwork(nn.Module):
         if not self._stem_names:
             return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu="bfloat16"):
-            tapped = None
-            for name, hidden in self._one_by_one(volumes) if folded is None else folded(volumes):
+            hidden, tapped = volumes.to(memory_format=torch.channels_last_3d), None
+            for name, part in (self._stem_modules() if folded is None else folded.parts).items():
+                hidden = part(hidden)
                 tapped = hidden if name == self.focus else tapped
         features = hidden.float().contiguous()
         if tapped is not None:
@@ -345,14 +346,10 @@ class StemTailNetwork(nn.Module):
             features = torch.cat([features, finer], dim=1)
         return self._with_absence(features, volumes)
 
-    def _one_by_one(self, volumes: Tensor) -> Iterator[tuple[str, Tensor]]:
-        hidden = volumes.to(memory_format=torch.channels_last_3d)
-        for name in self._stem_names:
-            hidden = self._module(name)(hidden)
-            yield name, hidden
-
     def _folds(self, device: str) -> bool:
         """Return whether the stem runs with its BatchNorm folded into its convolutions."""
+        if self.focus is not None and isinstance(self._module(self.focus), nn.Conv3d):
+            return False  # its output is wanted as it is before the BatchNorm
         return device == "cpu" and self.fold_stem and can_fold(self._stem_modules(), self._stem_dtype())
 
     def _folded(self) -> FoldedStem:
