@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import torch
 import yaml  # type: ignore[import-untyped]
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from idh_lightning import build
 from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
@@ -142,13 +141,13 @@ def lighter_plans(model: IDHClassifier, data: IDHDataModule, *, accumulate: int,
 
 
 def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
-    """Return what `LEAST` needs; its network, which is cut elsewhere, is built without memory."""
+    """Return what `LEAST` needs; its network, which is cut elsewhere, is built for the count and let go of."""
     experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
     optimizer = build.factory(build.optimizer_settings("adafactor"))
     settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
     size = int(experiment["data"]["batches"]["batch_size"])
     overrides = f"experiment={LEAST}"
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         try:
             network = build.factory(settings)(in_channels=_shape(data)[0])
         except ModelError:  # a smaller backbone has no such block
