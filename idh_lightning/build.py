@@ -117,10 +117,10 @@ def prepare(
         SplitError: If the patients cannot be split as asked.
     """
     run_folder = Path(config.paths.run)
-    reader = _instantiate(config.cohort)
+    reader = instantiate_section(config.cohort)
     cohort: Cohort = reader.read()
-    store: VolumeStore = _factory(config.data.store)(
-        preprocessing=_instantiate(config.data.preprocessing), sequences=cohort.sequences
+    store: VolumeStore = factory(config.data.store)(
+        preprocessing=instantiate_section(config.data.preprocessing), sequences=cohort.sequences
     )
     store.folder.mkdir(parents=True, exist_ok=True)
     # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
@@ -139,7 +139,7 @@ def prepare(
     write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     table: pd.DataFrame | None = None
     try:
-        table = _instantiate(config.split)(cohort)
+        table = instantiate_section(config.split)(cohort)
     except SplitError as error:
         if must_split:
             raise
@@ -159,10 +159,10 @@ def prepare(
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     """Return the data module of a prepared cohort."""
-    made: IDHDataModule = _factory(config.data.batches)(
+    made: IDHDataModule = factory(config.data.batches)(
         studies=studies_by_split(prepared),
         store=prepared.store,
-        augmentation=_instantiate(config.augment),
+        augmentation=instantiate_section(config.augment),
         seed=config.seed,
     )
     return made
@@ -183,12 +183,12 @@ def fingerprint(prepared: PreparedCohort) -> str:
 
 def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
     """Return an untrained model for the sequences of a cohort."""
-    network = _factory(config.model)(in_channels=len(prepared.cohort.sequences))
+    network = factory(config.model)(in_channels=len(prepared.cohort.sequences))
     return IDHClassifier(
         network=network,
-        objective=_instantiate(config.objective),
-        optimizer=_factory(_optimizer(config)),
-        scheduler=_factory(config.scheduler),
+        objective=instantiate_section(config.objective),
+        optimizer=factory(_optimizer(config)),
+        scheduler=factory(config.scheduler),
         weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
         recipe=recipe(config, prepared, network.weights_origin),
     )
@@ -224,9 +224,9 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
         written = content["recipe"]
         for part in ("model", "objective"):
             _refuse_foreign(written[part], file)
-        network = _factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
+        network = factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
         network.weights_origin = WeightsOrigin(**written["weights"])
-        model = IDHClassifier(network=network, objective=_instantiate(written["objective"]), recipe=written)
+        model = IDHClassifier(network=network, objective=instantiate_section(written["objective"]), recipe=written)
         model.load_state_dict(content["state_dict"])
     except CheckpointError:
         raise
@@ -262,14 +262,14 @@ def read_checkpoint(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
 def preprocessing_of(recipe: Mapping[str, Any], file: Path) -> Preprocessing:
     """Return the preprocessing that a checkpoint was trained with."""
     _refuse_foreign(recipe["preprocessing"], file)
-    made: Preprocessing = _instantiate(recipe["preprocessing"])
+    made: Preprocessing = instantiate_section(recipe["preprocessing"])
     return made
 
 
 def explanation_of(recipe: Mapping[str, Any], file: Path) -> Method:
     """Return what makes maps in the way a checkpoint was tested: networks and volumes -> maps [B, D, H, W]."""
     _refuse_foreign(recipe["explain"], file)
-    made: Method = _instantiate(recipe["explain"])
+    made: Method = instantiate_section(recipe["explain"])
     return made
 
 
@@ -292,12 +292,12 @@ def methods(names: Sequence[str] | None, network: StemTailNetwork) -> list[Metho
             f"methods: found {', '.join(unknown) or 'none'}; expected names of files in conf/explain: "
             f"{', '.join(files)}. Correct the names, or write a file for a method of your own."
         )
-    return [_instantiate(OmegaConf.load(files[name])) for name in names]
+    return [instantiate_section(OmegaConf.load(files[name])) for name in names]
 
 
 def map_comparison(config: DictConfig) -> Any:
     """Return what compares methods of explanation."""
-    return _instantiate(config.explanation)
+    return instantiate_section(config.explanation)
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:
@@ -357,8 +357,8 @@ def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator
         seed=CALIBRATION_SEED,
     )
     # A store object of its own, since it remembers studies by names that the cohort may have as well.
-    store: VolumeStore = _factory(config.data.store)(
-        preprocessing=_instantiate(config.data.preprocessing), sequences=prepared.cohort.sequences
+    store: VolumeStore = factory(config.data.store)(
+        preprocessing=instantiate_section(config.data.preprocessing), sequences=prepared.cohort.sequences
     )
     studies = reader.read().studies[:CALIBRATION_VOLUMES]
     store.prepare(studies)
@@ -375,7 +375,7 @@ def fill_bank(config: DictConfig, model: IDHClassifier, data: IDHDataModule) -> 
     if not isinstance(data, FeatureBankDataModule):
         return None
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
-    if _on_gpu(config.trainer):
+    if on_gpu(config.trainer):
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     report = data.fill(model.network, settings)
     logger.info("Feature bank %s: %d views computed, %d reused.", report.folder, report.computed, report.reused)
@@ -391,7 +391,7 @@ def precision(trainer: DictConfig) -> str:
     """Return the precision that "auto" stands for on this machine."""
     if trainer.precision != "auto":
         return str(trainer.precision)
-    return "16-mixed" if _on_gpu(trainer) else "bf16-mixed"
+    return "16-mixed" if on_gpu(trainer) else "bf16-mixed"
 
 
 def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, object]) -> lightning.Trainer:
@@ -401,7 +401,7 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     for section in config.callbacks.values():
         ours = str(section._target_).startswith(_OUR_CALLBACKS)
         extra = {"run_folder": run_folder, "sequences": prepared.cohort.sequences} if ours else {}
-        callbacks.append(_factory(section)(**extra))
+        callbacks.append(factory(section)(**extra))
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
@@ -412,14 +412,14 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
         if isinstance(each, Tracker):
             each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
-    made: lightning.Trainer = _factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
+    made: lightning.Trainer = factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
     return made
 
 
 def _logger(config: DictConfig, section: DictConfig) -> Logger:
     """Return a logger; a tracked run gets its place in a sweep and in a cross-validation."""
     if not str(section._target_).endswith("wandb_logger"):
-        made: Logger = _instantiate(section)
+        made: Logger = instantiate_section(section)
         return made
     settings: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
@@ -427,32 +427,41 @@ def _logger(config: DictConfig, section: DictConfig) -> Logger:
         settings["group"] = Path(hydra.sweep.dir).name
     if settings["job_type"] is None and "folds" in config.split:
         settings["job_type"] = f"fold {config.fold}"
-    tracker: Logger = _factory(settings)(run_folder=Path(config.paths.run))
+    tracker: Logger = factory(settings)(run_folder=Path(config.paths.run))
     return tracker
 
 
 def evaluation(config: DictConfig) -> Any:
     """Return the evaluation, a function of predictions and cohort."""
-    return _instantiate(config.evaluation)
+    return instantiate_section(config.evaluation)
 
 
 def _optimizer(config: DictConfig) -> dict[str, Any]:
     """Return the optimizer's settings; "auto" becomes fused on a CPU, where passes over memory are what counts."""
     settings: dict[str, Any] = OmegaConf.to_container(config.optimizer, resolve=True)  # type: ignore[assignment]
     if settings.get("fused") == "auto":
-        settings["fused"] = not _on_gpu(config.trainer)
+        settings["fused"] = not on_gpu(config.trainer)
     return settings
 
 
-def _on_gpu(trainer: DictConfig) -> bool:
+def optimizer_settings(name: str) -> dict[str, Any]:
+    """Return what a file of conf/optimizer says."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "optimizer" / f"{name}.yaml"))
+    settings: dict[str, Any] = content.get("optimizer", content)
+    return settings
+
+
+def on_gpu(trainer: DictConfig) -> bool:
+    """Return whether a trainer of these settings uses a GPU."""
     return torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
 
 
-def _instantiate(section: Any) -> Any:
+def instantiate_section(section: Any) -> Any:
+    """Return what a section of the configuration describes."""
     return instantiate(section, _convert_="all")
 
 
-def _factory(section: Any) -> Callable[..., Any]:
+def factory(section: Any) -> Callable[..., Any]:
     """Return the constructor of a section with its settings filled in.
 
     What is not a setting goes to the constructor directly: Hydra would turn data classes among its keyword arguments

@@ -58,7 +58,17 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
-    "benchmark": ("ways", "studies", "repeats", "views", "epochs", "training_studies"),
+    "benchmark": (
+        "measure",
+        "ways",
+        "tasks",
+        "studies",
+        "repeats",
+        "views",
+        "epochs",
+        "training_studies",
+        "growth",
+    ),
     "paths": ("data", "store", "bank", "run"),
 }
 """Sections that are no object's keyword arguments -> the keys they may have."""

@@ -58,6 +58,10 @@ class EvaluationError(IDHError, ValueError):
     """Predictions do not allow a statistic: one class, a missing split, a patient in two splits. The text says."""
 
 
+class MemoryShortageError(IDHError, MemoryError):
+    """Training needs more memory than is free, or ran out of it. The text names settings that need less."""
+
+
 class StorageError(IDHError, OSError):
     """A disk is full. What was written before is whole; free some space and go on with `--resume`."""
 

@@ -30,6 +30,7 @@ from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
+from idh_lightning.memory_plan import advising, require_memory
 from idh_lightning.module import IDHClassifier
 from idh_lightning.reports import write_model_card, write_report
 from idh_lightning.runstate import RunState, adopt, follow, read_last
@@ -158,6 +159,8 @@ def _fit(
     state: RunState,
 ) -> None:
     """Train, from the beginning or from where last.ckpt stands."""
+    place: Any = {"accumulate": int(config.data.accumulate), "on_gpu": build.on_gpu(config.trainer)}
+    provenance.record["memory_gb"] = require_memory(model, data, **place)
     if state.last is None:
         provenance.record["batch_norm_calibrated_on"] = build.calibrate(config, prepared, model, data)
     else:
@@ -169,11 +172,12 @@ def _fit(
             each.keep(steps)
         provenance.resumed(epochs=int(content["epoch"]), steps=steps)
         logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
-    bank = build.fill_bank(config, model, data)
-    if bank is not None:
-        provenance.add_seconds("bank", bank.elapsed_s)
-        provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
-    trainer.fit(model, datamodule=data, ckpt_path=state.last)
+    with advising(model, data, **place):
+        bank = build.fill_bank(config, model, data)
+        if bank is not None:
+            provenance.add_seconds("bank", bank.elapsed_s)
+            provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
+        trainer.fit(model, datamodule=data, ckpt_path=state.last)
 
 
 def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:

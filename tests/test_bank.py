@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -160,6 +161,68 @@ def test_views_differ_from_each_other_and_are_refreshed_when_asked(
     after = files_of(tmp_path)
     assert len(after) == 22
     assert len(set(after.values())) == 22
+
+
+def in_training(data: FeatureBankDataModule, max_epochs: int) -> FeatureBankDataModule:
+    data.trainer = SimpleNamespace(max_epochs=max_epochs, global_rank=0, world_size=1)  # type: ignore[assignment]
+    return data
+
+
+def test_views_computed_beside_training_are_those_that_would_have_been_computed_before_it(
+    tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
+) -> None:
+    (tmp_path / "before").mkdir()
+    before = bank(tmp_path / "before", fake_store, studies, refresh=1)
+    before.fill(network, {})
+    torch.manual_seed(11)
+    expected = [torch.cat([batch.features for batch in before.training_loader(0)])]
+    drawn = torch.rand(3)
+    expected += [torch.cat([batch.features for batch in before.training_loader(1)])]
+    data = in_training(bank(tmp_path, fake_store, studies, refresh=1), max_epochs=2)
+    data.fill(network, {})
+    torch.manual_seed(11)
+    found = [torch.cat([batch.features for batch in data.training_loader(0)])]
+    ahead = data._ahead
+    assert ahead is not None
+    while ahead.is_alive():  # what validation does meanwhile moves no statistics of the stem
+        network.eval()
+        network.train()
+        ahead.join(0.01)
+    assert torch.equal(torch.rand(3), drawn)
+    assert files_of(tmp_path) == files_of(tmp_path / "before")  # all is there before it is asked for
+    found += [torch.cat([batch.features for batch in data.training_loader(1)])]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert data._ahead is None  # no epoch comes after
+
+
+def test_what_goes_wrong_beside_training_is_raised_when_its_views_are_wanted(
+    tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
+) -> None:
+    data = in_training(bank(tmp_path, fake_store, studies, refresh=1), max_epochs=-1)
+    data.fill(network, {})
+
+    def fails(*_: object) -> None:
+        raise ModelError("the stem's output does not fit")
+
+    data._compute = fails  # type: ignore[assignment]
+    data.training_loader(0)
+    with pytest.raises(ModelError, match="does not fit"):
+        data.training_loader(1)
+
+
+def test_the_end_of_training_stops_what_is_computed_for_later(
+    tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
+) -> None:
+    data = in_training(bank(tmp_path, fake_store, studies, refresh=1), max_epochs=-1)
+    data.fill(network, {})
+    data._compute = lambda _, stop: stop.wait(60)  # type: ignore[assignment, method-assign, return-value, misc]
+    data.training_loader(0)
+    ahead = data._ahead
+    assert ahead is not None
+    assert ahead.is_alive()
+    data.on_exception(KeyboardInterrupt())
+    assert not ahead.is_alive()
+    data.teardown("fit")
 
 
 def test_an_epoch_is_the_same_whenever_it_is_asked_for(

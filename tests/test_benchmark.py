@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from idh_lightning.benchmark import Measured, _check, _example
+from idh_lightning.benchmark.growth import Point, growth_figure
+from idh_lightning.benchmark.ways import Measured, _check, _example, _record
 from idh_lightning.errors import ConfigError
 
 
@@ -27,6 +28,34 @@ def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"benchmark\.ways: found .*'warp'"):
         _check(["plain", "warp"])
+    with pytest.raises(ConfigError, match=r"benchmark\.tasks: found .*'sing'"):
+        _check(["plain"], ["sing"])
+
+
+def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() -> None:
+    config = OmegaConf.create(
+        {
+            "benchmark": {"views": 4, "epochs": 15, "training_studies": 140},
+            "data": {"grid": 8, "batches": {"batch_size": 2}},
+        }
+    )
+    plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)
+    record = _record(config, [plain, Measured(way="monai", note="not installed")], {"predict": 2.0})
+    assert [row["times_as_fast"] for row in record["rows"]] == [1.0, None]
+    assert record["rows"][1]["note"] == "not installed"
+    assert record["seconds_per_study_of_tasks"] == {"predict": 2.0}
+
+
+def test_growth_is_drawn_with_a_column_per_setting() -> None:
+    points = [
+        Point(axis=axis, value=value, way=way, seconds_per_study=value, peak_mb=100 * value)
+        for axis in ("data.grid", "cohort.patients")
+        for value in (1.0, 2.0)
+        for way in ("on_the_fly", "bank")
+    ]
+    panels = growth_figure(points).axes
+    assert [panel.get_xlabel() for panel in panels if panel.get_xlabel()] == ["data.grid", "cohort.patients"]
+    assert all(len(panel.lines) == 2 for panel in panels)
 
 
 @pytest.mark.slow
@@ -37,6 +66,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
             *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
             *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
             *("benchmark.ways=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+            "benchmark.tasks=[explain,predict]",
         ],
         cwd=tmp_path,
         capture_output=True,
@@ -49,5 +79,30 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
     assert [row["way"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
     assert record["rows"][2]["once_per_view_s"] > 0
+    assert set(record["seconds_per_study_of_tasks"]) == {"explain", "predict"}
     assert "times as fast" in done.stdout
     assert Image.open(tmp_path / "out" / "benchmark.png").size[0] > 500
+
+
+@pytest.mark.slow
+def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_was_told(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idh_lightning.benchmark", "memory", "model=efficientnet_b0"),
+            *("data.grid=65", "hydra.run.dir=out"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["setting"]: row for row in json.loads((tmp_path / "out" / "memory.json").read_text())["rows"]}
+    assert list(rows)[:2] == ["everything learns", "two last stages"]  # B0 has no blocks.6.2
+    assert rows["two last stages"]["activations_mb"] < 0.5 * rows["everything learns"]["activations_mb"]
+    assert rows["two last stages"]["peak_mb"] < rows["everything learns"]["peak_mb"]
+    for row in rows.values():
+        assert row["told_mb"] < row["peak_mb"] < row["told_mb"] + 400  # libraries take something too

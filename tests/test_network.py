@@ -77,6 +77,14 @@ def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
     torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("focus", ["bn1", "conv_stem", "blocks.2"])
+def test_a_locator_sees_the_same_in_a_folded_stem(small_network: Maker, focus: str) -> None:
+    network = moved(small_network(focus=focus, stem_precision="float32"))
+    folded = network.stem(volumes(edge=33))
+    network.fold_stem = False
+    torch.testing.assert_close(folded, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
+
+
 def test_folding_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
     network = moved(small_network(stem_precision="float32", focus="blocks.2"))
     network.fold_stem = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ from idh_lightning.volumes import VolumeStore
 
 FORMAT = 3
 """Raise it whenever the same stem, volumes and settings give other features."""
+
+FILLING_VOXELS = 16 * 65**3
+"""Voxels of a sequence that are read at once while a bank is filled."""
 
 
 class FeatureBatch(NamedTuple):
@@ -106,7 +111,8 @@ class FeatureBankDataModule(IDHDataModule):
             workers: Processes that read and augment while the bank is filled.
             mutant_fraction: Share of mutants among the training draws.
             views: Augmented views of each training study.
-            refresh: Number of epochs after which other views take their place; None keeps them.
+            refresh: Number of epochs after which other views take their place, computed while the tail learns from the
+                present ones; None keeps them.
             mixing: Parameter of a beta distribution: how far a training study's features are mixed with those of
                 another one of the same label; 0 for not at all.
             dropout: Share of a training study's feature channels that are set to zero.
@@ -145,6 +151,7 @@ class FeatureBankDataModule(IDHDataModule):
         self._network: StemTailNetwork | None = None
         self._place = self.bank
         self._keys: dict[str, str] = {}
+        self._ahead: _Ahead | None = None
 
     def fill(self, network: StemTailNetwork, augmentation_settings: Mapping[str, Any]) -> BankReport:
         """Compute what is missing of the first epoch's features, and remember the stem for later views.
@@ -176,8 +183,8 @@ class FeatureBankDataModule(IDHDataModule):
         views = self._current_views(epoch)
         if self._network is None:
             raise RuntimeError("the bank is empty; call fill before training")
-        if epoch and self.refresh and epoch % self.refresh == 0:
-            self._compute(self._views_of("train", views))
+        if self.refresh:
+            self._refresh(epoch, self.refresh)
         dataset = _TrainingFeatures(
             files=[[self._file(study, view) for view in views] for study in self.studies["train"]],
             studies=self.studies["train"],
@@ -186,6 +193,31 @@ class FeatureBankDataModule(IDHDataModule):
         )
         sampler = self.sampler(epoch)
         return self._loader(dataset, sampler, drop_last=self.leaves_one_over(len(sampler)))
+
+    def _refresh(self, epoch: int, every: int) -> None:
+        """See to it that the views of an epoch are there, and begin with those that come after them."""
+        if self._ahead is not None and epoch >= self._ahead.epoch:
+            ahead, self._ahead = self._ahead, None
+            ahead.finish()
+        if epoch:
+            self._compute(self._views_of("train", self._current_views(epoch)))
+        following = (epoch // every + 1) * every
+        last = self.trainer.max_epochs or 0 if self.trainer is not None else 0  # -1: none
+        if self._ahead is None and (last < 0 or following < last):
+            wanted = self._views_of("train", self._current_views(following))
+            self._ahead = _Ahead(following, lambda stop: self._compute(wanted, stop))
+            self._ahead.start()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop what is being computed for later epochs."""
+        if self._ahead is not None:
+            self._ahead.stop.set()
+            self._ahead.join()
+            self._ahead = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop what is being computed for later epochs."""
+        self.teardown()
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the features of this process's validation studies."""
@@ -216,7 +248,9 @@ class FeatureBankDataModule(IDHDataModule):
             self._keys[study.study_id] = self.store.open(study).key
         return self._keys[study.study_id]
 
-    def _compute(self, wanted: Sequence[tuple[str, int, int | None]]) -> BankReport:
+    def _compute(
+        self, wanted: Sequence[tuple[str, int, int | None]], stop: threading.Event | None = None
+    ) -> BankReport:
         start = time.monotonic()
         network = self._network
         assert network is not None
@@ -226,7 +260,7 @@ class FeatureBankDataModule(IDHDataModule):
             # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
             with FileLock(self._place / ".filling.lock"):
                 missing = [item for item in missing if not self._item_file(item).exists()]
-                self._compute_missing(network, missing)
+                self._compute_missing(network, missing, stop)
         return BankReport(
             folder=self._place,
             computed=len(missing),
@@ -234,13 +268,27 @@ class FeatureBankDataModule(IDHDataModule):
             elapsed_s=time.monotonic() - start,
         )
 
+    def _grid(self) -> Sequence[int]:
+        shape: Sequence[int] = self.store.open(self.studies["train"][0]).image.shape
+        return shape[1:]
+
     def _item_file(self, item: tuple[str, int, int | None]) -> Path:
         split, index, view = item
         return self._file(self.studies[split][index], view)
 
-    def _compute_missing(self, network: StemTailNetwork, missing: Sequence[tuple[str, int, int | None]]) -> None:
+    def _compute_missing(
+        self,
+        network: StemTailNetwork,
+        missing: Sequence[tuple[str, int, int | None]],
+        stop: threading.Event | None,
+    ) -> None:
+        """Compute and keep features; with an event that says when to stop, beside training and without disturbing it.
+
+        Random numbers belong to the whole process, so that what draws some must then be in another one.
+        """
         device = next(network.parameters()).device
-        with Progress(transient=True) as progress:
+        workers = self.workers if stop is None else max(self.workers, 1)
+        with Progress(transient=True, disable=stop is not None) as progress:
             bar = progress.add_task("Filling the feature bank", total=len(missing))
             for split, augmentation in (("train", self.augmentation), ("validation", None)):
                 items = [(index, view) for name, index, view in missing if name == split]
@@ -248,12 +296,16 @@ class FeatureBankDataModule(IDHDataModule):
                 loader: DataLoader[Any] = DataLoader(
                     SeededSubjects(self.subjects(split), transform=augmentation),
                     sampler=draws,
-                    batch_size=max(self.batch_size, 8),
-                    num_workers=self.workers if draws else 0,
+                    batch_size=filling_batch(self._grid()),
+                    num_workers=workers if draws else 0,
+                    multiprocessing_context="spawn" if stop is not None and draws else None,
+                    generator=torch.Generator(),
                     collate_fn=collate,
                 )
                 done = 0
                 for batch in loader:
+                    if stop is not None and stop.is_set():
+                        return
                     features = network.stem(batch.volumes.to(device)).half().cpu()
                     if not torch.isfinite(features).all():
                         raise ModelError(
@@ -275,6 +327,34 @@ class FeatureBankDataModule(IDHDataModule):
         """Return the seed of a view: by the study, so that folds share what they have in common."""
         text = f"{self.seed}/{self._key(study)}/{view}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+class _Ahead(threading.Thread):
+    """Computes beside training what a later epoch will want."""
+
+    def __init__(self, epoch: int, compute: Callable[[threading.Event], object]) -> None:
+        super().__init__(name=f"feature bank, epoch {epoch}", daemon=True)
+        self.epoch = epoch
+        self.compute = compute
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.compute(self.stop)
+        except BaseException as error:
+            self.error = error
+
+    def finish(self) -> None:
+        """Wait until all is computed; raise what went wrong."""
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+
+def filling_batch(grid: Sequence[int]) -> int:
+    """Return how many volumes [D, H, W] are read at once while a bank is filled: 16 of up to 65^3, 2 of 128^3."""
+    return min(max(FILLING_VOXELS // math.prod(grid), 1), 16)
 
 
 class FeatureAugmentation:

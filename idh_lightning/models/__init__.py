@@ -1,6 +1,16 @@
 """The network: a timm_3d EfficientNet cut into a frozen stem and a trainable tail, and the origin of its weights."""
 
+from idh_lightning.models.memory import TrainingMemory, training_memory
 from idh_lightning.models.network import Answer, StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.weights import WeightsOrigin, inflate, load_weights
 
-__all__ = ["Answer", "StemTailNetwork", "WeightsOrigin", "calibrate_batch_norm", "inflate", "load_weights"]
+__all__ = [
+    "Answer",
+    "StemTailNetwork",
+    "TrainingMemory",
+    "WeightsOrigin",
+    "calibrate_batch_norm",
+    "inflate",
+    "load_weights",
+    "training_memory",
+]

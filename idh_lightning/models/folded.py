@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm_3d.layers.conv2d_same import Conv3dSame
-from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from idh_lightning.models.convolutions import zeros_around
+
+with warnings.catch_warnings():
+    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
+    warnings.simplefilter("ignore")
+    from timm_3d.layers.conv2d_same import Conv3dSame
+    from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
 class FoldedStem:
@@ -27,38 +32,33 @@ class FoldedStem:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
-        """Fold the weights.
+        """Fold the weights into `parts`, which run one after the other on one study [1, C, D, H, W], channels last.
 
         Args:
             modules: The stem's parts by name, in the order in which they run, for which `can_fold` holds.
             dtype: Of the arithmetic: float32 or bfloat16.
         """
-        self.dtype = dtype
-        self.parts: list[tuple[str, list[_Convolution | _Block]]] = []
+        self.parts: dict[str, Callable[[Tensor], Tensor]] = {}
         with torch.no_grad():
-            waiting: nn.Module | None = None  # a convolution whose BatchNorm comes next
+            waiting: tuple[str, nn.Conv3d] | None = None  # a convolution whose BatchNorm may come next
             for name, module in modules.items():
                 if isinstance(module, nn.Conv3d):
-                    waiting = module
-                    self.parts.append((name, [_Convolution.of(module, None, dtype)]))
+                    waiting = name, module
+                    self.parts[name] = _Convolution.of(module, None, dtype)
                 elif isinstance(module, _BatchNorm):
-                    self.parts[-1] = (name, [_Convolution.of(waiting, module, dtype)])  # type: ignore[arg-type]
+                    assert waiting is not None
+                    before, conv = waiting
+                    del self.parts[before]
+                    self.parts[name] = _Convolution.of(conv, module, dtype)
                 else:
                     blocks = module if isinstance(module, nn.Sequential) else [module]
-                    self.parts.append((name, [_Block(block, dtype) for block in blocks]))
-
-    def __call__(self, volume: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the output [1, F, d, h, w] of each part for one study [1, C, D, H, W]."""
-        hidden = volume.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
-        for name, members in self.parts:
-            for member in members:
-                hidden = member(hidden)
-            yield name, hidden
+                    self.parts[name] = _Stage([_Block(block, dtype) for block in blocks])
 
 
 def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
     """Return whether this machine and these parts of a network go with `FoldedStem`."""
-    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")  # type: ignore[no-untyped-call]
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     blocks = [
@@ -67,9 +67,19 @@ def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
         if not isinstance(module, nn.Conv3d | _BatchNorm)
         for block in (module if isinstance(module, nn.Sequential) else [module])
     ]
-    norms = [norm for module in modules.values() for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    return all(type(block) in (InvertedResidual, DepthwiseSeparableConv) for block in blocks) and all(
-        not norm.training and isinstance(getattr(norm, "act", None), nn.SiLU | nn.Identity) for norm in norms
+    inside = [inner for module in modules.values() for inner in module.modules()]
+    return (
+        all(type(block) in (InvertedResidual, DepthwiseSeparableConv) for block in blocks)
+        and all(
+            not norm.training and isinstance(getattr(norm, "act", None), nn.SiLU | nn.Identity)
+            for norm in inside
+            if isinstance(norm, _BatchNorm)
+        )
+        and all(
+            isinstance(gate.act1, nn.SiLU) and isinstance(gate.gate, nn.Sigmoid)
+            for gate in inside
+            if isinstance(gate, SqueezeExcite)
+        )
     )
 
 
@@ -94,6 +104,7 @@ class _Convolution:
 
     def __call__(self, hidden: Tensor, *, gate: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """Return the convolution of `hidden` times `gate`, plus `added`."""
+        hidden = hidden.to(self.weight.dtype)
         padding: Any = self.conv.padding
         weight = self.weight if gate is None else self.weight * gate
         if isinstance(self.conv, Conv3dSame):
@@ -111,6 +122,18 @@ class _Convolution:
         else:
             result = operation.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None)
         return result
+
+
+class _Stage:
+    """Blocks, one after the other."""
+
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
 
 
 class _Block:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
@@ -31,6 +32,9 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
+
+STEM_VOXELS = 128**3
+"""Voxels that any device takes through the stem at once, if it is more than one study."""
 
 
 ENTRY = "entry"
@@ -73,6 +77,7 @@ class StemTailNetwork(nn.Module):
         drop_path_rate: float = 0.2,
         stem_precision: Precision = "auto",
         tail_precision: Precision = "auto",
+        checkpoint_tail: bool = False,
         missing: Literal["error", "zero"] = "error",
         focus: str | None = None,
     ) -> None:
@@ -91,6 +96,8 @@ class StemTailNetwork(nn.Module):
             stem_precision: Arithmetic of the stem. "auto" is bfloat16 on a CPU and the trainer's precision elsewhere.
             tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
                 bfloat16 while training where the CPU has matrix instructions for it (AMX).
+            checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
+                again when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
             focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
                 is that of the tumour map. None for no locator.
@@ -114,6 +121,7 @@ class StemTailNetwork(nn.Module):
         self.trainable_from = trainable_from
         self.stem_precision: Precision = stem_precision
         self.tail_precision: Precision = tail_precision
+        self.checkpoint_tail = checkpoint_tail
         self.fold_stem = True
         self._folding: tuple[object, FoldedStem] | None = None
         self.weights_origin: WeightsOrigin = load_weights(self.network, backbone, weights, tag=weights_tag)
@@ -171,12 +179,9 @@ class StemTailNetwork(nn.Module):
             return self._run_stem(volumes)
         if self._kept is not None and self._kept[0] is volumes:
             return self._kept[1]
-        folds, folded = self._folds(volumes.device.type), None
-        if folds and not isinstance(volumes, FakeTensor):  # which has a shape and no values
-            folded = self._folded()
-        size = len(volumes)
-        if volumes.device.type == "cpu":
-            size = 1 if folds else STEM_CHUNK
+        # A fake tensor has a shape and no values, so that there is nothing to fold.
+        folds = self._folds(volumes.device.type) and not isinstance(volumes, FakeTensor)
+        folded, size = self._folded() if folds else None, self.studies_at_once(volumes)
         with torch.no_grad():
             features = torch.cat([self._run_stem(chunk, folded) for chunk in torch.split(volumes, size)])
         if self._keeps:
@@ -191,6 +196,13 @@ class StemTailNetwork(nn.Module):
             yield
         finally:
             self._keeps, self._kept = False, None
+
+    def studies_at_once(self, volumes: Tensor) -> int:
+        """Return how many of [B, C, D, H, W] go through the stem together."""
+        size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
+        if volumes.device.type == "cpu":
+            size = 1 if self._folds("cpu") else min(size, STEM_CHUNK)
+        return min(size, len(volumes))
 
     def tail(self, features: Tensor) -> Tensor:
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
@@ -217,11 +229,19 @@ class StemTailNetwork(nn.Module):
         with self._tail_arithmetic(entry):
             hidden = entry
             for name in self._tail_names:
-                hidden = self._module(name)(hidden)
+                hidden = self._through(self._module(name), hidden)
             hidden = self.network.global_pool(hidden)
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             logits: Tensor = self.network.classifier(hidden)
         return logits.float()
+
+    def _through(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        if self.checkpoint_tail and self.training and torch.is_grad_enabled():
+            for block in module if isinstance(module, nn.Sequential) else [module]:
+                hidden = _checkpointed(block, hidden)
+            return hidden
+        result: Tensor = module(hidden)
+        return result
 
     def _tail_arithmetic(self, features: Tensor) -> AbstractContextManager[object]:
         on_cpu: Precision = "bfloat16" if self.training and _multiplies_bfloat16() else "float32"
@@ -320,9 +340,10 @@ class StemTailNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
-        super().train(mode)
-        for name in self._stem_names:
-            self._module(name).eval()
+        # Not all and then the stem back: another thread may be filling a feature bank with it.
+        frozen = {module for stem in self._stem_modules().values() for module in stem.modules()}
+        for module in self.modules():
+            module.training = mode and module not in frozen
         return self
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
@@ -346,23 +367,20 @@ class StemTailNetwork(nn.Module):
         if not self._stem_names:
             return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu="bfloat16"):
-            tapped = None
-            for name, hidden in self._one_by_one(volumes) if folded is None else folded(volumes):
+            hidden, tapped = volumes.to(memory_format=torch.channels_last_3d), None
+            for name, part in (self._stem_modules() if folded is None else folded.parts).items():
+                hidden = part(hidden)
                 tapped = hidden if name == self.focus else tapped
         features = hidden.float().contiguous()
         if tapped is not None:
-            beside = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
-            features = torch.cat([features, beside], dim=1)
+            finer = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
+            features = torch.cat([features, finer], dim=1)
         return self._with_absence(features, volumes)
-
-    def _one_by_one(self, volumes: Tensor) -> Iterator[tuple[str, Tensor]]:
-        hidden = volumes.to(memory_format=torch.channels_last_3d)
-        for name in self._stem_names:
-            hidden = self._module(name)(hidden)
-            yield name, hidden
 
     def _folds(self, device: str) -> bool:
         """Return whether the stem runs with its BatchNorm folded into its convolutions."""
+        if self.focus is not None and isinstance(self._module(self.focus), nn.Conv3d):
+            return False  # its output is wanted as it is before the BatchNorm
         return device == "cpu" and self.fold_stem and can_fold(self._stem_modules(), self._stem_dtype())
 
     def _folded(self) -> FoldedStem:
@@ -546,6 +564,30 @@ def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> Abst
     if precision == "float32" and not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _checkpointed(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Return what a block makes of its input, keeping nothing else for the backward pass."""
+    result: Tensor = checkpoint(
+        block, hidden, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
+    )
+    return result
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm move copies of its statistics, since computing a block again is not seeing a batch again."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    own = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    try:
+        for norm, buffers in zip(norms, own, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def _out(module: nn.Module) -> int:

@@ -1,14 +1,15 @@
-"""Seconds and memory against the plain way: `python -m idh_lightning.benchmark [overrides]`."""
+"""Seconds and memory of training beside the plain way and MONAI's way, and of preparing, explaining and predicting."""
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -30,11 +31,11 @@ from torch import Tensor, nn
 from idh_lightning import build
 from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
 from idh_lightning.cohort import Study
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import ConfigError, exits_with_message
+from idh_lightning.errors import ConfigError
 from idh_lightning.files import replacing, write_json
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.convolutions import restore_convolutions
+from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,13 @@ TITLES = {
     "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32",
     "on_the_fly": "this project, data=on_the_fly",
     "bank": "this project, data=feature_bank, once it is filled",
+    "monai": "MONAI: CacheDataset, Rand3DElastic, RandAffine, RandFlip, EfficientNetBN",
+}
+
+TASKS = {
+    "prepare": "read, check and resample",
+    "explain": "network and map, prepared before",
+    "predict": "read, resample, network and map",
 }
 
 
@@ -51,47 +59,60 @@ class Measured:
 
     Attributes:
         way: A key of `TITLES`.
-        seconds_per_study: Median over the repetitions, reading and augmentation included.
+        seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
         peak_mb: Highest resident memory of this process and its workers while it ran.
         once_per_view_s: Seconds per study and view that were spent before, to fill the bank; else 0.
+        note: Why it was not measured.
     """
 
     way: str
-    seconds_per_study: float
-    peak_mb: float
+    seconds_per_study: float | None = None
+    peak_mb: float | None = None
     once_per_view_s: float = 0.0
+    note: str = ""
 
 
 def run(config: DictConfig) -> list[Measured]:
     """Measure every way, one after the other, and write benchmark.json and benchmark.png into the run folder.
 
     Raises:
-        ConfigError: If a way is unknown.
+        ConfigError: If a way or a task is unknown.
     """
-    ways = list(config.benchmark.ways)
-    _check(ways)
+    ways, tasks = list(config.benchmark.ways), list(config.benchmark.tasks)
+    _check(ways, tasks)
     build.checked(config)
     run_folder = Path(config.paths.run)
     prepared = build.prepare(config)
     data = build.data_module(config, prepared)
     measured = []
     for way in ways:
+        logger.info("%s ...", TITLES[way])
         torch.manual_seed(config.seed)
         measured.append(_WAYS[way](config, data, build.classifier(config, prepared).network))
-        logger.info("%s: %.2f s per study, %.0f MB", way, measured[-1].seconds_per_study, measured[-1].peak_mb)
+        logger.info("%s: %s", way, _words(measured[-1]))
         gc.collect()
-    write_json(run_folder / "benchmark.json", _record(config, measured))
+    seconds = {}
+    for task in tasks:
+        seconds[task] = TASKS_OF[task](config, data, build.classifier(config, prepared).network.eval())
+        logger.info("%s: %.2f s per study", task, seconds[task])
+    write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
     figure = _chart(measured)
     with replacing(run_folder / "benchmark.png") as temporary:
         figure.savefig(temporary, dpi=150)
-    _show(config, measured, run_folder)
+    _show(config, measured, seconds, run_folder)
     return measured
 
 
-def _check(ways: Sequence[str]) -> None:
-    unknown = [way for way in ways if way not in TITLES]
-    if unknown or not ways:
-        raise ConfigError(f"benchmark.ways: found {ways}; expected some of {', '.join(TITLES)}. Correct it.")
+def _words(one: Measured) -> str:
+    if one.seconds_per_study is None or one.peak_mb is None:
+        return one.note
+    return f"{one.seconds_per_study:.2f} s per study, {one.peak_mb:.0f} MB"
+
+
+def _check(ways: Sequence[str], tasks: Sequence[str] = ()) -> None:
+    for key, found, known in (("ways", ways, TITLES), ("tasks", tasks, TASKS)):
+        if any(one not in known for one in found) or (key == "ways" and not found):
+            raise ConfigError(f"benchmark.{key}: found {list(found)}; expected some of {', '.join(known)}. Correct it.")
 
 
 def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -103,17 +124,19 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     restore_convolutions(stock)
     model = _Learner(stock)
 
-    def epoch() -> None:
-        for studies in _batches(data.studies["train"], config):
+    def epoch() -> int:
+        batches = _batches(data.studies["train"], config)
+        for studies in batches:
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
             model.step(stock(volumes), torch.tensor([study.label for study in studies]))
+        return sum(map(len, batches))
 
     return _measure("plain", config, epoch)
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    return _measure("on_the_fly", config, _epoch_of(config, data, network, lambda batch: network(batch.volumes)))
+    return _measure("on_the_fly", config, _epochs_of(data, network, lambda batch: network(batch.volumes)))
 
 
 def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -125,28 +148,44 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
             seed=data.seed,
             folder=folder,
             batch_size=data.batch_size,
-            workers=data.workers,
             views=2,
         )
         report = bank.fill(network, {"benchmark": True})
-        epoch = _epoch_of(config, bank, network, lambda batch: network.tail(batch.features))
+        epoch = _epochs_of(bank, network, lambda batch: network.tail(batch.features))
         return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
 
 
-def _epoch_of(
-    config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]
-) -> Callable[[], None]:
-    """Return what trains on the first studies of the data module's next epoch, each time it is called."""
+def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    """Cache what does not change, augment with MONAI's transforms, float32 and one pass through MONAI's B7."""
+    if importlib.util.find_spec("monai") is None:
+        return Measured(way="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
+    from idh_lightning.benchmark.monai_way import batches, model
+
+    shape = data.store.open(data.studies["train"][0]).image.shape[1:]
+    stock = model(len(data.store.sequences)).train()
+    learner = _Learner(stock)
+    chosen = data.studies["train"][: int(config.benchmark.studies)]
+    loader = batches(chosen, data.store.sequences, shape, batch_size=data.batch_size, seed=data.seed)
+
+    def epoch() -> int:
+        for batch in loader:
+            learner.step(stock(batch["image"].as_tensor()), batch["label"])
+        return len(chosen)
+
+    return _measure("monai", config, epoch)
+
+
+def _epochs_of(data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]) -> Callable[[], int]:
+    """Return what trains on the data module's next epoch each time it is called."""
     model = _Learner(network.train(), fused=True)
     epochs = count()
 
-    def epoch() -> None:
+    def epoch() -> int:
         seen = 0
         for batch in data.training_loader(next(epochs)):
             model.step(logits(batch), batch.labels)
             seen += len(batch.labels)
-            if seen >= config.benchmark.studies:
-                return
+        return seen
 
     return epoch
 
@@ -155,6 +194,51 @@ _WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured
     "plain": _plain,
     "on_the_fly": _on_the_fly,
     "bank": _bank,
+    "monai": _monai,
+}
+
+
+def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    studies = data.studies["train"][: int(config.benchmark.studies)]
+    with tempfile.TemporaryDirectory(dir=config.paths.run, prefix="store-") as folder:
+        store = VolumeStore(Path(folder), data.store.preprocessing, data.store.sequences)
+        return store.prepare(studies).elapsed_s / len(studies)
+
+
+def _explain_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    explain = build.instantiate_section(config.explain)
+    volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1]
+    return _seconds(lambda: explain(network, volumes), int(config.benchmark.repeats))
+
+
+def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    explain = build.instantiate_section(config.explain)
+    study = data.studies["test"][0]
+
+    def predict() -> None:
+        volume = data.store.preprocessing(study, data.store.sequences).image
+        volumes = torch.from_numpy(np.asarray(volume, dtype=np.float32))[None]
+        with torch.no_grad():
+            network(volumes)
+        explain(network, volumes)
+
+    return _seconds(predict, int(config.benchmark.repeats))
+
+
+def _seconds(action: Callable[[], object], repeats: int) -> float:
+    """Return the median of the repetitions after one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+TASKS_OF: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], float]] = {
+    "prepare": _prepare_task,
+    "explain": _explain_task,
+    "predict": _predict_task,
 }
 
 
@@ -198,18 +282,19 @@ def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> 
     return tio.Subject(image=tio.ScalarImage(tensor=tensor))
 
 
-def _measure(way: str, config: DictConfig, epoch: Callable[[], None], *, once_per_view_s: float = 0.0) -> Measured:
+def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
     """Time the repetitions after one that is not counted."""
     epoch()
     seconds = []
     with _peak() as peak:
-        for _ in range(int(config.benchmark.repeats)):
+        for repeat in range(int(config.benchmark.repeats)):
             start = time.perf_counter()
-            epoch()
-            seconds.append(time.perf_counter() - start)
+            studies = epoch()
+            seconds.append((time.perf_counter() - start) / studies)
+            logger.info("%s, repetition %d: %d studies, %.2f s each", way, repeat + 1, studies, seconds[-1])
     return Measured(
         way=way,
-        seconds_per_study=statistics.median(seconds) / int(config.benchmark.studies),
+        seconds_per_study=statistics.median(seconds),
         peak_mb=peak[0] / 2**20,
         once_per_view_s=once_per_view_s,
     )
@@ -245,12 +330,12 @@ def _peak() -> Iterator[list[float]]:
 
 def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, float] | None:
     """Return how many times faster a whole training on the bank is, filling it included, than the yardstick."""
-    bank = next((one for one in measured if one.way == "bank"), None)
-    if bank is None:
+    bank, first = next((one for one in measured if one.way == "bank"), None), measured[0].seconds_per_study
+    if bank is None or bank.seconds_per_study is None or first is None:
         return None
     views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
     with_bank = views * bank.once_per_view_s + epochs * bank.seconds_per_study
-    yardstick = epochs * measured[0].seconds_per_study
+    yardstick = epochs * first
     return {
         "views": views,
         "epochs": epochs,
@@ -261,26 +346,43 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
     }
 
 
-def _record(config: DictConfig, measured: Sequence[Measured]) -> dict[str, Any]:
+def _ratio(measured: Sequence[Measured], one: Measured) -> float | None:
+    """Return how many times as fast as the first one a way is."""
+    first = measured[0].seconds_per_study
+    return None if first is None or one.seconds_per_study is None else first / one.seconds_per_study
+
+
+def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float]) -> dict[str, Any]:
     return {
         "grid": str(config.data.grid),
         "batch_size": int(config.data.batches.batch_size),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "rows": [asdict(one) for one in measured],
+        "rows": [asdict(one) | {"times_as_fast": _ratio(measured, one)} for one in measured],
         "whole_training_with_bank": _example(config, measured),
+        "seconds_per_study_of_tasks": dict(seconds),
     }
 
 
-def _show(config: DictConfig, measured: Sequence[Measured], run_folder: Path) -> None:
+def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
+    console = Console()
     table = Table(title=f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}")
     for heading in ("way", "s per study", "times as fast", "peak MB"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for one in measured:
-        ratio = measured[0].seconds_per_study / one.seconds_per_study
-        table.add_row(TITLES[one.way], f"{one.seconds_per_study:.3f}", f"{ratio:.1f}", f"{one.peak_mb:.0f}")
-    console = Console()
+        ratio = _ratio(measured, one)
+        cells = (
+            (one.note, "", "")
+            if one.seconds_per_study is None or one.peak_mb is None
+            else (f"{one.seconds_per_study:.3f}", "" if ratio is None else f"{ratio:.1f}", f"{one.peak_mb:.0f}")
+        )
+        table.add_row(TITLES[one.way], *cells)
     console.print(table)
+    if seconds:
+        table = Table("task", "what it does", "s per study", title="Per study")
+        for task, value in seconds.items():
+            table.add_row(task, TASKS[task], f"{value:.2f}")
+        console.print(table)
     example = _example(config, measured)
     if example:
         console.print(
@@ -291,22 +393,12 @@ def _show(config: DictConfig, measured: Sequence[Measured], run_folder: Path) ->
 
 
 def _chart(measured: Sequence[Measured]) -> Figure:
-    figure = Figure(figsize=(8, 0.7 * len(measured) + 1), layout="constrained")
+    shown = [one for one in measured if one.seconds_per_study is not None]
+    figure = Figure(figsize=(8, 0.7 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([TITLES[one.way] for one in measured], [one.seconds_per_study for one in measured])
+    bars = axes.barh([TITLES[one.way] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("seconds per training study")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="benchmark")
-@exits_with_message
-def main(config: DictConfig) -> None:
-    """Run what the command line composes."""
-    run(config)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,102 @@
+"""How seconds and memory grow with the number of patients, the grid and the batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from idh_lightning import build
+from idh_lightning.files import replacing, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One way to train, measured with one setting changed.
+
+    Attributes:
+        axis: The setting.
+        value: Its value.
+        way: See `idh_lightning.benchmark.ways.TITLES`.
+        seconds_per_study: As there.
+        peak_mb: As there.
+    """
+
+    axis: str
+    value: float
+    way: str
+    seconds_per_study: float
+    peak_mb: float
+
+
+def run(config: DictConfig) -> list[Point]:
+    """Measure each value of each setting in `benchmark.growth` in processes of their own; draw and write the result."""
+    build.checked(config)
+    run_folder = Path(config.paths.run)
+    overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("benchmark.measure=")]
+    points = []
+    for axis, values in config.benchmark.growth.items():
+        for value in values:
+            for way in [way for way in config.benchmark.ways if way in ("on_the_fly", "bank")]:
+                folder = run_folder / "growth" / f"{axis}={value}" / way
+                settings = [*overrides, f"{axis}={value}", f"benchmark.ways=[{way}]", "benchmark.tasks=[]"]
+                row = _alone(settings, folder)
+                points.append(Point(axis=str(axis), value=value, way=way, **row))
+                logger.info("%s", points[-1])
+    write_json(run_folder / "growth.json", {"points": [asdict(point) for point in points]})
+    with replacing(run_folder / "growth.png") as temporary:
+        growth_figure(points).savefig(temporary, dpi=150)
+    _show(points)
+    Console().print(f"{run_folder / 'growth.json'}", soft_wrap=True, highlight=False)
+    return points
+
+
+def _alone(overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "idh_lightning.benchmark", *overrides, f"hydra.run.dir='{folder}'"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    row = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["rows"][0]
+    return {key: row[key] for key in ("seconds_per_study", "peak_mb")}
+
+
+def growth_figure(points: Sequence[Point]) -> Figure:
+    """Return one column per setting: seconds per study above, peak memory below, one line per way."""
+    axes_names = list(dict.fromkeys(point.axis for point in points))
+    figure = Figure(figsize=(3.2 * len(axes_names) + 0.5, 5), layout="constrained")
+    grid = figure.subplots(2, len(axes_names), squeeze=False, sharex="col")
+    for column, axis in enumerate(axes_names):
+        for row, (key, label) in enumerate((("seconds_per_study", "s per training study"), ("peak_mb", "peak MB"))):
+            panel = grid[row][column]
+            for way in dict.fromkeys(point.way for point in points):
+                own = [point for point in points if (point.axis, point.way) == (axis, way)]
+                panel.plot(
+                    [point.value for point in own], [getattr(point, key) for point in own], marker="o", label=way
+                )
+            panel.set_ylim(bottom=0)
+            panel.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                panel.set_ylabel(label)
+        grid[1][column].set_xlabel(axis)
+    grid[0][0].legend(frameon=False)
+    return figure
+
+
+def _show(points: Sequence[Point]) -> None:
+    table = Table(title="Growth")
+    for heading in ("setting", "value", "way", "s per study", "peak MB"):
+        table.add_column(heading, justify="left" if heading in ("setting", "way") else "right")
+    for point in points:
+        cells = f"{point.value:g}", point.way, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
+        table.add_row(point.axis, *cells)
+    Console().print(table)

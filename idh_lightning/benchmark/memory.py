@@ -1,0 +1,193 @@
+"""What each way to train takes of memory: told beforehand, and measured in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from idh_lightning import build
+from idh_lightning.errors import ModelError
+from idh_lightning.files import write_json
+from idh_lightning.memory_plan import free_bytes
+from idh_lightning.models import StemTailNetwork, training_memory
+
+logger = logging.getLogger(__name__)
+
+STEPS = 3
+"""Training steps of which the highest use of memory is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to train.
+
+    Attributes:
+        name: For people.
+        model: Settings of the network that differ from `conf/model`.
+        from_features: Whether training starts at the stem's features, as on a feature bank.
+        optimizer: A file of `conf/optimizer`; None for the one that was chosen.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    from_features: bool = False
+    optimizer: str | None = None
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(name="everything learns", model={"trainable_from": "conv_stem", "focus": None}),
+    Setting(name="two last stages", model={"trainable_from": "blocks.5"}),
+    Setting(name="two last stages, checkpoint_tail", model={"trainable_from": "blocks.5", "checkpoint_tail": True}),
+    Setting(name="two last blocks", model={"trainable_from": "blocks.6.2"}),
+    Setting(name="two last stages, feature_bank", model={"trainable_from": "blocks.5"}, from_features=True),
+    Setting(
+        name="experiment=low_memory",
+        model={"trainable_from": "blocks.6.2", "checkpoint_tail": True},
+        from_features=True,
+        optimizer="adafactor",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one way to train takes; memory in MB of 10^6 bytes.
+
+    Attributes:
+        setting: Its name.
+        parameters: Number of all.
+        trainable: Number of those that learn.
+        activations_mb: Kept by the forward pass of a batch for its backward pass.
+        optimizer_mb: State of the optimizer.
+        told_mb: Peak of all tensors, told beforehand.
+        peak_mb: Measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
+            the network was built; None where it would not have fitted.
+    """
+
+    setting: str
+    parameters: int
+    trainable: int
+    activations_mb: float
+    optimizer_mb: float
+    told_mb: float
+    peak_mb: float | None
+
+
+def run(config: DictConfig) -> list[Row]:
+    """Measure every setting, print the table and write memory.json into the run folder."""
+    build.checked(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    grid = plain["data"]["grid"]
+    shape = [int(plain["data"]["batches"]["batch_size"]), 4, *([grid] * 3 if isinstance(grid, int) else grid)]
+    rows = []
+    for setting in SETTINGS:
+        chosen = plain["optimizer"] if setting.optimizer is None else build.optimizer_settings(setting.optimizer)
+        settings = plain["model"] | {"weights": "none"} | dict(setting.model)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+            try:
+                rows.append(alone.submit(measure, setting, settings, chosen, shape).result())
+            except ModelError as error:
+                logger.warning("%s is left out. %s", setting.name, error)
+                continue
+        logger.info("%s: %s", setting.name, rows[-1])
+    write_json(
+        Path(config.paths.run) / "memory.json",
+        {"batch": shape, "device": _device(), "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
+    )
+    _show(rows, shape)
+    Console().print(f"{Path(config.paths.run) / 'memory.json'}", soft_wrap=True, highlight=False)
+    return rows
+
+
+def measure(setting: Setting, model: Mapping[str, Any], optimizer: Mapping[str, Any], shape: Sequence[int]) -> Row:
+    """Train some steps on noise and return what it took; meant to run in a fresh process."""
+    device, before = _device(), psutil.Process().memory_info().rss
+    network: StemTailNetwork = build.factory(dict(model))(in_channels=shape[1])
+    network.train()
+    make = build.factory(dict(optimizer) | ({"fused": device == "cpu"} if "fused" in optimizer else {}))
+    told = training_memory(network, shape, make, from_features=setting.from_features, filling=1, device=device)
+    free, peak_mb = free_bytes(on_gpu=device == "cuda"), None
+    if told.peak < free:
+        peak_mb = _train(network.to(device), make, shape, from_features=setting.from_features, before=before) / 1e6
+    parameters = list(network.parameters())
+    return Row(
+        setting=setting.name,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        activations_mb=told.activations / 1e6,
+        optimizer_mb=told.optimizer / 1e6,
+        told_mb=told.peak / 1e6,
+        peak_mb=peak_mb,
+    )
+
+
+def _train(network: StemTailNetwork, make: Any, shape: Sequence[int], *, from_features: bool, before: int) -> float:
+    device = _device()
+    optimizer = make([parameter for parameter in network.parameters() if parameter.requires_grad])
+    volumes = torch.randn(*shape, device=device)
+    labels = torch.arange(shape[0], device=device) % 2
+    features = torch.cat([network.stem(volumes[:1])] * shape[0]) if from_features else None
+    if features is not None:
+        del volumes
+    _forget_peak()
+    for _ in range(STEPS):
+        with torch.autocast(device, dtype=torch.float16, enabled=device == "cuda"):
+            answer = network.answer(network.stem(volumes) if features is None else features)
+            loss = nn.functional.cross_entropy(answer.logits, labels)
+            if answer.tumour is not None:
+                loss = loss + answer.tumour.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        del answer, loss
+        optimizer.step()
+        optimizer.zero_grad()
+    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Return the highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float(psutil.Process().memory_info().rss)
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return float(line.split()[1]) * 1024
+
+
+def _show(rows: Sequence[Row], shape: Sequence[int]) -> None:
+    grid = " x ".join(map(str, shape[2:]))
+    table = Table(title=f"Memory of training in MB, batch {shape[0]}, grid {grid}, {_device()}")
+    for heading in ("", "parameters", "trainable", "activations", "optimizer", "told", "peak", "share"):
+        table.add_column(heading, justify="right" if heading else "left")
+    whole = rows[0].peak_mb or rows[0].told_mb
+    for row in rows:
+        table.add_row(
+            row.setting,
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.trainable / 1e6:.1f} M",
+            *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.told_mb)),
+            "does not fit" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+            f"{(row.peak_mb or row.told_mb) / whole:.2f}",
+        )
+    Console().print(table)
