@@ -171,7 +171,7 @@ def test_each_lighter_plan_keeps_less_for_the_backward_pass_and_the_last_one_nee
 
 def test_the_least_demanding_experiment_composes_and_its_optimizer_goes_with_the_schedule(small_network: Maker) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = build.checked(compose("train", ["experiment=low_memory"]))
+        config = build.checked(compose("train", ["experiment=low_memory", "name=least", "paths.run=unused"]))
     assert config.model.checkpoint_tail
     assert config.data.batches._target_.endswith("FeatureBankDataModule")
     parameters = [p for p in small_network().parameters() if p.requires_grad]
