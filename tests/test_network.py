@@ -318,3 +318,14 @@ def test_an_odd_grid_keeps_the_centre_at_every_layer(small_network: Maker) -> No
         assert offset + (cells - 1) / 2 * step == 32
         assert step == 64 / (cells - 1)
     assert network.sampling("conv_head", 64) == (31.0, 32.0)
+
+
+def test_studies_side_by_side_give_what_they_give_one_by_one(small_network: Maker) -> None:
+    network, x = small_network(focus="blocks.1").eval(), volumes(edge=33)
+    alone = network.stem(x)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(network.stem(x), alone)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
