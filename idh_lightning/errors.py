@@ -110,10 +110,11 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except Stopped as stopped:
-            sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with --resume RUN_FOLDER.\n")
-            sys.exit(128 + stopped.number)
-        except Exception as error:
+        except BaseException as error:
+            stopped = _find_stopped(error)
+            if stopped is not None:
+                sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with --resume RUN_FOLDER.\n")
+                sys.exit(128 + stopped.number)
             ours = _find_ours(error)
             if ours is None:
                 raise
@@ -125,6 +126,13 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(2)
 
     return guarded
+
+
+def _find_stopped(error: BaseException | None) -> Stopped | None:
+    """Return the stop that an exception is, or was raised over: torch.save, cut short, ends with a RuntimeError."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
 
 
 def _find_ours(error: BaseException | None) -> IDHError | None:

@@ -243,13 +243,28 @@ def test_a_signal_stops_with_its_own_status(capsys: pytest.CaptureFixture[str]) 
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 143
     assert "--resume" in capsys.readouterr().err
     with pytest.raises(Stopped):
         interrupted()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_stop_counts_though_what_it_cut_short_fails_in_its_own_way(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_with_message
+    def main() -> None:
+        try:
+            raise Stopped(signal.SIGTERM)
+        finally:
+            raise RuntimeError("unexpected position in the file")
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
 
 
 def interrupted() -> None:
