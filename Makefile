@@ -29,7 +29,7 @@ train: setup
 
 test: setup
 	@echo "Running the tests ..."
-	@$(RUN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff format --check .

@@ -37,6 +37,7 @@ def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() 
         {
             "benchmark": {"views": 4, "epochs": 15, "training_studies": 140},
             "data": {"grid": 8, "batches": {"batch_size": 2}},
+            "trainer": {"accelerator": "cpu"},
         }
     )
     plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)

@@ -14,6 +14,7 @@ from idh_lightning.models.convolutions import (
     _Depthwise,
     restore_convolutions,
     swap_convolutions,
+    zeros_around,
 )
 
 
@@ -57,7 +58,10 @@ def test_output_and_both_gradients_are_those_of_torch(
         shape = (size, size, size)  # timm_3d 1.0.1 mistakes the axes of others
     stock = depthwise(channels, edge, kind, stride=stride).double()
     x = torch.randn(batch, channels, *shape, dtype=torch.double, requires_grad=True)
-    agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
+    ours = DepthwiseConv3d.of(stock, Conv3dSame)
+    agrees(stock, ours, x)
+    as_on_a_gpu = ours._by_torch(x, zeros_around(ours, x.shape, same=ours.same))
+    torch.testing.assert_close(as_on_a_gpu, stock(x))
 
 
 @pytest.mark.parametrize("most_cells", [0, 10**9])

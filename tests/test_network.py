@@ -11,6 +11,7 @@ from torch import nn
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
+from idh_lightning.models.folded import FoldedStem
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -75,6 +76,16 @@ def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
     folded = network.stem(x)
     network.fold_stem = False
     torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("edge", [32, 33])
+def test_a_stem_folded_for_a_gpu_computes_the_same_for_several_studies_at_once(small_network: Maker, edge: int) -> None:
+    network = moved(small_network(stem_precision="float32", focus="blocks.2"))
+    network.fold_stem = False
+    folded = FoldedStem(network._stem_modules(), torch.float32, onednn=False)
+    for studies in (1, 3):
+        x = volumes(studies, edge=edge)
+        torch.testing.assert_close(network._run_stem(x, folded), network.stem(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("focus", ["bn1", "conv_stem", "blocks.2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,16 @@ from rich.table import Table
 from torch import nn
 
 from idh_lightning import build
+from idh_lightning.benchmark.ways import HALVES, forget_gpu_peak
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.memory_plan import free_bytes
 from idh_lightning.models import StemTailNetwork, training_memory
 
 logger = logging.getLogger(__name__)
+
+GPU_BATCHES = 1, 2, 4
+"""Batch sizes that are tried on a GPU, each in every arithmetic of `HALVES`; a CPU trains with what is configured."""
 
 STEPS = 3
 """Training steps of which the highest use of memory is measured."""
@@ -67,6 +72,8 @@ class Row:
 
     Attributes:
         setting: Its name.
+        batch: Studies per step.
+        precision: The trainer's.
         parameters: Number of all.
         trainable: Number of those that learn.
         activations_mb: Kept by the forward pass of a batch for its backward pass.
@@ -77,6 +84,8 @@ class Row:
     """
 
     setting: str
+    batch: int
+    precision: str
     parameters: int
     trainable: int
     activations_mb: float
@@ -90,60 +99,101 @@ def run(config: DictConfig) -> list[Row]:
     build.checked(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     grid = plain["data"]["grid"]
-    shape = [int(plain["data"]["batches"]["batch_size"]), 4, *([grid] * 3 if isinstance(grid, int) else grid)]
-    rows = []
+    on_gpu = build.on_gpu(config.trainer)
+    batches = GPU_BATCHES if on_gpu else [int(plain["data"]["batches"]["batch_size"])]
+    precisions = list(HALVES) if on_gpu else [build.precision(config.trainer)]
+    shapes = [[batch, 4, *([grid] * 3 if isinstance(grid, int) else grid)] for batch in batches]
+    rows: list[Row] = []
     for setting in SETTINGS:
         chosen = plain["optimizer"] if setting.optimizer is None else build.optimizer_settings(setting.optimizer)
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
-                rows.append(alone.submit(measure, setting, settings, chosen, shape).result())
+                found = alone.submit(measure, setting, settings, chosen, shapes, precisions).result()
             except ModelError as error:
                 logger.warning("%s is left out. %s", setting.name, error)
                 continue
-        logger.info("%s: %s", setting.name, rows[-1])
+        rows += found
+        logger.info("%s: %s", setting.name, found)
     write_json(
         Path(config.paths.run) / "memory.json",
-        {"batch": shape, "device": _device(), "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
+        {"grid": grid, "device": _name(), "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
     )
-    _show(rows, shape)
+    _show(rows, " x ".join(map(str, shapes[0][2:])))
     Console().print(f"{Path(config.paths.run) / 'memory.json'}", soft_wrap=True, highlight=False)
     return rows
 
 
-def measure(setting: Setting, model: Mapping[str, Any], optimizer: Mapping[str, Any], shape: Sequence[int]) -> Row:
-    """Train some steps on noise and return what it took; meant to run in a fresh process."""
-    device, before = _device(), psutil.Process().memory_info().rss
-    network: StemTailNetwork = build.factory(dict(model))(in_channels=shape[1])
-    network.train()
+def measure(
+    setting: Setting,
+    model: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    shapes: Sequence[Sequence[int]],
+    precisions: Sequence[str],
+) -> list[Row]:
+    """Train some steps on noise and return what each batch took in each arithmetic; meant to run in a fresh process."""
+    device, before, rows, told = _device(), psutil.Process().memory_info().rss, [], None
     make = build.factory(dict(optimizer) | ({"fused": device == "cpu"} if "fused" in optimizer else {}))
-    told = training_memory(network, shape, make, from_features=setting.from_features, filling=1, device=device)
-    free, peak_mb = free_bytes(on_gpu=device == "cuda"), None
-    if told.peak < free:
-        peak_mb = _train(network.to(device), make, shape, from_features=setting.from_features, before=before) / 1e6
-    parameters = list(network.parameters())
-    return Row(
-        setting=setting.name,
-        parameters=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        activations_mb=told.activations / 1e6,
-        optimizer_mb=told.optimizer / 1e6,
-        told_mb=told.peak / 1e6,
-        peak_mb=peak_mb,
-    )
+    for shape, precision in itertools.product(shapes, precisions):
+        network: StemTailNetwork = build.factory(dict(model))(in_channels=shape[1])
+        network.train()
+        half = HALVES[precision] if device == "cuda" else None
+        if told is None or told[0] != shape:  # the same in every half precision
+            told = (
+                shape,
+                training_memory(
+                    network,
+                    shape,
+                    make,
+                    from_features=setting.from_features,
+                    filling=1,
+                    device=device,
+                    autocast=half,
+                ),
+            )
+        tensors = told[1]
+        peak_mb = None
+        if tensors.peak < free_bytes(on_gpu=device == "cuda"):
+            network.to(device)
+            peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
+        parameters = list(network.parameters())
+        rows.append(
+            Row(
+                setting=setting.name,
+                batch=shape[0],
+                precision=precision,
+                parameters=sum(parameter.numel() for parameter in parameters),
+                trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+                activations_mb=tensors.activations / 1e6,
+                optimizer_mb=tensors.optimizer / 1e6,
+                told_mb=tensors.peak / 1e6,
+                peak_mb=peak_mb,
+            )
+        )
+        del network, parameters
+    return rows
 
 
-def _train(network: StemTailNetwork, make: Any, shape: Sequence[int], *, from_features: bool, before: int) -> float:
+def _train(
+    network: StemTailNetwork,
+    make: Any,
+    shape: Sequence[int],
+    half: torch.dtype | None,
+    *,
+    from_features: bool,
+    before: int,
+) -> float:
     device = _device()
     optimizer = make([parameter for parameter in network.parameters() if parameter.requires_grad])
     volumes = torch.randn(*shape, device=device)
     labels = torch.arange(shape[0], device=device) % 2
-    features = torch.cat([network.stem(volumes[:1])] * shape[0]) if from_features else None
+    with torch.autocast(device, dtype=half, enabled=half is not None):
+        features = torch.cat([network.stem(volumes[:1])] * shape[0]) if from_features else None
     if features is not None:
         del volumes
     _forget_peak()
     for _ in range(STEPS):
-        with torch.autocast(device, dtype=torch.float16, enabled=device == "cuda"):
+        with torch.autocast(device, dtype=half, enabled=half is not None):
             answer = network.answer(network.stem(volumes) if features is None else features)
             loss = nn.functional.cross_entropy(answer.logits, labels)
             if answer.tumour is not None:
@@ -159,10 +209,13 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def _forget_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
+    forget_gpu_peak()
+    if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -175,19 +228,31 @@ def _peak() -> float:
     return float(line.split()[1]) * 1024
 
 
-def _show(rows: Sequence[Row], shape: Sequence[int]) -> None:
-    grid = " x ".join(map(str, shape[2:]))
-    table = Table(title=f"Memory of training in MB, batch {shape[0]}, grid {grid}, {_device()}")
-    for heading in ("", "parameters", "trainable", "activations", "optimizer", "told", "peak", "share"):
+def _show(rows: Sequence[Row], grid: str) -> None:
+    table = Table(title=f"Memory of training in MB, grid {grid}, {_name()}")
+    for heading in (
+        "",
+        "batch",
+        "precision",
+        "parameters",
+        "trainable",
+        "activations",
+        "optimizer",
+        "told",
+        "peak",
+        "share",
+    ):
         table.add_column(heading, justify="right" if heading else "left")
-    whole = rows[0].peak_mb or rows[0].told_mb
+    whole = {(row.batch, row.precision): row.peak_mb or row.told_mb for row in reversed(rows)}
     for row in rows:
         table.add_row(
             row.setting,
+            str(row.batch),
+            row.precision,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.trainable / 1e6:.1f} M",
             *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.told_mb)),
             "does not fit" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-            f"{(row.peak_mb or row.told_mb) / whole:.2f}",
+            f"{(row.peak_mb or row.told_mb) / whole[row.batch, row.precision]:.2f}",
         )
     Console().print(table)

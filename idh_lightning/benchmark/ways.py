@@ -39,6 +39,9 @@ from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
 
+HALVES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Arithmetic that Lightning's names of precisions stand for."""
+
 TITLES = {
     "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32",
     "on_the_fly": "this project, data=on_the_fly",
@@ -61,6 +64,7 @@ class Measured:
         way: A key of `TITLES`.
         seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
         peak_mb: Highest resident memory of this process and its workers while it ran.
+        peak_gpu_mb: Most that was allocated on the GPU at once; None without one.
         once_per_view_s: Seconds per study and view that were spent before, to fill the bank; else 0.
         note: Why it was not measured.
     """
@@ -68,6 +72,7 @@ class Measured:
     way: str
     seconds_per_study: float | None = None
     peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
     once_per_view_s: float = 0.0
     note: str = ""
 
@@ -88,12 +93,15 @@ def run(config: DictConfig) -> list[Measured]:
     for way in ways:
         logger.info("%s ...", TITLES[way])
         torch.manual_seed(config.seed)
-        measured.append(_WAYS[way](config, data, build.classifier(config, prepared).network))
+        network = build.classifier(config, prepared).network.to(device_of(config))
+        measured.append(_WAYS[way](config, data, network))
         logger.info("%s: %s", way, _words(measured[-1]))
+        del network
         gc.collect()
     seconds = {}
     for task in tasks:
-        seconds[task] = TASKS_OF[task](config, data, build.classifier(config, prepared).network.eval())
+        network = build.classifier(config, prepared).network.to(device_of(config))
+        seconds[task] = TASKS_OF[task](config, data, network.eval())
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
     figure = _chart(measured)
@@ -106,7 +114,9 @@ def run(config: DictConfig) -> list[Measured]:
 def _words(one: Measured) -> str:
     if one.seconds_per_study is None or one.peak_mb is None:
         return one.note
-    return f"{one.seconds_per_study:.2f} s per study, {one.peak_mb:.0f} MB"
+    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB" + (
+        "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
+    )
 
 
 def _check(ways: Sequence[str], tasks: Sequence[str] = ()) -> None:
@@ -122,21 +132,21 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
     stock: nn.Module = network.train().network
     restore_convolutions(stock)
-    model = _Learner(stock)
+    model = _Learner(stock, config)
 
     def epoch() -> int:
         batches = _batches(data.studies["train"], config)
         for studies in batches:
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
-            model.step(stock(volumes), torch.tensor([study.label for study in studies]))
+            model.step(stock, volumes, torch.tensor([study.label for study in studies]))
         return sum(map(len, batches))
 
     return _measure("plain", config, epoch)
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    return _measure("on_the_fly", config, _epochs_of(data, network, lambda batch: network(batch.volumes)))
+    return _measure("on_the_fly", config, _epochs_of(config, data, network, network))
 
 
 def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -151,7 +161,7 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
             views=2,
         )
         report = bank.fill(network, {"benchmark": True})
-        epoch = _epochs_of(bank, network, lambda batch: network.tail(batch.features))
+        epoch = _epochs_of(config, bank, network, network.tail)
         return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
 
 
@@ -163,28 +173,32 @@ def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
 
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
     stock = model(len(data.store.sequences)).train()
-    learner = _Learner(stock)
+    stock.to(device_of(config))
+    learner = _Learner(stock, config)
     chosen = data.studies["train"][: int(config.benchmark.studies)]
     loader = batches(chosen, data.store.sequences, shape, batch_size=data.batch_size, seed=data.seed)
 
     def epoch() -> int:
         for batch in loader:
-            learner.step(stock(batch["image"].as_tensor()), batch["label"])
+            learner.step(stock, batch["image"].as_tensor(), batch["label"])
         return len(chosen)
 
     return _measure("monai", config, epoch)
 
 
-def _epochs_of(data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Any], Tensor]) -> Callable[[], int]:
+def _epochs_of(
+    config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Tensor], Tensor]
+) -> Callable[[], int]:
     """Return what trains on the data module's next epoch each time it is called."""
-    model = _Learner(network.train(), fused=True)
+    model = _Learner(network.train(), config, as_trained=True)
     epochs = count()
 
     def epoch() -> int:
         seen = 0
         for batch in data.training_loader(next(epochs)):
-            model.step(logits(batch), batch.labels)
-            seen += len(batch.labels)
+            inputs, labels = batch[:2]
+            model.step(logits, inputs, labels)
+            seen += len(labels)
         return seen
 
     return epoch
@@ -207,7 +221,7 @@ def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetw
 
 def _explain_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
     explain = build.instantiate_section(config.explain)
-    volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1]
+    volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1].to(device_of(config))
     return _seconds(lambda: explain(network, volumes), int(config.benchmark.repeats))
 
 
@@ -217,7 +231,7 @@ def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetw
 
     def predict() -> None:
         volume = data.store.preprocessing(study, data.store.sequences).image
-        volumes = torch.from_numpy(np.asarray(volume, dtype=np.float32))[None]
+        volumes = torch.from_numpy(np.asarray(volume, dtype=np.float32))[None].to(device_of(config))
         with torch.no_grad():
             network(volumes)
         explain(network, volumes)
@@ -231,6 +245,7 @@ def _seconds(action: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         action()
+        wait_for_gpu()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
@@ -245,14 +260,29 @@ TASKS_OF: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], float
 class _Learner:
     """The least that training takes: loss, backward pass, clipping and AdamW over what is trainable."""
 
-    def __init__(self, network: nn.Module, *, fused: bool | None = None) -> None:
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=fused)
+    def __init__(self, network: nn.Module, config: DictConfig, *, as_trained: bool = False) -> None:
+        """Take what is trainable of a network.
 
-    def step(self, logits: Tensor, labels: Tensor) -> None:
-        nn.functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+        Args:
+            network: On its device.
+            config: Says where and how training computes.
+            as_trained: Whether to compute as this project's training does; else in float32 and with stock AdamW.
+        """
+        self.device = device_of(config)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=as_trained or None)
+        self.half = HALVES.get(build.precision(config.trainer)) if as_trained and self.device == "cuda" else None
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.half == torch.float16)
+
+    def step(self, logits: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> None:
+        with torch.autocast(self.device, dtype=self.half, enabled=self.half is not None):
+            found = logits(inputs.to(self.device))
+        loss = nn.functional.cross_entropy(found.float(), labels.to(self.device))
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
 
 
@@ -286,18 +316,45 @@ def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per
     """Time the repetitions after one that is not counted."""
     epoch()
     seconds = []
+    forget_gpu_peak()
     with _peak() as peak:
         for repeat in range(int(config.benchmark.repeats)):
             start = time.perf_counter()
             studies = epoch()
+            wait_for_gpu()
             seconds.append((time.perf_counter() - start) / studies)
             logger.info("%s, repetition %d: %d studies, %.2f s each", way, repeat + 1, studies, seconds[-1])
     return Measured(
         way=way,
         seconds_per_study=statistics.median(seconds),
         peak_mb=peak[0] / 2**20,
+        peak_gpu_mb=gpu_peak_mb() if device_of(config) == "cuda" else None,
         once_per_view_s=once_per_view_s,
     )
+
+
+def device_of(config: DictConfig) -> str:
+    """Return where training takes place, "cuda" or "cpu"."""
+    return "cuda" if build.on_gpu(config.trainer) else "cpu"
+
+
+def wait_for_gpu() -> None:
+    """Wait until the GPU, if there is one, has done what it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def forget_gpu_peak() -> None:
+    """Begin anew to look for the most that is allocated on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_peak_mb() -> float:
+    """Return the most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 @contextmanager
@@ -357,6 +414,7 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
         "grid": str(config.data.grid),
         "batch_size": int(config.data.batches.batch_size),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu",
         "torch": torch.__version__,
         "rows": [asdict(one) | {"times_as_fast": _ratio(measured, one)} for one in measured],
         "whole_training_with_bank": _example(config, measured),
@@ -367,14 +425,19 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
 def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
     console = Console()
     table = Table(title=f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}")
-    for heading in ("way", "s per study", "times as fast", "peak MB"):
+    for heading in ("way", "s per study", "times as fast", "peak MB", "on the GPU"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for one in measured:
         ratio = _ratio(measured, one)
         cells = (
-            (one.note, "", "")
+            (one.note, "", "", "")
             if one.seconds_per_study is None or one.peak_mb is None
-            else (f"{one.seconds_per_study:.3f}", "" if ratio is None else f"{ratio:.1f}", f"{one.peak_mb:.0f}")
+            else (
+                f"{one.seconds_per_study:.3f}",
+                "" if ratio is None else f"{ratio:.1f}",
+                f"{one.peak_mb:.0f}",
+                "" if one.peak_gpu_mb is None else f"{one.peak_gpu_mb:.0f}",
+            )
         )
         table.add_row(TITLES[one.way], *cells)
     console.print(table)

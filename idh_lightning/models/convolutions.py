@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -89,6 +90,14 @@ FEW_CELLS = 4096
 """Up to this product of cells in and cells out, a depthwise convolution is a small matrix per channel."""
 
 
+GPU_STUDIES = 8
+"""From this batch on, that holds on a GPU too.
+
+The tail of B7 at 128^3, forward and backward in float16 on an H200: 16 studies 38 ms with matrices and 72 ms without,
+2 studies 38 and 27 ms, and then 0.4 GB more memory.
+"""
+
+
 class DepthwiseConv3d(_Swapped):
     """A depthwise convolution whose gradients are depthwise convolutions too, or products of small matrices.
 
@@ -108,16 +117,23 @@ class DepthwiseConv3d(_Swapped):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Return the convolution of [B, C, d, h, w]."""
-        pads = zeros_around(self, volumes.shape, same=self.same)
-        if volumes.device.type != "cpu":
-            return functional.conv3d(functional.pad(volumes, pads), self.weight, stride=self.stride, groups=self.groups)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else volumes.dtype
-        with torch.autocast("cpu", enabled=False):  # one arithmetic for both passes
+        pads, device = zeros_around(self, volumes.shape, same=self.same), volumes.device.type
+        cells = _cells_out(volumes.shape, self.weight.shape, self.stride, pads)
+        few = volumes.shape[2:].numel() * math.prod(cells) <= FEW_CELLS
+        few = few and (device == "cpu" or len(volumes) >= GPU_STUDIES)
+        if device != "cpu" and not few:
+            return self._by_torch(volumes, pads)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
+        with torch.autocast(device, enabled=False):  # one arithmetic for both passes
             operands = volumes.to(dtype), self.weight.to(dtype), tuple(self.stride), pads
-            cells = _cells_out(volumes.shape, self.weight.shape, self.stride, pads)
-            few = volumes.shape[2:].numel() * math.prod(cells) <= FEW_CELLS
             result: Tensor = _by_matrices(*operands, cells) if few else _Depthwise.apply(*operands)
         return result
+
+    def _by_torch(self, volumes: Tensor, pads: list[int]) -> Tensor:
+        before, after = pads[-2::-2], pads[-1::-2]
+        if before != after:
+            volumes, before = functional.pad(volumes, pads), [0, 0, 0]
+        return functional.conv3d(volumes, self.weight, stride=self.stride, padding=before, groups=self.groups)
 
 
 def _by_matrices(
@@ -125,10 +141,19 @@ def _by_matrices(
 ) -> Tensor:
     """Return the depthwise convolution of [B, C, d, h, w] as one matrix product per channel."""
     batch, channels, *sizes = volumes.shape
-    places = _placement(tuple(sizes), tuple(weight.shape[2:]), stride, tuple(pads[::2][::-1]), cells)
-    taps = torch.from_numpy(places).to(weight.dtype).flatten(1)
-    matrices = (weight.flatten(1) @ taps).view(channels, *places.shape[1:])
+    where = tuple(sizes), tuple(weight.shape[2:]), stride, tuple(pads[::2][::-1]), cells
+    # A tensor that has a shape and no values must not be kept.
+    make = _taps.__wrapped__ if isinstance(weight, FakeTensor) else _taps
+    taps = make(weight.device, weight.dtype, *where)
+    matrices = (weight.flatten(1) @ taps.flatten(1)).view(channels, *taps.shape[1:])
     return torch.bmm(matrices, volumes.flatten(2).permute(1, 2, 0)).permute(2, 0, 1).reshape(batch, channels, *cells)
+
+
+@functools.lru_cache(maxsize=32)
+def _taps(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
+    """Return `_placement` as a tensor."""
+    with torch.inference_mode(False):  # what is kept may be asked for its part in a gradient later
+        return torch.from_numpy(_placement(*where)).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=32)

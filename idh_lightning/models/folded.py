@@ -1,4 +1,4 @@
-"""The frozen stem as a CPU runs it fastest: BatchNorm and activation within the convolutions."""
+"""The frozen stem as a machine runs it fastest: BatchNorm and, on a CPU, activations within the convolutions."""
 
 from __future__ import annotations
 
@@ -27,40 +27,43 @@ class FoldedStem:
 
     A BatchNorm in eval mode is a factor and a shift per channel, which go into the weights of the convolution before
     it; a gate of squeeze-and-excitation is a factor per channel of one study, which goes into those of the convolution
-    after it; activations and residual sums are computed by the convolution (oneDNN) before its result is written. What
-    is computed is the same, and rounded less often.
+    after it. On a CPU, activations and residual sums are computed by the convolution (oneDNN) before its result is
+    written. What is computed is the same, and rounded less often.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
-        """Fold the weights into `parts`, which run one after the other on one study [1, C, D, H, W], channels last.
+    def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> None:
+        """Fold the weights into `parts`, which run one after the other on [B, C, D, H, W].
 
         Args:
             modules: The stem's parts by name, in the order in which they run, for which `can_fold` holds.
-            dtype: Of the arithmetic: float32 or bfloat16.
+            dtype: Of the arithmetic.
+            onednn: Whether oneDNN computes, channels last; else torch's ordinary convolutions.
         """
+        how = dtype, onednn
         self.parts: dict[str, Callable[[Tensor], Tensor]] = {}
         with torch.no_grad():
             waiting: tuple[str, nn.Conv3d] | None = None  # a convolution whose BatchNorm may come next
             for name, module in modules.items():
                 if isinstance(module, nn.Conv3d):
                     waiting = name, module
-                    self.parts[name] = _Convolution.of(module, None, dtype)
+                    self.parts[name] = _Convolution.of(module, None, *how)
                 elif isinstance(module, _BatchNorm):
                     assert waiting is not None
                     before, conv = waiting
                     del self.parts[before]
-                    self.parts[name] = _Convolution.of(conv, module, dtype)
+                    self.parts[name] = _Convolution.of(conv, module, *how)
                 else:
                     blocks = module if isinstance(module, nn.Sequential) else [module]
-                    self.parts[name] = _Stage([_Block(block, dtype) for block in blocks])
+                    self.parts[name] = _Stage([_Block(block, *how) for block in blocks])
 
 
-def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
+def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
     """Return whether this machine and these parts of a network go with `FoldedStem`."""
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return False
+    if onednn:
+        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            return False
     blocks = [
         block
         for module in modules.values()
@@ -90,38 +93,56 @@ class _Convolution:
     conv: nn.Conv3d
     weight: Tensor
     bias: Tensor
-    activation: str
+    bends: bool
+    onednn: bool
 
     @classmethod
-    def of(cls, conv: nn.Conv3d, norm: Any, dtype: torch.dtype) -> _Convolution:
-        weight, bias = conv.weight, torch.zeros(conv.out_channels)
+    def of(cls, conv: nn.Conv3d, norm: Any, dtype: torch.dtype, onednn: bool) -> _Convolution:
+        weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels)
         if norm is not None:
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
         bends = norm is not None and isinstance(norm.act, nn.SiLU)
-        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
-        return cls(conv, weight, bias.detach().to(dtype), "swish" if bends else "none")
+        layout = torch.channels_last_3d if onednn else torch.contiguous_format
+        weight = weight.detach().to(dtype).contiguous(memory_format=layout)
+        return cls(conv, weight, bias.detach().to(dtype), bends, onednn)
 
     def __call__(self, hidden: Tensor, *, gate: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        """Return the convolution of `hidden` times `gate`, plus `added`."""
-        hidden = hidden.to(self.weight.dtype)
+        """Return the convolution of `hidden` times `gate` [B, C, 1, 1, 1], plus `added`."""
+        hidden, weight = hidden.to(self.weight.dtype), self.weight
+        if gate is not None and len(gate) == 1:
+            weight = weight * gate
+        elif gate is not None:
+            hidden = hidden * gate
         padding: Any = self.conv.padding
-        weight = self.weight if gate is None else self.weight * gate
         if isinstance(self.conv, Conv3dSame):
             around = zeros_around(self.conv, hidden.shape, same=True)
             padding = around[::-2]
             # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volume.
             missing = [zeros for place in (0, 2, 4) for zeros in (around[place + 1] - around[place], 0)]
             if any(missing):
-                weight = functional.pad(weight, missing).contiguous(memory_format=torch.channels_last_3d)
-        how = list(padding), list(self.conv.stride), list(self.conv.dilation), self.conv.groups
+                layout = torch.channels_last_3d if self.onednn else torch.contiguous_format
+                weight = functional.pad(weight, missing).contiguous(memory_format=layout)
+        compute = self._by_onednn if self.onednn else self._by_torch
+        return compute(hidden, weight, list(padding), added)
+
+    def _by_onednn(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
+        how = padding, list(self.conv.stride), list(self.conv.dilation), self.conv.groups
         operation = torch.ops.mkldnn._convolution_pointwise
         result: Tensor
         if added is None:
-            result = operation(hidden, weight, self.bias, *how, self.activation, [], "")
+            result = operation(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], "")
         else:
             result = operation.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None)
         return result
+
+    def _by_torch(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
+        how = self.conv.stride, padding, self.conv.dilation, self.conv.groups
+        with torch.autocast(hidden.device.type, enabled=False):
+            result = functional.conv3d(hidden, weight, self.bias, *how)
+        if self.bends:
+            result = functional.silu(result, inplace=True)
+        return result if added is None else result.add_(added)
 
 
 class _Stage:
@@ -139,16 +160,17 @@ class _Stage:
 class _Block:
     """A residual block: convolutions, squeeze-and-excitation and the sum with its input."""
 
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+    def __init__(self, block: Any, dtype: torch.dtype, onednn: bool) -> None:
+        how = dtype, onednn
         if isinstance(block, InvertedResidual):
             self.first = [
-                _Convolution.of(block.conv_pw, block.bn1, dtype),
-                _Convolution.of(block.conv_dw, block.bn2, dtype),
+                _Convolution.of(block.conv_pw, block.bn1, *how),
+                _Convolution.of(block.conv_dw, block.bn2, *how),
             ]
-            self.last = _Convolution.of(block.conv_pwl, block.bn3, dtype)
+            self.last = _Convolution.of(block.conv_pwl, block.bn3, *how)
         else:
-            self.first = [_Convolution.of(block.conv_dw, block.bn1, dtype)]
-            self.last = _Convolution.of(block.conv_pw, block.bn2, dtype)
+            self.first = [_Convolution.of(block.conv_dw, block.bn1, *how)]
+            self.last = _Convolution.of(block.conv_pw, block.bn2, *how)
         self.excitation: Any = block.se if isinstance(block.se, SqueezeExcite) else None
         self.has_skip = bool(block.has_skip)
 
@@ -161,9 +183,12 @@ class _Block:
     def _gate(self, hidden: Tensor) -> Tensor | None:
         if self.excitation is None:
             return None
-        cells = hidden.movedim(1, -1).flatten(1, 3)
-        # A matrix product takes a quarter of the time of `mean` over three axes (torch 2.14, bfloat16).
-        means = torch.matmul(cells.new_ones(1, cells.shape[1]), cells)[0].float() / cells.shape[1]
+        if hidden.device.type == "cpu":
+            cells = hidden.movedim(1, -1).flatten(1, 3)
+            # A matrix product takes a quarter of the time of `mean` over three axes (torch 2.14, bfloat16).
+            means = torch.matmul(cells.new_ones(1, cells.shape[1]), cells)[:, 0].float() / cells.shape[1]
+        else:
+            means = hidden.mean((2, 3, 4), dtype=torch.float32)
         reduce, expand = self.excitation.conv_reduce, self.excitation.conv_expand
         squeezed = functional.silu(functional.linear(means, reduce.weight.flatten(1), reduce.bias))
         excited = functional.linear(squeezed, expand.weight.flatten(1), expand.bias)
