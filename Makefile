@@ -1,5 +1,6 @@
-# make train   set up and run the default experiment        make test    set up and run the tests
-# make setup   only set up                                   make check   format, lint, types, import rules
+# make setup   only set up                                make test        set up and run the everyday tests
+# make train   set up and run the default experiment      make test-slow   the others: whole runs, stopped, resumed, swept
+# make check   format, lint, types, import rules          make clean-runs  remove the runs in outputs/
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,10 +8,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup train test check clean-runs
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+.PHONY: help setup train test test-slow check clean-runs
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 setup: $(STAMP)
 
@@ -28,8 +31,12 @@ train: setup
 	@$(RUN) -m idh_lightning.train $(ARGS)
 
 test: setup
-	@echo "Running the tests ..."
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@echo "Running the everyday tests ..."
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	@echo "Running the slow tests ..."
+	@$(PYTEST) -m slow $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff format --check .
