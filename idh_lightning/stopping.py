@@ -1,9 +1,11 @@
-"""SIGTERM and SIGINT end a run in order: nothing half written, workers gone, records closed."""
+"""A stopped run ends in order, nothing half written and records closed; a killed one takes its workers along."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,3 +38,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     raise Stopped(signal.Signals(number))
+
+
+def end_with(parent: int) -> None:
+    """Make this process end within a second after its parent has, killed or not; what a pool of workers begins with.
+
+    Args:
+        parent: Process id of the one that started this one.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

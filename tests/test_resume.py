@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -110,6 +111,29 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     log, expected = (pd.read_csv(place / "metrics.csv")["val/loss"].dropna().tolist() for place in (run, whole))
     assert log == expected
+
+
+def test_workers_end_with_the_process_that_started_them() -> None:
+    """Else they hold what they have in memory, and the killed process's output, for minutes."""
+    code = (
+        "import os, sys, time\n"
+        "from joblib import Parallel, delayed\n"
+        "from idh_lightning.stopping import end_with\n"
+        "pool = Parallel(2, 'loky', initializer=end_with, initargs=(os.getpid(),))\n"
+        "print(*set(pool(delayed(os.getpid)() for _ in range(8))), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert workers
+    assert all(map(psutil.pid_exists, workers))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(map(psutil.pid_exists, workers)):
+        assert time.monotonic() < deadline, "workers outlive the process that started them"
+        time.sleep(0.1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

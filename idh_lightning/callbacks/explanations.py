@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
 
@@ -23,6 +25,7 @@ from idh_lightning.explain import CEILINGS, SCORES, Method, mean_mask, study_row
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports import save_cam_panel
+from idh_lightning.stopping import end_with
 from idh_lightning.volumes import StoredVolume, write_map
 
 logger = logging.getLogger(__name__)
@@ -178,7 +181,10 @@ def panel_of(
 def draw_panels(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
     """Draw panels on all cores: drawing takes longer than explaining, and is done by one core."""
     workers = min(cpu_count(), 1 + len(panels) // 8)  # the others take a while to start
-    Parallel(n_jobs=workers)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)
+    start = {"initializer": end_with, "initargs": (os.getpid(),)}
+    Parallel(workers, "loky", **start)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)
+    if workers > 1:
+        get_reusable_executor().shutdown(wait=True)  # each holds its libraries in memory
 
 
 def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -29,6 +30,7 @@ from idh_lightning.phantom.anatomy import Grid
 from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients, list_studies
 from idh_lightning.phantom.lesion import Signs
 from idh_lightning.phantom.render import render_study
+from idh_lightning.stopping import end_with
 
 FORMAT = 4
 """Raised whenever the same settings would give other images, so that an old cohort is never taken for a new one."""
@@ -176,7 +178,9 @@ def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None
         tasks = (delayed(_write_study)(partial, row, index, settings) for index, row in todo)
         # Loky's processes, unlike those of multiprocessing, neither fork a process that has threads nor import the
         # caller's main module with all that it imports.
-        done = Parallel(n_jobs=count, return_as="generator_unordered")(tasks)
+        done = Parallel(
+            n_jobs=count, backend="loky", return_as="generator_unordered", initializer=end_with, initargs=(os.getpid(),)
+        )(tasks)
         for _ in track(done, description="Writing the synthetic cohort", total=len(todo)):
             pass
         if count > 1:

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from idh_lightning.cohort.study import Fault, Study
 from idh_lightning.errors import VolumeError
+from idh_lightning.stopping import end_with
 from idh_lightning.volumes.checks import FaultyStudyError, Place, check_repeats_between
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 from idh_lightning.volumes.reading import Geometry
@@ -218,7 +219,9 @@ class VolumeStore:
         futures: list[Future[_Outcome]] = []
         # Unlike the processes of multiprocessing, these do not import the program's main module anew.
         others = min(workers, len(studies)) - 1
-        pool = ProcessPoolExecutor(others, env=_ONE_THREAD) if others > 0 else None
+        pool = None
+        if others > 0:
+            pool = ProcessPoolExecutor(others, env=_ONE_THREAD, initializer=end_with, initargs=(os.getpid(),))
         try:
             if pool is not None:
                 futures = [pool.submit(task, study) for study in studies]
