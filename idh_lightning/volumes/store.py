@@ -13,10 +13,9 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,14 +23,11 @@ import joblib  # type: ignore[import-untyped]
 import numpy as np
 import psutil
 import SimpleITK as sitk
-from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
-from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from idh_lightning.cohort.study import Fault, Study
 from idh_lightning.errors import VolumeError
-from idh_lightning.stopping import end_with
 from idh_lightning.volumes.checks import FaultyStudyError, Place, check_repeats_between
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 from idh_lightning.volumes.reading import Geometry
@@ -45,7 +41,6 @@ _ENTRY = "entry.json"
 _PARTIAL = ".partial-"
 _FORGOTTEN_S = 24 * 3600.0
 _SPARE_BYTES = 256 * 2**20
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +162,10 @@ class VolumeStore:
 
         Args:
             studies: The cohort.
-            workers: Processes; by default one for each core that this process may use; it is one of them.
+            workers: Threads; by default one for each core that this process may use.
 
         Raises:
-            VolumeError: If the disk cannot hold the entries, or the system killed a worker.
+            VolumeError: If the disk cannot hold the entries.
         """
         start = time.monotonic()
         self._make_room(studies)
@@ -209,37 +204,20 @@ class VolumeStore:
         return _stored(self.folder / key, entry)
 
     def _outcomes(self, studies: Sequence[Study], workers: int, advance: Callable[[], None]) -> list[_Outcome]:
-        """Return the outcome of every study, in order, by this process and `workers - 1` others.
+        """Return the outcome of every study, in order.
 
-        This process takes studies from the end of the list and the others from its beginning, until they meet: it
-        works while the others start, which takes as long as preparing some studies does.
+        Nearly all of the time is spent where Python's lock is free: in unpacking, filters, products of matrices. On two
+        cores 40 studies took 9.0 s by one thread, 5.4 s by two, and 6.7 s by two processes.
         """
-        task = partial(_on_one_thread, self._prepare_one)
-        here: dict[int, _Outcome] = {}
-        futures: list[Future[_Outcome]] = []
-        # Unlike the processes of multiprocessing, these do not import the program's main module anew.
-        others = min(workers, len(studies)) - 1
-        pool = None
-        if others > 0:
-            pool = ProcessPoolExecutor(others, env=_ONE_THREAD, initializer=end_with, initargs=(os.getpid(),))
-        try:
-            if pool is not None:
-                futures = [pool.submit(task, study) for study in studies]
+        pool = ThreadPoolExecutor(min(workers, max(len(studies), 1)))
+        with _one_thread_each():
+            try:
+                futures = [pool.submit(self._prepare_one, study) for study in studies]
                 for future in futures:
                     future.add_done_callback(lambda done: None if done.cancelled() else advance())
-            for index in reversed(range(len(studies))):
-                if not futures or futures[index].cancel():
-                    here[index] = task(studies[index])
-                    advance()
-            return [here[index] if index in here else futures[index].result() for index in range(len(studies))]
-        except TerminatedWorkerError as error:
-            raise VolumeError(
-                f"{self.folder}: the system ended a process that was preparing volumes, most often for want of memory. "
-                f"Start again with fewer workers; finished studies are kept. ({error})"
-            ) from error
-        finally:
-            if pool is not None:
-                pool.shutdown(wait=True, kill_workers=any(not future.done() for future in futures))
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare_one(self, study: Study) -> _Outcome:
         """Return the outcome for one study; whatever is wrong with it becomes a fault."""
@@ -434,12 +412,13 @@ def _is_abandoned(partial: Path) -> bool:
         return False
 
 
-def _on_one_thread(function: Callable[[Study], _Outcome], study: Study) -> _Outcome:
-    """Run one study on one thread of ITK's: the processes share the cores among them already."""
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Inside, a filter of ITK's runs on the thread that asks for it: the cores are shared already."""
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        return function(study)
+        yield
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
