@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
@@ -63,9 +64,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     train(
         folder, "-m", *SMALL, "sweep=folds", "split.folds=2", "logger=wandb", "logger.wandb.mode=offline",
-        "callbacks.explanations.test=false", "hydra.sweep.dir=outputs/folds",
+        "callbacks.explanations.test=false",
     )  # fmt: skip
-    return folder / "outputs" / "folds"
+    (made,) = (folder / "outputs" / "sweeps").glob("*/*")
+    return made
 
 
 @pytest.mark.slow
@@ -76,7 +78,7 @@ def test_folds_share_one_bank_and_end_with_one_pooled_report(sweep: Path) -> Non
     metrics = json.loads((sweep / "pooled" / "metrics.json").read_text())
     assert metrics["test"]["auroc"]["n"] == cohort["patient_id"].nunique()
     assert (sweep / "pooled" / "report.html").is_file()
-    (bank,) = [place for place in (sweep.parent / "bank").iterdir() if place.is_dir()]
+    (bank,) = [place for place in (sweep.parents[2] / "bank").iterdir() if place.is_dir()]
     records = [json.loads((sweep / name / "provenance.json").read_text()) for name in "01"]
     assert sum(record["bank"]["computed"] for record in records) == len(
         [file for file in bank.glob("*.npy") if not file.stem.endswith("_tumour")]
@@ -259,6 +261,14 @@ def test_the_files_for_scale_compose(choice: str) -> None:
     if choice == "sweep=folds":
         assert config.data.calibrate_on == "synthetic"
         assert config.split.folds == 5
+
+
+@pytest.mark.parametrize("overrides", [["sweep=folds"], ["experiment=learning_curve"], ["sweep=grid"]])
+def test_the_folder_of_a_sweep_is_known_before_its_first_run(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", overrides=overrides, return_hydra_config=True)
+    assert not HydraConfig.initialized()
+    assert config.hydra.sweep.dir.startswith("outputs/sweeps/")
 
 
 def test_what_a_wandb_agent_would_start_composes() -> None:
