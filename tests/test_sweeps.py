@@ -138,7 +138,7 @@ def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> Non
     before = (sweep / "0" / "predictions.csv").stat().st_mtime_ns
     (sweep / "1" / "report.html").unlink()
     (sweep / "pooled" / "metrics.json").unlink()
-    said = train(sweep.parents[1], "--resume", "outputs/folds")
+    said = train(sweep.parents[3], "--resume", str(sweep))
     assert "Epoch" not in said
     assert (sweep / "pooled" / "metrics.json").is_file()
     assert (sweep / "1" / "report.html").is_file()
@@ -147,7 +147,7 @@ def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> Non
 
 @pytest.mark.slow
 def test_two_processes_test_every_study_once_and_agree_with_one(sweep: Path) -> None:
-    folder = sweep.parents[1]
+    folder = sweep.parents[3]
     both = [*SMALL, "split.test=0.25", "callbacks.explanations.test=true"]
     train(folder, *both, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=outputs/two")
     best = "checkpoint=outputs/two/checkpoints/best.ckpt"
