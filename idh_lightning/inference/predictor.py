@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,27 +237,28 @@ class Predictor:
                 yield from self._chunk(studies[start : start + CHUNK], Path(folder), output)
 
     def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[Answer]:
+        """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
         usable = [new.study for new in studies if new.study is not None and not _too_large(new.study)]
         store = VolumeStore(folder, self.preprocessing, self.sequences)
         faults = store.prepare(usable).faults if usable else ()
         share_s = (time.perf_counter() - began) / len(studies)
-        for new in studies:
-            began = time.perf_counter()
-            own = [fault for fault in faults if fault.study_id == new.study_id]
-            try:
-                answer = self._answer(new, own, store, output)
-            except IDHError as error:
-                answer = {"status": "failed", "reasons": (str(error),)}
-            except Exception as error:  # one study must not stop the others, whatever a library makes of its files
-                logger.exception("Study %s", new.study_id)
-                answer = {"status": "failed", "reasons": (f"{type(error).__name__}: {error}",)}
-            elapsed_s = share_s + time.perf_counter() - began
-            yield Answer(study_id=new.study_id, elapsed_s=elapsed_s, **answer)
+        waiting: deque[tuple[str, float, dict[str, Any], Future[tuple[dict[str, Any], float]]]] = deque()
+        with ThreadPoolExecutor(1) as artist:
+            for new in studies:
+                own = [fault for fault in faults if fault.study_id == new.study_id]
+                answer, seconds = _tried(new.study_id, partial(self._answer, new, own, store, output))
+                drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
+                waiting.append((new.study_id, share_s + seconds, answer, drawing))
+                if len(waiting) > 1:
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
 
     def _answer(
         self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: Path | None
     ) -> dict[str, Any]:
+        """Return what is known of a study and, as "draw", what writes its page and returns its place."""
         study = new.study
         if study is None:
             return {"status": "failed", "reasons": (new.problem,)}
@@ -280,7 +284,8 @@ class Predictor:
             answer = {**self._number(stored), "status": "flagged" if warnings else "answered", "warnings": warnings}
         if output is not None:
             answer |= files
-            answer["page"] = write_page(Answer(study_id=new.study_id, **answer), study, stored, cam, self, output)
+            full = Answer(study_id=new.study_id, **answer)
+            answer["draw"] = lambda: {"page": write_page(full, study, stored, cam, self, output)}
         return answer
 
     def _number(self, stored: StoredVolume) -> dict[str, Any]:
@@ -351,6 +356,27 @@ class Predictor:
                 if doubt.check not in found or doubt.withheld:
                     found[doubt.check] = doubt
         return list(found.values())
+
+
+def _tried(study_id: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """Return part of an answer, or the reason why there is none, and seconds: one study must not stop the others."""
+    began = time.perf_counter()
+    try:
+        found = work()
+    except IDHError as error:
+        found = {"status": "failed", "reasons": (str(error),)}
+    except Exception as error:  # whatever a library makes of its files
+        logger.exception("Study %s", study_id)
+        found = {"status": "failed", "reasons": (f"{type(error).__name__}: {error}",)}
+    return found, time.perf_counter() - began
+
+
+def _finished(
+    study_id: str, seconds: float, answer: dict[str, Any], drawing: Future[tuple[dict[str, Any], float]]
+) -> Answer:
+    page, drawing_s = drawing.result()
+    answer = page if page.get("status") == "failed" else answer | page
+    return Answer(study_id=study_id, elapsed_s=seconds + drawing_s, **answer)
 
 
 def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
