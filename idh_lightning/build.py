@@ -43,7 +43,7 @@ from idh_lightning.config import CONF_DIR, check_config
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.explain import Method
 from idh_lightning.files import replacing, write_text
-from idh_lightning.models import StemTailNetwork, WeightsOrigin, calibrate_batch_norm
+from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
@@ -224,7 +224,7 @@ def load_classifier(checkpoint: Path) -> IDHClassifier:
         written = content["recipe"]
         for part in ("model", "objective"):
             _refuse_foreign(written[part], file)
-        network = factory({**written["model"], "weights": "none"})(in_channels=len(written["sequences"]))
+        network = factory({**written["model"], "weights": LATER})(in_channels=len(written["sequences"]))
         network.weights_origin = WeightsOrigin(**written["weights"])
         model = IDHClassifier(network=network, objective=instantiate_section(written["objective"]), recipe=written)
         model.load_state_dict(content["state_dict"])

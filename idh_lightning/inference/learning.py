@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.cohort import Fault, Study
@@ -33,7 +36,12 @@ def remember(network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fau
     with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
 
     def looks(studies: Sequence[Study]) -> list[Likeness]:
-        return [likeness(data.store.open(study), network) for study in studies]
+        threads = torch.get_num_threads()
+        try:  # studies side by side, each on a core of its own
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(lambda study: likeness(data.store.open(study), network), studies))
+        finally:
+            torch.set_num_threads(threads)
 
     return TrainingRange.learn(
         looks(chosen),

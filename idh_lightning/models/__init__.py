@@ -2,9 +2,10 @@
 
 from idh_lightning.models.memory import TrainingMemory, training_memory
 from idh_lightning.models.network import Answer, StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.weights import WeightsOrigin, inflate, load_weights
+from idh_lightning.models.weights import LATER, WeightsOrigin, inflate, load_weights
 
 __all__ = [
+    "LATER",
     "Answer",
     "StemTailNetwork",
     "TrainingMemory",

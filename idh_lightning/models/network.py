@@ -19,7 +19,7 @@ from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
 from idh_lightning.models.folded import FoldedStem, can_fold
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
-from idh_lightning.models.weights import WeightsOrigin, load_weights
+from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
@@ -93,7 +93,8 @@ class StemTailNetwork(nn.Module):
             trainable_from: Name of the first trainable module, for example "blocks.5" (two last stages and head),
                 "blocks.6.2" (two last MBConv blocks and head), or "conv_stem" to train everything.
             weights: "auto" (pretrained if they can be had, else none), "none", a timm tag such as
-                "tf_efficientnet_b7.ns_jft_in1k", or a local file of 2D or 3D weights.
+                "tf_efficientnet_b7.ns_jft_in1k", or a local file of 2D or 3D weights. "later": the caller fills them
+                in, so that the 5 s that a good beginning of B7 takes are saved.
             weights_tag: The tag that "auto" asks for.
             drop_rate: Dropout before the classifier, in [0, 1).
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
@@ -118,7 +119,8 @@ class StemTailNetwork(nn.Module):
         self.network = timm_3d.create_model(
             backbone, in_chans=in_channels, num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
         )
-        steady_initialisation(self.network)
+        if weights != LATER:
+            steady_initialisation(self.network)
         # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
         nn.init.normal_(self.network.classifier.weight, std=0.01)
         nn.init.zeros_(self.network.classifier.bias)

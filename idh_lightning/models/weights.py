@@ -49,20 +49,24 @@ class WeightsOrigin:
         return asdict(self)
 
 
+LATER = "later"
+"""Stands for weights that the caller fills in."""
+
+
 def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str) -> WeightsOrigin:
     """Load weights into a timm_3d network and say where they came from.
 
     Args:
         network: Changed in place.
         backbone: Its timm name without a tag.
-        requested: "auto", "none", a timm tag, or a local file (.safetensors, or anything `torch.load` reads with
-            `weights_only=True`).
+        requested: "auto", "none", "later" (the caller fills them in), a timm tag, or a local file (.safetensors, or
+            anything `torch.load` reads with `weights_only=True`).
         tag: The tag that "auto" tries.
 
     Raises:
         ModelError: If weights that were asked for by name cannot be had or do not fit.
     """
-    if requested == "none":
+    if requested in ("none", LATER):
         return WeightsOrigin(requested=requested, source="none")
     if requested == "auto":
         name = f"{backbone}.{tag}"
