@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from idh_lightning import build
-from idh_lightning.callbacks.explanations import PANELS_AT_ONCE, ceilings_of, draw_panels, panel_of, rows_of
+from idh_lightning.callbacks.explanations import ceilings_of, drawing, panel_of, rows_of
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
@@ -257,21 +257,17 @@ class MapComparison:
         folder: Path,
     ) -> None:
         """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
-        panels: list[tuple[Path, dict[str, Any]]] = []
         batches = -(-len(studies) // self.batch_size)
-        for chunk, stored, volumes in track(self._batches(network, store, studies), "Drawing", total=batches):
-            with torch.no_grad():
-                probabilities = torch.softmax(network(volumes), dim=1)[:, 1].tolist()
-            maps = method(network, volumes).cpu().numpy()
-            for study, item, cam, probability in zip(chunk, stored, maps, probabilities, strict=True):
-                inside = cam * (np.asarray(item.brain) > 0)
-                write_map(inside, item, folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-                path = folder / "figures" / "cam" / f"{study.study_id}.png"
-                panels.append((path, panel_of(study, item, inside, probability, sequences)))
-            if len(panels) >= PANELS_AT_ONCE:
-                draw_panels(panels)
-                panels.clear()
-        draw_panels(panels)
+        with drawing() as draw:
+            for chunk, stored, volumes in track(self._batches(network, store, studies), "Drawing", total=batches):
+                with torch.no_grad():
+                    probabilities = torch.softmax(network(volumes), dim=1)[:, 1].tolist()
+                maps = method(network, volumes).cpu().numpy()
+                for study, item, cam, probability in zip(chunk, stored, maps, probabilities, strict=True):
+                    inside = cam * (np.asarray(item.brain) > 0)
+                    write_map(inside, item, folder / "explanations" / f"{study.study_id}_cam.nii.gz")
+                    path = folder / "figures" / "cam" / f"{study.study_id}.png"
+                    draw(path, panel_of(study, item, inside, probability, sequences))
 
     def _batches(
         self, network: StemTailNetwork, store: VolumeStore, studies: Sequence[Study]

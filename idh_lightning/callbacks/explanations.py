@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +94,17 @@ class Explanations(Callback):
         data = _data_module(trainer)
         studies = [data.studies["test"][place] for place in data.own_share("test")]
         rows: list[dict[str, object]] = []
-        panels: list[tuple[Path, dict[str, Any]]] = []
         mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
         explained = self._explain(pl_module, data, studies, self.methods)
-        for study, stored, cams, probability in track(explained, description="Explaining", total=len(studies)):
-            cam = cams[0] * (np.asarray(stored.brain) > 0)
-            write_map(cam, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-            path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
-            panels.append((path, panel_of(study, stored, cam, probability, self.sequences)))
-            if len(panels) == PANELS_AT_ONCE or study is studies[-1]:
-                draw_panels(panels)
-                panels.clear()
-            named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
-            ceilings = ceilings_of(_network(pl_module), self.methods, stored)
-            rows += rows_of(study, stored, named, ceilings, mean_tumour)
+        with drawing() as draw:
+            for study, stored, cams, probability in track(explained, description="Explaining", total=len(studies)):
+                cam = cams[0] * (np.asarray(stored.brain) > 0)
+                write_map(cam, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
+                path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
+                draw(path, panel_of(study, stored, cam, probability, self.sequences))
+                named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
+                ceilings = ceilings_of(_network(pl_module), self.methods, stored)
+                rows += rows_of(study, stored, named, ceilings, mean_tumour)
         columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS)]
         rows = gathered(trainer, rows)
         if not trainer.is_global_zero:
@@ -178,13 +176,31 @@ def panel_of(
     }
 
 
-def draw_panels(panels: Sequence[tuple[Path, dict[str, Any]]]) -> None:
-    """Draw panels on all cores: drawing takes longer than explaining, and is done by one core."""
-    workers = min(cpu_count(), 1 + len(panels) // 8)  # the others take a while to start
-    start = {"initializer": end_with, "initargs": (os.getpid(),)}
-    Parallel(workers, "loky", **start)(delayed(save_cam_panel)(path, **panel) for path, panel in panels)
-    if workers > 1:
-        get_reusable_executor().shutdown(wait=True)  # each holds its libraries in memory
+@contextmanager
+def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
+    """Give what draws a `panel_of` into a file, some at a time on all cores; at the end all are drawn.
+
+    Drawing takes longer than explaining, and keeps one core busy. The processes that help end here too, since each
+    holds its libraries in memory.
+    """
+    waiting: list[tuple[Path, dict[str, Any]]] = []
+
+    def draw_all() -> None:
+        workers = min(cpu_count(), 1 + len(waiting) // 8)  # the others take a while to start
+        start = {"initializer": end_with, "initargs": (os.getpid(),)}
+        Parallel(workers, "loky", **start)(delayed(save_cam_panel)(path, **panel) for path, panel in waiting)
+        waiting.clear()
+
+    def draw(path: Path, panel: dict[str, Any]) -> None:
+        waiting.append((path, panel))
+        if len(waiting) == PANELS_AT_ONCE:
+            draw_all()
+
+    try:
+        yield draw
+        draw_all()
+    finally:
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:

@@ -155,29 +155,6 @@ def study_panel(
     return cam_panel(image, sequences, None, mask, spacing_mm, title, label=label)
 
 
-def training_panel(
-    images: FloatArray, sequences: Sequence[str], labels: Sequence[int], spacing_mm: Sequence[float], title: str
-) -> Figure:
-    """Return a batch as a figure, one row per study: what augmentation made of it.
-
-    Args:
-        images: [B, C, D, H, W], LPS order.
-        sequences: C names.
-        labels: B labels, 0 = IDH wildtype, 1 = IDH mutant.
-        spacing_mm: Voxel size along D, H and W.
-        title: Shown as it is.
-    """
-    figure = Figure(figsize=(2.4 * len(sequences), 2.5 * len(images) + 0.4), facecolor=PAPER, layout="constrained")
-    rows = figure.subplots(len(images), len(sequences), squeeze=False)
-    for row, image, label in zip(rows, images, labels, strict=True):
-        planes = tumour_planes(None, None, image.shape[1:])
-        for axes, name, channel in zip(row, sequences, image, strict=True):
-            _draw_plane(axes, channel, "axial", planes, _head_box(image), spacing_mm)
-            axes.set_title(f"{name}, {_label_word(label)}", color=INK, fontsize=9, parse_math=False)
-    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
-    return figure
-
-
 def _draw_plane(
     axes: Axes,
     volume: FloatArray,
