@@ -114,6 +114,17 @@ def test_studies_side_by_side_in_one_folder_are_told_apart(tmp_path: Path) -> No
     assert "3 files could be T1" in only.problem
 
 
+def test_links_to_folders_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere" / "patient", tmp_path / "root"
+    elsewhere.mkdir(parents=True)
+    root.mkdir()
+    for sequence in SEQUENCES:
+        (elsewhere / f"p_{sequence}.nii.gz").touch()
+    (root / "patient").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(root)
+    assert [new.study_id for new in new_studies(root)] == ["p"]
+
+
 def test_a_folder_without_known_names_says_which_are_known(tmp_path: Path) -> None:
     (tmp_path / "scan1.nii.gz").touch()
     with pytest.raises(CohortError, match=r"no image whose name states its sequence.*flair="):

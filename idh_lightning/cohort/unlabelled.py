@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idh_lightning.cohort import bids, brats, egd, upenn_gbm
-from idh_lightning.cohort.files import NIFTI, files_named, from_home, one_file
+from idh_lightning.cohort.files import NIFTI, files_named, from_home, one_file, walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.cohort.tables import read_table
@@ -115,7 +115,7 @@ def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewSt
 
 
 def _in_folder(root: Path) -> Iterator[NewStudy]:
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         subfolders[:] = [] if depth >= DEEPEST else sorted(name for name in subfolders if not name.startswith("."))
         groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))

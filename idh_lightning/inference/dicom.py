@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import locale
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
+from idh_lightning.cohort.files import walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import replacing
@@ -92,7 +92,7 @@ def keeping_locale() -> Iterator[None]:
 def dicom_series(folder: Path) -> list[Series]:
     """Return the series of a folder and all below it, by number; empty where there is no DICOM file."""
     found: dict[str, Series] = {}
-    for place, _, names in os.walk(folder):
+    for place, _, names in walk(folder):
         if not any(_is_dicom(Path(place) / name) for name in sorted(names)[:20]):
             continue
         for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(place):
