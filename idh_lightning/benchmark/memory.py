@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from idh_lightning import build
-from idh_lightning.benchmark.ways import HALVES, forget_gpu_peak
+from idh_lightning.benchmark.ways import HALVES, device_name, device_of, forget_gpu_peak
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.memory_plan import free_bytes
@@ -99,9 +98,9 @@ def run(config: DictConfig) -> list[Row]:
     build.checked(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     grid = plain["data"]["grid"]
-    on_gpu = build.on_gpu(config.trainer)
-    batches = GPU_BATCHES if on_gpu else [int(plain["data"]["batches"]["batch_size"])]
-    precisions = list(HALVES) if on_gpu else [build.precision(config.trainer)]
+    device, name = device_of(config), device_name(config)
+    batches = GPU_BATCHES if device == "cuda" else [int(plain["data"]["batches"]["batch_size"])]
+    precisions = list(HALVES) if device == "cuda" else [build.precision(config.trainer)]
     shapes = [[batch, 4, *([grid] * 3 if isinstance(grid, int) else grid)] for batch in batches]
     rows: list[Row] = []
     for setting in SETTINGS:
@@ -109,7 +108,7 @@ def run(config: DictConfig) -> list[Row]:
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
-                found = alone.submit(measure, setting, settings, chosen, shapes, precisions).result()
+                found = alone.submit(measure, setting, settings, chosen, shapes, precisions, device).result()
             except ModelError as error:
                 logger.warning("%s is left out. %s", setting.name, error)
                 continue
@@ -117,9 +116,9 @@ def run(config: DictConfig) -> list[Row]:
         logger.info("%s: %s", setting.name, found)
     write_json(
         Path(config.paths.run) / "memory.json",
-        {"grid": grid, "device": _name(), "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
+        {"grid": grid, "device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
     )
-    _show(rows, " x ".join(map(str, shapes[0][2:])))
+    _show(rows, f"grid {' x '.join(map(str, shapes[0][2:]))}, {name}")
     Console().print(f"{Path(config.paths.run) / 'memory.json'}", soft_wrap=True, highlight=False)
     return rows
 
@@ -130,47 +129,45 @@ def measure(
     optimizer: Mapping[str, Any],
     shapes: Sequence[Sequence[int]],
     precisions: Sequence[str],
+    device: str,
 ) -> list[Row]:
     """Train some steps on noise and return what each batch took in each arithmetic; meant to run in a fresh process."""
-    device, before, rows, told = _device(), psutil.Process().memory_info().rss, [], None
-    make = build.factory(dict(optimizer) | ({"fused": device == "cpu"} if "fused" in optimizer else {}))
-    for shape, precision in itertools.product(shapes, precisions):
-        network: StemTailNetwork = build.factory(dict(model))(in_channels=shape[1])
-        network.train()
-        half = HALVES[precision] if device == "cuda" else None
-        if told is None or told[0] != shape:  # the same in every half precision
-            told = (
-                shape,
-                training_memory(
-                    network,
-                    shape,
-                    make,
-                    from_features=setting.from_features,
-                    filling=1,
-                    device=device,
-                    autocast=half,
-                ),
-            )
-        tensors = told[1]
-        peak_mb = None
-        if tensors.peak < free_bytes(on_gpu=device == "cuda"):
-            network.to(device)
-            peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
-        parameters = list(network.parameters())
-        rows.append(
-            Row(
-                setting=setting.name,
-                batch=shape[0],
-                precision=precision,
-                parameters=sum(parameter.numel() for parameter in parameters),
-                trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-                activations_mb=tensors.activations / 1e6,
-                optimizer_mb=tensors.optimizer / 1e6,
-                told_mb=tensors.peak / 1e6,
-                peak_mb=peak_mb,
-            )
+    on_gpu, before, rows = device == "cuda", psutil.Process().memory_info().rss, []
+    network: StemTailNetwork = build.factory(dict(model))(in_channels=shapes[0][1])
+    network.train()
+    free = free_bytes(on_gpu=on_gpu)
+    make = build.factory(dict(optimizer) | ({"fused": not on_gpu} if "fused" in optimizer else {}))
+    for shape in shapes:
+        halves = [HALVES[precision] if on_gpu else None for precision in precisions]
+        # As much in every half precision.
+        told = training_memory(
+            network,
+            shape,
+            make,
+            from_features=setting.from_features,
+            filling=1,
+            device=device,
+            autocast=halves[0],
         )
-        del network, parameters
+        for precision, half in zip(precisions, halves, strict=True):
+            peak_mb = None
+            if told.peak < free:
+                network.to(device)
+                peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
+            parameters = list(network.parameters())
+            rows.append(
+                Row(
+                    setting=setting.name,
+                    batch=shape[0],
+                    precision=precision,
+                    parameters=sum(parameter.numel() for parameter in parameters),
+                    trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+                    activations_mb=told.activations / 1e6,
+                    optimizer_mb=told.optimizer / 1e6,
+                    told_mb=told.peak / 1e6,
+                    peak_mb=peak_mb,
+                )
+            )
     return rows
 
 
@@ -183,7 +180,7 @@ def _train(
     from_features: bool,
     before: int,
 ) -> float:
-    device = _device()
+    device = next(network.parameters()).device.type
     optimizer = make([parameter for parameter in network.parameters() if parameter.requires_grad])
     volumes = torch.randn(*shape, device=device)
     labels = torch.arange(shape[0], device=device) % 2
@@ -205,14 +202,6 @@ def _train(
     return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def _forget_peak() -> None:
     forget_gpu_peak()
     if Path("/proc/self/clear_refs").exists():
@@ -228,8 +217,8 @@ def _peak() -> float:
     return float(line.split()[1]) * 1024
 
 
-def _show(rows: Sequence[Row], grid: str) -> None:
-    table = Table(title=f"Memory of training in MB, grid {grid}, {_name()}")
+def _show(rows: Sequence[Row], where: str) -> None:
+    table = Table(title=f"Memory of training in MB, {where}")
     for heading in (
         "",
         "batch",

@@ -338,6 +338,11 @@ def device_of(config: DictConfig) -> str:
     return "cuda" if build.on_gpu(config.trainer) else "cpu"
 
 
+def device_name(config: DictConfig) -> str:
+    """Return the name of the GPU that training uses, or "cpu"."""
+    return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
+
+
 def wait_for_gpu() -> None:
     """Wait until the GPU, if there is one, has done what it was asked."""
     if torch.cuda.is_available():
@@ -414,7 +419,7 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
         "grid": str(config.data.grid),
         "batch_size": int(config.data.batches.batch_size),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu",
+        "device": device_name(config),
         "torch": torch.__version__,
         "rows": [asdict(one) | {"times_as_fast": _ratio(measured, one)} for one in measured],
         "whole_training_with_bank": _example(config, measured),

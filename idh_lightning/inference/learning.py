@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-
-import torch
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.cohort import Fault, Study
 from idh_lightning.inference.likeness import Likeness, likeness
 from idh_lightning.inference.training_range import TrainingRange
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, side_by_side
 
 MOST_STUDIES = 100
 """Training studies that are looked at: a covariance needs no more, and the stem takes time."""
@@ -36,12 +33,7 @@ def remember(network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fau
     with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
 
     def looks(studies: Sequence[Study]) -> list[Likeness]:
-        threads = torch.get_num_threads()
-        try:  # studies side by side, each on a core of its own
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return list(pool.map(lambda study: likeness(data.store.open(study), network), studies))
-        finally:
-            torch.set_num_threads(threads)
+        return side_by_side(lambda study: likeness(data.store.open(study), network), studies)
 
     return TrainingRange.learn(
         looks(chosen),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ with warnings.catch_warnings():
     import timm_3d
     from timm_3d.layers.conv2d_same import Conv3dSame
     from timm_3d.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -189,32 +192,19 @@ class StemTailNetwork(nn.Module):
         folds = self._folds(volumes.device.type) and not isinstance(volumes, FakeTensor)
         folded, size = self._folded(volumes.device.type) if folds else None, self.studies_at_once(volumes)
         chunks = torch.split(volumes, size)
-        threads = min(torch.get_num_threads(), len(chunks))
-        with torch.no_grad():
-            if folded is not None and threads > 1 and volumes.device.type == "cpu":
-                features = torch.cat(self._side_by_side(chunks, folded, threads))
-            else:
-                features = torch.cat([self._run_stem(chunk, folded) for chunk in chunks])
+
+        @torch.no_grad()
+        def run(chunk: Tensor) -> Tensor:
+            return self._run_stem(chunk, folded)
+
+        several = min(torch.get_num_threads(), len(chunks)) > 1
+        if several and folded is not None and volumes.device.type == "cpu":
+            features = torch.cat(side_by_side(run, chunks))
+        else:
+            features = torch.cat([run(chunk) for chunk in chunks])
         if self._keeps:
             self._kept = (volumes, features)
         return features
-
-    def _side_by_side(self, chunks: Sequence[Tensor], folded: FoldedStem, threads: int) -> list[Tensor]:
-        """Take several studies through the stem at once, each on a core of its own.
-
-        On two cores at 65^3 a study takes 0.048 s so, and 0.062 s if both cores share each study.
-        """
-
-        def run(chunk: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self._run_stem(chunk, folded)
-
-        before = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return list(pool.map(run, chunks))
-        finally:
-            torch.set_num_threads(before)
 
     @contextmanager
     def stem_once(self) -> Iterator[None]:
@@ -475,6 +465,24 @@ class StemTailNetwork(nn.Module):
         for name in self._tail_names:
             parent, _, child = name.rpartition(".")
             swap_convolutions(self.network.get_submodule(parent), Conv3dSame, only=child)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the result for each item, in order, several at once and each on a core of its own.
+
+    On two cores the stem of B7 at 65^3 takes 0.048 s a study so, and 0.062 s if both cores share each study.
+
+    Args:
+        work: Called from several threads; whether gradients are wanted is for it to say in each.
+        items: Studies, for example.
+    """
+    threads = torch.get_num_threads()
+    workers = max(min(threads, len(items)), 1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _layout(device: str) -> torch.memory_format:

@@ -184,7 +184,7 @@ def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None
         for _ in track(done, description="Writing the synthetic cohort", total=len(todo)):
             pass
         if count > 1:
-            get_reusable_executor().shutdown(wait=True)
+            get_reusable_executor(reuse=True).shutdown(wait=True)
         studies[list(CLINICAL_COLUMNS)].to_csv(partial / CLINICAL_TABLE, index=False, lineterminator="\n")
         signs = studies.assign(patient_id=[f"UCSF-PDGM-{number:04d}" for number in studies["patient_number"]])
         signs[list(_SIGN_COLUMNS)].to_csv(partial / SIGNS_TABLE, index=False, lineterminator="\n")
