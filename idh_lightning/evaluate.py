@@ -29,7 +29,7 @@ from idh_lightning.evaluation import (
     read_table,
 )
 from idh_lightning.files import write_json, write_text
-from idh_lightning.reports import write_report
+from idh_lightning.reports.html import write_report
 from idh_lightning.train import quieten, refuse_other_sequences, summarise, write_features
 from idh_lightning.volumes import VolumeStore
 

@@ -35,7 +35,7 @@ from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import Evidence, evidence_file
-from idh_lightning.reports import write_explanations_page
+from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.train import quieten, refuse_other_sequences
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 

@@ -15,7 +15,7 @@ from idh_lightning.cohort import Cohort
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import exits_with_message
 from idh_lightning.files import replacing
-from idh_lightning.reports import study_panel
+from idh_lightning.reports.panels import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
 

@@ -29,7 +29,9 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import replacing, write_json, write_text
-from idh_lightning.reports import Run, read_run, write_comparison, write_report
+from idh_lightning.reports.comparison import write_comparison
+from idh_lightning.reports.html import write_report
+from idh_lightning.reports.run import Run, read_run
 from idh_lightning.sweeps import complete_folds, read_runs, report_sweep
 from idh_lightning.train import quieten, summarise
 

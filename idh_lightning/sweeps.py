@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import RandomForestRegressor
 
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.files import replacing, write_text
-from idh_lightning.reports.sweeps import importance, learning_curve, parallel_coordinates
+from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     """Write and print what the runs in a sweep folder say together, and return the table of runs.
 
     - sweep.csv: what was varied, and the metrics of each run.
-    - Varied settings: parallel_coordinates.png and importance.png.
-    - A varied number of training patients: learning_curve.png.
+    - A varied number of training patients: learning_curve.png, the ROC-AUC of the test patients.
+    - One other number that was varied: curve.png, the ROC-AUC of the validation patients, by whom one may choose.
+    - Other settings: parallel_coordinates.png and importance.png.
 
     Raises:
         EvaluationError: If there are no runs in the folder.
@@ -63,16 +65,16 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     _print(console, table, f"Sweep {folder}")
     drawn = {}
     searched = [name for name in varied if name not in ("fold", "seed", TRAINING_PATIENTS)]
-    if searched and table["validation_auroc"].notna().sum() >= 2:
+    compared = table["validation_auroc"].notna().sum() >= 2
+    if compared and len(searched) == 1 and _numbers(table[searched[0]]).notna().all():
+        drawn["curve"] = _curve(table, searched[0], "validation", "auroc")
+    elif compared and searched:
         columns = {name: table[name].tolist() for name in searched}
         values = table["validation_auroc"].tolist()
         drawn["parallel_coordinates"] = parallel_coordinates(columns, values)
         drawn["importance"] = importance(importances(columns, values))
     if TRAINING_PATIENTS in varied:
-        drawn["learning_curve"] = learning_curve(
-            table[TRAINING_PATIENTS].astype(int),
-            *(table[f"test_auroc_bootstrap{end}"] for end in ("", "_low", "_high")),
-        )
+        drawn["learning_curve"] = _curve(table, TRAINING_PATIENTS, "test", "auroc_bootstrap")
     for name, figure in drawn.items():
         with replacing(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120)
@@ -80,6 +82,15 @@ def report_sweep(folder: Path) -> pd.DataFrame:
         if (folder / name).is_file():
             console.print(f"{name:>24}  {folder / name}", soft_wrap=True, highlight=False)
     return table
+
+
+def _curve(table: pd.DataFrame, setting: str, split: str, metric: str) -> Figure:
+    values = [table[f"{split}_{metric}{end}"] for end in ("", "_low", "_high")]
+    return curve(_numbers(table[setting]), *values, name=setting, split=split)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    return pd.to_numeric(column, errors="coerce")
 
 
 def read_runs(folder: Path) -> list[SweepRun]:
@@ -124,8 +135,7 @@ def sweep_table(runs: Sequence[SweepRun], varied: Sequence[str]) -> pd.DataFrame
         for split, metric in METRICS:
             entry = run.metrics.get(split, {}).get(metric) or {}
             row[f"{split}_{metric}"] = entry.get("value")
-            if split == "test":
-                row |= {f"{split}_{metric}_{end}": entry.get(end) for end in ("low", "high")}
+            row |= {f"{split}_{metric}_{end}": entry.get(end) for end in ("low", "high")}
         rows.append(row)
     table = pd.DataFrame(rows)
     measured = [name for name in map(str, table) if name.startswith(("validation_", "test_"))]

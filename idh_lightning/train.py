@@ -32,7 +32,8 @@ from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
 from idh_lightning.memory_plan import advising, require_memory
 from idh_lightning.module import IDHClassifier
-from idh_lightning.reports import write_model_card, write_report
+from idh_lightning.reports.html import write_report
+from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.runstate import RunState, adopt, follow, read_last
 from idh_lightning.stopping import stops_on_signals
 

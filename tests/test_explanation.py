@@ -21,7 +21,7 @@ from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
 from idh_lightning.explain import SCORES
 from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.phantom import Evidence, PhantomCohort, evidence_file
-from idh_lightning.reports import write_explanations_page
+from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
 
 

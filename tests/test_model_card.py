@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from idh_lightning.reports import write_model_card
+from idh_lightning.reports.model_card import write_model_card
 
 
 def write_run(folder: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_folder_of_folds_is_pooled_into_one_report(sweep: Path, tmp_path: Path
 
 
 def test_the_report_calls_each_patient_as_their_fold_did(sweep: Path, tmp_path: Path) -> None:
-    from idh_lightning.reports import read_run
+    from idh_lightning.reports.run import read_run
 
     metrics = run_report(sweep, folder=tmp_path)
     people = read_run(tmp_path).patients("test")

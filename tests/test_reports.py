@@ -25,8 +25,9 @@ from scipy.special import expit
 
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
-from idh_lightning.reports import cam_panel, write_figures, write_report
-from idh_lightning.reports.panels import tumour_planes
+from idh_lightning.reports.html import write_report
+from idh_lightning.reports.panels import cam_panel, tumour_planes
+from idh_lightning.reports.run import write_figures
 from idh_lightning.reports.viewer import slice_viewer
 
 HOSTILE = "<script>alert(1)</script>"

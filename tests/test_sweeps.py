@@ -26,7 +26,7 @@ from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
-from idh_lightning.reports.sweeps import learning_curve, parallel_coordinates
+from idh_lightning.reports.sweeps import curve, parallel_coordinates
 from idh_lightning.sweeps import complete_folds, importances, read_runs, remaining_trials, report_sweep
 
 SMALL = [
@@ -120,8 +120,8 @@ def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
             for record in records
             if record.HasField("history")
         ]
-        for curve in ("val/loss", "val/auroc", "train/loss_epoch"):
-            assert [json.loads(row["epoch"]) for row in logged if curve in row] == [0, 1]
+        for kept in ("val/loss", "val/auroc", "train/loss_epoch"):
+            assert [json.loads(row["epoch"]) for row in logged if kept in row] == [0, 1]
         for figure in ("roc", "precision_recall", "confusion_matrix"):
             assert any(f"figures/{figure}/path" in row for row in logged)
         everything = [place for place in (file.parent).rglob("*") if place.is_file()]
@@ -199,6 +199,15 @@ def test_a_varied_number_of_training_patients_gives_a_learning_curve(tmp_path: P
     assert not (tmp_path / "importance.png").exists()
 
 
+@pytest.mark.parametrize(("values", "drawn"), [(["1", "2", "8"], "curve"), (["a", "b", "c"], "parallel_coordinates")])
+def test_one_varied_setting_gives_a_curve_if_it_is_a_number(tmp_path: Path, values: list[str], drawn: str) -> None:
+    for number, value in enumerate(values):
+        fake_run(tmp_path / str(number), {"data.batches.views": value}, 0.6 + 0.1 * number)
+    report_sweep(tmp_path)
+    pictures = {file.stem for file in tmp_path.glob("*.png")}
+    assert pictures == ({"curve"} if drawn == "curve" else {"parallel_coordinates", "importance"})
+
+
 def test_only_complete_cross_validations_are_pooled_each_for_itself(tmp_path: Path) -> None:
     for number, (rate, fold) in enumerate([("1e-4", 0), ("1e-4", 1), ("1e-5", 0), ("1e-4", 2), ("1e-4", 3)]):
         fake_run(tmp_path / str(number), {"fold": str(fold), "optimizer.lr": rate}, 0.7, fold=fold)
@@ -219,8 +228,9 @@ def test_the_setting_that_decides_is_the_most_important() -> None:
     assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_a_learning_curve_shows_every_run_and_parallel_coordinates_one_line_each() -> None:
-    figure = learning_curve([10, 100, 100], [0.6, 0.8, np.nan], [0.5, 0.7, np.nan], [0.7, 0.9, np.nan])
+def test_a_curve_shows_every_run_and_parallel_coordinates_one_line_each() -> None:
+    interval = [0.5, 0.7, np.nan], [0.7, 0.9, np.nan]
+    figure = curve([10, 100, 100], [0.6, 0.8, np.nan], *interval, name="patients", split="test")
     assert list(figure.axes[0].get_lines()[0].get_xdata()) == [10, 100]
     lines = parallel_coordinates({"lr": ["1e-5", "1e-3"], "name": ["a", "b"]}, [0.5, 0.6]).axes[0].get_lines()
     assert sum(len(line.get_xdata()) == 3 for line in lines) == 2

@@ -25,7 +25,7 @@ from idh_lightning.errors import ExplanationError
 from idh_lightning.explain import CEILINGS, SCORES, Method, mean_mask, study_rows
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.reports import save_cam_panel
+from idh_lightning.reports.panels import save_cam_panel
 from idh_lightning.stopping import end_with
 from idh_lightning.volumes import StoredVolume, write_map
 

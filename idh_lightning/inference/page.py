@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
 from idh_lightning.files import replacing, write_text
-from idh_lightning.reports import cam_panel, slice_viewer
+from idh_lightning.reports.panels import cam_panel
+from idh_lightning.reports.viewer import slice_viewer
 from idh_lightning.volumes import StoredVolume
 
 if TYPE_CHECKING:

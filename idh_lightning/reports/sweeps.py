@@ -1,4 +1,4 @@
-"""Figures of several runs: what a search found, and how much the number of training patients matters."""
+"""Figures of several runs: what a search found, and how much one number matters."""
 
 from __future__ import annotations
 
@@ -74,16 +74,18 @@ def importance(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
-def learning_curve(patients: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLike) -> Figure:
-    """Return the test ROC-AUC against the number of training patients, each run with its 95 % interval.
+def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, split: str) -> Figure:
+    """Return the ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
 
     Args:
-        patients: Number of training patients per run.
-        values: ROC-AUC per run.
+        settings: The number per run.
+        values: ROC-AUC per run; NaN where there is none, which is not drawn.
         low: Lower ends of the intervals.
         high: Upper ends.
+        name: What was varied.
+        split: Whose ROC-AUC it is.
     """
-    table = np.array([np.asarray(column, dtype=float) for column in (patients, values, low, high)])
+    table = np.array([np.asarray(column, dtype=float) for column in (settings, values, low, high)])
     x, y, lower, upper = table[:, np.isfinite(table[1])]
     figure = _figure(6.0, 4.2)
     axes = figure.add_subplot()
@@ -91,14 +93,15 @@ def learning_curve(patients: ArrayLike, values: ArrayLike, low: ArrayLike, high:
     axes.plot(counts, [y[x == count].mean() for count in counts], color=BLUE, linewidth=1.8)
     axes.errorbar(x, y, (y - lower, upper - y), fmt="o", color=BLUE, capsize=3, markersize=5, linewidth=1.2)
     axes.axhline(0.5, color=MUTED, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
+    if counts.min() > 0:
+        axes.set_xscale("log")
     axes.set_xticks(counts)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(min(0.45, float(np.nanmin(lower)) - 0.02) if len(y) else 0.45, 1.01)
-    axes.set_xlabel("training patients")
-    axes.set_ylabel("test ROC-AUC (95 % interval)")
-    _dress(axes, "Learning curve", "The same test patients at every point; dashed: chance")
+    axes.set_xlabel(name)
+    axes.set_ylabel(f"{split} ROC-AUC (95 % interval)")
+    _dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
     return figure
 
 
