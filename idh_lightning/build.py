@@ -37,6 +37,7 @@ from idh_lightning.cohort import (
     exclusions_table,
     faults_table,
     settle,
+    without_left_out,
     write_cohort_report,
 )
 from idh_lightning.config import CONF_DIR, check_config
@@ -140,6 +141,8 @@ def prepare(
     table: pd.DataFrame | None = None
     try:
         table = instantiate_section(config.split)(cohort)
+        cohort = without_left_out(cohort, table)
+        write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     except SplitError as error:
         if must_split:
             raise

@@ -165,6 +165,20 @@ def test_two_processes_test_every_study_once_and_agree_with_one(sweep: Path) -> 
     assert steps > 0
 
 
+@pytest.mark.slow
+def test_a_learning_curve_is_drawn_from_real_runs(tmp_path: Path) -> None:
+    train(tmp_path, "-m", *SMALL, "experiment=learning_curve", "split.training_patients=8,16")
+    (made,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    table = pd.read_csv(made / "sweep.csv")
+    assert list(table["split.training_patients"]) == [8, 16]
+    assert (made / "learning_curve.png").is_file()
+    first, second = (pd.read_csv(made / name / "predictions.csv") for name in "01")
+    assert list(first["study_id"]) == list(second["study_id"]), "the same patients choose and test"
+    for name, patients in (("0", 8), ("1", 16)):
+        training = pd.read_csv(made / name / "cohort.csv").query("split == 'train'")
+        assert training["patient_id"].nunique() == patients
+
+
 def fake_run(folder: Path, settings: dict[str, str], auroc: float, fold: int | None = None) -> None:
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save([f"{key}={value}" for key, value in settings.items()], folder / ".hydra" / "overrides.yaml")

@@ -68,6 +68,15 @@ def test_a_faulty_study_is_excluded_with_its_reason_when_asked(table, tmp_path, 
     assert (again.built, again.reused) == (0, 15)
 
 
+def test_training_patients_that_are_not_asked_for_are_listed_as_left_out(table, tmp_path):
+    run(configuration(table, tmp_path, "cohort.on_error=exclude", "split.test=0.2", "split.training_patients=6"))
+    used = pd.read_csv(tmp_path / "run" / "cohort.csv")
+    assert (used["split"] == "train").sum() == 6
+    excluded = pd.read_csv(tmp_path / "run" / "exclusions.csv").set_index("study_id")["reason"]
+    assert sorted([*used["study_id"], *excluded.index]) == [f"P{index:02d}" for index in range(16)]
+    assert set(excluded.drop("P03")) == {"not_among_training_patients: split"}
+
+
 def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path, caplog):
     few = pd.read_csv(table).iloc[[0, 1]]
     for name in ("FLAIR", "T1", "T1c", "T2", "tumor_segmentation"):

@@ -9,7 +9,16 @@ from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.report import write_cohort_report
 from idh_lightning.cohort.seen import SeenPatients, Sighting
-from idh_lightning.cohort.splits import SPLITS, AllTest, GivenSplit, HoldOut, KFold, cohort_table, verify_split
+from idh_lightning.cohort.splits import (
+    SPLITS,
+    AllTest,
+    GivenSplit,
+    HoldOut,
+    KFold,
+    cohort_table,
+    verify_split,
+    without_left_out,
+)
 from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
 from idh_lightning.cohort.table import Table
 from idh_lightning.cohort.ucsf_pdgm import UCSFPDGM
@@ -48,5 +57,6 @@ __all__ = [
     "settle",
     "study_of_files",
     "verify_split",
+    "without_left_out",
     "write_cohort_report",
 ]

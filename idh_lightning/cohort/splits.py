@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.study import Cohort
+from idh_lightning.cohort.study import Cohort, Exclusion
 from idh_lightning.cohort.tables import read_table
 from idh_lightning.errors import CohortError, SplitError
 
@@ -173,6 +173,26 @@ class AllTest:
             )
         ids = [study.study_id for study in cohort.studies]
         return cohort_table(cohort, pd.DataFrame({"study_id": ids, "split": "test", "fold": 0}))
+
+
+def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
+    """Return a cohort without the studies that a split does not use; they are among its exclusions.
+
+    Args:
+        cohort: Of all studies.
+        table: As a split of this cohort returns it; one with `training_patients` lists some of the training studies.
+    """
+    used = set(table["study_id"])
+    exclusions = [
+        Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not_among_training_patients: split")
+        for s in cohort.studies
+        if s.study_id not in used
+    ]
+    return replace(
+        cohort,
+        studies=tuple(study for study in cohort.studies if study.study_id in used),
+        exclusions=tuple(sorted([*cohort.exclusions, *exclusions], key=lambda exclusion: exclusion.study_id)),
+    )
 
 
 def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:

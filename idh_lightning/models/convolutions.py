@@ -125,7 +125,7 @@ class DepthwiseConv3d(_Swapped):
             return self._by_torch(volumes, pads)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
         with torch.autocast(device, enabled=False):  # one arithmetic for both passes
-            operands = volumes.to(dtype), self.weight.to(dtype), tuple(self.stride), pads
+            operands = _in_order(volumes.to(dtype)), self.weight.to(dtype), tuple(self.stride), pads
             result: Tensor = _by_matrices(*operands, cells) if few else _Depthwise.apply(*operands)
         return result
 
@@ -134,6 +134,28 @@ class DepthwiseConv3d(_Swapped):
         if before != after:
             volumes, before = functional.pad(volumes, pads), [0, 0, 0]
         return functional.conv3d(volumes, self.weight, stride=self.stride, padding=before, groups=self.groups)
+
+
+class _InOrder(torch.autograd.Function):
+    """Nothing; its gradient lies in memory as a new tensor would.
+
+    Matrix products give gradients whose channels lie last. torch 2.14 takes several times as long for the gradients of
+    SiLU and BatchNorm where what came in and what comes back lie differently: with 16 studies, forward and backward
+    through the tail of B7 at 65^3 takes 1.7 instead of 2.5 s on one core.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, volumes: Tensor) -> Tensor:
+        return volumes.view_as(volumes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.contiguous()
+
+
+def _in_order(volumes: Tensor) -> Tensor:
+    result: Tensor = _InOrder.apply(volumes) if volumes.is_contiguous() else volumes  # type: ignore[no-untyped-call]
+    return result
 
 
 def _by_matrices(
@@ -271,5 +293,5 @@ class PointwiseConv3d(_Swapped):
         """Return the convolution of [B, C, d, h, w]."""
         if volumes.device.type != "cpu":
             return functional.conv3d(volumes, self.weight)
-        last = functional.linear(volumes.movedim(1, -1), self.weight.flatten(1))
+        last = functional.linear(_in_order(volumes).movedim(1, -1), self.weight.flatten(1))
         return last.movedim(-1, 1).contiguous()

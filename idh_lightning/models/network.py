@@ -144,6 +144,7 @@ class StemTailNetwork(nn.Module):
         self.focus = focus
         self.locator: TumourLocator | None = None
         self._ratio = 1
+        self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
         if focus is not None:
@@ -339,7 +340,12 @@ class StemTailNetwork(nn.Module):
         return self._trace(layer, size)[:2]
 
     def _trace(self, layer: str, size: int) -> tuple[float, float, int]:
-        """Return offset and step of a layer's cells, and their number."""
+        """Return offset and step of a layer's cells, and their number; they never change, so they are kept."""
+        if (layer, size) not in self._traced:
+            self._traced[layer, size] = self._traced_anew(layer, size)
+        return self._traced[layer, size]
+
+    def _traced_anew(self, layer: str, size: int) -> tuple[float, float, int]:
         offset, step, reached = 0.0, 1, False
         layer = self.entry_layer if layer == ENTRY else layer
         for name, module in self.network.named_modules():
