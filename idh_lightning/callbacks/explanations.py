@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
+from joblib import cpu_count  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
 from rich.progress import track
@@ -178,29 +180,27 @@ def panel_of(
 
 @contextmanager
 def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
-    """Give what draws a `panel_of` into a file, some at a time on all cores; at the end all are drawn.
+    """Give what draws a `panel_of` into a file in another process, while this one goes on; at the end all are drawn.
 
-    Drawing takes longer than explaining, and keeps one core busy. The processes that help end here too, since each
-    holds its libraries in memory.
+    Drawing takes as long as explaining, so each gets half of the cores.
     """
-    waiting: list[tuple[Path, dict[str, Any]]] = []
-
-    def draw_all() -> None:
-        workers = min(cpu_count(), 1 + len(waiting) // 8)  # the others take a while to start
-        start = {"initializer": end_with, "initargs": (os.getpid(),)}
-        Parallel(workers, "loky", **start)(delayed(save_cam_panel)(path, **panel) for path, panel in waiting)
-        waiting.clear()
+    threads, workers = torch.get_num_threads(), max(cpu_count() // 2, 1)
+    pool = get_reusable_executor(max_workers=workers, initializer=end_with, initargs=(os.getpid(),), reuse=False)
+    waiting: deque[Future[None]] = deque()
 
     def draw(path: Path, panel: dict[str, Any]) -> None:
-        waiting.append((path, panel))
-        if len(waiting) == PANELS_AT_ONCE:
-            draw_all()
+        waiting.append(pool.submit(save_cam_panel, path, **panel))
+        if len(waiting) > PANELS_AT_ONCE:
+            waiting.popleft().result()
 
+    torch.set_num_threads(max(threads - workers, 1))
     try:
         yield draw
-        draw_all()
+        for panel in waiting:
+            panel.result()
     finally:
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        torch.set_num_threads(threads)
+        pool.shutdown(wait=True, kill_workers=True)
 
 
 def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:

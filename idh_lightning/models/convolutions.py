@@ -149,12 +149,12 @@ class _InOrder(torch.autograd.Function):
         return volumes.view_as(volumes)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.contiguous()
 
 
 def _in_order(volumes: Tensor) -> Tensor:
-    result: Tensor = _InOrder.apply(volumes) if volumes.is_contiguous() else volumes  # type: ignore[no-untyped-call]
+    result: Tensor = _InOrder.apply(volumes) if volumes.is_contiguous() else volumes
     return result
 
 

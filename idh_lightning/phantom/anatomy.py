@@ -6,6 +6,7 @@ Posterior, x to the patient's Left. "Template" coordinates have their origin at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -185,22 +186,42 @@ def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> 
     """
     step = wavelength_mm / 2
     counts = [int(np.ceil(extent / step)) + 4 for extent in FIELD_OF_VIEW_MM]
-    field = rng.standard_normal(counts, dtype=np.float32)
+    lattice = rng.standard_normal(counts, dtype=np.float32)
     first = _FIELD_CENTRE_MM - np.array(FIELD_OF_VIEW_MM) / 2
+    along = []
     for axis in range(3):
         position = grid.origin_mm[axis] + grid.spacing_mm * np.arange(grid.shape[axis]) - first[axis]
         place = np.clip(position / step, 0, counts[axis] - 4.001)
         base = place.astype(int)
         t = (place - base).astype(np.float32)
-        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        field = sum(
-            (weight / np.float32(6)).reshape(shape) * np.take(field, base + k, axis=axis)
-            for k, weight in enumerate(weights)
-        )
-    # A cubic B-spline of white noise has variance 0.5 per axis on average (sum of its squared weights).
-    return np.asarray(field * np.float32(0.479**-1.5), dtype=np.float32)
+        cubic = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        along.append((base, [weight / np.float32(6) for weight in cubic]))
+    field = np.empty(grid.shape, dtype=np.float32)
+    for start in range(0, grid.shape[0], _SLAB):
+        base, weights = along[0]
+        slab = slice(start, start + _SLAB)
+        rows = _interpolated(lattice, 0, base[slab], [weight[slab] for weight in weights])
+        rows = _interpolated(_interpolated(rows, 1, *along[1]), 2, *along[2])
+        # A cubic B-spline of white noise has variance 0.5 per axis on average (sum of its squared weights).
+        np.multiply(rows, np.float32(0.479**-1.5), out=field[slab])
+    return field
+
+
+_SLAB = 8
+"""Slices at once, so that what is added up stays in the processor's cache: half the time of the whole field at once."""
+
+
+def _interpolated(values: Floats, axis: int, base: NDArray[np.int_], weights: Sequence[Floats]) -> Floats:
+    """Return the weighted sum of each place and the three after it along an axis."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    total = np.take(values, base, axis=axis)
+    total *= weights[0].reshape(shape)
+    for k, weight in enumerate(weights[1:], start=1):
+        part = np.take(values, base + k, axis=axis)
+        part *= weight.reshape(shape)
+        total += part
+    return total
 
 
 @dataclass(frozen=True)
@@ -262,17 +283,25 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     index = np.stack([axis + np.float32(zero) for axis, zero in zip(source, _TEMPLATE_ZERO, strict=True)])
     inside = map_coordinates(template.brain, index, order=1, mode="constant", prefilter=False)
     brain = inside > 0.5
-    white, grey = np.zeros_like(inside), np.zeros_like(inside)
-    for values, tissue in ((template.white, white), (template.grey, grey)):
-        tissue[brain] = map_coordinates(values, index[:, brain], order=1, mode="constant", prefilter=False)
+    places, within = index[:, brain], inside[brain]
+    white, grey = (
+        map_coordinates(tissue, places, order=1, mode="constant", prefilter=False)
+        for tissue in (template.white, template.grey)
+    )
     # The maps are averages over many people; raising them to a power takes back some of the blur of averaging.
     power = np.float32(1.6)
-    csf = (atrophy * np.clip(inside - white - grey, 0, 1)) ** power
+    csf = (atrophy * np.clip(within - white - grey, 0, 1)) ** power
     white, grey = white**power, grey**power
-    total = np.where(brain, white + grey + csf, 1)
+    total = white + grey + csf
     total[total <= 1e-6] = 1
-    white, grey, csf = (np.where(brain, part / total, 0).astype(np.float32) for part in (white, grey, csf))
-    csf = np.where(brain, 1 - white - grey, 0).astype(np.float32)
+    white, grey = white / total, grey / total
+
+    def placed(values: Floats) -> Floats:
+        whole: Floats = np.zeros_like(inside)
+        whole[brain] = values
+        return whole
+
+    white, grey, csf = placed(white), placed(grey), placed(1 - white - grey)
     # Veins run in the sulci; the sagittal sinus lies on the outer edge of the midline.
     sulcal = smooth_field(grid, 9.0, vein_seed) > 2.3
     sinus = (np.abs(source[2]) < 3.5) & (gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0) < 0.72)

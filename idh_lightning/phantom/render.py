@@ -105,9 +105,10 @@ def _scan(
     # Living tumour is uneven; the mismatch core and fluid are not.
     uneven = sum(parts[name] for name in ("solid", "enhancing", "necrosis", "oedema"))
     texture = 1 + np.float32(0.09) * uneven * smooth_field(grid, 9.0, tissue_rng)
+    there = {name: part for name, part in parts.items() if part.any()}
     images = {}
     for sequence, levels in signals(tissues).items():
-        image = sum(np.float32(levels[name]) * part for name, part in parts.items()) * texture
+        image = sum(np.float32(levels[name]) * part for name, part in there.items()) * texture
         image *= np.exp(np.float32(scanner_rng.uniform(0.02, 0.08)) * smooth_field(grid, 160.0, scanner_rng))
         thickness_mm = scanner_rng.choice(_SLICE_MM[sequence])
         if thickness_mm > grid.spacing_mm:
