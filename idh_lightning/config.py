@@ -155,7 +155,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
     control = config.get("control", "natural")
     if control not in CONTROLS:
         yield f"control: found '{control}'; expected natural, null, trivial or shortcut. Correct it."
-    elif control != "natural" and choices.get("cohort", "phantom") != "phantom":
+    elif control != "natural" and choices.get("cohort") not in (None, "phantom"):  # None: that of a run
         yield (
             f"control: found '{control or 'null'}' with cohort={choices.get('cohort')}; expected cohort=phantom, since "
             "only the synthetic cohort has controls. Remove the control."

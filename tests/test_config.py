@@ -41,6 +41,7 @@ def test_each_fault_is_named_with_its_file_and_remedy(change: dict[str, object],
 
 def test_a_control_needs_the_synthetic_cohort() -> None:
     check_config(GOOD | {"control": None}, CHOICES)
+    check_config(GOOD | {"control": "shortcut"}, CHOICES | {"cohort": None})  # explain takes the cohort of a run
     with pytest.raises(ConfigError, match="control: found 'null' with cohort=table"):
         check_config(GOOD | {"control": None}, CHOICES | {"cohort": "table"})
 
