@@ -53,6 +53,7 @@ class MapComparison:
 
     Attributes:
         methods: Names of files in conf/explain; None for all that fit the network.
+        studies: How many are explained, spread over both labels; None for all.
         batch_size: Studies explained at once.
         faithfulness_studies: Studies whose voxels are deleted and inserted; 0 for none.
         sanity_studies: Studies whose maps are compared with those of randomised networks and of moved volumes; 0 for
@@ -64,6 +65,7 @@ class MapComparison:
     """
 
     methods: Sequence[str] | None = None
+    studies: int | None = None
     batch_size: int = 4
     faithfulness_studies: int = 16
     sanity_studies: int = 4
@@ -100,6 +102,7 @@ class MapComparison:
         """
         methods = build.methods(self.methods, network)
         names = [method.name for method in methods]
+        studies = studies if self.studies is None else _some(studies, self.studies)
         scores, by_sign, seconds = self._scored(network, store, studies, training, methods, learnt)
         write_text(folder / "explanations.csv", scores.to_csv(index=False))
         if not by_sign.empty:
