@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count  # type: ignore[import-untyped]
 
 from idh_lightning.cohort import SeenPatients, Study
 from idh_lightning.evaluation.features import tumour_features
@@ -34,30 +36,41 @@ class Described(NamedTuple):
 
 def describe(studies: Iterable[Study], store: VolumeStore) -> Described:
     """Return what the volumes of a store say about some studies."""
-    features, covariates, fingerprints = [], [], {}
-    for study in studies:
-        stored = store.open(study)
-        image = np.asarray(stored.image, dtype=np.float32)
-        mask = None if stored.mask is None else np.asarray(stored.mask)
-        found = study_covariates(
-            image,
-            np.asarray(stored.brain),
-            mask,
-            sequences=store.sequences,
-            spacing_mm=stored.spacing_mm,
-            native_spacing_mm=stored.geometry.spacing_mm,
-        )
-        covariates.append({"study_id": study.study_id, **found})
-        fingerprints[study.study_id] = list(stored.fingerprints.values())
-        if mask is not None and mask.any():
-            features.append({"study_id": study.study_id, **_features(stored, image, mask, store.sequences)})
-        elif mask is not None:
-            log.warning("Study %s: no tumour is left of its mask on the grid; it has no features.", study.study_id)
+    listed = list(studies)
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        found = list(pool.map(lambda study: _described(study, store), listed))
+    features = [one.features for one in found if one.features]
     return Described(
         features=pd.DataFrame(features, columns=None if features else ["study_id"]),
-        covariates=pd.DataFrame(covariates),
-        fingerprints=fingerprints,
+        covariates=pd.DataFrame([one.covariates for one in found]),
+        fingerprints={study.study_id: one.fingerprints for study, one in zip(listed, found, strict=True)},
     )
+
+
+class _DescribedStudy(NamedTuple):
+    features: dict[str, Any]
+    covariates: dict[str, Any]
+    fingerprints: list[str]
+
+
+def _described(study: Study, store: VolumeStore) -> _DescribedStudy:
+    stored = store.open(study)
+    image = np.asarray(stored.image, dtype=np.float32)
+    mask = None if stored.mask is None else np.asarray(stored.mask)
+    covariates = study_covariates(
+        image,
+        np.asarray(stored.brain),
+        mask,
+        sequences=store.sequences,
+        spacing_mm=stored.spacing_mm,
+        native_spacing_mm=stored.geometry.spacing_mm,
+    )
+    features: dict[str, Any] = {}
+    if mask is not None and mask.any():
+        features = {"study_id": study.study_id, **_features(stored, image, mask, store.sequences)}
+    elif mask is not None:
+        log.warning("Study %s: no tumour is left of its mask on the grid; it has no features.", study.study_id)
+    return _DescribedStudy(features, {"study_id": study.study_id, **covariates}, list(stored.fingerprints.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

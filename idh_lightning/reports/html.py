@@ -6,11 +6,13 @@ import base64
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from joblib import cpu_count  # type: ignore[import-untyped]
 from PIL import Image
 
 from idh_lightning.errors import EvaluationError
@@ -549,17 +551,22 @@ def _gallery(run: Run) -> Gallery:
     gallery, used = Gallery(), 0
     calls = _calls(run)
     telling = list(_most_telling(calls).values())
-    for call in sorted(calls, key=lambda call: (call not in telling, call.right)):
-        path = run.folder_of(call.study_id) / "figures" / "cam" / f"{call.study_id}.png"
-        if not path.is_file():
-            continue
+    files = {call: run.folder_of(call.study_id) / "figures" / "cam" / f"{call.study_id}.png" for call in calls}
+    shown = [
+        call for call in sorted(calls, key=lambda call: (call not in telling, call.right)) if files[call].is_file()
+    ]
+
+    def packed(call: Call) -> Picture:
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
-        shown = picture(path, words, photograph=True)
-        if used + len(shown.source) > PANELS_MB * 1e6:
-            gallery.left_out.append(call.study_id)
-        else:
-            used += len(shown.source)
-            gallery.pictures[call.study_id] = shown
+        return picture(files[call], words, photograph=True)
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for call, panel in zip(shown, pool.map(packed, shown), strict=True):
+            if used + len(panel.source) > PANELS_MB * 1e6:
+                gallery.left_out.append(call.study_id)
+            else:
+                used += len(panel.source)
+                gallery.pictures[call.study_id] = panel
     return gallery
 
 
