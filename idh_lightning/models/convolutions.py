@@ -89,6 +89,12 @@ class _Swapped(nn.Conv3d):
 FEW_CELLS = 4096
 """Up to this product of cells in and cells out, a depthwise convolution is a small matrix per channel."""
 
+STUDY_CELLS = 1024
+"""And up to this product for each study of the batch, since a matrix takes as long to make for one as for many.
+
+Forward and backward in bfloat16 on two cores, 2304 channels, 4^3 cells, 5^3 taps: 2 studies 27 ms with matrices and 17
+without, 4 studies 18 and 35, 16 studies 35 and 216. With 3^3 cells matrices are faster from one study on.
+"""
 
 GPU_STUDIES = 8
 """From this batch on, that holds on a GPU too.
@@ -119,7 +125,7 @@ class DepthwiseConv3d(_Swapped):
         """Return the convolution of [B, C, d, h, w]."""
         pads, device = zeros_around(self, volumes.shape, same=self.same), volumes.device.type
         cells = _cells_out(volumes.shape, self.weight.shape, self.stride, pads)
-        few = volumes.shape[2:].numel() * math.prod(cells) <= FEW_CELLS
+        few = volumes.shape[2:].numel() * math.prod(cells) <= min(FEW_CELLS, STUDY_CELLS * len(volumes))
         few = few and (device == "cpu" or len(volumes) >= GPU_STUDIES)
         if device != "cpu" and not few:
             return self._by_torch(volumes, pads)
