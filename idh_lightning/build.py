@@ -137,16 +137,16 @@ def prepare(
         raise
     if screen is not None:
         cohort = screen(cohort, store)
-    write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     table: pd.DataFrame | None = None
     try:
         table = instantiate_section(config.split)(cohort)
         cohort = without_left_out(cohort, table)
-        write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     except SplitError as error:
         if must_split:
             raise
         logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
+    finally:
+        write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     write_cohort_report(cohort, run_folder / "cohort_report.html", table)
     if table is not None:
         flair = {

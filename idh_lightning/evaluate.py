@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +151,12 @@ def without_seen(
             f"cohort.exclude=[{','.join(patients)}], or all at once with seen=exclude. If the two cohorts merely "
             "number their patients alike, compare the images only: seen_by=[image]."
         )
-    lost = {sighting.study.study_id for sighting in found}
-    logger.warning("%d of %d studies were seen in training or validation; left out.", len(lost), len(cohort.studies))
-    exclusions = [Exclusion(study_id=s.study.study_id, patient_id=s.study.patient_id, reason=s.reason) for s in found]
-    return replace(
-        cohort,
-        studies=tuple(study for study in cohort.studies if study.study_id not in lost),
-        exclusions=tuple(sorted((*cohort.exclusions, *exclusions), key=lambda exclusion: exclusion.study_id)),
+    left = cohort.without(
+        Exclusion(study_id=s.study.study_id, patient_id=s.study.patient_id, reason=s.reason) for s in found
     )
+    lost = len(cohort.studies) - len(left.studies)
+    logger.warning("%d of %d studies were seen in training or validation; left out.", lost, len(cohort.studies))
+    return left
 
 
 def _check_settings(config: DictConfig) -> None:

@@ -78,19 +78,14 @@ def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["r
         )
         for study_id, found in reasons.items()
     ]
-    studies = tuple(study for study in cohort.studies if study.study_id not in reasons)
-    if not studies:
+    left = cohort.without(exclusions)
+    if not left.studies:
         details = f"\n{_list_of(cohort.name, errors)}" if errors else ""
         raise CohortError(
-            f"cohort {cohort.name}: no study is left, {len(cohort.exclusions) + len(exclusions)} are excluded; "
+            f"cohort {cohort.name}: no study is left, {len(left.exclusions)} are excluded; "
             f"expected some of each label. Correct the table, the folder or cohort.exclude.{details}"
         )
-    return replace(
-        cohort,
-        studies=studies,
-        exclusions=tuple(sorted([*cohort.exclusions, *exclusions], key=lambda exclusion: exclusion.study_id)),
-        faults=everything,
-    )
+    return replace(left, faults=everything)
 
 
 def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -183,15 +183,10 @@ def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
         table: As a split of this cohort returns it; one with `training_patients` lists some of the training studies.
     """
     used = set(table["study_id"])
-    exclusions = [
+    return cohort.without(
         Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not_among_training_patients: split")
         for s in cohort.studies
         if s.study_id not in used
-    ]
-    return replace(
-        cohort,
-        studies=tuple(study for study in cohort.studies if study.study_id in used),
-        exclusions=tuple(sorted([*cohort.exclusions, *exclusions], key=lambda exclusion: exclusion.study_id)),
     )
 
 

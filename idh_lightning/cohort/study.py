@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -96,3 +96,13 @@ class Cohort:
     studies: tuple[Study, ...]
     exclusions: tuple[Exclusion, ...] = ()
     faults: tuple[Fault, ...] = ()
+
+    def without(self, exclusions: Iterable[Exclusion]) -> Cohort:
+        """Return the cohort without the studies that are named, which are among its exclusions then."""
+        named = tuple(exclusions)
+        lost = {exclusion.study_id for exclusion in named}
+        return replace(
+            self,
+            studies=tuple(study for study in self.studies if study.study_id not in lost),
+            exclusions=tuple(sorted((*self.exclusions, *named), key=lambda exclusion: exclusion.study_id)),
+        )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from joblib import cpu_count  # type: ignore[import-untyped]
 
 from idh_lightning.cohort import SeenPatients, Study
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.shift import covariate_summary, study_covariates
+from idh_lightning.models import side_by_side
 from idh_lightning.volumes import StoredVolume, VolumeStore
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ class Described(NamedTuple):
 def describe(studies: Iterable[Study], store: VolumeStore) -> Described:
     """Return what the volumes of a store say about some studies."""
     listed = list(studies)
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        found = list(pool.map(lambda study: _described(study, store), listed))
+    found = side_by_side(lambda study: _described(study, store), listed)
     features = [one.features for one in found if one.features]
     return Described(
         features=pd.DataFrame(features, columns=None if features else ["study_id"]),

@@ -198,11 +198,8 @@ class StemTailNetwork(nn.Module):
         def run(chunk: Tensor) -> Tensor:
             return self._run_stem(chunk, folded)
 
-        several = min(torch.get_num_threads(), len(chunks)) > 1
-        if several and folded is not None and volumes.device.type == "cpu":
-            features = torch.cat(side_by_side(run, chunks))
-        else:
-            features = torch.cat([run(chunk) for chunk in chunks])
+        alone = folded is not None and volumes.device.type == "cpu"
+        features = torch.cat(side_by_side(run, chunks) if alone else [run(chunk) for chunk in chunks])
         if self._keeps:
             self._kept = (volumes, features)
         return features
@@ -483,7 +480,9 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
         items: Studies, for example.
     """
     threads = torch.get_num_threads()
-    workers = max(min(threads, len(items)), 1)
+    workers = min(threads, len(items))
+    if workers < 2:
+        return [work(item) for item in items]
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, items))

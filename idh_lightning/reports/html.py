@@ -6,18 +6,17 @@ import base64
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from joblib import cpu_count  # type: ignore[import-untyped]
 from PIL import Image
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
+from idh_lightning.models import side_by_side
 from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
@@ -560,13 +559,12 @@ def _gallery(run: Run) -> Gallery:
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
         return picture(files[call], words, photograph=True)
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        for call, panel in zip(shown, pool.map(packed, shown), strict=True):
-            if used + len(panel.source) > PANELS_MB * 1e6:
-                gallery.left_out.append(call.study_id)
-            else:
-                used += len(panel.source)
-                gallery.pictures[call.study_id] = panel
+    for call, panel in zip(shown, side_by_side(packed, shown), strict=True):
+        if used + len(panel.source) > PANELS_MB * 1e6:
+            gallery.left_out.append(call.study_id)
+        else:
+            used += len(panel.source)
+            gallery.pictures[call.study_id] = panel
     return gallery
 
 

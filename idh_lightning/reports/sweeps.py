@@ -93,7 +93,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     axes.plot(counts, [y[x == count].mean() for count in counts], color=BLUE, linewidth=1.8)
     axes.errorbar(x, y, (y - lower, upper - y), fmt="o", color=BLUE, capsize=3, markersize=5, linewidth=1.2)
     axes.axhline(0.5, color=MUTED, linestyle="--", linewidth=1)
-    if counts.min() > 0:
+    if (counts > 0).all():
         axes.set_xscale("log")
     axes.set_xticks(counts)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
