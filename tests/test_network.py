@@ -52,6 +52,23 @@ def test_stem_in_bfloat16_agrees_with_float32_within_an_eighth_of_the_features_s
     assert difference < 0.125 * exact.std()
 
 
+@pytest.mark.parametrize("instructions", [set(), {"avx2"}, {"avx512_bf16"}, {"amx_bf16"}])
+def test_where_a_cpu_lacks_instructions_for_bfloat16_the_stem_is_folded_and_in_float32(
+    small_network: Maker, monkeypatch: pytest.MonkeyPatch, instructions: set[str]
+) -> None:
+    monkeypatch.setattr("idh_lightning.models.network._cpu_has", lambda *names: not instructions.isdisjoint(names))
+    network = small_network().eval()
+    assert network.stem_precision == "auto"
+    if {"avx512_bf16", "amx_bf16"} & instructions:
+        assert network.stem_dtype("cpu") == torch.bfloat16
+        return
+    assert network.stem_dtype("cpu") == torch.float32
+    assert network._folds("cpu")
+    exact = small_network(stem_precision="float32").eval()
+    exact.load_state_dict(network.state_dict())
+    assert torch.equal(network.stem(volumes()), exact.stem(volumes()))
+
+
 def moved(network: StemTailNetwork) -> StemTailNetwork:
     """Give every BatchNorm statistics and weights of its own, as training would."""
     generator = torch.Generator().manual_seed(7)

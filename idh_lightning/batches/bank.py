@@ -164,11 +164,13 @@ class FeatureBankDataModule(IDHDataModule):
             ModelError: If the features are not finite.
         """
         self._network = network
+        device = next(network.parameters()).device.type
         key = {
             "format": FORMAT,
             "stem": _digest(network),
             "precision": network.stem_precision,
-            "device": next(network.parameters()).device.type,  # "auto" is another precision on another device
+            "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
+            "device": device,
             "cut": network.trainable_from,
             "focus": network.focus,
             "augmentation": augmentation_settings,

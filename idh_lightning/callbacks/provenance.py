@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from idh_lightning.files import write_json, write_text
+from idh_lightning.models import StemTailNetwork
 
 _PACKAGES = (
     "idh_lightning",
@@ -80,6 +81,8 @@ class Provenance(Callback):
             "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         }
         self.record["precision"] = str(trainer.precision)
+        if isinstance(network := getattr(pl_module, "network", None), StemTailNetwork):
+            self.record["stem_arithmetic"] = str(network.stem_dtype(pl_module.device.type)).removeprefix("torch.")
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 

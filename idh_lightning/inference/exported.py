@@ -57,7 +57,7 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     conformal sets and cohort. Its input `volumes` is [B, C, D, H, W] float32 as `volumes.Preprocessing` makes them, its
     outputs `logit` and `probability` are [B].
 
-    It computes in float32. Ours runs its stem in bfloat16 on a CPU, so the two differ by its rounding.
+    It computes in float32. Ours runs its stem in bfloat16 on many machines, so the two differ by its rounding.
 
     Args:
         checkpoint: A run folder or a .ckpt.

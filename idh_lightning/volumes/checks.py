@@ -331,7 +331,7 @@ def _side_doubt(place: Place, name: str, reference: str) -> Fault:
     )
 
 
-def _shifted(volume: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
+def _shifted(volume: NDArray[np.uint8]) -> Iterable[NDArray[np.uint8]]:
     """Yield the volume moved by up to two voxels left and right: mirroring moves a head that is not centred."""
     return (np.roll(volume, shift, axis=-1) for shift in range(-2, 3))
 
@@ -339,14 +339,16 @@ def _shifted(volume: NDArray[np.intp]) -> Iterable[NDArray[np.intp]]:
 _LEVELS = 24
 
 
-def _levels(z_scores: NDArray[np.float32]) -> NDArray[np.intp]:
+def _levels(z_scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return z-scores from -3 to 3 as whole numbers from 0 to 23."""
-    return ((z_scores + 3.0) * (_LEVELS / 6.0)).clip(0, _LEVELS - 1).astype(np.intp)
+    return ((z_scores + 3.0) * (_LEVELS / 6.0)).clip(0, _LEVELS - 1).astype(np.uint8)
 
 
-def _mutual_information(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
+def _mutual_information(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Return the mutual information, in nats, of two images given as levels."""
-    joint = np.bincount(a * _LEVELS + b, minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / max(a.size, 1)
+    joint = np.bincount(a.astype(np.int16) * _LEVELS + b, minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / max(
+        a.size, 1
+    )
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())

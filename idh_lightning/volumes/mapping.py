@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip
 from numpy.typing import NDArray
 
 from idh_lightning.errors import VolumeError
@@ -72,7 +72,7 @@ def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) ->
     image.set_sform(geometry.affine_ras, code=1)
     image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=5, mtime=0))
+        temporary.write_bytes(igzip.compress(image.to_bytes(), compresslevel=2, mtime=0))
 
 
 def codes_on_grid(path: Path, stored: StoredVolume) -> NDArray[np.int64]:

@@ -212,8 +212,14 @@ def _read(
             continue
         voxels = sitk.GetArrayViewFromImage(image)
         faults += (checks.check_mask_values if name == MASK else checks.check_voxels)(voxels, spot)
-        images[name], geometries[name] = sitk.DICOMOrient(image, "LPS"), header_geometry(header)
+        images[name], geometries[name] = _oriented(image), header_geometry(header)
     return images, geometries, faults
+
+
+def _oriented(image: sitk.Image) -> sitk.Image:
+    """Return an image in LPS orientation: itself where it is so already, since turning makes a copy."""
+    found = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    return image if found == "LPS" else sitk.DICOMOrient(image, "LPS")
 
 
 def _bring_to_one_grid(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import zlib
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import IO, Any, cast
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -121,7 +121,7 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
     try:
         if offset > MOST_SURPLUS_BYTES:
             raise ValueError(f"the header says that the voxels begin at byte {offset}")
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with cast(IO[bytes], igzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             content = file.read(length)
             surplus = 0
             while more := len(file.read(1 << 20)):
@@ -150,7 +150,7 @@ def fingerprint(voxels: NDArray[np.float32]) -> str:
     return digest.hexdigest()
 
 
-_DECODING_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+_DECODING_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, isal_zlib.error)
 
 
 def _unreadable(place: Place, found: str, error: Exception) -> FaultyStudyError:
