@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from joblib import cpu_count  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
-from rich.progress import track
+from torch import Tensor
 
-from idh_lightning.batches import IDHDataModule
+from idh_lightning.batches import Batch, IDHDataModule
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
@@ -71,6 +71,10 @@ class Explanations(Callback):
         self.every_epochs = every_epochs
         self.test = test
         self.batch_size = batch_size
+        self._rows: list[dict[str, object]] = []
+        self._mean_tumour: np.ndarray | None = None
+        self._draw: Callable[[Path, dict[str, Any]], None] | None = None
+        self._during_test = ExitStack()
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw the followed validation studies."""
@@ -81,40 +85,82 @@ class Explanations(Callback):
             or trainer.current_epoch % self.every_epochs
         ):
             return
-        data = _data_module(trainer)
+        data, network = _data_module(trainer), _network(pl_module)
         followed = self._followed(data)
-        for study, stored, (cam,), probability in self._explain(pl_module, data, followed, self.methods[:1]):
+        stored = [data.store.open(study) for study in followed]
+        volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
+        volumes = volumes.to(pl_module.device)
+        was_training = network.training
+        with torch.no_grad():
+            features = network.stem(volumes)
+            probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
+            network.train(was_training)
+        maps = self._maps(network, volumes, features, self.methods[:1])
+        for study, item, (cam,), probability in zip(followed, stored, maps, probabilities, strict=True):
             name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
             path = self.run_folder / "figures" / "training" / f"{name}.png"
-            inside = cam * (np.asarray(stored.brain) > 0)
-            save_cam_panel(path, **panel_of(study, stored, inside, probability, self.sequences))
+            inside = cam * (np.asarray(item.brain) > 0)
+            save_cam_panel(path, **panel_of(study, item, inside, probability, self.sequences))
+
+    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forget earlier maps, and have the features that predict a study kept for explaining it."""
+        self._rows = []
+        if self.test:
+            self._during_test.enter_context(_network(pl_module).stem_once())
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Explain, score and draw the test studies that were just predicted; their loader is the last one."""
+        loaders: Any = trainer.test_dataloaders
+        if not self.test or dataloader_idx + 1 < len(loaders):
+            return
+        data, network = _data_module(trainer), _network(pl_module)
+        if self._draw is None:
+            self._draw = self._during_test.enter_context(drawing())
+            self._mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
+        studies = {study.study_id: study for study in data.studies["test"]}
+        maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
+        for study_id, cams, probability in zip(batch.study_ids, maps, torch.sigmoid(outputs).tolist(), strict=True):
+            study = studies[study_id]
+            stored = data.store.open(study)
+            cam = cams[0] * (np.asarray(stored.brain) > 0)
+            write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
+            path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
+            self._draw(path, panel_of(study, stored, cam, probability, self.sequences))
+            named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
+            ceilings = ceilings_of(network, self.methods, stored)
+            self._rows += rows_of(study, stored, named, ceilings, self._mean_tumour)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Explain, score and draw every test study, each process its share."""
+        """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
         if not self.test:
             return
-        data = _data_module(trainer)
-        studies = [data.studies["test"][place] for place in data.own_share("test")]
-        rows: list[dict[str, object]] = []
-        mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
-        explained = self._explain(pl_module, data, studies, self.methods)
-        with drawing() as draw:
-            for study, stored, cams, probability in track(explained, description="Explaining", total=len(studies)):
-                cam = cams[0] * (np.asarray(stored.brain) > 0)
-                write_map(cam, stored, self.run_folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-                path = self.run_folder / "figures" / "cam" / f"{study.study_id}.png"
-                draw(path, panel_of(study, stored, cam, probability, self.sequences))
-                named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
-                ceilings = ceilings_of(_network(pl_module), self.methods, stored)
-                rows += rows_of(study, stored, named, ceilings, mean_tumour)
+        self._end_test()
         columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS)]
-        rows = gathered(trainer, rows)
+        rows = gathered(trainer, self._rows)
         if not trainer.is_global_zero:
             return
-        order = {study.study_id: place for place, study in enumerate(data.studies["test"])}
+        order = {study.study_id: place for place, study in enumerate(_data_module(trainer).studies["test"])}
         rows.sort(key=lambda row: order[str(row["study_id"])])
         table = pd.DataFrame(rows, columns=columns)
         write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop the processes that draw."""
+        self._end_test()
+
+    def _end_test(self) -> None:
+        self._draw = None
+        self._during_test.close()
 
     def _followed(self, data: IDHDataModule) -> list[Study]:
         by_label = sorted(data.studies["validation"], key=lambda study: (-study.label, study.study_id))
@@ -123,29 +169,24 @@ class Explanations(Callback):
         half = -(-self.validation_studies // 2)
         return (mutants[:half] + wildtype)[: self.validation_studies]
 
-    def _explain(
-        self,
-        pl_module: lightning.LightningModule,
-        data: IDHDataModule,
-        studies: Sequence[Study],
-        methods: Sequence[Method],
-    ) -> Iterator[tuple[Study, StoredVolume, list[np.ndarray], float]]:
-        """Yield each study with its map by each method and P(mutant)."""
-        network = _network(pl_module)
-        for start in range(0, len(studies), self.batch_size):
-            chunk = studies[start : start + self.batch_size]
-            stored = [data.store.open(study) for study in chunk]
-            volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
-            volumes = volumes.to(pl_module.device)
-            # Outside inference mode, since a map needs gradients.
-            with torch.inference_mode(False), network.stem_once():
-                volumes = volumes.clone()
-                maps = zip(*(method(network, volumes).cpu().numpy() for method in methods), strict=True)
-                with torch.no_grad():
-                    was_training = network.training
-                    probabilities = torch.softmax(network.eval()(volumes), dim=1)[:, 1].tolist()
-                    network.train(was_training)
-            yield from zip(chunk, stored, map(list, maps), probabilities, strict=True)
+    def _maps(
+        self, network: StemTailNetwork, volumes: Tensor, features: Tensor, methods: Sequence[Method]
+    ) -> Iterator[list[np.ndarray]]:
+        """Yield the maps of each study, one by each method.
+
+        Args:
+            network: To be explained.
+            volumes: [B, C, D, H, W].
+            features: What the network's stem makes of them.
+            methods: Of explanation.
+        """
+        # Outside inference mode, since a map needs gradients.
+        with torch.inference_mode(False):
+            both = zip(*(torch.split(each.clone(), self.batch_size) for each in (volumes, features)), strict=True)
+        for some, theirs in both:
+            with torch.inference_mode(False), network.stem_known(some, theirs):
+                maps = [method(network, some).cpu().numpy() for method in methods]
+            yield from map(list, zip(*maps, strict=True))
 
 
 def _network(pl_module: lightning.LightningModule) -> StemTailNetwork:

@@ -214,6 +214,15 @@ class StemTailNetwork(nn.Module):
         finally:
             self._keeps, self._kept = False, None
 
+    @contextmanager
+    def stem_known(self, volumes: Tensor, features: Tensor) -> Iterator[None]:
+        """Inside, `features` are what the stem makes of `volumes`, and it is not run for them."""
+        before, self._kept = self._kept, (volumes, features)
+        try:
+            yield
+        finally:
+            self._kept = before
+
     def studies_at_once(self, volumes: Tensor) -> int:
         """Return how many of [B, C, D, H, W] go through the stem together."""
         size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)

@@ -121,7 +121,8 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
     try:
         if offset > MOST_SURPLUS_BYTES:
             raise ValueError(f"the header says that the voxels begin at byte {offset}")
-        with cast(IO[bytes], igzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        opened: Any = igzip.open if path.suffix == ".gz" else Path.open
+        with cast(IO[bytes], opened(path, "rb")) as file:
             content = file.read(length)
             surplus = 0
             while more := len(file.read(1 << 20)):
@@ -150,7 +151,8 @@ def fingerprint(voxels: NDArray[np.float32]) -> str:
     return digest.hexdigest()
 
 
-_DECODING_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, isal_zlib.error)
+_IGZIP_ERROR: Any = isal_zlib.error  # typed as an exception, not as a class of them
+_DECODING_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, OverflowError, zlib.error, _IGZIP_ERROR)
 
 
 def _unreadable(place: Place, found: str, error: Exception) -> FaultyStudyError:
