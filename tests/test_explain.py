@@ -157,3 +157,16 @@ def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) ->
     handle.remove()
     assert all(torch.equal(one, other) for one, other in zip(apart, together, strict=True))
     assert not torch.equal(network.stem(x + 1), network.stem(x)), "nothing is kept outside"
+
+
+def test_features_that_are_known_are_not_computed_again(small_network: Maker) -> None:
+    network, x = small_network(focus="blocks.1").eval(), volumes()
+    features, apart = network.stem(x), Evidence()(network, x)
+    with network.stem_once():
+        with network.stem_known(x, features):
+            assert network.stem(x) is features
+            assert torch.equal(Evidence()(network, x), apart)
+        with network.stem_known(x, 2 * features):
+            assert not torch.equal(Evidence()(network, x), apart), "what is known is what is explained"
+            assert torch.equal(network.stem(x.clone()), features), "and only for the volumes that it belongs to"
+        assert torch.equal(network.stem(x), features)
