@@ -80,8 +80,8 @@ def test_training_on_a_bank_gives_the_gradients_of_training_through_the_stem(
 ) -> None:
     """The same views of the same studies in the same batches, once as volumes and once as features.
 
-    In bfloat16, whose numbers half precision holds exactly: BatchNorm over two studies of one cell each makes anything of
-    a rounding.
+    In bfloat16, whose numbers half precision holds exactly: BatchNorm over two studies of one cell each makes
+    anything of a rounding.
     """
     network.stem_precision = "bfloat16"
     data = bank(tmp_path, fake_store, studies, augmentation=None, views=1)
