@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import FakeStore, studies_of
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+from idh_lightning.batches import IDHDataModule
+from idh_lightning.callbacks import explanations
 from idh_lightning.errors import ExplanationError, ModelError
 from idh_lightning.explain import Evidence, GradCAM, localisation_scores
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
@@ -170,3 +176,26 @@ def test_features_that_are_known_are_not_computed_again(small_network: Maker) ->
             assert not torch.equal(Evidence()(network, x), apart), "what is known is what is explained"
             assert torch.equal(network.stem(x.clone()), features), "and only for the volumes that it belongs to"
         assert torch.equal(network.stem(x), features)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_as_many_validation_studies_are_followed_as_asked(
+    count: int, tmp_path: Path, fake_store: FakeStore, small_network: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = {"train": studies_of([0, 1], "t"), "validation": studies_of([0, 1, 0, 1], "v")}
+    studies["test"] = studies_of([0], "x")
+    for study in studies["validation"]:
+        fake_store.put(study, volumes(1)[0].numpy())
+    drawn: list[str] = []
+    monkeypatch.setattr(explanations, "panel_of", lambda *_: {})
+    monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
+    network = small_network(focus="blocks.1").train()
+    data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, sanity_checking=False, current_epoch=2)
+    module: Any = SimpleNamespace(network=network, device=torch.device("cpu"))
+    callback = explanations.Explanations(
+        method=Evidence(), run_folder=tmp_path, sequences=(), validation_studies=count, batch_size=2
+    )
+    callback.on_validation_epoch_end(trainer, module)
+    assert drawn == [f"{name}_epoch002" for name in ("v001", "v003", "v000")[:count]]
+    assert network.training

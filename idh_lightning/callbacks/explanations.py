@@ -87,20 +87,21 @@ class Explanations(Callback):
             return
         data, network = _data_module(trainer), _network(pl_module)
         followed = self._followed(data)
-        stored = [data.store.open(study) for study in followed]
-        volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
-        volumes = volumes.to(pl_module.device)
-        was_training = network.training
-        with torch.no_grad():
-            features = network.stem(volumes)
-            probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
-            network.train(was_training)
-        maps = self._maps(network, volumes, features, self.methods[:1])
-        for study, item, (cam,), probability in zip(followed, stored, maps, probabilities, strict=True):
-            name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
-            path = self.run_folder / "figures" / "training" / f"{name}.png"
-            inside = cam * (np.asarray(item.brain) > 0)
-            save_cam_panel(path, **panel_of(study, item, inside, probability, self.sequences))
+        for start in range(0, len(followed), self.batch_size):
+            chunk = followed[start : start + self.batch_size]
+            stored = [data.store.open(study) for study in chunk]
+            volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
+            volumes = volumes.to(pl_module.device)
+            with torch.no_grad():
+                features, was_training = network.stem(volumes), network.training
+                probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
+                network.train(was_training)
+            maps = self._maps(network, volumes, features, self.methods[:1])
+            for study, item, (cam,), probability in zip(chunk, stored, maps, probabilities, strict=True):
+                name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
+                path = self.run_folder / "figures" / "training" / f"{name}.png"
+                inside = cam * (np.asarray(item.brain) > 0)
+                save_cam_panel(path, **panel_of(study, item, inside, probability, self.sequences))
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
