@@ -168,7 +168,6 @@ class FeatureBankDataModule(IDHDataModule):
         key = {
             "format": FORMAT,
             "stem": _digest(network),
-            "precision": network.stem_precision,
             "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
             "device": device,
             "cut": network.trainable_from,

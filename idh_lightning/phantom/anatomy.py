@@ -314,19 +314,19 @@ def _interpolated(values: Floats, index: Floats) -> Floats:
             base = np.minimum(within.astype(np.int32), count - 2)
             corner += base * stride
             shares.append(within - base.astype(np.float32))
-
-        def between(corner: NDArray[np.int64], axes: Sequence[int], shares: list[Floats] = shares) -> Floats:
-            """Join the two neighbours along the first of the axes, each joined along the others before."""
-            if not axes:
-                return np.asarray(flat.take(corner))
-            near, far = (between(corner + step, axes[1:]) for step in (0, strides[axes[0]]))
-            far -= near
-            far *= shares[axes[0]]
-            far += near
-            return far
-
-        result[here] = between(corner, (0, 1, 2))
+        result[here] = _between(flat, corner, strides, shares)
     return result.reshape(index.shape[1:])
+
+
+def _between(flat: Floats, corner: NDArray[np.int64], strides: Sequence[int], shares: Sequence[Floats]) -> Floats:
+    """Join the two neighbours along the first axis, each joined along the other axes before."""
+    if not shares:
+        return np.asarray(flat.take(corner))
+    near, far = (_between(flat, place, strides[1:], shares[1:]) for place in (corner, corner + strides[0]))
+    far -= near
+    far *= shares[0]
+    far += near
+    return far
 
 
 def _brain_box(field: Grid, pose: Pose) -> tuple[Grid, tuple[int, int, int]]:

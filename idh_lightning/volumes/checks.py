@@ -346,9 +346,8 @@ def _levels(z_scores: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _mutual_information(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Return the mutual information, in nats, of two images given as levels."""
-    joint = np.bincount(a.astype(np.int16) * _LEVELS + b, minlength=_LEVELS**2).reshape(_LEVELS, _LEVELS) / max(
-        a.size, 1
-    )
+    counts = np.bincount(a.astype(np.int16) * _LEVELS + b, minlength=_LEVELS**2)
+    joint = counts.reshape(_LEVELS, _LEVELS) / max(a.size, 1)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     filled = joint > 0
     return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
