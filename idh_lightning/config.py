@@ -52,6 +52,8 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
         "runs",
         "part",
         "methods",
+        "other_seeds",
+        "permuted_labels",
         "output",
         "device",
         *_GROUPS,

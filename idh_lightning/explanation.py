@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from idh_lightning import build
-from idh_lightning.callbacks.explanations import ceilings_of, drawing, panel_of, rows_of
+from idh_lightning.callbacks.explanations import beside_drawing, ceilings_of, drawing, panel_of, rows_of
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
 from idh_lightning.evaluation import Learnt
 from idh_lightning.explain import ANY_SIGN, BASELINE, CEILINGS, SCORES, Method, mean_mask, sign_scores
 from idh_lightning.explain.faithfulness import deletion_insertion
-from idh_lightning.explain.sanity import cascade, shifts
+from idh_lightning.explain.sanity import between, cascade, shifts
 from idh_lightning.explain.sanity import table as sanity_table
 from idh_lightning.explain.sequence_importance import shapley
 from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
@@ -84,6 +84,7 @@ class MapComparison:
         learnt: Learnt | None,
         sequences: Sequence[str],
         folder: Path,
+        others: Mapping[str, Sequence[StemTailNetwork]] | None = None,
     ) -> dict[str, Any]:
         """Write all that is said of the maps into a folder, and return the content of explanations.json.
 
@@ -99,6 +100,7 @@ class MapComparison:
             learnt: Calls a study mutant or wildtype; None for the larger logit.
             sequences: Names of the channels.
             folder: To write into.
+            others: Networks whose maps are compared with those of `network`, by check: "other seed", "permuted labels".
         """
         methods = build.methods(self.methods, network)
         names = [method.name for method in methods]
@@ -110,7 +112,7 @@ class MapComparison:
         summary = summarised(scores, resamples=self.bootstrap, confidence=self.confidence)
 
         faithfulness = self._faithfulness(network, store, _some(studies, self.faithfulness_studies), methods)
-        sanity, cascades = self._sanity(network, store, _some(studies, self.sanity_studies), methods)
+        sanity, cascades = self._sanity(network, store, _some(studies, self.sanity_studies), methods, others or {})
         if not sanity.empty:
             write_text(folder / "sanity.csv", sanity.to_csv(index=False))
             write_text(folder / "cascade.csv", cascades.to_csv(index=False))
@@ -210,7 +212,12 @@ class MapComparison:
         return content
 
     def _sanity(
-        self, network: StemTailNetwork, store: VolumeStore, studies: Sequence[Study], methods: Sequence[Method]
+        self,
+        network: StemTailNetwork,
+        store: VolumeStore,
+        studies: Sequence[Study],
+        methods: Sequence[Method],
+        others: Mapping[str, Sequence[StemTailNetwork]],
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return which methods pass which checks, and how alike maps are while the network is randomised."""
         if len(studies) < 2:
@@ -224,6 +231,9 @@ class MapComparison:
                 "randomised tail": random,
                 "shifted": shifts(method, network, volumes),
             }
+            for check, networks in others.items():
+                pairs = [between(method, {"this": network, "other": other}, volumes) for other in networks]
+                results[method.name][check] = pd.concat(pairs)
         cascades = pd.concat([found["randomised"].assign(method=name) for name, found in results.items()])
         return sanity_table(results), cascades
 
@@ -261,7 +271,7 @@ class MapComparison:
     ) -> None:
         """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
         batches = -(-len(studies) // self.batch_size)
-        with drawing() as draw:
+        with drawing() as draw, beside_drawing():
             for chunk, stored, volumes in track(self._batches(network, store, studies), "Drawing", total=batches):
                 with torch.no_grad():
                     probabilities = torch.softmax(network(volumes), dim=1)[:, 1].tolist()
@@ -383,6 +393,12 @@ def run(config: DictConfig) -> dict[str, Any]:
         )
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
+    device = _device(str(config.device))
+    others = {
+        check: [_like(model.recipe, Path(other)).to(device).eval() for other in runs]
+        for check, runs in (("other seed", config.other_seeds), ("permuted labels", config.permuted_labels))
+        if runs
+    }
     if config.part not in SPLITS:
         raise ConfigError(f"part: found '{config.part}'; expected one of {', '.join(SPLITS)}. Correct it.")
     own = config.get("cohort") is None
@@ -391,7 +407,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     prepared = build.prepare(config)
     refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, file)
-    network = model.network.to(_device(str(config.device))).eval()
+    network = model.network.to(device).eval()
     parts = build.studies_by_split(prepared)
     content: dict[str, Any] = build.map_comparison(config)(
         network,
@@ -401,6 +417,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         learnt=learnt,
         sequences=prepared.cohort.sequences,
         folder=folder,
+        others=others,
     )
     summarise(content, folder)
     return content
@@ -410,6 +427,22 @@ def learnt_of(file: Path) -> Learnt | None:
     """Return the threshold and calibration of a checkpoint; None where its run did not come to its report."""
     content = build.read_checkpoint(file)[1]
     return Learnt.from_dict(content["learnt"]) if "learnt" in content else None
+
+
+def _like(recipe: Mapping[str, Any], run: Path) -> StemTailNetwork:
+    """Return the network of another run.
+
+    Raises:
+        CheckpointError: If it is another kind of network or learnt from volumes of another kind.
+    """
+    other = build.load_classifier(run)
+    differ = [key for key in ("model", "preprocessing", "sequences") if other.recipe[key] != recipe[key]]
+    if differ:
+        raise CheckpointError(
+            f"{run}: has another {' and '.join(differ)} than the run that is explained; expected runs that differ in "
+            "seed or labels alone. Give another run."
+        )
+    return other.network
 
 
 def _take_over(config: DictConfig, recipe: Mapping[str, Any], run_of: Path | None) -> None:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
@@ -19,6 +20,7 @@ from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
 from idh_lightning.explain import SCORES
+from idh_lightning.explain.sanity import BOUNDS
 from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.phantom import Evidence, PhantomCohort, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
@@ -88,7 +90,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomCohort:
 def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which two methods were compared on a synthetic cohort."""
     place = tmp_path_factory.mktemp("explained")
-    run = write_checkpoint(place / "run", tiny_cohort(place / "heads", 8))
+    run, other = (write_checkpoint(place / name, tiny_cohort(place / "heads", 8)) for name in ("run", "other"))
     studies = sorted(phantom.read().studies, key=lambda study: study.label)
     others = ",".join(study.study_id for study in studies[2:-2])
     config = configured(
@@ -97,6 +99,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
         f"output={place / 'out'}",
         f"paths.store={place / 'store'}",
         "methods=[grad_cam,layer_cam]",
+        *(f"other_seeds=[{other}]", f"permuted_labels=[{other}]"),
         "cohort=phantom",
         f"cohort.folder={phantom.folder.parent}",
         *("cohort.patients=10", "cohort.spacing_mm=6", "cohort.seed=2", "cohort.workers=1"),
@@ -118,7 +121,11 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert (scores.groupby("method").size() == content["studies"]).all()
     theirs = scores[scores["method"].isin(names)]
     assert theirs[[*SCORES, "auprc_ceiling", "energy_inside_ceiling", "best_iou_ceiling"]].notna().all(axis=None)
-    assert {row["check"] for row in content["sanity"]} == {"randomised", "randomised tail", "shifted"}
+    assert {row["check"] for row in content["sanity"]} == set(BOUNDS)
+    alike = {row["check"]: row for row in content["sanity"] if row["method"] == names[0]}  # to a network just like it
+    assert alike["other seed"]["value"] == alike["permuted labels"]["value"] == pytest.approx(1)
+    assert alike["other seed"]["passed"] is True
+    assert alike["permuted labels"]["passed"] is False
     assert {row["sequence"] for row in content["sequences"]} == set(SEQUENCES)
     assert content["faithfulness"][names[0]]["faithfulness"]["n"] == 2
     studies = set(scores["study_id"])
@@ -166,6 +173,12 @@ def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -
     run = write_checkpoint(tmp_path / "run", tiny_cohort(tmp_path / "heads", 8))
     with pytest.raises(CheckpointError, match="its cohort is not known"):
         explanation.run(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
+    other = write_checkpoint(tmp_path / "other", tiny_cohort(tmp_path / "heads", 8))
+    content = torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recipe"]["preprocessing"]["grid"] = 48
+    torch.save(content, other / "checkpoints" / "best.ckpt")
+    with pytest.raises(CheckpointError, match=r"other: has another preprocessing than the run that is explained"):
+        explanation.run(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{other}]"))
     network = build.load_classifier(run).network
     assert "Evidence" not in {method.name for method in build.methods(None, network)}
     with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
