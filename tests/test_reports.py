@@ -413,7 +413,7 @@ def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
     image, mask, cam = phantom(0)
     figure = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), "study", label=1, probability=0.875)
     assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88 before calibration"
-    planes = [axes for part in figure.subfigs for axes in part.axes if axes.images and axes.texts]
+    planes = [axes for axes in figure.axes if axes.images and axes.texts]
     letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]
     assert letters == ["RLAP"] * 4 + ["RLAP", "RLSI", "APSI"]
 
@@ -428,7 +428,7 @@ def test_a_spot_is_drawn_beside_the_letters_of_where_it_lies(plane: str, number:
     mask[spot] = 1
     figure = cam_panel(image, ["FLAIR"], None, mask, (1, 1, 1), "study")
     figure.canvas.draw()
-    axes = [axes for part in figure.subfigs for axes in part.axes if axes.images][number - 3]
+    axes = [axes for axes in figure.axes if axes.images][number - 3]
     shown = np.ma.filled(axes.images[0].get_array(), 0)
     row, column = np.unravel_index(int(np.argmax(shown)), shown.shape)
     x, y = axes.transAxes.inverted().transform(axes.transData.transform((column, row)))

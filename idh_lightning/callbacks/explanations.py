@@ -128,16 +128,17 @@ class Explanations(Callback):
             self._mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
         studies = {study.study_id: study for study in data.studies["test"]}
         maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
-        for study_id, cams, probability in zip(batch.study_ids, maps, torch.sigmoid(outputs).tolist(), strict=True):
-            study = studies[study_id]
-            stored = data.store.open(study)
-            cam = cams[0] * (np.asarray(stored.brain) > 0)
-            write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
-            path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
-            self._draw(path, panel_of(study, stored, cam, probability, self.sequences))
-            named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
-            ceilings = ceilings_of(network, self.methods, stored)
-            self._rows += rows_of(study, stored, named, ceilings, self._mean_tumour)
+        with beside_drawing():
+            for study_id, cams, probability in zip(batch.study_ids, maps, torch.sigmoid(outputs).tolist(), strict=True):
+                study = studies[study_id]
+                stored = data.store.open(study)
+                cam = cams[0] * (np.asarray(stored.brain) > 0)
+                write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
+                path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
+                self._draw(path, panel_of(study, stored, cam, probability, self.sequences))
+                named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
+                ceilings = ceilings_of(network, self.methods, stored)
+                self._rows += rows_of(study, stored, named, ceilings, self._mean_tumour)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
@@ -224,10 +225,11 @@ def panel_of(
 def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
     """Give what draws a `panel_of` into a file in another process, while this one goes on; at the end all are drawn.
 
-    Drawing takes as long as explaining, so each gets half of the cores.
+    Drawing waits where this process wants all cores; see `beside_drawing`.
     """
-    threads, workers = torch.get_num_threads(), max(cpu_count() // 2, 1)
-    pool = get_reusable_executor(max_workers=workers, initializer=end_with, initargs=(os.getpid(),), reuse=False)
+    pool = get_reusable_executor(
+        max_workers=_drawers(), initializer=_begin_drawing, initargs=(os.getpid(),), reuse=False
+    )
     waiting: deque[Future[None]] = deque()
 
     def draw(path: Path, panel: dict[str, Any]) -> None:
@@ -235,14 +237,33 @@ def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
         if len(waiting) > PANELS_AT_ONCE:
             waiting.popleft().result()
 
-    torch.set_num_threads(max(threads - workers, 1))
     try:
         yield draw
         for panel in waiting:
             panel.result()
     finally:
-        torch.set_num_threads(threads)
         pool.shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def beside_drawing() -> Iterator[None]:
+    """Inside, leave half of the cores to `drawing`, which takes as long as explaining."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - _drawers(), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _drawers() -> int:
+    return max(cpu_count() // 2, 1)
+
+
+def _begin_drawing(parent: int) -> None:
+    end_with(parent)
+    if hasattr(os, "nice"):
+        os.nice(19)
 
 
 def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:

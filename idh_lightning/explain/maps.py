@@ -38,13 +38,17 @@ class Method(Protocol):
 
 @contextmanager
 def explaining(network: StemTailNetwork) -> Iterator[None]:
-    """Have a network in eval mode and gradients on, and leave it as it was."""
-    was_training = network.training
+    """Have a network in eval mode and gradients on, but none for its weights, and leave it as it was."""
+    was_training, learning = network.training, [weight for weight in network.parameters() if weight.requires_grad]
     network.eval()
     try:
+        for weight in learning:
+            weight.requires_grad_(False)
         with torch.enable_grad():
             yield
     finally:
+        for weight in learning:
+            weight.requires_grad_(True)
         network.train(was_training)
 
 
