@@ -257,7 +257,7 @@ def beside_drawing() -> Iterator[None]:
 
 
 def _drawers() -> int:
-    return max(cpu_count() // 2, 1)
+    return max(int(cpu_count()) // 2, 1)
 
 
 def _begin_drawing(parent: int) -> None:

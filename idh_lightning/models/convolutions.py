@@ -170,18 +170,35 @@ def _by_matrices(
     """Return the depthwise convolution of [B, C, d, h, w] as one matrix product per channel."""
     batch, channels, *sizes = volumes.shape
     where = tuple(sizes), tuple(weight.shape[2:]), stride, tuple(pads[::2][::-1]), cells
+    picks = weight.device.type == "cpu" and weight.dtype == torch.float32
+    make: Any = _tap_of if picks else _taps
     # A tensor that has a shape and no values must not be kept.
-    make = _taps.__wrapped__ if isinstance(weight, FakeTensor) else _taps
+    make = make.__wrapped__ if isinstance(weight, FakeTensor) else make
     taps = make(weight.device, weight.dtype, *where)
-    matrices = (weight.flatten(1) @ taps.flatten(1)).view(channels, *taps.shape[1:])
+    if picks:
+        # With 2304 channels, 3^3 cells and 5^3 taps, 1.3 + 1.3 ms forward and backward on one core instead of 12 + 8
+        # for the product, which bfloat16 keeps: here gradients would be summed in it.
+        placed = functional.pad(weight.flatten(1), (0, 1)).gather(1, taps.expand(channels, -1))
+    else:
+        placed = weight.flatten(1) @ taps
+    matrices = placed.view(channels, math.prod(cells), math.prod(sizes))
     return torch.bmm(matrices, volumes.flatten(2).permute(1, 2, 0)).permute(2, 0, 1).reshape(batch, channels, *cells)
 
 
 @functools.lru_cache(maxsize=32)
 def _taps(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
-    """Return `_placement` as a tensor."""
+    """Return `_placement` as a tensor [taps, cells out x cells in]."""
     with torch.inference_mode(False):  # what is kept may be asked for its part in a gradient later
-        return torch.from_numpy(_placement(*where)).to(device, dtype)
+        return torch.from_numpy(_placement(*where)).to(device, dtype).flatten(1)
+
+
+@functools.lru_cache(maxsize=32)
+def _tap_of(device: torch.device, _dtype: torch.dtype, *where: Any) -> Tensor:
+    """Return which tap lies on each cell, [cells out x cells in]; where none does, the number of taps."""
+    placed = _placement(*where)
+    placed = placed.reshape(len(placed), -1)
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.where(placed.any(0), placed.argmax(0), len(placed))).to(device)
 
 
 @functools.lru_cache(maxsize=32)
