@@ -143,6 +143,33 @@ def test_a_folded_stem_follows_its_weights_and_statistics_and_leaves_them_alone(
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+def left_out(network: StemTailNetwork) -> int:
+    blocks = sum(len(part) for part in network._stem_modules().values() if isinstance(part, nn.Sequential))
+    return blocks - sum(len(part.blocks) for part in network._folded("cpu").parts.values() if hasattr(part, "blocks"))
+
+
+def test_blocks_of_an_untrained_stem_that_add_nothing_are_left_out_and_nothing_changes(small_network: Maker) -> None:
+    network = small_network(stem_precision="float32", focus="blocks.2")
+    calibrate_batch_norm(network, [volumes(4)])
+    assert left_out(network) == 6  # of 11 in the first five stages of B0; five change the number of channels
+    folded = network.stem(volumes())
+    network.fold_stem = False
+    torch.testing.assert_close(folded, network.stem(volumes()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_a_block_that_adds_something_is_computed(small_network: Maker, what: str) -> None:
+    network = small_network(stem_precision="float32")
+    before = network.stem(volumes())
+    with torch.no_grad():
+        getattr(network.network.blocks[4][2].bn3, what)[0] = 1.0
+    assert left_out(network) == 5
+    changed = network.stem(volumes())
+    assert not torch.equal(changed, before)
+    network.fold_stem = False
+    torch.testing.assert_close(changed, network.stem(volumes()), rtol=1e-4, atol=1e-4)
+
+
 def test_parts_that_do_not_fold_run_as_they_are(small_network: Maker) -> None:
     network = small_network(backbone="efficientnet_es", stem_precision="float32").eval()
     assert not network._folds("cpu")
