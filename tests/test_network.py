@@ -170,6 +170,30 @@ def test_a_block_that_adds_something_is_computed(small_network: Maker, what: str
     torch.testing.assert_close(changed, network.stem(volumes()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("watched", ["blocks.2", "blocks.4.2", "blocks.4.2.conv_dw"])
+def test_blocks_that_add_nothing_are_left_out_of_an_explanation_unless_they_are_watched(
+    small_network: Maker, watched: str
+) -> None:
+    network = small_network(stem_precision="float32", tail_precision="float32").eval()
+    calibrate_batch_norm(network, [volumes(4)])
+    state, ran = network.state_dict(), []
+    for name in ("blocks.4.1", watched):
+        network.network.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    idle = network.network.blocks[3][1]
+    idle.forward = None  # type: ignore[assignment, method-assign]
+    with torch.enable_grad():
+        x = volumes().requires_grad_(True)
+        logits = network.explainable_forward(x)
+        (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert sorted(ran) == sorted(["blocks.4.1", watched])
+    del idle.forward
+    x = volumes().requires_grad_(True)
+    expected = network.network(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), x)[0], rtol=1e-3, atol=1e-6)
+    assert list(network.state_dict()) == list(state)
+
+
 def test_parts_that_do_not_fold_run_as_they_are(small_network: Maker) -> None:
     network = small_network(backbone="efficientnet_es", stem_precision="float32").eval()
     assert not network._folds("cpu")

@@ -67,11 +67,11 @@ def test_arrays_run_to_superior_posterior_and_left_whatever_the_file(tmp_path, o
     volume = Preprocessing(40)(study)
     tumour = np.argwhere(volume.mask).mean(0)
     brain = np.argwhere(volume.brain).mean(0)
-    # The tumour lies 12 mm above, 18 mm behind and 32 mm to the left of the middle; voxels have 4.8 mm.
+    # The tumour lies 12 mm above, 18 mm behind and 32 mm to the left of the middle; voxels have 5.0 mm.
     assert np.all(tumour - brain > [1, 2, 4])
-    # With 192 mm over 40 voxels, along the axis nearest to each anatomical one.
-    assert np.allclose(np.linalg.norm(volume.affine[:3, :3], axis=0), 4.8)
-    assert np.all(np.diag(volume.affine)[:3] > 0.9 * 4.8)
+    # With 200 mm over 40 voxels, along the axis nearest to each anatomical one.
+    assert np.allclose(np.linalg.norm(volume.affine[:3, :3], axis=0), 5.0)
+    assert np.all(np.diag(volume.affine)[:3] > 0.9 * 5.0)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -44,7 +44,7 @@ class Evidence:
         if network.focus is None:
             raise ModelError(
                 "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as "
-                "blocks.2. Set model.focus, or explain=grad_cam."
+                "blocks.1. Set model.focus, or explain=grad_cam."
             )
         with explaining(network):
             let_through, tumour = network.entry(network.stem(volumes))

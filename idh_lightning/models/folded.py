@@ -56,8 +56,15 @@ class FoldedStem:
                     self.parts[name] = _Convolution.of(conv, module, *how)
                 else:
                     blocks = module if isinstance(module, nn.Sequential) else [module]
-                    folded = [_Block(block, *how) for block in blocks]
-                    self.parts[name] = _Stage([block for block in folded if not block.is_switched_off()])
+                    self.parts[name] = _Stage([_Block(block, *how) for block in blocks if not is_switched_off(block)])
+
+
+def is_switched_off(block: nn.Module) -> bool:
+    """Return whether a module is a residual block that gives its input back, since its branch is multiplied by zero."""
+    if not (isinstance(block, InvertedResidual | DepthwiseSeparableConv) and block.has_skip):
+        return False
+    last: Any = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    return not (last.training or last.weight.any() or last.bias.any())
 
 
 def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
@@ -182,10 +189,6 @@ class _Block:
         for convolution in self.first:
             hidden = convolution(hidden)
         return self.last(hidden, gate=self._gate(hidden), added=before if self.has_skip else None)
-
-    def is_switched_off(self) -> bool:
-        """Return whether the block gives its input back, since nothing is added to it."""
-        return self.has_skip and not self.last.weight.any() and not self.last.bias.any()
 
     def _gate(self, hidden: Tensor) -> Tensor | None:
         if self.excitation is None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
-from idh_lightning.models.folded import FoldedStem, can_fold
+from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
@@ -108,7 +108,7 @@ class StemTailNetwork(nn.Module):
             checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
                 again when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
-            focus: Stage of the stem, for example "blocks.2", from whose features a locator finds the tumour; its grid
+            focus: Stage of the stem, for example "blocks.1", from whose features a locator finds the tumour; its grid
                 is that of the tumour map. None for no locator.
 
         Raises:
@@ -329,7 +329,26 @@ class StemTailNetwork(nn.Module):
 
     def explainable_forward(self, volumes: Tensor) -> Tensor:
         """Return the logits as `forward` does, with a graph through whatever part of the network asks for one."""
-        return self.tail(self._run_stem(volumes))
+        with self._without_idle_blocks():
+            features = self._run_stem(volumes)
+        return self.tail(features)
+
+    @contextmanager
+    def _without_idle_blocks(self) -> Iterator[None]:
+        """Inside, blocks of the stem that only pass their input on, and that nobody watches, are not computed."""
+        left_out = [
+            (stage, name, block)
+            for stage in self._stem_modules().values()
+            for name, block in stage.named_children()
+            if is_switched_off(block) and not any(inner._forward_hooks for inner in block.modules())
+        ]
+        try:
+            for stage, name, _ in left_out:
+                setattr(stage, name, nn.Identity())
+            yield
+        finally:
+            for stage, name, block in left_out:
+                setattr(stage, name, block)
 
     def sampling(self, layer: str, size: int) -> Place:
         """Return where the cells of a layer's output lie: cell i at voxel offset + i * step of the input.
@@ -456,7 +475,7 @@ class StemTailNetwork(nn.Module):
     def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features of the last module, folded ones for the locator, and which sequences are missing."""
         absent = 0 if self.absence is None else self.absence.in_features
-        tapped = 0 if self.locator is None else self.locator.look.in_channels * self._ratio**3
+        tapped = 0 if self.locator is None else self.locator.norm.num_features * self._ratio**3
         sizes = [features.shape[1] - tapped - absent, tapped, absent]
         own, folded, behind = torch.split(features, sizes, dim=1)
         return own, folded, behind

@@ -21,7 +21,7 @@ from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry
 
 MASK = "mask"
 
-_EDGE_MM = {"brain": 192.0, "tumour": 96.0}
+_EDGE_MM = {"brain": 200.0, "tumour": 96.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Preprocessing:
     """Reads a study, checks it, and brings it to a normalised volume on a fixed grid.
 
     Images are brought to LPS orientation and to the grid of FLAIR; then the grid of the volume is laid over them.
-    Its voxels are cubes of the same edge in every patient (192 mm / 64 = 3 mm, say), not of an edge that follows the
+    Its voxels are cubes of the same edge in every patient (200 mm / 65, say), not of an edge that follows the
     size of the head: a lesion of 3 cm has the same number of voxels in all, and a filter learnt on one scale meets
     that scale everywhere. Only a brain (or tumour) that would not fit makes its own cube larger.
 
@@ -67,7 +67,7 @@ class Preprocessing:
         missing: "error" refuses a study without all sequences; "zero" fills a missing one with 0.
         clip_percentiles: Of the brain's intensities, before z-scores.
         margin_mm: Least room around brain or tumour.
-        edge_mm: Longest edge of the grid; by default 192 mm for the brain, 96 mm for the tumour.
+        edge_mm: Longest edge of the grid; by default 200 mm for the brain, 96 mm for the tumour.
     """
 
     grid: int | Sequence[int] = 64

@@ -34,7 +34,7 @@ from idh_lightning.volumes.reading import Geometry
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
 
 _ENTRY = "entry.json"
