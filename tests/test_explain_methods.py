@@ -120,7 +120,7 @@ def test_class_activation_maps_follow_the_formula_of_their_paper(network: StemTa
         return kept[-1]
 
     handle = network.network.get_submodule(layer).register_forward_hook(keep)
-    logits = network.explainable_forward(x)
+    logits = network(x)  # as the method does: divisors close to nothing would enlarge what another rounding changes
     handle.remove()
     (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).abs().sum(), kept[0])
     gradient, activation = gradient.numpy(), kept[0].detach().numpy()

@@ -336,9 +336,11 @@ class StemTailNetwork(nn.Module):
     @contextmanager
     def _without_idle_blocks(self) -> Iterator[None]:
         """Inside, blocks of the stem that only pass their input on, and that nobody watches, are not computed."""
+        # An export has to hold for any weights, so it cannot ask whether these are zero.
+        stages = () if torch.compiler.is_exporting() else self._stem_modules().values()
         left_out = [
             (stage, name, block)
-            for stage in self._stem_modules().values()
+            for stage in stages
             for name, block in stage.named_children()
             if is_switched_off(block) and not any(inner._forward_hooks for inner in block.modules())
         ]
