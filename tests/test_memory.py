@@ -280,8 +280,7 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
     network = build.factory(config.model)(in_channels=4)
-    data = data_of(
-        fake_store, edge=int(config.data.grid), folder=tmp_path, batch_size=int(config.data.batches.batch_size)
-    )
+    edge = max(config.data.grid)  # the cube, which needs more
+    data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)
     assert require_memory(model_of(network), data, **PLACE)["needed"] < 4
