@@ -64,6 +64,7 @@ def is_switched_off(block: nn.Module) -> bool:
     if not (isinstance(block, InvertedResidual | DepthwiseSeparableConv) and block.has_skip):
         return False
     last: Any = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    # While it is calibrated it has to run, though it adds nothing: its statistics follow what passes through.
     return not (last.training or last.weight.any() or last.bias.any())
 
 
