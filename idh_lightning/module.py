@@ -120,9 +120,14 @@ class IDHClassifier(lightning.LightningModule):
         elif batch.masks is not None and getattr(self.network, "locator", None) is not None:
             answer, shares = self.network.answer(self.network.stem(batch.volumes)), self.network.shares(batch.masks)
         else:
-            answer = Answer(self(batch.volumes), None)
+            logits = self(batch.volumes)
+            answer = Answer(logits, None, (logits,))
         logits = answer.logits
         loss: Tensor = self.objective(logits, batch.labels)
+        # Each opinion is taught on its own: of a sum, the deep layers would learn the training patients by heart and
+        # leave the reader nothing to learn.
+        alone = len(answer.opinions) == 1 or stage != "train"
+        taught = loss if alone else sum(self.objective(opinion, batch.labels) for opinion in answer.opinions)
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
         # leave it no doubt.
         probability = torch.softmax(logits.detach().float(), dim=1)[:, 1]
@@ -134,8 +139,8 @@ class IDHClassifier(lightning.LightningModule):
         weight = float(getattr(self.objective, "focus", 0.0))
         if weight and shares is not None and answer.tumour is not None:
             focus = focus_loss(answer.tumour, shares)
-            loss = loss + weight * focus
+            loss, taught = loss + weight * focus, taught + weight * focus
             self.log(f"{stage}/focus", focus.detach(), on_step=False, **log)  # type: ignore[arg-type]
-        self.log(f"{stage}/loss", loss, on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
+        self.log(f"{stage}/loss", loss.detach(), on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
-        return loss, logits
+        return taught, logits

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idh_lightning.errors import ModelError
 from idh_lightning.explain.maps import explaining, placed, shares_placed, unit_maximum
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import Entry, StemTailNetwork
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,23 @@ class Evidence:
                 "blocks.1. Set model.focus, or explain=grad_cam."
             )
         with explaining(network):
-            let_through, tumour = network.entry(network.stem(volumes))
-            assert tumour is not None
-            let_through = let_through.detach().requires_grad_(True)
-            logits = network.classify(let_through)
-            (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), let_through)
+            entry = network.entry(network.stem(volumes))
+            assert entry.tissue is not None
+            assert entry.tumour is not None
+            deep, tissue = entry.deep.detach().requires_grad_(True), entry.tissue.detach().requires_grad_(True)
+            logits = network.classify(Entry(deep, tissue, entry.tumour.detach())).logits
+            gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), (deep, tissue))
+        seen, read = (
+            (gradient * features.detach()).abs().sum(1).float()
+            for gradient, features in zip(gradients, (deep, tissue), strict=True)
+        )
+        gate = torch.sigmoid(entry.tumour.detach())
         shape = volumes.shape[2:]
-        evidence = (gradient * let_through.detach()).abs().sum(1).float()
-        gate = torch.sigmoid(tumour.detach())
-        coarse = placed(evidence, shape, [network.sampling(network.entry_layer, size) for size in shape])
-        fine = placed(gate, shape, [network.sampling(network.focus, size) for size in shape])
-        return unit_maximum(coarse * fine)
+        coarse = placed(seen, shape, [network.sampling(network.entry_layer, size) for size in shape])
+        finer = [network.sampling(network.focus, size) for size in shape]
+        # A coarse place is as many fine ones, over which its evidence is spread.
+        evidence = coarse * (seen[0].numel() / gate[0].numel()) + placed(read, shape, finer)
+        return unit_maximum(evidence * placed(gate, shape, finer))
 
     def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the share of tumour in the cells of the locator, placed. See `Method`."""

@@ -15,6 +15,9 @@ of a tail that may be pretrained. Source: the equalised learning rate of Karras 
 RARE = -3.0
 """Logit of tumour that an untrained locator begins with: 5 % of the cells."""
 
+READER_GAIN = 128.0
+"""As `GAIN`, for the weights of the reader, which start from zero."""
+
 Place = tuple[float, float]
 """Offset and step, in voxels: cell i of a grid lies at voxel offset + i * step."""
 
@@ -39,9 +42,44 @@ class TumourLocator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, d, h, w] of features [B, F, d, h, w]."""
-        hidden = functional.silu(self.look(self.narrow(self.norm(features)) * GAIN) * GAIN)
+        return self.locate(self.norm(features))
+
+    def locate(self, features: Tensor) -> Tensor:
+        """Return logits [B, d, h, w] of normalised features [B, F, d, h, w]."""
+        hidden = functional.silu(self.look(self.narrow(features) * GAIN) * GAIN)
         logits: Tensor = self.tell(hidden)[:, 0] * GAIN
         return logits
+
+
+class TissueReader(nn.Module):
+    """A linear classifier on what the tissue that a locator points at is like: mean and spread of each feature.
+
+    It has two weights per feature, so that it learns what a few hundred patients can teach before a deep network does.
+    It reads cells that are tumour rather than not, in proportion to how much, and says nothing where there are none.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Begin with no opinion."""
+        super().__init__()
+        self.weigh = nn.Linear(2 * channels, 1)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
+
+    def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
+        """Return by how much the logit of mutant exceeds that of wildtype, [B].
+
+        Args:
+            tissue: [B, F, d, h, w], normalised over voxels.
+            gate: [B, d, h, w], probability of tumour.
+        """
+        share = (2 * gate - 1).clamp_min(0).flatten(1)
+        total = share.sum(1, keepdim=True)
+        share = (share / total.clamp_min(1e-6))[:, None]
+        tissue = tissue.flatten(2)
+        mean = (tissue * share).sum(2)
+        spread = ((tissue - mean[..., None]).square() * share).sum(2).add(1e-4).sqrt()
+        opinion: Tensor = self.weigh(torch.cat([mean, spread], 1))
+        return torch.where(total > 0, opinion * READER_GAIN, 0.0)[:, 0]
 
 
 def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:

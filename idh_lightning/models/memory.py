@@ -124,14 +124,14 @@ class _Rehearsal(nn.Module):
                 tensor = self.network.stem(tensor)
             else:
                 with kept_for_backward(self.network.parameters()) as kept:
-                    logits, tumour = self.network.answer(tensor)
-                    labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-                    loss = nn.functional.cross_entropy(logits, labels)
-                    if tumour is not None:
-                        loss = loss + tumour.mean()
+                    answer = self.network.answer(tensor)
+                    labels = torch.zeros(len(tensor), dtype=torch.int64, device=tensor.device)
+                    loss = nn.functional.cross_entropy(answer.logits, labels)
+                    if answer.tumour is not None:
+                        loss = loss + answer.tumour.mean()
                 self.activations = sum(kept.values())
                 loss.backward()  # type: ignore[no-untyped-call]
-                del logits, tumour, loss
+                del answer, loss
                 self.optimizer.step()
         setattr(self, part, alive.peak)
         return tensor

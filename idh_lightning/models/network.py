@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
 from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
-from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
+from idh_lightning.models.locator import Place, TissueReader, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -54,9 +54,26 @@ class Answer(NamedTuple):
     Attributes:
         logits: [B, 2], float32: wildtype, mutant.
         tumour: [B, d, h, w], float32: logit of tumour in each cell of the locator's grid; None without a locator.
+        opinions: What `logits` is the sum of, each [B, 2] and to be taught on its own: the deep layers' logits, and
+            with a locator those of the tissue reader.
     """
 
     logits: Tensor
+    tumour: Tensor | None
+    opinions: tuple[Tensor, ...]
+
+
+class Entry(NamedTuple):
+    """What the trainable part is given of a batch.
+
+    Attributes:
+        deep: [B, F, d, h, w], the stem's features, gated where there is a locator: what the deep layers see.
+        tissue: [B, G, e, f, g], float32, features of the locator's stage, normalised: what the reader sees.
+        tumour: [B, e, f, g], float32, logit of tumour in each cell. Both are None without a locator.
+    """
+
+    deep: Tensor
+    tissue: Tensor | None
     tumour: Tensor | None
 
 
@@ -144,6 +161,7 @@ class StemTailNetwork(nn.Module):
             nn.init.zeros_(self.absence.weight)
         self.focus = focus
         self.locator: TumourLocator | None = None
+        self.reader: TissueReader | None = None
         self._ratio = 1
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -155,6 +173,7 @@ class StemTailNetwork(nn.Module):
                     f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.focus=null."
                 )
             self.locator = TumourLocator(_out(self._module(focus)))
+            self.reader = TissueReader(_out(self._module(focus)))
             self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -236,30 +255,35 @@ class StemTailNetwork(nn.Module):
 
     def answer(self, features: Tensor) -> Answer:
         """Return the logits and the tumour map of the stem's features [B, F, d, h, w]; this part has a graph."""
-        entry, tumour = self.entry(features)
-        return Answer(self.classify(entry), tumour)
+        return self.classify(self.entry(features))
 
-    def entry(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what enters the first trainable module, [B, F, d, h, w], and the tumour map that gated it, if any."""
+    def entry(self, features: Tensor) -> Entry:
+        """Return what the trainable part is given of the stem's features [B, F, d, h, w]."""
         with self._tail_arithmetic(features):
             if self.locator is None:
-                return self._module(ENTRY)(self._without_absence(features)), None
+                return Entry(self._module(ENTRY)(self._without_absence(features)), None, None)
             own, tapped, absent = self._parts(features)
-            tumour = self.locator(unfold(tapped, self._ratio)).float()
+            tissue = self.locator.norm(unfold(tapped, self._ratio))
+            tumour = self.locator.locate(tissue).float()
             plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
-        return self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tumour
+        return Entry(self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tissue.float(), tumour)
 
-    def classify(self, entry: Tensor) -> Tensor:
-        """Return the logits [B, 2] of what enters the first trainable module."""
-        with self._tail_arithmetic(entry):
-            hidden = entry
+    def classify(self, entry: Entry) -> Answer:
+        """Return what deep layers and tissue reader make of what they are given."""
+        with self._tail_arithmetic(entry.deep):
+            hidden = entry.deep
             for name in self._tail_names:
                 hidden = self._through(self._module(name), hidden)
             hidden = self.network.global_pool(hidden)
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
-            logits: Tensor = self.network.classifier(hidden)
-        return logits.float()
+            deep: Tensor = self.network.classifier(hidden).float()
+        if self.reader is None or entry.tissue is None or entry.tumour is None:
+            return Answer(deep, entry.tumour, (deep,))
+        # The reader does not move the gate: the locator learns where the tumour is from masks and the deep layers.
+        difference = self.reader(entry.tissue, torch.sigmoid(entry.tumour).detach())
+        read = torch.stack([-difference, difference], 1) / 2
+        return Answer(deep + read, entry.tumour, (deep, read))
 
     def _through(self, module: nn.Module, hidden: Tensor) -> Tensor:
         if self.checkpoint_tail and self.training and torch.is_grad_enabled():
