@@ -52,34 +52,69 @@ class TumourLocator(nn.Module):
 
 
 class TissueReader(nn.Module):
-    """A linear classifier on what the tissue that a locator points at is like: mean and spread of each feature.
+    """A linear classifier on what a radiologist would note of a tumour, in the cells that a locator points at.
 
-    It has two weights per feature, so that it learns what a few hundred patients can teach before a deep network does.
-    It reads cells that are tumour rather than not, in proportion to how much, and says nothing where there are none.
+    Of each feature: its mean, its spread, and its roughness, which is how much neighbouring cells differ. Of the
+    tumour: how high and how far back it lies, how far it extends along each axis, and its size. So few weights can be
+    learnt from a few hundred patients. It reads cells that are tumour rather than not, in proportion to how much, and
+    says nothing where there are none.
     """
 
     def __init__(self, channels: int) -> None:
         """Begin with no opinion."""
         super().__init__()
-        self.weigh = nn.Linear(2 * channels, 1)
+        self.weigh = nn.Linear(3 * channels + PLACES, 1)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
 
     def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
-        """Return by how much the logit of mutant exceeds that of wildtype, [B].
+        """Return by how much the logit of mutant exceeds that of wildtype, [B]. See `notes`."""
+        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * READER_GAIN
+        return torch.where((gate > 0.5).flatten(1).any(1), opinion, 0.0)
+
+    def notes(self, tissue: Tensor, gate: Tensor) -> Tensor:
+        """Return what is noted of a tumour, [B, 3 F + 6].
 
         Args:
-            tissue: [B, F, d, h, w], normalised over voxels.
+            tissue: [B, F, d, h, w], normalised over voxels; d to superior, h to posterior.
             gate: [B, d, h, w], probability of tumour.
         """
-        share = (2 * gate - 1).clamp_min(0).flatten(1)
-        total = share.sum(1, keepdim=True)
-        share = (share / total.clamp_min(1e-6))[:, None]
-        tissue = tissue.flatten(2)
-        mean = (tissue * share).sum(2)
-        spread = ((tissue - mean[..., None]).square() * share).sum(2).add(1e-4).sqrt()
-        opinion: Tensor = self.weigh(torch.cat([mean, spread], 1))
-        return torch.where(total > 0, opinion * READER_GAIN, 0.0)[:, 0]
+        weight = (2 * gate - 1).clamp_min(0)
+        total = weight.sum((1, 2, 3))
+        share = weight / total.clamp_min(1e-6)[:, None, None, None]
+        mean = (tissue * share[:, None]).sum((2, 3, 4))
+        apart = (tissue - mean[..., None, None, None]).square()
+        spread = (apart * share[:, None]).sum((2, 3, 4)).add(1e-4).sqrt()
+        return torch.cat([mean, spread, _roughness(tissue, share), _place(share, total)], 1)
+
+
+PLACES = 6
+"""What `_place` returns of a study."""
+
+
+def _roughness(tissue: Tensor, share: Tensor) -> Tensor:
+    """Return the mean difference [B, F] of neighbouring cells in the tumour, summed over the three axes."""
+    steps = [tissue.diff(dim=axis).abs() for axis in (2, 3, 4)]
+    between = [torch.minimum(*_neighbours(share, axis)) for axis in (1, 2, 3)]
+    return sum((step * both[:, None]).sum((2, 3, 4)) for step, both in zip(steps, between, strict=True))
+
+
+def _neighbours(cells: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    count = cells.shape[axis]
+    return cells.narrow(axis, 0, count - 1), cells.narrow(axis, 1, count - 1)
+
+
+def _place(share: Tensor, total: Tensor) -> Tensor:
+    """Return centre along D and H, extent along D, H and W, and size, [B, 6], scaled so that patients differ by 1."""
+    centres, extents = [], []
+    for axis in (1, 2, 3):
+        along = share.sum([other for other in (1, 2, 3) if other != axis])
+        place = torch.linspace(-0.5, 0.5, along.shape[1], device=share.device)
+        centre = (along * place).sum(1)
+        centres.append(8 * centre)
+        extents.append(16 * (along * (place - centre[:, None]).square()).sum(1).add(1e-6).sqrt())
+    size = torch.log(100 * total / share[0].numel() + 1e-2)
+    return torch.stack([*centres[:2], *extents, size], 1)
 
 
 def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:

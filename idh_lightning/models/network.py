@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     Attributes:
         logits: [B, 2], float32: wildtype, mutant.
         tumour: [B, d, h, w], float32: logit of tumour in each cell of the locator's grid; None without a locator.
-        opinions: What `logits` is the sum of, each [B, 2] and to be taught on its own: the deep layers' logits, and
+        opinions: What `logits` is the mean of, each [B, 2] and to be taught on its own: the deep layers' logits, and
             with a locator those of the tissue reader.
     """
 
@@ -283,7 +283,11 @@ class StemTailNetwork(nn.Module):
         # The reader does not move the gate: the locator learns where the tumour is from masks and the deep layers.
         difference = self.reader(entry.tissue, torch.sigmoid(entry.tumour).detach())
         read = torch.stack([-difference, difference], 1) / 2
-        return Answer(deep + read, entry.tumour, (deep, read))
+        return Answer((deep + read) / 2, entry.tumour, (deep, read))
+
+    def parts(self) -> list[nn.Module]:
+        """Return the parts whose weights are of different scales: deep layers, locator and reader, where they are."""
+        return [part for part in (self.network, self.absence, self.locator, self.reader) if part is not None]
 
     def _through(self, module: nn.Module, hidden: Tensor) -> Tensor:
         if self.checkpoint_tail and self.training and torch.is_grad_enabled():
