@@ -15,9 +15,6 @@ of a tail that may be pretrained. Source: the equalised learning rate of Karras 
 RARE = -3.0
 """Logit of tumour that an untrained locator begins with: 5 % of the cells."""
 
-READER_GAIN = 128.0
-"""As `GAIN`, for the weights of the reader, which start from zero."""
-
 Place = tuple[float, float]
 """Offset and step, in voxels: cell i of a grid lies at voxel offset + i * step."""
 
@@ -42,79 +39,9 @@ class TumourLocator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, d, h, w] of features [B, F, d, h, w]."""
-        return self.locate(self.norm(features))
-
-    def locate(self, features: Tensor) -> Tensor:
-        """Return logits [B, d, h, w] of normalised features [B, F, d, h, w]."""
-        hidden = functional.silu(self.look(self.narrow(features) * GAIN) * GAIN)
+        hidden = functional.silu(self.look(self.narrow(self.norm(features)) * GAIN) * GAIN)
         logits: Tensor = self.tell(hidden)[:, 0] * GAIN
         return logits
-
-
-class TissueReader(nn.Module):
-    """A linear classifier on what a radiologist would note of a tumour, in the cells that a locator points at.
-
-    Of each feature: its mean, its spread, and its roughness, which is how much neighbouring cells differ. Of the
-    tumour: how high and how far back it lies, how far it extends along each axis, and its size. So few weights can be
-    learnt from a few hundred patients. It reads cells that are tumour rather than not, in proportion to how much, and
-    says nothing where there are none.
-    """
-
-    def __init__(self, channels: int) -> None:
-        """Begin with no opinion."""
-        super().__init__()
-        self.weigh = nn.Linear(3 * channels + PLACES, 1)
-        nn.init.zeros_(self.weigh.weight)
-        nn.init.zeros_(self.weigh.bias)
-
-    def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
-        """Return by how much the logit of mutant exceeds that of wildtype, [B]. See `notes`."""
-        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * READER_GAIN
-        return torch.where((gate > 0.5).flatten(1).any(1), opinion, 0.0)
-
-    def notes(self, tissue: Tensor, gate: Tensor) -> Tensor:
-        """Return what is noted of a tumour, [B, 3 F + 6].
-
-        Args:
-            tissue: [B, F, d, h, w], normalised over voxels; d to superior, h to posterior.
-            gate: [B, d, h, w], probability of tumour.
-        """
-        weight = (2 * gate - 1).clamp_min(0)
-        total = weight.sum((1, 2, 3))
-        share = weight / total.clamp_min(1e-6)[:, None, None, None]
-        mean = (tissue * share[:, None]).sum((2, 3, 4))
-        apart = (tissue - mean[..., None, None, None]).square()
-        spread = (apart * share[:, None]).sum((2, 3, 4)).add(1e-4).sqrt()
-        return torch.cat([mean, spread, _roughness(tissue, share), _place(share, total)], 1)
-
-
-PLACES = 6
-"""What `_place` returns of a study."""
-
-
-def _roughness(tissue: Tensor, share: Tensor) -> Tensor:
-    """Return the mean difference [B, F] of neighbouring cells in the tumour, summed over the three axes."""
-    steps = [tissue.diff(dim=axis).abs() for axis in (2, 3, 4)]
-    between = [torch.minimum(*_neighbours(share, axis)) for axis in (1, 2, 3)]
-    return sum((step * both[:, None]).sum((2, 3, 4)) for step, both in zip(steps, between, strict=True))
-
-
-def _neighbours(cells: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    count = cells.shape[axis]
-    return cells.narrow(axis, 0, count - 1), cells.narrow(axis, 1, count - 1)
-
-
-def _place(share: Tensor, total: Tensor) -> Tensor:
-    """Return centre along D and H, extent along D, H and W, and size, [B, 6], scaled so that patients differ by 1."""
-    centres, extents = [], []
-    for axis in (1, 2, 3):
-        along = share.sum([other for other in (1, 2, 3) if other != axis])
-        place = torch.linspace(-0.5, 0.5, along.shape[1], device=share.device)
-        centre = (along * place).sum(1)
-        centres.append(8 * centre)
-        extents.append(16 * (along * (place - centre[:, None]).square()).sum(1).add(1e-6).sqrt())
-    size = torch.log(100 * total / share[0].numel() + 1e-2)
-    return torch.stack([*centres[:2], *extents, size], 1)
 
 
 def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from idh_lightning.errors import ModelError
 from idh_lightning.models.convolutions import swap_convolutions
 from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
-from idh_lightning.models.locator import Place, TissueReader, TumourLocator, cell_means, coarsen, fold, unfold
+from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
+from idh_lightning.models.reader import KINDS, TumourReader, intensities
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -55,7 +56,7 @@ class Answer(NamedTuple):
         logits: [B, 2], float32: wildtype, mutant.
         tumour: [B, d, h, w], float32: logit of tumour in each cell of the locator's grid; None without a locator.
         opinions: What `logits` is the mean of, each [B, 2] and to be taught on its own: the deep layers' logits, and
-            with a locator those of the tissue reader.
+            with a locator those of the tumour reader.
     """
 
     logits: Tensor
@@ -68,7 +69,7 @@ class Entry(NamedTuple):
 
     Attributes:
         deep: [B, F, d, h, w], the stem's features, gated where there is a locator: what the deep layers see.
-        tissue: [B, G, e, f, g], float32, features of the locator's stage, normalised: what the reader sees.
+        tissue: [B, G, e, f, g], float32, intensities of the volumes in the locator's cells: what the reader sees.
         tumour: [B, e, f, g], float32, logit of tumour in each cell. Both are None without a locator.
     """
 
@@ -161,8 +162,9 @@ class StemTailNetwork(nn.Module):
             nn.init.zeros_(self.absence.weight)
         self.focus = focus
         self.locator: TumourLocator | None = None
-        self.reader: TissueReader | None = None
+        self.reader: TumourReader | None = None
         self._ratio = 1
+        self._tissue = KINDS * in_channels
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
@@ -173,7 +175,7 @@ class StemTailNetwork(nn.Module):
                     f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.focus=null."
                 )
             self.locator = TumourLocator(_out(self._module(focus)))
-            self.reader = TissueReader(_out(self._module(focus)))
+            self.reader = TumourReader(in_channels)
             self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -203,7 +205,7 @@ class StemTailNetwork(nn.Module):
         Returns:
             [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. Where a sequence may be missing there
             are C more channels, constant in space: 1 for a missing sequence. With a locator, the features that it
-            looks at are among the channels (see `fold`).
+            looks at and the intensities that the reader reads are among the channels (see `fold`).
         """
         if not self._stem_names:
             return self._run_stem(volumes)
@@ -263,14 +265,15 @@ class StemTailNetwork(nn.Module):
             if self.locator is None:
                 return Entry(self._module(ENTRY)(self._without_absence(features)), None, None)
             own, tapped, absent = self._parts(features)
-            tissue = self.locator.norm(unfold(tapped, self._ratio))
-            tumour = self.locator.locate(tissue).float()
+            fine = unfold(tapped, self._ratio)
+            found, tissue = fine.split([self.locator.norm.num_features, self._tissue], dim=1)
+            tumour = self.locator(found).float()
             plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
         return Entry(self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tissue.float(), tumour)
 
     def classify(self, entry: Entry) -> Answer:
-        """Return what deep layers and tissue reader make of what they are given."""
+        """Return what deep layers and tumour reader make of what they are given."""
         with self._tail_arithmetic(entry.deep):
             hidden = entry.deep
             for name in self._tail_names:
@@ -453,7 +456,10 @@ class StemTailNetwork(nn.Module):
                 tapped = hidden if name == self.focus else tapped
         features = hidden.float().contiguous()
         if tapped is not None:
-            finer = fold(tapped.float().contiguous(), features.shape[2:], self._ratio)
+            assert self.focus is not None
+            places = [self.sampling(self.focus, size) for size in volumes.shape[2:]]
+            fine = torch.cat([tapped.float(), intensities(volumes, places, tapped.shape[2:])], dim=1)
+            finer = fold(fine, features.shape[2:], self._ratio)
             features = torch.cat([features, finer], dim=1)
         return self._with_absence(features, volumes)
 
@@ -503,9 +509,9 @@ class StemTailNetwork(nn.Module):
         return self._parts(features)[0]
 
     def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features of the last module, folded ones for the locator, and which sequences are missing."""
+        """Return features of the last module, folded ones for locator and reader, and which sequences are missing."""
         absent = 0 if self.absence is None else self.absence.in_features
-        tapped = 0 if self.locator is None else self.locator.norm.num_features * self._ratio**3
+        tapped = 0 if self.locator is None else (self.locator.norm.num_features + self._tissue) * self._ratio**3
         sizes = [features.shape[1] - tapped - absent, tapped, absent]
         own, folded, behind = torch.split(features, sizes, dim=1)
         return own, folded, behind

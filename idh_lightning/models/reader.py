@@ -1,0 +1,111 @@
+"""What the tumour is like in each sequence, where it lies and how large it is, read by a linear classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from idh_lightning.models.locator import Place, cell_means
+
+GAIN = 4096.0
+"""How much faster the reader learns than its weights, as stored, would: a linear classifier of two dozen numbers near
+one may take steps of a tenth, where deep layers that may be pretrained take steps of 3e-5."""
+
+KINDS = 4
+"""Numbers that `intensities` gives of each sequence in each cell."""
+
+PLACES = 6
+"""Numbers that say where the tumour lies and how large it is."""
+
+LOPSIDED = 3.0
+"""Largest skewness that counts, in either direction."""
+
+
+class TumourReader(nn.Module):
+    """A linear classifier on what a radiologist would note of a tumour, in the cells that a locator points at.
+
+    Of each sequence: how bright the tumour is, how varied, how lopsided its intensities are, and how rough it is. Of
+    the tumour: how high and how far back it lies, how far it extends along each axis, and how large it is. Two dozen
+    weights can be learnt from few patients, and each can be looked at. It reads cells that are tumour rather than not,
+    in proportion to how much, and says nothing where there are none.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        """Begin with no opinion."""
+        super().__init__()
+        self.weigh = nn.Linear(KINDS * sequences + PLACES, 1)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
+
+    def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
+        """Return by how much the logit of mutant exceeds that of wildtype, [B]. See `notes`."""
+        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * GAIN
+        return torch.where((gate > 0.5).flatten(1).any(1), opinion, 0.0)
+
+    def notes(self, tissue: Tensor, gate: Tensor) -> Tensor:
+        """Return what is noted of each tumour: [B, 4 C + 6].
+
+        Brightness, spread, skewness and roughness of the C sequences, kind by kind; centre along D and H, extent along
+        D, H and W, and size, so scaled that patients differ by about one.
+
+        Args:
+            tissue: [B, 4 C, d, h, w], of `intensities`.
+            gate: [B, d, h, w], probability of tumour.
+        """
+        weight = (2 * gate - 1).clamp_min(0)
+        total = weight.sum((1, 2, 3))
+        share = weight / total.clamp_min(1e-6)[:, None, None, None]
+        mean, variance, third, roughness = torch.chunk(tissue, KINDS, dim=1)
+        brightness = _over(share, mean)
+        apart = mean - brightness[..., None, None, None]
+        spread = (_over(share, variance + apart.square()) + 1e-3).sqrt()
+        skewness = _over(share, third + 3 * variance * apart + apart**3) / spread**3
+        skewness = skewness.clamp(-LOPSIDED, LOPSIDED)
+        return torch.cat([brightness, spread, skewness, _over(share, roughness), _where(share, total)], 1)
+
+
+def intensities(volumes: Tensor, places: Sequence[Place], cells: Sequence[int]) -> Tensor:
+    """Return of what intensity the voxels around each cell are.
+
+    Args:
+        volumes: [B, C, D, H, W].
+        places: Of the cells along D, H and W.
+        cells: Their number along D, H and W.
+
+    Returns:
+        [B, 4 C, *cells], float32: mean, variance and third central moment of each sequence, and how much neighbouring
+        voxels differ, summed over the three axes.
+    """
+
+    def around(values: Tensor) -> Tensor:
+        return cell_means(values.flatten(0, 1), places, cells).unflatten(0, values.shape[:2])
+
+    volumes = volumes.float()
+    mean, square, cube = around(volumes), around(volumes.square()), around(volumes**3)
+    variance = (square - mean.square()).clamp_min(0)
+    third = cube - 3 * mean * square + 2 * mean**3
+    steps = torch.zeros_like(volumes)
+    for axis in (2, 3, 4):
+        room = [0, 0] * (4 - axis) + [0, 1]
+        steps += functional.pad(volumes.diff(dim=axis).abs(), room)
+    return torch.cat([mean, variance, third, around(steps)], 1)
+
+
+def _over(share: Tensor, values: Tensor) -> Tensor:
+    """Return the mean [B, C] of values [B, C, d, h, w] over cells with shares [B, d, h, w] of the whole."""
+    return (values * share[:, None]).sum((2, 3, 4))
+
+
+def _where(share: Tensor, total: Tensor) -> Tensor:
+    centres, extents = [], []
+    for axis in (1, 2, 3):
+        along = share.sum([other for other in (1, 2, 3) if other != axis])
+        place = torch.linspace(-0.5, 0.5, along.shape[1], device=share.device)
+        centre = (along * place).sum(1)
+        centres.append(8 * centre)
+        extents.append(16 * ((along * (place - centre[:, None]).square()).sum(1) + 1e-6).sqrt())
+    size = torch.log(100 * total / share[0].numel() + 1e-2)
+    return torch.stack([*centres[:2], *extents, size], 1)
