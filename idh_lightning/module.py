@@ -104,7 +104,8 @@ class IDHClassifier(lightning.LightningModule):
         undo the scaling of gradients first. On a CPU nothing is scaled, and the fused AdamW is four times as fast.
         """
         by_norm = str(gradient_clip_algorithm or "norm").rsplit(".", 1)[-1].lower() == "norm"
-        if self.device.type == "cpu" and by_norm and gradient_clip_val:
+        refused = self.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if by_norm and gradient_clip_val and not refused:
             for part in self.network.parts():
                 nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
         else:
@@ -125,8 +126,8 @@ class IDHClassifier(lightning.LightningModule):
             answer = Answer(logits, None, (logits,))
         logits = answer.logits
         loss: Tensor = self.objective(logits, batch.labels)
-        # Each opinion is taught on its own: of their mean, the deep layers would learn the training patients by heart and
-        # leave the reader nothing to learn.
+        # Each opinion is taught on its own: of their mean, the deep layers would soon learn the training patients by
+        # heart and leave the reader nothing to learn.
         alone = len(answer.opinions) == 1 or stage != "train"
         taught = loss if alone else sum(self.objective(opinion, batch.labels) for opinion in answer.opinions)
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities

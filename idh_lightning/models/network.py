@@ -266,7 +266,7 @@ class StemTailNetwork(nn.Module):
                 return Entry(self._module(ENTRY)(self._without_absence(features)), None, None)
             own, tapped, absent = self._parts(features)
             fine = unfold(tapped, self._ratio)
-            found, tissue = fine.split([self.locator.norm.num_features, self._tissue], dim=1)
+            found, tissue = torch.split(fine, [self.locator.norm.num_features, self._tissue], dim=1)
             tumour = self.locator(found).float()
             plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
@@ -284,7 +284,9 @@ class StemTailNetwork(nn.Module):
         if self.reader is None or entry.tissue is None or entry.tumour is None:
             return Answer(deep, entry.tumour, (deep,))
         # The reader does not move the gate: the locator learns where the tumour is from masks and the deep layers.
-        difference = self.reader(entry.tissue, torch.sigmoid(entry.tumour).detach())
+        device = entry.tissue.device.type
+        with torch.autocast(device, enabled=False):  # with its gain, gradients of the reader leave the range of float16
+            difference = self.reader(entry.tissue, torch.sigmoid(entry.tumour).detach())
         read = torch.stack([-difference, difference], 1) / 2
         return Answer((deep + read) / 2, entry.tumour, (deep, read))
 

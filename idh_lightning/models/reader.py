@@ -81,7 +81,7 @@ def intensities(volumes: Tensor, places: Sequence[Place], cells: Sequence[int]) 
     """
 
     def around(values: Tensor) -> Tensor:
-        return cell_means(values.flatten(0, 1), places, cells).unflatten(0, values.shape[:2])
+        return cell_means(values.flatten(0, 1), places, cells).view(*values.shape[:2], *cells)
 
     volumes = volumes.float()
     mean, square, cube = around(volumes), around(volumes.square()), around(volumes**3)
