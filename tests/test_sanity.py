@@ -95,9 +95,9 @@ def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_in
     head, stem = ["classifier", "bn2", "conv_head", "blocks.6"], ["blocks.1", "blocks.0", "bn1", "conv_stem"]
     middle = ["blocks.4", "blocks.3", "blocks.2"]
     made = small_network(focus="blocks.2", missing="zero")
-    assert list(modules_downwards(made)) == [*head, "blocks.5", "locator", "absence", *middle, *stem]
+    assert list(modules_downwards(made)) == ["reader", *head, "blocks.5", "locator", "absence", *middle, *stem]
     cut_in_a_stage = small_network(trainable_from="blocks.6.0", focus="blocks.2")
-    assert list(modules_downwards(cut_in_a_stage)) == [*head, "locator", "blocks.5", *middle, *stem]
+    assert list(modules_downwards(cut_in_a_stage)) == ["reader", *head, "locator", "blocks.5", *middle, *stem]
     assert modules_downwards(cut_in_a_stage)["blocks.6"] == "tail"
     assert modules_downwards(cut_in_a_stage)["blocks.5"] == "stem"
     whole = modules_downwards(small_network(trainable_from="conv_stem"))

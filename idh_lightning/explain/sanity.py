@@ -41,8 +41,8 @@ the tumour is, not what the classifier made of it.
 def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: int = 0) -> pd.DataFrame:
     """Return how alike the maps of a network and of the same network with more and more random weights are.
 
-    From the classifier down through the tail, then the locator, then the stem, the weights of a copy are randomised
-    module by module, each on top of those before. The entries of each tensor are permuted: unlike a fresh draw that
+    From the reader and the classifier down through the tail, then the locator, then the stem, the weights of a copy
+    are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike a fresh draw that
     keeps their distribution as learnt, is the same for every kind of module, and leaves nothing of the smooth kernels
     that an untrained stem begins with. The BatchNorm layers of what was randomised are then calibrated on the volumes,
     as those of an untrained network are; otherwise signals would fade, and a map would change for want of any signal.
@@ -189,7 +189,8 @@ def modules_downwards(network: StemTailNetwork) -> dict[str, str]:
     layers.reverse()
     cut = next(index for index, name in enumerate(layers) if f"{network.trainable_from}.".startswith(f"{name}."))
     gates = [name for name in ("locator", "absence") if getattr(network, name) is not None]
-    parts = {"tail": layers[: cut + 1], "locator": gates, "stem": layers[cut + 1 :]}
+    reader = [] if network.reader is None else ["reader"]
+    parts = {"tail": [*reader, *layers[: cut + 1]], "locator": gates, "stem": layers[cut + 1 :]}
     return {name: part for part, names in parts.items() for name in names}
 
 
