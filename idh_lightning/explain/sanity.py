@@ -42,10 +42,11 @@ def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: 
     """Return how alike the maps of a network and of the same network with more and more random weights are.
 
     From the reader and the classifier down through the tail, then the locator, then the stem, the weights of a copy
-    are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike a fresh draw that
-    keeps their distribution as learnt, is the same for every kind of module, and leaves nothing of the smooth kernels
-    that an untrained stem begins with. The BatchNorm layers of what was randomised are then calibrated on the volumes,
-    as those of an untrained network are; otherwise signals would fade, and a map would change for want of any signal.
+    are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike a
+    fresh draw that keeps their distribution as learnt, is the same for every kind of module, and leaves nothing of the
+    smooth kernels that an untrained stem begins with. The BatchNorm layers of what was randomised are then calibrated
+    on the volumes, as those of an untrained network are; otherwise signals would fade, and a map would change for want
+    of any signal.
 
     Args:
         method: What is checked.
