@@ -76,13 +76,12 @@ class IDHClassifier(lightning.LightningModule):
         """Score a batch of the validation (loader 0) or test studies (loader 1).
 
         Returns:
-            [B], the logit of the mutant class minus that of the wildtype class; its sigmoid is P(mutant).
+            [B, 1 or 3], logits of the mutant class minus those of the wildtype class: that of the network, whose
+            sigmoid is P(mutant), and, where there are two opinions behind it, those of the deep layers and the reader.
         """
-        if dataloader_idx == 0:
-            logits: Tensor = self(batch.volumes)
-        else:
-            _, logits = self._shared_step(batch, "test")
-        return logits[:, 1] - logits[:, 0]
+        answer = self._shared_step(batch, "test")[1] if dataloader_idx else self._answer(batch)
+        said = [answer.logits, *(answer.opinions if len(answer.opinions) > 1 else ())]
+        return torch.stack([logits[:, 1] - logits[:, 0] for logits in said], dim=1)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer over what is trainable and its schedule per optimizer step."""
@@ -115,15 +114,17 @@ class IDHClassifier(lightning.LightningModule):
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint["recipe"] = self.recipe
 
-    def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, Tensor]:
+    def _answer(self, batch: Batch) -> Answer:
+        return self.network.answer(self.network.stem(batch.volumes))
+
+    def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, Answer]:
         shares = None
         if isinstance(batch, FeatureBatch):
             answer, shares = self.network.answer(batch.features), batch.shares
-        elif batch.masks is not None and getattr(self.network, "locator", None) is not None:
-            answer, shares = self.network.answer(self.network.stem(batch.volumes)), self.network.shares(batch.masks)
         else:
-            logits = self(batch.volumes)
-            answer = Answer(logits, None, (logits,))
+            answer = self._answer(batch)
+            if batch.masks is not None and answer.tumour is not None:
+                shares = self.network.shares(batch.masks)
         logits = answer.logits
         loss: Tensor = self.objective(logits, batch.labels)
         # Each opinion is taught on its own: of their mean, the deep layers would soon learn the training patients by
@@ -145,4 +146,4 @@ class IDHClassifier(lightning.LightningModule):
             self.log(f"{stage}/focus", focus.detach(), on_step=False, **log)  # type: ignore[arg-type]
         self.log(f"{stage}/loss", loss.detach(), on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
-        return taught, logits
+        return taught, answer

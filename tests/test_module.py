@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import PredictionWriter
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss
 
@@ -28,9 +28,13 @@ class Oracle(nn.Module):
         self.sign = sign
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, volumes: Tensor) -> Tensor:
-        score = self.sign * (volumes.mean((1, 2, 3, 4)) - 0.5) + 0 * self.weight
-        return torch.stack([-score, score], dim=1)
+    def stem(self, volumes: Tensor) -> Tensor:
+        return volumes
+
+    def answer(self, features: Tensor) -> Answer:
+        score = self.sign * (features.mean((1, 2, 3, 4)) - 0.5) + 0 * self.weight
+        logits = torch.stack([-score, score], dim=1)
+        return Answer(logits, None, (logits,))
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import skew
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from idh_lightning.batches import Batch
+from idh_lightning.evaluation import Evaluation
 from idh_lightning.explain import Evidence
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.reader import TumourReader, intensities
@@ -180,3 +183,25 @@ def test_what_the_reader_went_by_is_in_the_map(small_network: Maker) -> None:
     peak = Evidence()(network, x).flatten(1).argmax(1)
     for place in torch.stack(torch.unravel_index(peak, x.shape[2:]), 1):
         assert ((place >= 4) & (place <= 19)).all()
+
+
+def test_both_opinions_are_written_beside_the_logit_and_judged_alone(small_network: Maker) -> None:
+    x = noise()
+    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    model = IDHClassifier(network=network, objective=FocalLoss())
+    said = model.test_step(Batch(volumes=x, labels=torch.tensor([0, 1, 0, 1]), study_ids=list("abcd")), 0)
+    torch.testing.assert_close(said[:, 0], said[:, 1:].mean(1))
+
+    labels = np.tile([0, 1], 60)
+    patients = pd.DataFrame({"study_id": [f"S{i}" for i in range(120)], "label": labels, "fold": 0})
+    patients["patient_id"], patients["split"] = patients["study_id"], ["validation"] * 60 + ["test"] * 60
+    chance = np.random.default_rng(0)
+    deep, read = chance.normal(size=120), chance.normal(size=120) + 2 * labels
+    predictions = patients.assign(logit=(deep + read) / 2, probability=0.5, logit_deep=deep, logit_reader=read)
+    baselines = Evaluation(bootstrap=100)(predictions, patients).metrics["baselines"]
+    for name, opinion in (("deep", deep), ("reader", read)):
+        assert baselines[name]["fitted_on"] == "validation"
+        assert baselines["reader"]["test"]["auroc"]["value"] == pytest.approx(roc_auc_score(labels[60:], read[60:]))
+        assert baselines[name]["test"]["auroc"]["n"] == len(opinion[60:])
+    without = Evaluation(bootstrap=100)(predictions.drop(columns=["logit_deep", "logit_reader"]), patients)
+    assert "reader" not in without.metrics["baselines"]

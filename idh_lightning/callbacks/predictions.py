@@ -14,6 +14,7 @@ from torch import Tensor
 
 from idh_lightning.batches import Batch
 from idh_lightning.callbacks.gathering import gathered
+from idh_lightning.evaluation.tables import OPINIONS
 from idh_lightning.files import write_text
 
 
@@ -29,7 +30,7 @@ class PredictionWriter(Callback):
         """
         self.run_folder = run_folder
         self.cohort_table = cohort_table
-        self._logits: dict[str, float] = {}
+        self._logits: dict[str, list[float]] = {}
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget earlier results."""
@@ -55,6 +56,8 @@ class PredictionWriter(Callback):
             return
         table = self.cohort_table[self.cohort_table["study_id"].isin(list(self._logits))]
         table = table[["study_id", "patient_id", "split", "fold", "label"]].copy()
-        table["logit"] = table["study_id"].map(self._logits)
-        table["probability"] = expit(np.asarray(table["logit"], dtype=np.float64))
+        logits = np.array([self._logits[study] for study in table["study_id"]])
+        table["logit"], table["probability"] = logits[:, 0], expit(logits[:, 0])
+        for column, opinion in zip(OPINIONS, logits[:, 1:].T, strict=False):
+            table[column] = opinion
         write_text(self.run_folder / "predictions.csv", table.to_csv(index=False))

@@ -19,8 +19,9 @@ number that cannot be given is null, and the entry says `why`. Intervals are 95 
   `split`.
 - `calibration`: `method`, `slope`, `intercept`, `temperature`, `split`, `n`, and `raw`: split -> `brier`, `log_loss`,
   `ece`, `calibration_slope`, `calibration_intercept` before it.
-- `baselines`: prevalence, age, age_sex, features, model_age -> `columns`, `coefficients`, `intercept`, `fitted_on`,
-  `n`, `operating_point`, and `validation`, `test` as above; or `why`.
+- `baselines`: prevalence, age, age_sex, features, model_age, and, of a network with a reader, deep and reader (its two
+  opinions, each alone) -> `columns`, `coefficients`, `intercept`, `fitted_on`, `n`, `operating_point`, and
+  `validation`, `test` as above; or `why`.
 - `comparisons`: model_vs_prevalence, model_vs_age, model_vs_age_sex, model_vs_features, model_age_vs_age -> `first`,
   `second` (areas), `difference`, `z`, `p_value`, `n`; or `why`. Test patients, paired DeLong.
 - `decision_curves`: `thresholds`, `model`, `age` (where known), `treat_all`, `treat_none`, `n`, `band` (`strategy`,

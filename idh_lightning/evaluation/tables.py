@@ -14,6 +14,9 @@ from idh_lightning.errors import EvaluationError
 _PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")
 
+OPINIONS = ("logit_deep", "logit_reader")
+"""Columns of predictions.csv: what the deep layers and the tumour reader say, whose mean `logit` is."""
+
 
 def join(
     predictions: pd.DataFrame,
@@ -25,7 +28,8 @@ def join(
     """Return one row per study of the cohort with its logit (NaN where the network was not asked), sorted.
 
     Args:
-        predictions: study_id, patient_id, split, label, logit; further columns are left aside.
+        predictions: study_id, patient_id, split, label, logit and, where there are any, `OPINIONS`; further columns
+            are left aside.
         cohort: study_id, patient_id, split, label, and what is known of the patients: age_years, sex, follow_up,
             carried columns. Every study of a required split needs a prediction.
         required: Splits that need patients of both classes.
@@ -68,8 +72,9 @@ def join(
         ]
     _raise(faults)
 
-    joined = studies.drop(columns=["logit", "probability"], errors="ignore").merge(
-        predicted[["study_id", "logit"]], on="study_id", how="left"
+    said = ["logit", *(column for column in OPINIONS if column in predicted)]
+    joined = studies.drop(columns=[*said, "probability"], errors="ignore").merge(
+        predicted[["study_id", *said]], on="study_id", how="left"
     )
     for split in required:
         inside = joined[joined["split"] == split]
@@ -111,7 +116,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per patient: the mean logit of the patient's studies, all else from the first that has it.
+    """Return one row per patient: the mean logits of the patient's studies, all else from the first that has it.
 
     Patients are independent of each other and their studies are not, so patients are what is counted. The first
     study is the one before any follow-up.
@@ -122,7 +127,8 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
     # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
     groups = studies.groupby("patient_id", sort=False)
     patients = groups.first()
-    patients["logit"] = groups["logit"].mean()
+    for column in ("logit", *(each for each in OPINIONS if each in studies)):
+        patients[column] = groups[column].mean()
     patients["studies"] = groups.size()
     return patients.reset_index()
 

@@ -409,7 +409,7 @@ def _baselines(run: Run) -> Table | None:
     fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
     rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
     head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
-    return Table("The model and what is known without a network", head, rows, (0, 4))
+    return Table("The model, its parts, and what is known without a network", head, rows, (0, 4))
 
 
 def _comparisons(run: Run) -> Table | None:

@@ -377,7 +377,7 @@ def _baselines(run: Run) -> Drawn:
     if len(known) < 2:
         return None
     figure = figures.forest(
-        known, title="The model against what is known without a network", reference=("guessing", 0.5)
+        known, title="The model, its parts, and what is known without a network", reference=("guessing", 0.5)
     )
     return figure, "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in known) + "."
 
@@ -387,6 +387,8 @@ _PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percen
 _WORDS = {
     "age": "age alone",
     "age_sex": "age and sex",
+    "deep": "deep layers of the model alone",
+    "reader": "tumour reader of the model alone",
     "model_age": "model and age",
     "features": "tumour size, shape, intensity",
     "prevalence": "prevalence (same for all)",
