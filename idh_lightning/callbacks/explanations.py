@@ -129,7 +129,9 @@ class Explanations(Callback):
         studies = {study.study_id: study for study in data.studies["test"]}
         maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
         with beside_drawing():
-            for study_id, cams, probability in zip(batch.study_ids, maps, torch.sigmoid(outputs).tolist(), strict=True):
+            for study_id, cams, probability in zip(
+                batch.study_ids, maps, torch.sigmoid(outputs[:, 0]).tolist(), strict=True
+            ):
                 study = studies[study_id]
                 stored = data.store.open(study)
                 cam = cams[0] * (np.asarray(stored.brain) > 0)
