@@ -17,8 +17,9 @@ class Evidence:
     """Explains a network with a locator by the product of two maps.
 
     - The gate: what share of each place the locator lets through to the classifier, on the locator's grid.
-    - The evidence: how much each coarse place, as it was let through, moved the difference of the two logits, for
-      either class: the sum over channels of the magnitude of gradient times input.
+    - The evidence: how much each coarse place, as the deep layers saw it, and each cell, as the reader read it, moved
+      the difference of the two logits, for either class: the sum over channels of the magnitude of gradient times
+      input. What the reader makes of the tumour's place and size is not in it.
 
     Where the gate is shut the classifier has seen nothing; where the evidence is nothing it has not cared.
     """

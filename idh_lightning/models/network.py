@@ -87,7 +87,9 @@ class StemTailNetwork(nn.Module):
 
     With `focus`, a locator tells from the features of an early stage where the tumour is, and what enters the tail is
     multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each place
-    is half of the explanation (see `idh_lightning.explain.Evidence`). Prediction needs no mask.
+    is half of the explanation (see `idh_lightning.explain.Evidence`). A linear reader beside the tail judges what the
+    tumour is like there, where it lies and how large it is (see `TumourReader`); the logits are the mean of both
+    opinions. Prediction needs no mask.
     """
 
     def __init__(

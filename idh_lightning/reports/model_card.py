@@ -59,6 +59,11 @@ def _lines(run: Run) -> Iterator[str]:
     backbone, cut = _value(run.config, "model", "backbone"), _value(run.config, "model", "trainable_from")
     grid, crop = _value(run.config, "data", "grid"), _value(run.config, "data", "crop")
     yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
+    if (focus := _value(run.config, "model", "focus")) not in (None, "unknown"):
+        yield (
+            f"- A locator learnt from tumour masks on {focus}; the logit is the mean of that of the deep layers, gated by "
+            "it, and that of a linear reader of the located tumour's intensities, place and size."
+        )
     weights = run.provenance.get("weights", {})
     yield f"- Starting weights: {weights.get('source', 'unknown')} (asked for: {weights.get('requested', 'unknown')})."
     yield f"- Code: commit {run.provenance.get('git_commit') or 'unknown'}; seed {_value(run.config, 'seed')}."
