@@ -380,7 +380,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If the checkpoint cannot be used or does not belong to a run whose cohort could be taken.
-        ConfigError: If the output is the folder of a run.
+        ConfigError: If the output is the folder of a run, or maps are to be compared and no studies to do it on.
     """
     quieten()
     if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
@@ -390,6 +390,11 @@ def run(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(
             f"output: {folder} is the folder of a run; expected one of its own. Give another, or add 'explain' to the "
             "stages of that run."
+        )
+    if (config.other_seeds or config.permuted_labels) and config.explanation.sanity_studies < 2:
+        raise ConfigError(
+            f"other_seeds, permuted_labels: found runs to compare maps with, and {config.explanation.sanity_studies} "
+            "studies to do it on; expected at least 2. Set explanation.sanity_studies, or name no runs."
         )
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
