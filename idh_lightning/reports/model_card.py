@@ -61,8 +61,8 @@ def _lines(run: Run) -> Iterator[str]:
     yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
     if (focus := _value(run.config, "model", "focus")) not in (None, "unknown"):
         yield (
-            f"- A locator learnt from tumour masks on {focus}; the logit is the mean of that of the deep layers, gated by "
-            "it, and that of a linear reader of the located tumour's intensities, place and size."
+            f"- A locator learnt from tumour masks on {focus}; the logit is the mean of that of the deep layers, gated "
+            "by it, and that of a linear reader of the located tumour's intensities, place and size."
         )
     weights = run.provenance.get("weights", {})
     yield f"- Starting weights: {weights.get('source', 'unknown')} (asked for: {weights.get('requested', 'unknown')})."
