@@ -129,8 +129,7 @@ class IDHClassifier(lightning.LightningModule):
         loss: Tensor = self.objective(logits, batch.labels)
         # Each opinion is taught on its own: of their mean, the deep layers would soon learn the training patients by
         # heart and leave the reader nothing to learn.
-        alone = len(answer.opinions) == 1 or stage != "train"
-        taught = loss if alone else sum(self.objective(opinion, batch.labels) for opinion in answer.opinions)
+        taught = sum(self.objective(each, batch.labels) for each in answer.opinions) if stage == "train" else loss
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
         # leave it no doubt.
         probability = torch.softmax(logits.detach().float(), dim=1)[:, 1]

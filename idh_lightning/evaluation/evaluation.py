@@ -38,7 +38,7 @@ from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Stat
 from idh_lightning.evaluation.learnt import Learnt
 from idh_lightning.evaluation.runs import pool
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
-from idh_lightning.evaluation.tables import OPINIONS, join, per_patient
+from idh_lightning.evaluation.tables import join, opinions_in, per_patient
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ class Evaluation:
             name: fit_baseline(seen, columns, rule=rule, target=target) for name, columns in columns.items()
         }
         baselines.setdefault("features", "no table of tumour features was given")
-        for column in (each for each in OPINIONS if each in seen):
+        for column in opinions_in(seen):
             name = column.removeprefix("logit_")
             baselines[name] = fit_baseline(seen, (column,), fitted_on="validation", rule=rule, target=target)
         baselines["model_age"] = fit_baseline(

@@ -18,6 +18,11 @@ OPINIONS = ("logit_deep", "logit_reader")
 """Columns of predictions.csv: what the deep layers and the tumour reader say, whose mean `logit` is."""
 
 
+def opinions_in(table: pd.DataFrame) -> list[str]:
+    """Return those of `OPINIONS` that a table has: all, or none where the network had no reader."""
+    return [column for column in OPINIONS if column in table]
+
+
 def join(
     predictions: pd.DataFrame,
     cohort: pd.DataFrame,
@@ -72,7 +77,7 @@ def join(
         ]
     _raise(faults)
 
-    said = ["logit", *(column for column in OPINIONS if column in predicted)]
+    said = ["logit", *opinions_in(predicted)]
     joined = studies.drop(columns=[*said, "probability"], errors="ignore").merge(
         predicted[["study_id", *said]], on="study_id", how="left"
     )
@@ -127,7 +132,7 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
     # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
     groups = studies.groupby("patient_id", sort=False)
     patients = groups.first()
-    for column in ("logit", *(each for each in OPINIONS if each in studies)):
+    for column in ("logit", *opinions_in(studies)):
         patients[column] = groups[column].mean()
     patients["studies"] = groups.size()
     return patients.reset_index()

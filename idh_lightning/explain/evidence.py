@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idh_lightning.errors import ModelError
 from idh_lightning.explain.maps import explaining, placed, shares_placed, unit_maximum
-from idh_lightning.models import Entry, StemTailNetwork
+from idh_lightning.models import StemTailNetwork
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Evidence:
             assert entry.tissue is not None
             assert entry.tumour is not None
             deep, tissue = entry.deep.detach().requires_grad_(True), entry.tissue.detach().requires_grad_(True)
-            logits = network.classify(Entry(deep, tissue, entry.tumour.detach())).logits
+            logits = network.classify(entry._replace(deep=deep, tissue=tissue)).logits
             gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), (deep, tissue))
         seen, read = (
             (gradient * features.detach()).abs().sum(1).float()
