@@ -60,20 +60,23 @@ def test_output_and_both_gradients_are_those_of_torch(
     x = torch.randn(batch, channels, *shape, dtype=torch.double, requires_grad=True)
     ours = DepthwiseConv3d.of(stock, Conv3dSame)
     agrees(stock, ours, x)
-    as_on_a_gpu = ours._by_torch(x, zeros_around(ours, x.shape, same=ours.same))
-    torch.testing.assert_close(as_on_a_gpu, stock(x))
+    pads = zeros_around(ours, x.shape, same=ours.same)
+    of_few = ours._by_matrices(x, pads, tuple(stock(x).shape[2:]))
+    for as_on_a_gpu in (ours._by_torch(x, pads), of_few):
+        torch.testing.assert_close(as_on_a_gpu, stock(x))
 
 
 @pytest.mark.parametrize("most_cells", [0, 10**9])
-def test_matrices_and_convolutions_give_the_same(most_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_and_convolutions_give_the_same_gradient(most_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "FEW_CELLS", most_cells)
     stock = depthwise(3, 5, stride=2).double()
     x = torch.randn(2, 3, 6, 3, 4, dtype=torch.double, requires_grad=True)
     agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
 
 
-def test_a_pointwise_convolution_is_that_of_torch() -> None:
-    stock = nn.Conv3d(3, 5, 1, bias=False).double()
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_is_that_of_torch(bias: bool) -> None:
+    stock = nn.Conv3d(3, 5, 1, bias=bias).double()
     x = torch.randn(2, 3, 4, 3, 2, dtype=torch.double, requires_grad=True)
     agrees(stock, PointwiseConv3d.of(stock, Conv3dSame), x)
 
@@ -86,7 +89,7 @@ def test_gradients_agree_with_finite_differences(stride: int) -> None:
 
 
 def test_the_weight_is_shared_and_keeps_its_name() -> None:
-    stock = nn.Sequential(depthwise(), nn.Conv3d(3, 5, 1, bias=False), nn.Conv3d(5, 2, 1))
+    stock = nn.Sequential(depthwise(), nn.Conv3d(3, 5, 1), nn.Conv3d(5, 2, 3))
     weights, names = list(stock.parameters()), stock.state_dict().keys()
     swap_convolutions(stock, Conv3dSame)
     assert [type(layer) for layer in stock] == [DepthwiseConv3d, PointwiseConv3d, nn.Conv3d]
@@ -126,7 +129,6 @@ def test_under_autocast_it_computes_in_bfloat16(stock: nn.Conv3d) -> None:
         nn.Conv3d(4, 4, 3, padding=1, bias=False),
         nn.Conv3d(4, 8, 3, padding=1, groups=4, bias=False),
         nn.Conv3d(4, 4, 1, stride=2, bias=False),
-        nn.Conv3d(4, 4, 1),
         depthwise(dilation=2),
         depthwise(bias=True),
         depthwise(padding_mode="reflect"),

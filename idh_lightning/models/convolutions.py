@@ -63,7 +63,7 @@ class _Swapped(nn.Conv3d):
             raise ValueError(f"{conv}: {cls.__name__} cannot stand for it")
         with torch.device("meta"):
             made = cls(*_arguments(conv))
-        made.weight = conv.weight
+        made.weight, made.bias = conv.weight, conv.bias
         made.stock, made.same = type(conv), isinstance(conv, same_padding)
         return made
 
@@ -71,7 +71,7 @@ class _Swapped(nn.Conv3d):
         """Return the stock convolution that this one stands for."""
         with torch.device("meta"):
             made = self.stock(*_arguments(self))
-        made.weight = self.weight
+        made.weight, made.bias = self.weight, self.bias
         return made
 
     @classmethod
@@ -79,61 +79,60 @@ class _Swapped(nn.Conv3d):
         """Return whether this class can stand for a convolution."""
         if not isinstance(conv, nn.Conv3d) or type(conv) not in (nn.Conv3d, same_padding):
             return False
-        return conv.bias is None and conv.padding_mode == "zeros" and set(conv.dilation) == {1} and cls._computes(conv)
+        return conv.padding_mode == "zeros" and set(conv.dilation) == {1} and cls._computes(conv)
 
     @staticmethod
     def _computes(conv: nn.Conv3d) -> bool:
         raise NotImplementedError
 
 
-FEW_CELLS = 4096
-"""Up to this product of cells in and cells out, a depthwise convolution is a small matrix per channel."""
+FEW_CELLS = 1024
+"""Up to this product of cells in and cells out, a CPU makes the gradient of a depthwise kernel from small matrices.
 
-STUDY_CELLS = 1024
-"""And up to this product for each study of the batch, since a matrix takes as long to make for one as for many.
-
-Forward and backward in bfloat16 on two cores, 2304 channels, 4^3 cells, 5^3 taps: 2 studies 27 ms with matrices and 17
-without, 4 studies 18 and 35, 16 studies 35 and 216. With 3^3 cells matrices are faster from one study on.
+With 2304 channels, 5^3 taps and 16 studies in bfloat16 on two cores: 12 cells 0.7 ms instead of 3.3, 27 cells 1.7
+instead of 4.3. With 64 cells, four studies take 4.1 ms instead of 2.2.
 """
 
-GPU_STUDIES = 8
-"""From this batch on, that holds on a GPU too.
+GPU_CELLS = 4096
+"""Up to this product and from `GPU_STUDIES` on, a GPU computes a depthwise convolution as one matrix per channel."""
 
-The tail of B7 at 128^3, forward and backward in float16 on an H200: 16 studies 38 ms with matrices and 72 ms without,
-2 studies 38 and 27 ms, and then 0.4 GB more memory.
+GPU_STUDIES = 8
+"""The tail of B7 at 128^3, forward and backward in float16 on an H200: 16 studies 38 ms with matrices and 72 ms
+without, 2 studies 38 and 27 ms, and then 0.4 GB more memory.
 """
 
 
 class DepthwiseConv3d(_Swapped):
-    """A depthwise convolution whose gradients are depthwise convolutions too, or products of small matrices.
+    """A depthwise convolution whose gradients are depthwise convolutions too.
 
     torch 2.14 does the forward pass of a depthwise 3D convolution on a CPU with a fast kernel and its backward pass
-    with a slow one: in the tail of B7 that was four fifths of the time. Both gradients can be written as forward
-    passes: that of the input uses the mirrored kernel, that of the kernel takes every channel of every study as a
-    channel of its own with the gradient as its kernel. Elsewhere than on a CPU this is an ordinary convolution.
+    with a slow one: with 2304 channels, 4^3 cells, 5^3 taps and 2 studies in bfloat16, 192 ms. Both gradients can be
+    written as forward passes: that of the input uses the mirrored kernel, that of the kernel takes every channel of
+    every study as a channel of its own with the gradient as its kernel. So they take 1.4 ms, and the forward pass
+    0.2 ms, with channels last, where nothing is padded beforehand.
 
-    On the small grids at the end of a network most taps of a kernel fall on padding. There every channel is multiplied
-    by the matrix that takes its cells to their convolution: with 2304 channels, 3^3 cells, 5^3 taps and 16 studies in
-    bfloat16, 9 ms forward and backward on one core instead of 122.
+    On the small grids at the end of a network most taps of a kernel fall on padding. There the gradient of the kernel
+    is the sum of products of cells in with cells out, and a GPU does all passes by such matrices.
     """
 
     @staticmethod
     def _computes(conv: nn.Conv3d) -> bool:
-        return conv.groups == conv.in_channels == conv.out_channels > 1 and conv.kernel_size[0] > 1
+        alone = conv.groups == conv.in_channels == conv.out_channels > 1
+        return alone and conv.kernel_size[0] > 1 and conv.bias is None
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Return the convolution of [B, C, d, h, w]."""
+        """Return the convolution of [B, C, d, h, w]; on a CPU its channels lie last."""
         pads, device = zeros_around(self, volumes.shape, same=self.same), volumes.device.type
-        cells = _cells_out(volumes.shape, self.weight.shape, self.stride, pads)
-        few = volumes.shape[2:].numel() * math.prod(cells) <= min(FEW_CELLS, STUDY_CELLS * len(volumes))
-        few = few and (device == "cpu" or len(volumes) >= GPU_STUDIES)
-        if device != "cpu" and not few:
-            return self._by_torch(volumes, pads)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
-        with torch.autocast(device, enabled=False):  # one arithmetic for both passes
-            operands = _in_order(volumes.to(dtype)), self.weight.to(dtype), tuple(self.stride), pads
-            result: Tensor = _by_matrices(*operands, cells) if few else _Depthwise.apply(*operands)
-        return result
+        stride = tuple(self.stride)
+        if device == "cpu":
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
+            with torch.autocast(device, enabled=False):  # one arithmetic for both passes
+                result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight.to(dtype), stride, pads)
+            return result
+        cells = _cells_out(volumes.shape, self.weight.shape, stride, pads)
+        if len(volumes) >= GPU_STUDIES and volumes.shape[2:].numel() * math.prod(cells) <= GPU_CELLS:
+            return self._by_matrices(volumes, pads, cells)
+        return self._by_torch(volumes, pads)
 
     def _by_torch(self, volumes: Tensor, pads: list[int]) -> Tensor:
         before, after = pads[-2::-2], pads[-1::-2]
@@ -141,64 +140,34 @@ class DepthwiseConv3d(_Swapped):
             volumes, before = functional.pad(volumes, pads), [0, 0, 0]
         return functional.conv3d(volumes, self.weight, stride=self.stride, padding=before, groups=self.groups)
 
-
-class _InOrder(torch.autograd.Function):
-    """Nothing; its gradient lies in memory as a new tensor would.
-
-    Matrix products give gradients whose channels lie last. torch 2.14 takes several times as long for the gradients of
-    SiLU and BatchNorm where what came in and what comes back lie differently: a training
-    step of 16 studies, from the stem's features of B7 at 65^3, takes 1.8 instead of 2.5 s on one core.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, volumes: Tensor) -> Tensor:
-        return volumes.view_as(volumes)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
+    def _by_matrices(self, volumes: Tensor, pads: list[int], cells: tuple[int, ...]) -> Tensor:
+        """Return the convolution as one matrix product per channel."""
+        device = volumes.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
+        with torch.autocast(device, enabled=False):
+            volumes, weight = volumes.to(dtype), self.weight.to(dtype)
+            taps = _taps(weight, volumes.shape, tuple(self.stride), pads, cells)
+            matrices = (weight.flatten(1) @ taps).view(len(weight), math.prod(cells), -1)
+            result = torch.bmm(matrices, volumes.flatten(2).permute(1, 2, 0))
+        return result.permute(2, 0, 1).reshape(*volumes.shape[:2], *cells)
 
 
-def _in_order(volumes: Tensor) -> Tensor:
-    result: Tensor = _InOrder.apply(volumes) if volumes.is_contiguous() else volumes
+def _taps(
+    weight: Tensor, volumes: torch.Size, stride: tuple[int, ...], pads: list[int], cells: tuple[int, ...]
+) -> Tensor:
+    """Return which tap lies on which cell, [taps, cells out x cells in], as `weight` is."""
+    where = tuple(volumes[2:]), tuple(weight.shape[2:]), stride, tuple(pads[::2][::-1]), cells
+    make: Any = _placed
+    # A tensor that has a shape and no values must not be kept.
+    make = make.__wrapped__ if isinstance(weight, FakeTensor) else make
+    result: Tensor = make(weight.device, weight.dtype, *where)
     return result
 
 
-def _by_matrices(
-    volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int], cells: tuple[int, ...]
-) -> Tensor:
-    """Return the depthwise convolution of [B, C, d, h, w] as one matrix product per channel."""
-    batch, channels, *sizes = volumes.shape
-    where = tuple(sizes), tuple(weight.shape[2:]), stride, tuple(pads[::2][::-1]), cells
-    picks = weight.device.type == "cpu" and weight.dtype == torch.float32
-    make: Any = _tap_of if picks else _taps
-    # A tensor that has a shape and no values must not be kept.
-    make = make.__wrapped__ if isinstance(weight, FakeTensor) else make
-    taps = make(weight.device, weight.dtype, *where)
-    if picks:
-        # With 2304 channels, 3^3 cells and 5^3 taps, 1.3 + 1.3 ms forward and backward on one core instead of 12 + 8
-        # for the product, which bfloat16 keeps: here gradients would be summed in it.
-        placed = functional.pad(weight.flatten(1), (0, 1)).gather(1, taps.expand(channels, -1))
-    else:
-        placed = weight.flatten(1) @ taps
-    matrices = placed.view(channels, math.prod(cells), math.prod(sizes))
-    return torch.bmm(matrices, volumes.flatten(2).permute(1, 2, 0)).permute(2, 0, 1).reshape(batch, channels, *cells)
-
-
 @functools.lru_cache(maxsize=32)
-def _taps(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
-    """Return `_placement` as a tensor [taps, cells out x cells in]."""
+def _placed(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
     with torch.inference_mode(False):  # what is kept may be asked for its part in a gradient later
         return torch.from_numpy(_placement(*where)).to(device, dtype).flatten(1)
-
-
-@functools.lru_cache(maxsize=32)
-def _tap_of(device: torch.device, _dtype: torch.dtype, *where: Any) -> Tensor:
-    """Return which tap lies on each cell, [cells out x cells in]; where none does, the number of taps."""
-    placed = _placement(*where)
-    placed = placed.reshape(len(placed), -1)
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.where(placed.any(0), placed.argmax(0), len(placed))).to(device)
 
 
 @functools.lru_cache(maxsize=32)
@@ -225,39 +194,84 @@ def _cells_out(volumes: torch.Size, weight: torch.Size, stride: tuple[int, ...],
 
 
 class _Depthwise(torch.autograd.Function):
-    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does."""
+    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does, on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int]) -> Tensor:
+        volumes = volumes.contiguous(memory_format=torch.channels_last_3d)
         ctx.save_for_backward(volumes, weight)
         ctx.stride, ctx.pads = stride, pads
-        return functional.conv3d(functional.pad(volumes, pads), weight, stride=stride, groups=len(weight))
+        # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volumes.
+        more = [last - first for first, last in zip(pads[::2], pads[1::2], strict=True)]
+        kernel = functional.pad(weight, [zeros for one in more for zeros in (one, 0)])
+        return functional.conv3d(volumes, kernel, stride=stride, padding=pads[1::2][::-1], groups=len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         volumes, weight = ctx.saved_tensors
-        batch, channels = volumes.shape[:2]
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         of_volumes = of_weight = None
         if ctx.needs_input_grad[0]:
-            spread = _spread(gradient, volumes.shape, weight.shape, ctx.stride, ctx.pads)
-            of_volumes = functional.conv3d(spread, weight.flip(2, 3, 4), groups=channels)
+            of_volumes = _gradient_of_volumes(gradient, volumes.shape, weight, ctx.stride, ctx.pads)
         if ctx.needs_input_grad[1]:
-            padded = functional.pad(volumes, ctx.pads)
-            each = functional.conv3d(
-                padded.reshape(1, batch * channels, *padded.shape[2:]),
-                gradient.reshape(batch * channels, 1, *gradient.shape[2:]),
-                dilation=ctx.stride,
-                groups=batch * channels,
-            )
-            each = each[..., : weight.shape[2], : weight.shape[3], : weight.shape[4]]
-            of_weight = each.reshape(batch, *weight.shape).sum(0)
+            few = volumes.shape[2:].numel() * gradient.shape[2:].numel() <= FEW_CELLS
+            make = _gradient_of_few_cells if few else _gradient_of_weight
+            of_weight = make(gradient, volumes, weight, ctx.stride, ctx.pads)
         return of_volumes, of_weight, None, None
+
+
+def _gradient_of_volumes(
+    gradient: Tensor, volumes: torch.Size, weight: Tensor, stride: tuple[int, ...], pads: list[int]
+) -> Tensor:
+    """Return the gradient of [B, C, d, h, w]: the mirrored kernel over the gradient, with zeros between its cells."""
+    sizes, edges, before, after = volumes[2:], weight.shape[2:], pads[::2][::-1], pads[1::2][::-1]
+    if set(stride) != {1}:
+        around = zip(sizes, edges, before, after, strict=True)
+        steps = [size + first + last - edge + 1 for size, edge, first, last in around]
+        spread = gradient.new_zeros(len(gradient), *steps, len(weight)).movedim(-1, 1)
+        d, h, w = (slice(None, None, step) for step in stride)
+        spread[..., d, h, w] = gradient
+        gradient = spread
+    padding = [edge - 1 - first for edge, first in zip(edges, before, strict=True)]
+    whole = functional.conv3d(gradient, weight.flip(2, 3, 4), padding=padding, groups=len(weight))
+    d, h, w = map(slice, sizes)
+    return whole[..., d, h, w]
+
+
+def _gradient_of_weight(
+    gradient: Tensor, volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int]
+) -> Tensor:
+    """Return the gradient of [C, 1, k, k, k]: every channel of every study is a channel, the gradient its kernel."""
+    batch, channels = volumes.shape[:2]
+
+    def in_a_row(tensor: Tensor) -> Tensor:
+        return tensor.permute(2, 3, 4, 0, 1).flatten(3).permute(3, 0, 1, 2)
+
+    before, after = pads[::2][::-1], pads[1::2][::-1]
+    kernel = in_a_row(gradient)[:, None]
+    each = functional.conv3d(in_a_row(volumes)[None], kernel, padding=after, dilation=stride, groups=batch * channels)
+    d, h, w = (
+        slice(last - first, last - first + edge)
+        for edge, first, last in zip(weight.shape[2:], before, after, strict=True)
+    )
+    return each[..., d, h, w].reshape(batch, *weight.shape).sum(0)
+
+
+def _gradient_of_few_cells(
+    gradient: Tensor, volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int]
+) -> Tensor:
+    """Return the gradient of [C, 1, k, k, k] from products of all cells in with all cells out."""
+    of_cells, cells = (
+        tensor.permute(1, 0, 2, 3, 4).flatten(2).contiguous() for tensor in (gradient, volumes)
+    )  # [C, B, cells]: small products of strided tensors are slow
+    taps = _taps(weight, volumes.shape, stride, pads, tuple(gradient.shape[2:]))
+    return (torch.bmm(of_cells.transpose(1, 2), cells).flatten(1) @ taps.t()).view_as(weight)
 
 
 def _arguments(conv: nn.Conv3d) -> tuple[Any, ...]:
     channels = conv.in_channels, conv.out_channels
-    return *channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, False
+    return *channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None
 
 
 def zeros_around(conv: nn.Conv3d, shape: torch.Size, *, same: bool) -> list[int]:
@@ -276,32 +290,6 @@ def zeros_around(conv: nn.Conv3d, shape: torch.Size, *, same: bool) -> list[int]
     return pads
 
 
-def _spread(
-    gradient: Tensor, volumes: torch.Size, weight: torch.Size, stride: tuple[int, ...], pads: list[int]
-) -> Tensor:
-    """Return the gradient with zeros between its cells and around it, as the mirrored kernel has to see it."""
-    before = pads[::2][::-1]
-    sizes = [size + edge - 1 for size, edge in zip(volumes[2:], weight[2:], strict=True)]
-    if set(stride) == {1}:
-        around = [
-            (edge - 1 - first, size - cells - (edge - 1 - first))
-            for edge, first, size, cells in zip(weight[2:], before, sizes, gradient.shape[2:], strict=True)
-        ]
-        return functional.pad(gradient, [zeros for pair in reversed(around) for zeros in pair])
-    whole = [
-        size + first + last + edge - 1
-        for size, first, last, edge in zip(volumes[2:], before, pads[1::2][::-1], weight[2:], strict=True)
-    ]
-    spread = gradient.new_zeros(*gradient.shape[:2], *whole)
-    places = [
-        slice(edge - 1, edge - 1 + (cells - 1) * step + 1, step)
-        for edge, cells, step in zip(weight[2:], gradient.shape[2:], stride, strict=True)
-    ]
-    spread[(slice(None), slice(None), *places)] = gradient
-    cuts = [slice(first, first + size) for first, size in zip(before, sizes, strict=True)]
-    return spread[(slice(None), slice(None), *cuts)]
-
-
 class PointwiseConv3d(_Swapped):
     """A 1 x 1 x 1 convolution as the matrix product that it is.
 
@@ -313,8 +301,10 @@ class PointwiseConv3d(_Swapped):
         return conv.groups == 1 and set(conv.kernel_size) == set(conv.stride) == {1} and not any(map(int, conv.padding))
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Return the convolution of [B, C, d, h, w]."""
+        """Return the convolution of [B, C, d, h, w]; on a CPU its channels lie last."""
         if volumes.device.type != "cpu":
-            return functional.conv3d(volumes, self.weight)
-        last = functional.linear(_in_order(volumes).movedim(1, -1), self.weight.flatten(1))
-        return last.movedim(-1, 1).contiguous()
+            return functional.conv3d(volumes, self.weight, self.bias)
+        last = volumes.movedim(1, -1)
+        # Of more than two axes, torch 2.14 would copy the weight for each of them where no gradient is wanted.
+        cells = functional.linear(last.flatten(0, 3), self.weight.flatten(1), self.bias)
+        return cells.view(*last.shape[:4], -1).movedim(-1, 1)
