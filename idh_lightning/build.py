@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib  # type: ignore[import-untyped]
 import lightning
 import numpy as np
 import pandas as pd
@@ -162,7 +163,12 @@ def prepare(
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     """Return the data module of a prepared cohort."""
+    workers = config.data.batches.workers
+    if workers is None:
+        # On two cores a study at 128^3 takes 0.30 s without and 0.45 s with two that take time from training.
+        workers = joblib.cpu_count() if on_gpu(config.trainer) else 0
     made: IDHDataModule = factory(config.data.batches)(
+        workers=workers,
         studies=studies_by_split(prepared),
         store=prepared.store,
         augmentation=instantiate_section(config.augment),

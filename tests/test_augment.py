@@ -181,6 +181,20 @@ def test_a_part_out_of_view_changes_nothing_of_the_rest() -> None:
         torch.testing.assert_close(confined, whole, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_cores_that_share_a_study_give_what_one_gives(threads: int) -> None:
+    study = smooth_study(channels=2)
+    alone = everything().transforms[0].draw()
+    expected = alone(study)
+    torch.set_num_threads(threads)
+    try:
+        found = alone(study)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(found[name].data, expected[name].data) for name in study.get_images_dict(False))
+
+
 def test_a_tumour_keeps_its_volume_but_for_the_scaling() -> None:
     study = smooth_study()
     scaled = Spatial(scales=(1.2, 1.2, 1.2), degrees=(20, 10, -15))(study)

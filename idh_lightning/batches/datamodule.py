@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from idh_lightning.batches.sampler import ClassBalancedSampler
-from idh_lightning.batches.subjects import Batch, SeededSubjects, collate, to_subject
+from idh_lightning.batches.subjects import Batch, SeededSubjects, WholeVolumes, collate, to_subject
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import SplitError
 from idh_lightning.volumes import VolumeStore
@@ -36,7 +36,7 @@ class IDHDataModule(lightning.LightningDataModule):
         seed: int,
         batch_size: int = 4,
         queue_length: int = 16,
-        workers: int = 2,
+        workers: int = 0,
         mutant_fraction: float = 0.5,
     ) -> None:
         """Hold what is needed to make loaders.
@@ -81,7 +81,7 @@ class IDHDataModule(lightning.LightningDataModule):
             SeededSubjects(self.subjects("train"), transform=self.augmentation),
             max_length=self.queue_length,
             samples_per_volume=1,
-            sampler=tio.UniformSampler(tuple(reversed(grid))),
+            sampler=WholeVolumes(tuple(reversed(grid))),
             subject_sampler=sampler,
             num_workers=self.workers,
             shuffle_subjects=False,

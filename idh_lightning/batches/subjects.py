@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -33,6 +33,35 @@ class Batch(NamedTuple):
     masks: Tensor | None = None
 
 
+class _Stored(tio.Image):  # type: ignore[misc]
+    """An image that stays in memory as its reader gives it.
+
+    TorchIO's own way to load turns the axes over in memory, and every batch turns them back: 0.15 s a study at 128^3.
+    """
+
+    def load(self) -> None:
+        """Read the image, once."""
+        if not self._loaded:
+            data, self.affine = self.read_and_check(self.path)
+            self.set_data(data)
+
+
+class StoredImage(_Stored, tio.ScalarImage):  # type: ignore[misc]
+    """The sequences of a study."""
+
+
+class StoredMask(_Stored, tio.LabelMap):  # type: ignore[misc]
+    """The tumour mask of a study."""
+
+
+class WholeVolumes(tio.sampler.PatchSampler):  # type: ignore[misc]
+    """What a queue draws from a subject: the subject, once, and no copy of it."""
+
+    def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Iterator[tio.Subject]:
+        """Yield the subject."""
+        yield subject
+
+
 class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has no type information
     """TorchIO's data set, with the random numbers of each item fixed by the draw that asks for it."""
 
@@ -55,9 +84,9 @@ def to_subject(stored: StoredVolume, study: Study, *, with_mask: bool = False) -
         with_mask: Whether the tumour mask comes along, where there is one.
     """
     reader = partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
-    images = {"image": tio.ScalarImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
+    images = {"image": StoredImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
     if with_mask and stored.mask is not None:
-        images["mask"] = tio.LabelMap(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
+        images["mask"] = StoredMask(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
     return tio.Subject(**images, label=study.label, study_id=study.study_id)
 
 
@@ -80,7 +109,7 @@ def collate(subjects: Sequence[tio.Subject]) -> Batch:
 
 def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Read one array of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
-    volume = torch.from_numpy(np.load(path).astype(np.float32))
+    volume = torch.from_numpy(np.load(path)).float()
     return (volume if volume.ndim == 4 else volume[None]).permute(0, 3, 2, 1), affine_ras
 
 

@@ -9,7 +9,8 @@ from idh_lightning.batches import IDHDataModule
 from idh_lightning.cohort import Fault, Study
 from idh_lightning.inference.likeness import Likeness, likeness
 from idh_lightning.inference.training_range import TrainingRange
-from idh_lightning.models import StemTailNetwork, side_by_side
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.threads import side_by_side
 
 MOST_STUDIES = 100
 """Training studies that are looked at: a covariance needs no more, and the stem takes time."""

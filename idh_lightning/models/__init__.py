@@ -1,7 +1,7 @@
 """The network: a timm_3d EfficientNet cut into a frozen stem and a trainable tail, and the origin of its weights."""
 
 from idh_lightning.models.memory import TrainingMemory, training_memory
-from idh_lightning.models.network import Answer, StemTailNetwork, calibrate_batch_norm, side_by_side
+from idh_lightning.models.network import Answer, StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.weights import LATER, WeightsOrigin, inflate, load_weights
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "calibrate_batch_norm",
     "inflate",
     "load_weights",
-    "side_by_side",
     "training_memory",
 ]

@@ -89,13 +89,22 @@ def cell_means(masks: Tensor, places: Sequence[Place], cells: Sequence[int]) -> 
     Returns:
         [B, *cells], the mean over a box around each cell that reaches half a step to either side.
     """
-    padding: list[int] = []
-    edges = []
-    for size, count, (offset, step) in zip(masks.shape[1:], cells, places, strict=True):
-        stride = round(step)
-        edge = stride + 1 - stride % 2
-        before = edge // 2 - round(offset)
-        padding = [before, (count - 1) * stride + edge - before - size, *padding]
-        edges.append((edge, stride))
-    box, strides = zip(*edges, strict=True)
-    return functional.avg_pool3d(functional.pad(masks[:, None], padding), box, strides)[:, 0]
+    batch, _, height, width = masks.shape
+    along_d, along_h, along_w = (
+        _boxes(size, count, place).to(masks) for size, count, place in zip(masks.shape[1:], cells, places, strict=True)
+    )
+    # A box is the product of three, and so are the sums over it: three small matrix products.
+    with torch.autocast(masks.device.type, enabled=False):
+        means = torch.bmm(along_d.expand(batch, -1, -1), masks.flatten(2))
+        means = torch.bmm(along_h.expand(means[..., 0].numel(), -1, -1), means.view(-1, height, width))
+        return (means @ along_w.t()).view(batch, *cells)
+
+
+def _boxes(size: int, count: int, place: Place) -> Tensor:
+    """Return how much of each voxel of an axis counts in the mean of each cell: [count, size]."""
+    offset, step = place
+    stride = round(step)
+    edge = stride + 1 - stride % 2
+    first = torch.arange(count)[:, None] * stride - edge // 2 + round(offset)
+    voxels = torch.arange(size)
+    return ((voxels >= first) & (voxels < first + edge)) / edge

@@ -16,7 +16,6 @@ from PIL import Image
 from idh_lightning.errors import EvaluationError
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
-from idh_lightning.models import side_by_side
 from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
@@ -24,6 +23,7 @@ from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
 from idh_lightning.reports.viewer import Viewer, slice_viewer
+from idh_lightning.threads import side_by_side
 
 logger = logging.getLogger(__name__)
 

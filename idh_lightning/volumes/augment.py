@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import nibabel as nib
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from idh_lightning.errors import ConfigError, VolumeError
+from idh_lightning.threads import side_by_side
 
 Background = float | Literal["minimum"]
 Box = tuple[slice, slice, slice]
@@ -558,18 +560,28 @@ def _warn_of_folding(displacement_mm: Floats, shape: Sequence[int], affine: Floa
 
 def _resample(tensor: Tensor, mapping: _SamplingMap, mode: str, background: Tensor) -> Tensor:
     """Return [C, *shape] resampled through the map; `background` [C] fills what comes from outside."""
-    fill = background[:, None, None, None]
-    out = fill.expand(tensor.shape).clone()
+    out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    for channel, value in zip(out, background, strict=True):  # torch 2.14 copies one value to many slowly in parallel
+        channel.fill_(value)
     occupied = _occupied(tensor, background)
     if occupied is None:
         return out
     # grid_sample fills with zero, so background is moved to zero. Channels last: one fetch brings all of them.
-    source = (tensor[(slice(None), *occupied)].float() - fill.float())[None]
+    fill = background.float()[:, None, None, None]
+    source = (tensor[(slice(None), *occupied)].float() - fill)[None]
     source = source.contiguous(memory_format=torch.channels_last_3d)
     seen = mapping.seen_from(occupied)
-    grid = mapping.grid(seen, occupied, tensor.device)
-    sampled = grid_sample(source, grid, mode, "zeros", align_corners=False)[0]
-    out[(slice(None), *seen)] = sampled.add_(fill.float()).to(tensor.dtype)
+
+    def resample(rows: slice) -> None:
+        part = (rows, *seen[1:])
+        grid = mapping.grid(part, occupied, tensor.device)
+        sampled = grid_sample(source, grid, mode, "zeros", align_corners=False)[0]
+        out[(slice(None), *part)] = sampled.add_(fill).to(tensor.dtype)
+
+    # torch 2.14 gives each volume of a batch one core, and this is one volume.
+    slabs = torch.get_num_threads() if tensor.device.type == "cpu" else 1
+    edges = np.linspace(seen[0].start, seen[0].stop, slabs + 1).astype(int).tolist()
+    side_by_side(resample, [slice(*ends) for ends in pairwise(edges) if ends[0] < ends[1]])
     return out
 
 
