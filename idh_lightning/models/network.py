@@ -664,7 +664,8 @@ def _arithmetic(precision: Precision, device: str, *, on_cpu: Precision) -> Abst
     """Return the autocast context of one part of the network.
 
     Measured on 2 CPU cores at 128^3: bfloat16 with channels last makes the stem 4 times as fast as float32 with AMX;
-    with AVX-512, a training step of the tail takes 0.22 instead of 0.41 s for 2 studies. On one core without instructions for bfloat16 (AVX2) a study at 65^3 took 7.7 s in it and 0.7 s in float32.
+    with AVX-512, a training step of the tail takes 0.22 instead of 0.41 s for 2 studies. On one core without
+    instructions for bfloat16 (AVX2) a study at 65^3 took 7.7 s in it and 0.7 s in float32.
     Elsewhere "auto" leaves it to the trainer.
     """
     if precision == "auto":
