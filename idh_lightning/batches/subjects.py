@@ -109,7 +109,8 @@ def collate(subjects: Sequence[tio.Subject]) -> Batch:
 
 def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Read one array of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
-    volume = torch.from_numpy(np.load(path)).float()
+    # "c" for a private copy of what is changed, which nothing is.
+    volume = torch.from_numpy(np.load(path, mmap_mode="c")).float()
     return (volume if volume.ndim == 4 else volume[None]).permute(0, 3, 2, 1), affine_ras
 
 

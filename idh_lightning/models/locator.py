@@ -89,22 +89,25 @@ def cell_means(masks: Tensor, places: Sequence[Place], cells: Sequence[int]) -> 
     Returns:
         [B, *cells], the mean over a box around each cell that reaches half a step to either side.
     """
-    batch, _, height, width = masks.shape
-    along_d, along_h, along_w = (
-        _boxes(size, count, place).to(masks) for size, count, place in zip(masks.shape[1:], cells, places, strict=True)
-    )
-    # A box is the product of three, and so are the sums over it: three small matrix products.
-    with torch.autocast(masks.device.type, enabled=False):
-        means = torch.bmm(along_d.expand(batch, -1, -1), masks.flatten(2))
-        means = torch.bmm(along_h.expand(means[..., 0].numel(), -1, -1), means.view(-1, height, width))
-        return (means @ along_w.t()).view(batch, *cells)
+    means = masks
+    for axis, (place, count) in enumerate(zip(places, cells, strict=True), start=1):  # a box is a product of intervals
+        means = _interval_means(means, axis, place, count)
+    return means
 
 
-def _boxes(size: int, count: int, place: Place) -> Tensor:
-    """Return how much of each voxel of an axis counts in the mean of each cell: [count, size]."""
+def _interval_means(values: Tensor, axis: int, place: Place, count: int) -> Tensor:
+    """Return the mean around each of `count` cells along one axis; zeros beyond its ends count."""
     offset, step = place
-    stride = round(step)
+    stride, size = round(step), values.shape[axis]
     edge = stride + 1 - stride % 2
-    first = torch.arange(count)[:, None] * stride - edge // 2 + round(offset)
-    voxels = torch.arange(size)
-    return ((voxels >= first) & (voxels < first + edge)) / edge
+    firsts = [index * stride - edge // 2 + round(offset) for index in range(count)]
+    whole = [first for first in firsts if 0 <= first <= size - edge]
+    parts = []
+    for first in firsts:
+        if first not in whole:
+            start, stop = max(first, 0), min(first + edge, size)
+            parts.append(values.narrow(axis, min(start, size), max(stop - start, 0)).sum(axis, keepdim=True))
+        elif first == whole[0]:
+            inside = values.narrow(axis, first, whole[-1] + edge - first)
+            parts.append(inside.unfold(axis, edge, stride).sum(-1))
+    return torch.cat(parts, axis).div_(edge)

@@ -451,7 +451,9 @@ class StemTailNetwork(nn.Module):
         if not self._stem_names:
             return self._with_absence(volumes, volumes)
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu=_precision_on_cpu()):
-            hidden, tapped = volumes.to(memory_format=_layout(volumes.device.type)), None
+            device, tapped = volumes.device.type, None
+            dtype = volumes.dtype if folded is None else self.stem_dtype(device)
+            hidden = volumes.to(dtype, memory_format=_layout(device))
             for name, part in (self._stem_modules() if folded is None else folded.parts).items():
                 hidden = part(hidden)
                 tapped = hidden if name == self.focus else tapped
