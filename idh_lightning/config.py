@@ -17,6 +17,10 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 
 STAGES: tuple[str, ...] = ("fit", "test", "explain", "report")
 CONTROLS: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
+NEEDS_LOCATOR = (
+    "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as blocks.1. "
+    "Set model.focus, or explain=grad_cam."
+)
 MONITORED: tuple[str, ...] = ("val/auroc", "val/accuracy", "val/loss")
 
 _GROUPS = (
@@ -162,6 +166,9 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             f"control: found '{control or 'null'}' with cohort={choices.get('cohort')}; expected cohort=phantom, since "
             "only the synthetic cohort has controls. Remove the control."
         )
+    explained = str(config.get("explain", {}).get("_target_", ""))
+    if explained.endswith(".Evidence") and config.get("model", {}).get("focus", True) is None:
+        yield NEEDS_LOCATOR
     monitor = config.get("monitor", {})
     if isinstance(monitor, Mapping) and monitor:
         if monitor.get("metric") not in MONITORED:

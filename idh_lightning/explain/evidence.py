@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from idh_lightning.config import NEEDS_LOCATOR
 from idh_lightning.errors import ModelError
 from idh_lightning.explain.maps import explaining, placed, shares_placed, unit_maximum
 from idh_lightning.models import StemTailNetwork
@@ -43,10 +44,7 @@ class Evidence:
             ModelError: If the network has no locator.
         """
         if network.focus is None:
-            raise ModelError(
-                "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as "
-                "blocks.1. Set model.focus, or explain=grad_cam."
-            )
+            raise ModelError(NEEDS_LOCATOR)
         with explaining(network):
             entry = network.entry(network.stem(volumes))
             assert entry.tissue is not None
