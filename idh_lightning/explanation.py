@@ -26,8 +26,19 @@ from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
 from idh_lightning.evaluation import Learnt
-from idh_lightning.explain import ANY_SIGN, BASELINE, CEILINGS, SCORES, Method, mean_mask, sign_scores
+from idh_lightning.explain import (
+    ANY_SIGN,
+    BASELINE,
+    CEILINGS,
+    POINTING_WHERE_DECISIVE,
+    SCORES,
+    Method,
+    margin_lost,
+    mean_mask,
+    sign_scores,
+)
 from idh_lightning.explain.faithfulness import deletion_insertion
+from idh_lightning.explain.maps import explaining
 from idh_lightning.explain.sanity import between, cascade, shifts
 from idh_lightning.explain.sanity import table as sanity_table
 from idh_lightning.explain.sequence_importance import shapley
@@ -175,9 +186,12 @@ class MapComparison:
                 theirs = rows_of(study, item, cams, ceilings_of(network, methods, item), mean_tumour)
                 rows += [row | known for row in theirs]
                 evidence = _evidence(study, item)
+                lost = _margins_lost(network, volumes[place], evidence, item)
                 for name, cam in cams.items():
                     for sign, found in sign_scores(cam, evidence, np.asarray(item.brain)).items():
-                        signs.append({"study_id": study.study_id, "method": name, "sign": sign, **found, **known})
+                        signs.append(
+                            {"study_id": study.study_id, "method": name, "sign": sign, **found, **lost[sign], **known}
+                        )
         columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS), "label", "right"]
         each = {name: spent / max(len(studies), 1) for name, spent in seconds.items()}
         return pd.DataFrame(rows, columns=columns), pd.DataFrame(signs), each
@@ -292,14 +306,20 @@ class MapComparison:
 
     def _statistic(self, values: np.ndarray) -> dict[str, float | int | None]:
         value, low, high = mean_with_interval(values, resamples=self.bootstrap, confidence=self.confidence)
-        return {"value": value, "low": _number(low), "high": _number(high), "n": len(values)}
+        return {"value": _number(value), "low": _number(low), "high": _number(high), "n": len(values)}
 
     def _signs(self, by_sign: pd.DataFrame) -> pd.DataFrame:
         """Return the mean of each score against each sign, with its interval."""
         rows = []
         for (method, sign), theirs in by_sign.groupby(["method", "sign"], sort=False) if len(by_sign) else ():
-            for score in ("pointing_game", "energy_inside", "auprc"):
-                found = self._statistic(theirs[score].to_numpy(dtype=float))
+            decides = theirs[theirs["margin_lost"] > theirs["margin_lost_tumour"].clip(lower=0)]
+            for score, among in (
+                ("pointing_game", theirs),
+                (POINTING_WHERE_DECISIVE, decides.rename(columns={"pointing_game": POINTING_WHERE_DECISIVE})),
+                ("energy_inside", theirs),
+                ("auprc", theirs),
+            ):
+                found = self._statistic(among[score].to_numpy(dtype=float))
                 rows.append({"method": method, "sign": sign, "score": score, **found})
         return pd.DataFrame(rows)
 
@@ -338,6 +358,22 @@ def _evidence(study: Study, stored: StoredVolume) -> dict[str, np.ndarray]:
     codes = codes_on_grid(file, stored)
     found = {sign: (codes & int(code)) > 0 for sign, code in _SIGNS.items()}
     return found | {ANY_SIGN: np.logical_or.reduce(list(found.values()))}
+
+
+def _margins_lost(
+    network: StemTailNetwork, volume: Tensor, evidence: Mapping[str, np.ndarray], stored: StoredVolume
+) -> dict[str, dict[str, float]]:
+    """Return sign -> by how much the margin falls where its voxels, and where the tumour's, give way to their mirror.
+
+    Two columns of explanations_by_sign.csv: what the network goes by may be told from what it could go by.
+    """
+    if not evidence:
+        return {}
+    tumour = np.zeros(volume.shape[1:], bool) if stored.mask is None else np.asarray(stored.mask) > 0
+    regions = torch.from_numpy(np.stack([*evidence.values(), tumour])).to(volume.device)
+    with explaining(network), torch.no_grad():
+        *each, whole = margin_lost(network, volume)(regions).tolist()
+    return {sign: {"margin_lost": one, "margin_lost_tumour": whole} for sign, one in zip(evidence, each, strict=True)}
 
 
 def _called(logits: Tensor, learnt: Learnt | None) -> np.ndarray:

@@ -33,7 +33,7 @@ def test_a_good_configuration_passes() -> None:
         ({"monitor": {"metric": "val/aurok", "mode": "max"}}, r"monitor\.metric: found 'val/aurok'"),
         ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
         ({"explain": {"_target_": "idh_lightning.explain.Evidence"},
-          "model": {"_target_": "idh_lightning.models.StemTailNetwork", "focus": None}}, "needs a network with a locator"),
+          "model": {"_target_": "idh_lightning.models.StemTailNetwork", "focus": None}}, "needs a network with a loc"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named_with_its_file_and_remedy(change: dict[str, object], message: str) -> None:

@@ -13,7 +13,16 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from idh_lightning.config import CONF_DIR
-from idh_lightning.explain import Evidence, GradCAM, IntegratedGradients, Method, Occlusion, Supervoxels, mirrored
+from idh_lightning.explain import (
+    Evidence,
+    GradCAM,
+    IntegratedGradients,
+    Method,
+    Occlusion,
+    Supervoxels,
+    margin_lost,
+    mirrored,
+)
 from idh_lightning.explain.perturbation import supervoxels
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
@@ -196,6 +205,20 @@ def test_a_symmetric_study_has_nothing_that_its_mirror_image_lacks(method: Occlu
     x = with_a_bright_cube()
     x = torch.maximum(x, mirrored(x))
     assert method(CubeNetwork(CUBE), x).max() == 0  # type: ignore[arg-type]
+
+
+def test_the_margin_lost_is_what_the_replaced_voxels_gave() -> None:
+    volume = torch.zeros(1, 4, 4, 8)
+    volume[0, 1, 1, 1], volume[0, 2, 2, 6] = 3.0, -1.0
+
+    def network(batch: Tensor) -> Tensor:  # margin: the sum of all voxels on the left
+        left = batch[..., :4].sum((1, 2, 3, 4))
+        return torch.stack([-left, left], 1) / 2
+
+    regions = torch.zeros(3, 4, 4, 8, dtype=torch.bool)
+    regions[0, 1, 1, 1] = regions[1, 2, 2, 1] = True  # what gave 3, and what its mirror image would make -1
+    regions[2, 2, 2, 6] = True  # nothing that counts
+    assert margin_lost(network, volume)(regions).tolist() == [3, 1, 0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", [Occlusion(per_edge=5), Supervoxels(per_edge=5)])

@@ -133,6 +133,13 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert {path.stem for path in (explained / "figures" / "cam").glob("*.png")} == studies
     signs = pd.read_csv(explained / "explanations_by_sign.csv")
     assert "any sign" in set(signs["sign"])
+    assert np.isfinite(signs[["margin_lost", "margin_lost_tumour"]]).all(axis=None)
+    decides = signs[signs["margin_lost"] > signs["margin_lost_tumour"].clip(lower=0)]
+    where = {(row["method"], row["sign"]): row for row in content["by_sign"] if "decisive" in row["score"]}
+    for (method, sign), row in where.items():
+        theirs = decides[(decides["method"] == method) & (decides["sign"] == sign)]["pointing_game"]
+        assert row["n"] == len(theirs)
+        assert row["value"] == (pytest.approx(theirs.mean()) if len(theirs) else None)
     page = (explained / "explanations.html").read_text()
     for words in (
         *names,

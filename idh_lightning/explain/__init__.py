@@ -4,11 +4,12 @@ from idh_lightning.explain.evidence import Evidence
 from idh_lightning.explain.gradcam import GradCAM
 from idh_lightning.explain.gradients import IntegratedGradients
 from idh_lightning.explain.maps import Method
-from idh_lightning.explain.perturbation import Occlusion, Supervoxels, mirrored
+from idh_lightning.explain.perturbation import Occlusion, Supervoxels, margin_lost, mirrored
 from idh_lightning.explain.scores import (
     ANY_SIGN,
     BASELINE,
     CEILINGS,
+    POINTING_WHERE_DECISIVE,
     SCORES,
     baselines,
     localisation_scores,
@@ -22,6 +23,7 @@ __all__ = [
     "ANY_SIGN",
     "BASELINE",
     "CEILINGS",
+    "POINTING_WHERE_DECISIVE",
     "SCORES",
     "Evidence",
     "GradCAM",
@@ -31,6 +33,7 @@ __all__ = [
     "Supervoxels",
     "baselines",
     "localisation_scores",
+    "margin_lost",
     "mean_mask",
     "mirrored",
     "sign_scores",

@@ -33,6 +33,25 @@ def mirrored(volumes: Tensor) -> Tensor:
     return volumes.flip(-1)
 
 
+def margin_lost(network: StemTailNetwork, volume: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what tells by how much the margin of the class that is predicted falls when voxels are replaced.
+
+    Args:
+        network: In eval mode.
+        volume: [C, D, H, W]. What is returned takes regions of it, [R, D, H, W], and gives [R], negative where the
+            margin grows.
+    """
+    logits = network(volume[None])
+    mutant = logits.argmax(1) == 1
+    before, other = margins(logits, mutant), mirrored(volume)
+
+    def lost(regions: Tensor) -> Tensor:
+        replaced = torch.where(regions[:, None], other, volume)
+        return before - margins(network(replaced), mutant.expand(len(regions)))
+
+    return lost
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Perturbation(ABC):
     """Explains the predicted class by how far its margin falls when one region after another is replaced.
@@ -62,21 +81,7 @@ class _Perturbation(ABC):
         maps = []
         with explaining(network), torch.no_grad():
             for volume in volumes:
-                logits = network(volume[None])
-                mutant = logits.argmax(1) == 1
-                before, other = margins(logits, mutant), mirrored(volume)
-
-                def effects(
-                    masks: Tensor,
-                    volume: Tensor = volume,
-                    other: Tensor = other,
-                    before: Tensor = before,
-                    mutant: Tensor = mutant,
-                ) -> Tensor:
-                    replaced = torch.where(masks[:, None], other, volume)
-                    return (before - margins(network(replaced), mutant.expand(len(masks)))).relu()
-
-                maps.append(self._painted(volume, effects))
+                maps.append(self._painted(volume, margin_lost(network, volume)))
         return unit_maximum(torch.stack(maps).float())
 
     def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
@@ -89,13 +94,14 @@ class _Perturbation(ABC):
         return torch.stack(painted)
 
     def _painted(self, volume: Tensor, values_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return in each voxel the mean value of the regions that hold it, [D, H, W]; 0 where there is none."""
+        """Return in each voxel the mean of the positive values of the regions that hold it, [D, H, W]."""
         total = volume.new_zeros(volume.shape[1:])
         held = torch.zeros_like(total)
         regions = self.regions(volume)
         while chunk := list(islice(regions, self.batch_size)):
             masks = torch.stack(chunk)
-            total += torch.einsum("r,rdhw->dhw", values_of(masks).to(total.dtype), masks.to(total.dtype))
+            values = values_of(masks).relu().to(total.dtype)
+            total += torch.einsum("r,rdhw->dhw", values, masks.to(total.dtype))
             held += masks.sum(0)
         return total / held.clamp_min(1)
 

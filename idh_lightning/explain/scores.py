@@ -27,6 +27,9 @@ BASELINE = "baseline: "
 ANY_SIGN = "any sign"
 """Name of all signs of a synthetic study taken together, in explanations_by_sign.csv."""
 
+POINTING_WHERE_DECISIVE = "pointing_game_where_decisive"
+"""Pointing game on a sign, of the studies in which the network goes by it more than by the whole tumour."""
+
 PLACES_GRID = 25
 """Largest edge of the grid on which the tumour is moved about."""
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.explain.sanity import BOUNDS
-from idh_lightning.explain.scores import ANY_SIGN, BASELINE
+from idh_lightning.explain.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
 from idh_lightning.files import replacing, write_text
 from idh_lightning.reports import figures
 from idh_lightning.reports.cells import Table, count
@@ -146,12 +146,14 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:
     for row in sorted(found, key=lambda row: (row["sign"], order.get(row["method"], len(order)))):
         estimate = as_estimate(row)
         cells = rows.setdefault((row["sign"], row["method"]), [])
-        cells.append("" if estimate is None else estimate.text)
+        text = "" if estimate is None else estimate.text
+        cells.append(f"{text}, n = {row['n']}" if row["score"] == POINTING_WHERE_DECISIVE else text)
         if row["score"] == scores[-1]:
             cells.append(count(estimate))
     if not rows:
         return None
-    head = ["", *(SHORT[score] for score in scores), "n"]
+    words = SHORT | {POINTING_WHERE_DECISIVE: "pointing game where it outweighs the tumour"}
+    head = ["", *(words[score] for score in scores), "n"]
     lines = [[method if any_sign else f"{in_words(sign)}: {method}", *cells] for (sign, method), cells in rows.items()]
     which = "any sign that tells" if any_sign else "each sign that tells"
     return Table(
