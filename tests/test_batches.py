@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from idh_lightning.batches import ClassBalancedSampler, Draw, ExternalDataModule, IDHDataModule, collate, to_subject
 from idh_lightning.errors import SplitError
+from idh_lightning.volumes.augment import Augmentation
 
 LABELS = [0] * 17 + [1] * 5
 
@@ -127,6 +128,19 @@ def test_training_batches_do_not_depend_on_the_number_of_workers(fake_store: Fak
     assert len(alone) == 3
     for one, other in zip(alone, helped, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_training_batches_do_not_depend_on_the_number_of_cores(fake_store: FakeStore) -> None:
+    effects = Augmentation(affine=tio.RandomAffine(), noise=tio.RandomNoise())
+    data = data_module(fake_store, augmentation=effects)
+    alone = list(data.training_loader(epoch=1))
+    torch.set_num_threads(3)
+    try:
+        together = list(data.training_loader(epoch=1))
+    finally:
+        torch.set_num_threads(1)
+    assert [batch.study_ids for batch in together] == [batch.study_ids for batch in alone]
+    assert all(torch.equal(one.volumes, other.volumes) for one, other in zip(together, alone, strict=True))
 
 
 def test_the_same_study_is_augmented_differently_in_each_epoch(fake_store: FakeStore) -> None:

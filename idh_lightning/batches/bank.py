@@ -434,7 +434,7 @@ class _TrainingFeatures(Dataset[Item]):
 
 
 def _read(file: Path) -> Tensor:
-    return torch.from_numpy(np.load(file, mmap_mode="r").astype(np.float32))
+    return torch.from_numpy(np.load(file)).float()
 
 
 def _shares_file(file: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from idh_lightning.batches.sampler import ClassBalancedSampler
-from idh_lightning.batches.subjects import Batch, SeededSubjects, WholeVolumes, collate, to_subject
+from idh_lightning.batches.subjects import Batch, SeededSubjects, StudyQueue, WholeVolumes, collate, to_subject
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import SplitError
 from idh_lightning.volumes import VolumeStore
@@ -77,7 +77,7 @@ class IDHDataModule(lightning.LightningDataModule):
         """Return the loader of one epoch: the same draws with the same augmentation whenever it is asked for."""
         sampler = self.sampler(epoch)
         grid = self.store.open(self.studies["train"][0]).image.shape[1:]
-        queue = tio.Queue(
+        queue = StudyQueue(
             SeededSubjects(self.subjects("train"), transform=self.augmentation),
             max_length=self.queue_length,
             samples_per_volume=1,

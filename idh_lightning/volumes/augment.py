@@ -97,9 +97,33 @@ class Augmentation(tio.Compose):  # type: ignore[misc]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Return a new subject; images that no effect touched share their voxels with the one given."""
-        own = tio.Subject({k: copy.copy(v) if isinstance(v, tio.Image) else v for k, v in subject.items()})
-        own.applied_transforms = list(subject.applied_transforms)
-        return super().apply_transform(own)
+        return self._change(subject)(subject)
+
+    def drawn(self, subject: tio.Subject) -> Callable[[tio.Subject], tio.Subject]:
+        """Draw what a call would do to a subject, and return what does it.
+
+        Draws come from the one generator of the process, so that they have to be made one after the other. What is
+        returned draws nothing, if `fused` is true, and may run beside others.
+        """
+        return self._change(subject) if _happens(self) else lambda subject: subject
+
+    def _change(self, subject: tio.Subject) -> Callable[[tio.Subject], tio.Subject]:
+        channels = sum(len(image.data) for image in subject.get_images(intensity_only=True))
+        drawn = self._draws(channels) if self.fused else None
+
+        def change(subject: tio.Subject) -> tio.Subject:
+            own = tio.Subject({k: copy.copy(v) if isinstance(v, tio.Image) else v for k, v in subject.items()})
+            own.applied_transforms = list(subject.applied_transforms)
+            if drawn is None:
+                return super(Augmentation, self).apply_transform(own)
+            for transform in drawn:
+                own = _apply_recorded(transform, own)
+            return own
+
+        return change
+
+    def _draws(self, channels: int) -> list[Any]:
+        return [transform.draw(channels) if _happens(transform) else None for transform in self.transforms]
 
     def batch(
         self,
@@ -135,7 +159,7 @@ class Augmentation(tio.Compose):  # type: ignore[misc]
         for index, volume in enumerate(volumes.float()):
             labels = None if masks is None else masks[index, None]
             with _drawing_from(generator):
-                drawn = [transform.draw(len(volume)) for transform in self.transforms]
+                drawn = self._draws(len(volume)) if _happens(self) else []
             for transform in drawn:
                 if isinstance(transform, Spatial):
                     volume, labels = transform.arrays(volume, labels, affine)
@@ -426,14 +450,12 @@ class RandomSequenceDropout(tio.transforms.augmentation.RandomTransform, tio.Int
 
     def draw(self, channels: int) -> SequenceDropout | None:
         """Return the transform for one study of so many channels, or None if nothing happens to it."""
-        if not _happens(self) or channels < 2:
-            return None
-        return self._choose(channels)
+        return None if channels < 2 else self._choose(channels)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Choose a channel, blank it and write so in the subject's history."""
         channels = sum(len(image.data) for image in self.get_images(subject))
-        return _apply_recorded(None if channels < 2 else self._choose(channels), subject)
+        return _apply_recorded(self.draw(channels), subject)
 
     def _choose(self, channels: int) -> SequenceDropout:
         channel = int(torch.randint(channels, (1,)))
