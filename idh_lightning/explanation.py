@@ -269,8 +269,7 @@ class MapComparison:
         for chunk, stored, volumes in track(self._batches(network, store, studies), "Swapping", total=batches):
             values = shapley(network, volumes, donors).cpu().numpy()
             for study, item, theirs in zip(chunk, stored, values, strict=True):
-                signs = [sign for sign, voxels in _evidence(study, item).items() if voxels.any()]
-                row = {"study_id": study.study_id, "label": study.label, "signs": " ".join(signs)}
+                row = {"study_id": study.study_id, "label": study.label, "signs": " ".join(_evidence(study, item))}
                 rows.append(row | dict(zip(sequences, theirs.tolist(), strict=True)))
         return pd.DataFrame(rows)
 
@@ -313,13 +312,13 @@ class MapComparison:
         rows = []
         for (method, sign), theirs in by_sign.groupby(["method", "sign"], sort=False) if len(by_sign) else ():
             decides = theirs[theirs["margin_lost"] > theirs["margin_lost_tumour"].clip(lower=0)]
-            for score, among in (
-                ("pointing_game", theirs),
-                (POINTING_WHERE_DECISIVE, decides.rename(columns={"pointing_game": POINTING_WHERE_DECISIVE})),
-                ("energy_inside", theirs),
-                ("auprc", theirs),
+            for score, values in (
+                ("pointing_game", theirs["pointing_game"]),
+                (POINTING_WHERE_DECISIVE, decides["pointing_game"]),
+                ("energy_inside", theirs["energy_inside"]),
+                ("auprc", theirs["auprc"]),
             ):
-                found = self._statistic(among[score].to_numpy(dtype=float))
+                found = self._statistic(values.to_numpy(dtype=float))
                 rows.append({"method": method, "sign": sign, "score": score, **found})
         return pd.DataFrame(rows)
 
@@ -351,13 +350,13 @@ _SIGNS = {code.name.lower(): code for code in Evidence if code is not Evidence.O
 
 
 def _evidence(study: Study, stored: StoredVolume) -> dict[str, np.ndarray]:
-    """Return sign -> its voxels [D, H, W] in a synthetic study, and all of them as `ANY_SIGN`; else nothing."""
+    """Return sign -> its voxels [D, H, W], of the signs that a synthetic study shows, and all of them as `ANY_SIGN`."""
     file = evidence_file(study)
     if file is None:
         return {}
     codes = codes_on_grid(file, stored)
-    found = {sign: (codes & int(code)) > 0 for sign, code in _SIGNS.items()}
-    return found | {ANY_SIGN: np.logical_or.reduce(list(found.values()))}
+    found = {sign: voxels for sign, code in _SIGNS.items() if (voxels := (codes & int(code)) > 0).any()}
+    return found | {ANY_SIGN: np.logical_or.reduce(list(found.values()))} if found else {}
 
 
 def _margins_lost(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from idh_lightning.batches.sampler import ClassBalancedSampler
-from idh_lightning.batches.subjects import Batch, SeededSubjects, StudyQueue, WholeVolumes, collate, to_subject
+from idh_lightning.batches.subjects import Batch, SeededSubjects, StudyQueue, collate, to_subject, whole_volume
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import SplitError
 from idh_lightning.volumes import VolumeStore
@@ -76,12 +76,11 @@ class IDHDataModule(lightning.LightningDataModule):
     def training_loader(self, epoch: int) -> DataLoader[Any]:
         """Return the loader of one epoch: the same draws with the same augmentation whenever it is asked for."""
         sampler = self.sampler(epoch)
-        grid = self.store.open(self.studies["train"][0]).image.shape[1:]
         queue = StudyQueue(
             SeededSubjects(self.subjects("train"), transform=self.augmentation),
             max_length=self.queue_length,
             samples_per_volume=1,
-            sampler=WholeVolumes(tuple(reversed(grid))),
+            sampler=whole_volume,
             subject_sampler=sampler,
             num_workers=self.workers,
             shuffle_subjects=False,

@@ -171,7 +171,6 @@ def _placed(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
         return torch.from_numpy(_placement(*where)).to(device, dtype).flatten(1)
 
 
-@functools.lru_cache(maxsize=32)
 def _placement(
     sizes: tuple[int, ...],
     kernel: tuple[int, ...],
@@ -245,8 +244,6 @@ def _gradient_of_weight(
     gradient: Tensor, volumes: Tensor, edges: Sequence[int], stride: tuple[int, ...], pads: list[int]
 ) -> Tensor:
     """Return the gradient of [C, 1, *edges]: every channel of every study is a channel, the gradient its kernel."""
-    if set(stride) != {1}:
-        return _gradient_of_weight_by_phases(gradient, volumes, edges, stride, pads)
     batch, channels = volumes.shape[:2]
 
     def in_a_row(tensor: Tensor) -> Tensor:
@@ -254,37 +251,9 @@ def _gradient_of_weight(
 
     before, after = pads[::2][::-1], pads[1::2][::-1]
     kernel = in_a_row(gradient)[:, None]
-    each = functional.conv3d(in_a_row(volumes)[None], kernel, padding=after, groups=batch * channels)
+    each = functional.conv3d(in_a_row(volumes)[None], kernel, padding=after, dilation=stride, groups=batch * channels)
     d, h, w = (slice(last - first, last - first + edge) for edge, first, last in zip(edges, before, after, strict=True))
     return each[..., d, h, w].reshape(batch, channels, 1, *edges).sum(0)
-
-
-def _gradient_of_weight_by_phases(
-    gradient: Tensor, volumes: Tensor, edges: Sequence[int], stride: tuple[int, ...], pads: list[int]
-) -> Tensor:
-    """Return the gradient of [C, 1, *edges] under a stride.
-
-    Every stride-th voxel, from each place where one can begin, is a volume of its own, over which the gradient is moved
-    by single steps: with 1344 channels, 8^3 cells and 5^3 taps, 2 ms instead of 11 for steps of the stride.
-    """
-    batch, channels = volumes.shape[:2]
-    taps = [-(-edge // step) for edge, step in zip(edges, stride, strict=True)]
-    lengths = [cells + tap - 1 for cells, tap in zip(gradient.shape[2:], taps, strict=True)]
-    around: list[int] = []
-    for size, length, step, first in zip(volumes.shape[2:], lengths, stride, pads[::2][::-1], strict=True):
-        around = [first, length * step - size - first, *around]
-    places = [number for pair in zip(lengths, stride, strict=True) for number in pair]
-    split = functional.pad(volumes, around).reshape(batch, channels, *places)  # [B, C, d, s, h, s, w, s]
-    phases = split.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(batch, -1, *lengths)
-    copies = (
-        gradient[:, None].expand(-1, math.prod(stride), *gradient.shape[1:]).reshape(batch, -1, *gradient.shape[2:])
-    )
-    found = _gradient_of_weight(copies, phases, taps, (1, 1, 1), [0] * 6).view(*stride, channels, *taps)
-    whole = found.permute(3, 4, 0, 5, 1, 6, 2).reshape(
-        channels, 1, *(tap * step for tap, step in zip(taps, stride, strict=True))
-    )
-    d, h, w = map(slice, edges)
-    return whole[..., d, h, w]
 
 
 def _gradient_of_few_cells(

@@ -450,16 +450,15 @@ class RandomSequenceDropout(tio.transforms.augmentation.RandomTransform, tio.Int
 
     def draw(self, channels: int) -> SequenceDropout | None:
         """Return the transform for one study of so many channels, or None if nothing happens to it."""
-        return None if channels < 2 else self._choose(channels)
+        if channels < 2:
+            return None
+        channel = int(torch.randint(channels, (1,)))
+        return SequenceDropout(channel, self.background, include=self.include, exclude=self.exclude)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Choose a channel, blank it and write so in the subject's history."""
         channels = sum(len(image.data) for image in self.get_images(subject))
         return _apply_recorded(self.draw(channels), subject)
-
-    def _choose(self, channels: int) -> SequenceDropout:
-        channel = int(torch.randint(channels, (1,)))
-        return SequenceDropout(channel, self.background, include=self.include, exclude=self.exclude)
 
 
 class SequenceDropout(tio.IntensityTransform):  # type: ignore[misc]
