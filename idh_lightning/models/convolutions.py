@@ -95,11 +95,11 @@ instead of 4.3. With 64 cells, four studies take 4.1 ms instead of 2.2.
 """
 
 GPU_CELLS = 4096
-"""Up to this product and from `GPU_STUDIES` on, a GPU computes a depthwise convolution as one matrix per channel."""
+"""Up to this number of cells out, a GPU makes the gradients of a depthwise convolution from forward passes too.
 
-GPU_STUDIES = 8
-"""The tail of B7 at 128^3, forward and backward in float16 on an H200: 16 studies 38 ms with matrices and 72 ms
-without, 2 studies 38 and 27 ms, and then 0.4 GB more memory.
+Both passes of two studies in float16 on an H200, 3^3 taps: 480 channels of 16^3 cells 0.33 ms instead of 0.38, 288 of
+32^3 cells 2.5 instead of 1.7. With 5^3 taps and 4^3 cells 0.11 instead of 1.18 ms (2304 channels). The kernels of a
+step of B7's tail at 128^3 take 7.4 instead of 22.6 ms, those of a step of 16 studies 20.6 instead of 71.4 ms.
 """
 
 
@@ -110,10 +110,11 @@ class DepthwiseConv3d(_Swapped):
     with a slow one: with 2304 channels, 4^3 cells, 5^3 taps and 2 studies in bfloat16, 192 ms. Both gradients can be
     written as forward passes: that of the input uses the mirrored kernel, that of the kernel takes every channel of
     every study as a channel of its own with the gradient as its kernel. So they take 1.4 ms, and the forward pass
-    0.2 ms, with channels last, where nothing is padded beforehand.
+    0.2 ms, with channels last, where nothing is padded beforehand. On the small grids at the end of a network most taps
+    of a kernel fall on padding; there a CPU makes the gradient of the kernel from products of cells in with cells out.
 
-    On the small grids at the end of a network most taps of a kernel fall on padding. There the gradient of the kernel
-    is the sum of products of cells in with cells out, and a GPU does all passes by such matrices.
+    torch 2.11 is no faster in the backward pass on a GPU, and there too the forward pass is a fast kernel, with channels
+    first.
     """
 
     @staticmethod
@@ -125,32 +126,18 @@ class DepthwiseConv3d(_Swapped):
         """Return the convolution of [B, C, d, h, w]; on a CPU its channels lie last."""
         pads, device = zeros_around(self, volumes.shape, same=self.same), volumes.device.type
         stride = tuple(self.stride)
-        if device == "cpu":
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
-            with torch.autocast(device, enabled=False):  # one arithmetic for both passes
-                result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight.to(dtype), stride, pads)
-            return result
-        cells = _cells_out(volumes.shape, self.weight.shape, stride, pads)
-        if len(volumes) >= GPU_STUDIES and volumes.shape[2:].numel() * math.prod(cells) <= GPU_CELLS:
-            return self._by_matrices(volumes, pads, cells)
-        return self._by_torch(volumes, pads)
+        if device != "cpu" and math.prod(_cells_out(volumes.shape, self.weight.shape, stride, pads)) > GPU_CELLS:
+            return self._by_torch(volumes, pads)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
+        with torch.autocast(device, enabled=False):  # one arithmetic for both passes
+            result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight.to(dtype), stride, pads)
+        return result
 
     def _by_torch(self, volumes: Tensor, pads: list[int]) -> Tensor:
         before, after = pads[-2::-2], pads[-1::-2]
         if before != after:
             volumes, before = functional.pad(volumes, pads), [0, 0, 0]
         return functional.conv3d(volumes, self.weight, stride=self.stride, padding=before, groups=self.groups)
-
-    def _by_matrices(self, volumes: Tensor, pads: list[int], cells: tuple[int, ...]) -> Tensor:
-        """Return the convolution as one matrix product per channel."""
-        device = volumes.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
-        with torch.autocast(device, enabled=False):
-            volumes, weight = volumes.to(dtype), self.weight.to(dtype)
-            taps = _taps(weight, volumes.shape, tuple(self.stride), pads, cells)
-            matrices = (weight.flatten(1) @ taps).view(len(weight), math.prod(cells), -1)
-            result = torch.bmm(matrices, volumes.flatten(2).permute(1, 2, 0))
-        return result.permute(2, 0, 1).reshape(*volumes.shape[:2], *cells)
 
 
 def _taps(
@@ -193,12 +180,21 @@ def _cells_out(volumes: torch.Size, weight: torch.Size, stride: tuple[int, ...],
     return tuple((size + first + last - edge) // step + 1 for size, edge, step, first, last in around)
 
 
+def layout(device: str) -> torch.memory_format:
+    """Return how 3D convolutions want [B, C, d, h, w] to lie in memory.
+
+    On a GPU, depthwise convolutions of channels that lie last are done one channel at a time: the stem of B7 took
+    0.25 s for two studies at 128^3 in float16 on an H200, and 0.02 s with channels first (torch 2.11, cuDNN 9.19).
+    """
+    return torch.contiguous_format if device == "cuda" else torch.channels_last_3d
+
+
 class _Depthwise(torch.autograd.Function):
-    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does, on a CPU."""
+    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does."""
 
     @staticmethod
     def forward(ctx: Any, volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int]) -> Tensor:
-        volumes = volumes.contiguous(memory_format=torch.channels_last_3d)
+        volumes = volumes.contiguous(memory_format=layout(volumes.device.type))
         ctx.save_for_backward(volumes, weight)
         ctx.stride, ctx.pads = stride, pads
         # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volumes.
@@ -210,12 +206,13 @@ class _Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         volumes, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        gradient = gradient.contiguous(memory_format=layout(volumes.device.type))
         of_volumes = of_weight = None
         if ctx.needs_input_grad[0]:
             of_volumes = _gradient_of_volumes(gradient, volumes.shape, weight, ctx.stride, ctx.pads)
         if ctx.needs_input_grad[1]:
-            if volumes.shape[2:].numel() * gradient.shape[2:].numel() <= FEW_CELLS:
+            few = volumes.shape[2:].numel() * gradient.shape[2:].numel() <= FEW_CELLS
+            if few and volumes.device.type == "cpu":
                 of_weight = _gradient_of_few_cells(gradient, volumes, weight, ctx.stride, ctx.pads)
             else:
                 of_weight = _gradient_of_weight(gradient, volumes, weight.shape[2:], ctx.stride, ctx.pads)
@@ -230,7 +227,8 @@ def _gradient_of_volumes(
     if set(stride) != {1}:
         around = zip(sizes, edges, before, after, strict=True)
         steps = [size + first + last - edge + 1 for size, edge, first, last in around]
-        spread = gradient.new_zeros(len(gradient), *steps, len(weight)).movedim(-1, 1)
+        shape, where = (*gradient.shape[:2], *steps), layout(gradient.device.type)
+        spread = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=where).zero_()
         d, h, w = (slice(None, None, step) for step in stride)
         spread[..., d, h, w] = gradient
         gradient = spread

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
-from idh_lightning.models.convolutions import swap_convolutions
+from idh_lightning.models.convolutions import layout, swap_convolutions
 from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.reader import KINDS, TumourReader, intensities
@@ -453,7 +453,7 @@ class StemTailNetwork(nn.Module):
         with _arithmetic(self.stem_precision, volumes.device.type, on_cpu=_precision_on_cpu()):
             device, tapped = volumes.device.type, None
             dtype = volumes.dtype if folded is None else self.stem_dtype(device)
-            hidden = volumes.to(dtype, memory_format=_layout(device))
+            hidden = volumes.to(dtype, memory_format=layout(device))
             for name, part in (self._stem_modules() if folded is None else folded.parts).items():
                 hidden = part(hidden)
                 tapped = hidden if name == self.focus else tapped
@@ -532,21 +532,12 @@ class StemTailNetwork(nn.Module):
 
     def _lay_out_stem(self) -> None:
         for module in self._stem_modules().values():
-            module.to(memory_format=_layout(next(self.network.parameters()).device.type))
+            module.to(memory_format=layout(next(self.network.parameters()).device.type))
 
     def _speed_up_the_tail(self) -> None:
         for name in self._tail_names:
             parent, _, child = name.rpartition(".")
             swap_convolutions(self.network.get_submodule(parent), Conv3dSame, only=child)
-
-
-def _layout(device: str) -> torch.memory_format:
-    """Return how volumes lie in memory while the stem runs.
-
-    On a GPU, depthwise convolutions of channels that lie last are done one channel at a time: the stem of B7 took
-    0.25 s for two studies at 128^3 in float16 on an H200, and 0.02 s with channels first (torch 2.11, cuDNN 9.19).
-    """
-    return torch.contiguous_format if device == "cuda" else torch.channels_last_3d
 
 
 SMOOTH_SHARE = 0.9
