@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from idh_lightning.explain import (
 )
 from idh_lightning.explain.perturbation import supervoxels
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
+from idh_lightning.models.reader import GAIN
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -184,6 +186,71 @@ def test_integrated_gradients_of_a_linear_network_are_weight_times_input() -> No
     expected = torch.zeros_like(cam)
     expected[(0, *CUBE)] = x[(0, 1, *CUBE)].relu()
     torch.testing.assert_close(cam, expected / expected.max(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def reading(network: StemTailNetwork) -> StemTailNetwork:
+    """Its gate stands open, and its reader, but not its deep layers, has an opinion: on the brightness of one sequence."""
+    made = copy.deepcopy(network)
+    assert made.locator is not None
+    assert made.reader is not None
+    with torch.no_grad():
+        made.locator.tell.weight.zero_()
+        made.locator.tell.bias.fill_(2 / GAIN)
+        made.network.classifier.weight.zero_()
+        made.reader.weigh.weight[0, 1] = 1 / GAIN
+    return made
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_evidence_adds_up_to_the_difference_from_a_shut_gate_and_ordinary_tissue(
+    network: StemTailNetwork, reading: StemTailNetwork, sign: float
+) -> None:
+    assert reading.reader is not None
+    with torch.no_grad():
+        reading.network.classifier.weight.copy_(sign * network.network.classifier.weight)
+        reading.reader.weigh.weight[0, :20] = torch.linspace(-sign, sign, 20) / GAIN
+    x = volumes()
+    x[:, :, :, :, :16] *= 0.5
+    seen, read, gate = Evidence(steps=64).contributions(reading, x)
+    with torch.no_grad():
+        entry = reading.entry(reading.stem(x))
+        assert entry.tissue is not None
+        assert entry.tumour is not None
+        torch.testing.assert_close(gate, torch.sigmoid(entry.tumour))
+        brain = entry.tissue[:, 4:8].sum(1) > 0
+        ordinary = torch.stack(  # the gate is equally open everywhere
+            [tissue[:, where].mean(1) for tissue, where in zip(entry.tissue, brain, strict=True)]
+        )[..., None, None, None].expand_as(entry.tissue)
+        nothing = reading.classify(entry._replace(deep=torch.zeros_like(entry.deep), tissue=ordinary)).logits
+        logits = reading.classify(entry).logits
+    towards = torch.where(logits[:, 1] > logits[:, 0], 1.0, -1.0)
+    margin = towards * (logits[:, 1] - logits[:, 0] - nothing[:, 1] + nothing[:, 0])
+    assert (margin.abs() > 0.01).all()
+    torch.testing.assert_close(seen.sum((1, 2, 3)) + read.sum((1, 2, 3)), margin, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_evidence_shows_what_the_reader_read_for_either_class(reading: StemTailNetwork, sign: float) -> None:
+    assert reading.reader is not None
+    with torch.no_grad():
+        reading.reader.weigh.weight.mul_(sign)
+    x = with_a_bright_cube(33)
+    assert reading(x).argmax(1).item() == (sign > 0)
+    cam, cube = Evidence()(reading, x), torch.zeros(1, 33, 33, 33)
+    cube[(0, *CUBE)] = 1
+    hottest = np.unravel_index(int(cam[0].argmax()), cam.shape[1:])
+    assert all(part.start <= place < part.stop for part, place in zip(CUBE, hottest, strict=True))
+    assert inside(cam) > 0.9 * inside(Evidence().ceiling(reading, x, cube)) > 10 * 8**3 / 33**3
+
+
+def test_evidence_against_the_class_is_not_shown(reading: StemTailNetwork) -> None:
+    assert reading.reader is not None
+    with torch.no_grad():
+        reading.reader.weigh.bias.fill_(-9 / GAIN)  # wildtype, whatever the cube says
+    x = with_a_bright_cube(33)
+    assert reading(x).argmax(1).item() == 0
+    assert inside(Evidence()(reading, x)) < 0.01
 
 
 @pytest.mark.parametrize("method", [Occlusion(per_edge=8), Supervoxels(per_edge=8)])
