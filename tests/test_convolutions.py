@@ -16,6 +16,7 @@ from idh_lightning.models.convolutions import (
     swap_convolutions,
     zeros_around,
 )
+from idh_lightning.models.memory import kept_for_backward
 
 
 def depthwise(channels: int = 3, edge: int = 3, kind: type[nn.Conv3d] = nn.Conv3d, **settings: object) -> nn.Conv3d:
@@ -89,6 +90,17 @@ def test_gradients_agree_with_finite_differences(stride: int) -> None:
     weight = torch.randn(2, 1, 3, 3, 3, dtype=torch.double, requires_grad=True)
     x = torch.randn(2, 2, 3, 2, 4, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(_Depthwise.apply, (x, weight, (stride,) * 3, [1, 1, 1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("stock", [depthwise(4), nn.Conv3d(4, 64, 1)])
+def test_only_the_input_is_kept_for_the_backward_pass(stock: nn.Conv3d) -> None:
+    network = nn.Sequential(stock)
+    swap_convolutions(network, Conv3dSame)
+    x = torch.randn(2, 4, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), kept_for_backward(network.parameters()) as kept:
+        result = network(x)
+    assert result.dtype == torch.bfloat16
+    assert sum(kept.values()) == x.numel() * 2
 
 
 def test_the_weight_is_shared_and_keeps_its_name() -> None:

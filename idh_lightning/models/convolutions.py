@@ -128,9 +128,9 @@ class DepthwiseConv3d(_Swapped):
         stride = tuple(self.stride)
         if device != "cpu" and math.prod(_cells_out(volumes.shape, self.weight.shape, stride, pads)) > GPU_CELLS:
             return self._by_torch(volumes, pads)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
+        dtype = _arithmetic(volumes)
         with torch.autocast(device, enabled=False):  # one arithmetic for both passes
-            result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight.to(dtype), stride, pads)
+            result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight, stride, pads)
         return result
 
     def _by_torch(self, volumes: Tensor, pads: list[int]) -> Tensor:
@@ -190,7 +190,10 @@ def layout(device: str) -> torch.memory_format:
 
 
 class _Depthwise(torch.autograd.Function):
-    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does."""
+    """The convolution of [B, C, d, h, w] with [C, 1, k, k, k], after padding it as `functional.pad` does.
+
+    It computes as the volumes do, whatever the kernel's arithmetic.
+    """
 
     @staticmethod
     def forward(ctx: Any, volumes: Tensor, weight: Tensor, stride: tuple[int, ...], pads: list[int]) -> Tensor:
@@ -199,23 +202,25 @@ class _Depthwise(torch.autograd.Function):
         ctx.stride, ctx.pads = stride, pads
         # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volumes.
         more = [last - first for first, last in zip(pads[::2], pads[1::2], strict=True)]
-        kernel = functional.pad(weight, [zeros for one in more for zeros in (one, 0)])
+        kernel = functional.pad(weight.to(volumes.dtype), [zeros for one in more for zeros in (one, 0)])
         return functional.conv3d(volumes, kernel, stride=stride, padding=pads[1::2][::-1], groups=len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         volumes, weight = ctx.saved_tensors
+        kernel = weight.to(volumes.dtype)
         gradient = gradient.contiguous(memory_format=layout(volumes.device.type))
         of_volumes = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_volumes = _gradient_of_volumes(gradient, volumes.shape, weight, ctx.stride, ctx.pads)
+            of_volumes = _gradient_of_volumes(gradient, volumes.shape, kernel, ctx.stride, ctx.pads)
         if ctx.needs_input_grad[1]:
             few = volumes.shape[2:].numel() * gradient.shape[2:].numel() <= FEW_CELLS
             if few and volumes.device.type == "cpu":
-                of_weight = _gradient_of_few_cells(gradient, volumes, weight, ctx.stride, ctx.pads)
+                of_weight = _gradient_of_few_cells(gradient, volumes, kernel, ctx.stride, ctx.pads)
             else:
                 of_weight = _gradient_of_weight(gradient, volumes, weight.shape[2:], ctx.stride, ctx.pads)
+            of_weight = of_weight.to(weight.dtype)
         return of_volumes, of_weight, None, None
 
 
@@ -300,7 +305,42 @@ class PointwiseConv3d(_Swapped):
         """Return the convolution of [B, C, d, h, w]; on a CPU its channels lie last."""
         if volumes.device.type != "cpu":
             return functional.conv3d(volumes, self.weight, self.bias)
-        last = volumes.movedim(1, -1)
-        # Of more than two axes, torch 2.14 would copy the weight for each of them where no gradient is wanted.
-        cells = functional.linear(last.flatten(0, 3), self.weight.flatten(1), self.bias)
+        dtype, last = _arithmetic(volumes), volumes.movedim(1, -1)
+        with torch.autocast("cpu", enabled=False):
+            # Of more than two axes, torch 2.14 would copy the weight for each of them where no gradient is wanted.
+            cells: Tensor = _Pointwise.apply(last.flatten(0, 3).to(dtype), self.weight, self.bias)
         return cells.view(*last.shape[:4], -1).movedim(-1, 1)
+
+
+class _Pointwise(torch.autograd.Function):
+    """The product of cells [N, C] with a kernel [F, C, 1, 1, 1] of another arithmetic, and [F] added.
+
+    Autocast would keep a copy of each kernel in the cells' arithmetic until its gradient is made: 0.1 GB in B7's tail.
+    This one is made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(cells, weight)
+        return functional.linear(
+            cells, weight.flatten(1).to(cells.dtype), None if bias is None else bias.to(cells.dtype)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        cells, weight = ctx.saved_tensors
+        of_cells = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_cells = gradient @ weight.flatten(1).to(gradient.dtype)
+        if ctx.needs_input_grad[1]:
+            of_weight = (gradient.t() @ cells).to(weight.dtype).view_as(weight)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0, dtype=weight.dtype)
+        return of_cells, of_weight, of_bias
+
+
+def _arithmetic(volumes: Tensor) -> torch.dtype:
+    """Return what autocast, or without it the volumes, say to compute in."""
+    device = volumes.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
