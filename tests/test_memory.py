@@ -72,8 +72,12 @@ def test_activations_are_counted_without_taking_them(small_network: Maker, setti
     features = network.stem(volumes())
     with kept_for_backward([*network.parameters()]) as kept:
         network.answer(features)
-    # what the loss keeps beside, two logits a study and a scalar, is not in the second number
-    assert told.activations == pytest.approx(sum(kept.values()), rel=0.02)
+    # what the loss keeps beside, two logits a study and a scalar, is not in the second number; and a tensor without
+    # memory says that in bfloat16 BatchNorm keeps mean and deviation in bfloat16, where they are float32
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    statistics = 0 if settings.get("checkpoint_tail") else sum(2 * 2 * norm.num_features for norm in norms)
+    assert statistics < 0.05 * sum(kept.values())
+    assert told.activations == pytest.approx(sum(kept.values()), rel=0.005, abs=statistics)
     trainable = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     assert told.gradients == trainable
     assert told.parameters == sum(t.nbytes for t in [*network.parameters(), *network.buffers()])
