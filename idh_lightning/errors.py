@@ -51,7 +51,7 @@ class CheckpointError(IDHError, ValueError):
 
 
 class ExplanationError(IDHError, ValueError):
-    """A class-activation map cannot be computed for this layer or study. Choose another `explain.layer`."""
+    """A map cannot be computed for this layer or study. Choose another `explain.layer`."""
 
 
 class EvaluationError(IDHError, ValueError):

@@ -81,7 +81,7 @@ class Telling:
     Attributes:
         why: What makes it telling.
         call: What the model says of it.
-        panel: Its class-activation panel, or None.
+        panel: Its panel, or None.
         viewer: The interactive viewer, or None.
     """
 

@@ -1,4 +1,4 @@
-"""Arrays to anatomical panels: sequences, tumour outline and class-activation map, with the sides marked.
+"""Arrays to anatomical panels: sequences, tumour outline and explanation, with the sides marked.
 
 Arrays are [D, H, W] in LPS order (D to superior, H to posterior, W to the patient's left). Every panel is shown in
 the radiological convention: the patient's right on the viewer's left in axial and coronal planes, anterior on the
@@ -121,7 +121,7 @@ def cam_panel(
             ScalarMappable(Normalize(0, 1), MAP_COLOURS),
             cax=_axes(figure, left + 0.1, lower_top + 0.1, 0.13, lower_height - 0.2),
         )
-        bar.set_label("class-activation map", color=INK, fontsize=10)
+        bar.set_label("map, share of its largest value", color=INK, fontsize=10)
         bar.ax.tick_params(colors=INK, labelsize=9)
         bar.outline.set_edgecolor(INK)
         bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
