@@ -168,9 +168,10 @@ def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) ->
 def test_features_that_are_known_are_not_computed_again(small_network: Maker) -> None:
     network, x = small_network(focus="blocks.1").eval(), volumes()
     assert network.locator is not None
-    with torch.no_grad():
-        network.locator.tell.bias.zero_()  # half open
-        network.network.classifier.weight.mul_(30)
+    assert network.reader is not None
+    with torch.no_grad():  # an open gate, and an opinion on what it lets through
+        network.locator.tell.bias.fill_(1)
+        network.reader.weigh.weight.fill_(1e-4)
     features, apart = network.stem(x), Evidence()(network, x)
     assert apart.any(), "a map without evidence tests nothing"
     with network.stem_once():

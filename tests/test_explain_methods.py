@@ -190,7 +190,7 @@ def test_integrated_gradients_of_a_linear_network_are_weight_times_input() -> No
 
 @pytest.fixture
 def reading(network: StemTailNetwork) -> StemTailNetwork:
-    """Its gate stands open, and its reader, but not its deep layers, has an opinion: on the brightness of one sequence."""
+    """Its gate stands open; its reader, not its deep layers, has an opinion: on the brightness of one sequence."""
     made = copy.deepcopy(network)
     assert made.locator is not None
     assert made.reader is not None
