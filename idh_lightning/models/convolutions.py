@@ -113,7 +113,7 @@ class DepthwiseConv3d(_Swapped):
     0.2 ms, with channels last, where nothing is padded beforehand. On the small grids at the end of a network most taps
     of a kernel fall on padding; there a CPU makes the gradient of the kernel from products of cells in with cells out.
 
-    torch 2.11 is no faster in the backward pass on a GPU; there too the forward pass is a fast kernel, where channels lie
+    torch 2.11 is no faster in the backward pass on a GPU. There too the forward pass is a fast kernel, with channels
     first.
     """
 
