@@ -60,7 +60,7 @@ class Evidence:
         shape = volumes.shape[2:]
         coarse = [network.sampling(network.entry_layer, size) for size in shape]
         fine = [network.sampling(network.focus, size) for size in shape]
-        ratio = round(coarse[0][1] / fine[0][1])
+        ratio = gate.shape[-1] // seen.shape[-1]
         # A coarse place, as wide open as the gate is anywhere in it, is ratio^3 cells.
         evenly = placed(seen / coarsen(gate, ratio).clamp_min(SHUT), shape, coarse) / ratio**3
         return unit_maximum((evenly * placed(gate, shape, fine) + placed(read.relu(), shape, fine)).relu())

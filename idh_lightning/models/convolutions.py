@@ -128,7 +128,7 @@ class DepthwiseConv3d(_Swapped):
         stride = tuple(self.stride)
         if device != "cpu" and math.prod(_cells_out(volumes.shape, self.weight.shape, stride, pads)) > GPU_CELLS:
             return self._by_torch(volumes, pads)
-        dtype = _arithmetic(volumes)
+        dtype = _computed_in(volumes)
         with torch.autocast(device, enabled=False):  # one arithmetic for both passes
             result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight, stride, pads)
         return result
@@ -154,8 +154,7 @@ def _taps(
 
 @functools.lru_cache(maxsize=32)
 def _placed(device: torch.device, dtype: torch.dtype, *where: Any) -> Tensor:
-    with torch.inference_mode(False):  # what is kept may be asked for its part in a gradient later
-        return torch.from_numpy(_placement(*where)).to(device, dtype).flatten(1)
+    return torch.from_numpy(_placement(*where)).to(device, dtype).flatten(1)
 
 
 def _placement(
@@ -305,7 +304,7 @@ class PointwiseConv3d(_Swapped):
         """Return the convolution of [B, C, d, h, w]; on a CPU its channels lie last."""
         if volumes.device.type != "cpu":
             return functional.conv3d(volumes, self.weight, self.bias)
-        dtype, last = _arithmetic(volumes), volumes.movedim(1, -1)
+        dtype, last = _computed_in(volumes), volumes.movedim(1, -1)
         with torch.autocast("cpu", enabled=False):
             # Of more than two axes, torch 2.14 would copy the weight for each of them where no gradient is wanted.
             cells: Tensor = _Pointwise.apply(last.flatten(0, 3).to(dtype), self.weight, self.bias)
@@ -340,7 +339,7 @@ class _Pointwise(torch.autograd.Function):
         return of_cells, of_weight, of_bias
 
 
-def _arithmetic(volumes: Tensor) -> torch.dtype:
+def _computed_in(volumes: Tensor) -> torch.dtype:
     """Return what autocast, or without it the volumes, say to compute in."""
     device = volumes.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else volumes.dtype
