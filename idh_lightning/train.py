@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from idh_lightning import build
+from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.commandline import expanded
@@ -174,11 +175,13 @@ def _fit(
         provenance.resumed(epochs=int(content["epoch"]), steps=steps)
         logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
     with advising(model, data, **place):
-        bank = build.fill_bank(config, model, data)
+        with freed_memory_kept():
+            bank = build.fill_bank(config, model, data)
         if bank is not None:
             provenance.add_seconds("bank", bank.elapsed_s)
             provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
-        trainer.fit(model, datamodule=data, ckpt_path=state.last)
+        with freed_memory_kept():  # what filling the bank has freed went back
+            trainer.fit(model, datamodule=data, ckpt_path=state.last)
 
 
 def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:

@@ -29,7 +29,7 @@ from idh_lightning.files import replacing
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-FORMAT = 4
+FORMAT = 5
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 FILLING_VOXELS = 16 * 65**3

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from idh_lightning import build
+from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.benchmark.ways import HALVES, device_name, device_of, forget_gpu_peak
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
@@ -189,16 +190,17 @@ def _train(
     if features is not None:
         del volumes
     _forget_peak()
-    for _ in range(STEPS):
-        with torch.autocast(device, dtype=half, enabled=half is not None):
-            answer = network.answer(network.stem(volumes) if features is None else features)
-            loss = nn.functional.cross_entropy(answer.logits, labels)
-            if answer.tumour is not None:
-                loss = loss + answer.tumour.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        del answer, loss
-        optimizer.step()
-        optimizer.zero_grad()
+    with freed_memory_kept():
+        for _ in range(STEPS):
+            with torch.autocast(device, dtype=half, enabled=half is not None):
+                answer = network.answer(network.stem(volumes) if features is None else features)
+                loss = nn.functional.cross_entropy(answer.logits, labels)
+                if answer.tumour is not None:
+                    loss = loss + answer.tumour.mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            del answer, loss
+            optimizer.step()
+            optimizer.zero_grad()
     return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
 
 

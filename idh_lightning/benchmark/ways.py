@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from idh_lightning import build
+from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ConfigError
@@ -146,11 +147,12 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    return _measure("on_the_fly", config, _epochs_of(config, data, network, network))
+    with freed_memory_kept():
+        return _measure("on_the_fly", config, _epochs_of(config, data, network, network))
 
 
 def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
-    with tempfile.TemporaryDirectory(dir=config.paths.run, prefix="bank-") as folder:  # never one that is filled
+    with freed_memory_kept(), tempfile.TemporaryDirectory(dir=config.paths.run, prefix="bank-") as folder:  # a new bank
         bank = FeatureBankDataModule(
             studies=data.studies,
             store=data.store,

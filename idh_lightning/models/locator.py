@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idh_lightning.models.convolutions import layout
+
 GAIN = 64.0
 """How much faster the locator learns than its weights, as stored, would: it starts from nothing, at the learning rate
 of a tail that may be pretrained. Source: the equalised learning rate of Karras et al. 2018, arXiv:1710.10196, 4.1."""
@@ -39,6 +41,7 @@ class TumourLocator(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, d, h, w] of features [B, F, d, h, w]."""
+        features = features.contiguous(memory_format=layout(features.device.type))
         hidden = functional.silu(self.look(self.narrow(self.norm(features)) * GAIN) * GAIN)
         logits: Tensor = self.tell(hidden)[:, 0] * GAIN
         return logits
@@ -46,6 +49,8 @@ class TumourLocator(nn.Module):
 
 def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     """Return features of a fine grid as more channels of a coarse one, so that both are one tensor.
+
+    No value is moved: which coarse cell holds what of the fine grid means nothing.
 
     Args:
         fine: [B, F, d, h, w].
@@ -58,17 +63,12 @@ def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     """
     room = [edge * ratio - length for edge, length in zip(coarse, fine.shape[2:], strict=True)]
     padded = functional.pad(fine, [0, room[2], 0, room[1], 0, room[0]])
-    batch, channels = padded.shape[:2]
-    split = padded.view(batch, channels, coarse[0], ratio, coarse[1], ratio, coarse[2], ratio)
-    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, channels * ratio**3, *coarse)
+    return padded.reshape(len(fine), -1, *coarse)
 
 
 def unfold(folded: Tensor, ratio: int) -> Tensor:
     """Return what `fold` was given, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
-    batch, channels, *coarse = folded.shape
-    split = folded.view(batch, channels // ratio**3, ratio, ratio, ratio, *coarse)
-    edges = [edge * ratio for edge in coarse]
-    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, channels // ratio**3, *edges)
+    return folded.reshape(len(folded), -1, *(edge * ratio for edge in folded.shape[2:]))
 
 
 def coarsen(gate: Tensor, ratio: int) -> Tensor:

@@ -538,6 +538,8 @@ class StemTailNetwork(nn.Module):
         for name in self._tail_names:
             parent, _, child = name.rpartition(".")
             swap_convolutions(self.network.get_submodule(parent), Conv3dSame, only=child)
+        if self.locator is not None:
+            swap_convolutions(self.locator, Conv3dSame)
 
 
 SMOOTH_SHARE = 0.9

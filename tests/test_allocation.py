@@ -1,0 +1,46 @@
+"""Memory that is freed stays while a network trains, and goes back after."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+
+BLOCK_MB = 100
+
+PROGRAM = f"""
+import resource
+import psutil
+from idh_lightning.allocation import freed_memory_kept
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"1" * 4096) * {BLOCK_MB * 256}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident_mb():
+    return psutil.Process().memory_info().rss / 2**20
+
+start = resident_mb()
+print(new_pages(), new_pages())
+with freed_memory_kept():
+    print(new_pages(), new_pages())
+    print(resident_mb() - start)
+print(resident_mb() - start)
+print(new_pages(), new_pages())
+"""
+
+
+def test_a_block_is_found_again_inside_and_goes_back_after() -> None:
+    said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    before, inside, kept, after, again = ([float(value) for value in line.split()] for line in said.splitlines())
+    pages = BLOCK_MB * 2**20 / resource.getpagesize()
+    assert min(before + again + inside[:1]) > 0.5 * pages
+    assert inside[1] < 0.01 * pages
+    assert kept[0] > 0.9 * BLOCK_MB
+    assert after[0] < 0.1 * BLOCK_MB
