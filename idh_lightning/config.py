@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from idh_lightning.errors import ConfigError
 
@@ -98,7 +98,7 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None]) -
 
 
 def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) -> Iterable[str]:
-    """Yield one message per key that nothing will read."""
+    """Yield one message per key that nothing will read, and per value that is none of those that its reader names."""
     if isinstance(section, list):
         for index, item in enumerate(section):
             yield from _unknown_keys(item, f"{path}[{index}]", choices)
@@ -106,10 +106,11 @@ def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) ->
     if not isinstance(section, Mapping):
         return
     allowed: Iterable[str] | None = _PLAIN_SECTIONS.get(path)
+    named: Mapping[str, tuple[Any, ...]] = {}
     reader = "a run" if not path else f"section '{path}'"
     if "_target_" in section:
         reader = str(section["_target_"])
-        allowed = _keywords(reader, path, choices)
+        allowed, named = _keywords(reader, path, choices)
     for key, value in section.items():
         inner = f"{path}.{key}" if path else str(key)
         if allowed is not None and key not in allowed and key not in _HYDRA_KEYS:
@@ -119,11 +120,16 @@ def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) ->
                 f"{_file_of(inner, choices)}: found the key '{inner}', which {reader} does not know; "
                 f"expected one of {', '.join(allowed)}.{hint} Correct or remove it."
             )
+        if key in named and value not in named[key]:
+            known = ", ".join(map(str, named[key]))
+            yield f"{_file_of(inner, choices)}: found {inner}={value}; expected one of {known}. Correct it."
         yield from _unknown_keys(value, inner, choices)
 
 
-def _keywords(target: str, path: str, choices: Mapping[str, str | None]) -> tuple[str, ...] | None:
-    """Return the keyword arguments of a `_target_`; None if it takes any."""
+def _keywords(
+    target: str, path: str, choices: Mapping[str, str | None]
+) -> tuple[tuple[str, ...] | None, dict[str, tuple[Any, ...]]]:
+    """Return the keyword arguments of a `_target_`, None if it takes any; and the values of those that name theirs."""
     module_name, _, name = target.rpartition(".")
     try:
         called = getattr(importlib.import_module(module_name), name)
@@ -132,10 +138,14 @@ def _keywords(target: str, path: str, choices: Mapping[str, str | None]) -> tupl
             f"{_file_of(path, choices)}: '{path}._target_' is '{target}', which cannot be imported ({error}); "
             "expected the full name of a class or function. Correct it."
         ) from error
-    parameters = inspect.signature(called).parameters.values()
+    try:
+        parameters = inspect.signature(called, eval_str=True).parameters.values()
+    except (NameError, TypeError, AttributeError):  # types that only a type checker can read
+        parameters = inspect.signature(called).parameters.values()
+    named = {one.name: get_args(one.annotation) for one in parameters if get_origin(one.annotation) is Literal}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return tuple(parameter.name for parameter in parameters if parameter.name != "self")
+        return None, named
+    return tuple(parameter.name for parameter in parameters if parameter.name != "self"), named
 
 
 def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
