@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import platform
-import resource
 import subprocess
 import sys
 
@@ -37,10 +37,10 @@ print(new_pages(), new_pages())
 
 
 def test_a_block_is_found_again_inside_and_goes_back_after() -> None:
-    said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    program = [sys.executable, "-c", PROGRAM]
+    said = subprocess.run(program, capture_output=True, text=True, check=True, env=untold).stdout
     before, inside, kept, after, again = ([float(value) for value in line.split()] for line in said.splitlines())
-    pages = BLOCK_MB * 2**20 / resource.getpagesize()
-    assert min(before + again + inside[:1]) > 0.5 * pages
-    assert inside[1] < 0.01 * pages
+    assert inside[1] < 0.1 * min(before + again + inside[:1])  # pages of whatever size
     assert kept[0] > 0.9 * BLOCK_MB
     assert after[0] < 0.1 * BLOCK_MB
