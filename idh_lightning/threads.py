@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return the result for each item, in order, several at once and each on a core of its own.
 
-    On two cores the stem of B7 at 65^3 takes 0.048 s a study so, and 0.062 s if both cores share each study.
+    On two cores a study at 128^3 is read and augmented in 0.06 s so, and in 0.09 s if both cores share each study.
 
     Args:
         work: Called from several threads; whether gradients are wanted is for it to say in each.

@@ -87,10 +87,7 @@ class SeededSubjects(tio.SubjectsDataset):  # type: ignore[misc]  # TorchIO has 
 
 
 class StudyQueue(tio.Queue):  # type: ignore[misc]
-    """TorchIO's queue; without worker processes, each core of this one reads and augments a study.
-
-    On two cores a study at 128^3 is ready after 0.06 s so, and after 0.09 s if both cores share it.
-    """
+    """TorchIO's queue; without worker processes, each core of this one reads and augments a study."""
 
     def _get_subjects_iterable(self) -> Iterator[tio.Subject]:
         if self.num_workers:

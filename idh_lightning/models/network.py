@@ -20,7 +20,6 @@ from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.reader import KINDS, TumourReader, intensities
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
-from idh_lightning.threads import side_by_side
 
 with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
@@ -212,15 +211,10 @@ class StemTailNetwork(nn.Module):
             return self._kept[1]
         # A fake tensor has a shape and no values, so that there is nothing to fold.
         folds = self._folds(volumes.device.type) and not isinstance(volumes, FakeTensor)
-        folded, size = self._folded(volumes.device.type) if folds else None, self.studies_at_once(volumes)
-        chunks = torch.split(volumes, size)
-
-        @torch.no_grad()
-        def run(chunk: Tensor) -> Tensor:
-            return self._run_stem(chunk, folded)
-
-        alone = folded is not None and volumes.device.type == "cpu"
-        features = torch.cat(side_by_side(run, chunks) if alone else [run(chunk) for chunk in chunks])
+        folded = self._folded(volumes.device.type) if folds else None
+        with torch.no_grad():
+            chunks = torch.split(volumes, self.studies_at_once(volumes))
+            features = torch.cat([self._run_stem(chunk, folded) for chunk in chunks])
         if self._keeps:
             self._kept = (volumes, features)
         return features
