@@ -1,4 +1,4 @@
-"""How this process asks the system for memory while it trains on a CPU."""
+"""How this process asks the system for memory while a network works on a CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def share_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, memory that is freed stays with the process, so that the next training step finds it there.
+    """Inside, memory that is freed stays with the process, so that the next step finds it there.
 
     Every step asks for the same blocks. glibc gives large ones back as soon as they are free, and Linux clears each
     page again when it is next asked for: a step of the tail takes 0.20 s so, and up to 0.27 s without, for two studies

@@ -112,7 +112,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
             each.keep()
     if "test" in config.stages and not state.is_finished("test"):
         state.begin("test")
-        trainer.test(model, datamodule=data, verbose=False)
+        with freed_memory_kept():
+            trainer.test(model, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             state.finish("test")
     if "explain" in config.stages and trainer.is_global_zero and not state.is_finished("explain"):
