@@ -92,16 +92,16 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None]) -
     Raises:
         ConfigError: Listing every unknown key and every contradiction.
     """
-    faults = [*_unknown_keys(config, "", choices), *_contradictions(config, choices)]
+    faults = [*_misread(config, "", choices), *_contradictions(config, choices)]
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) -> Iterable[str]:
+def _misread(section: Any, path: str, choices: Mapping[str, str | None]) -> Iterable[str]:
     """Yield one message per key that nothing will read, and per value that is none of those that its reader names."""
     if isinstance(section, list):
         for index, item in enumerate(section):
-            yield from _unknown_keys(item, f"{path}[{index}]", choices)
+            yield from _misread(item, f"{path}[{index}]", choices)
         return
     if not isinstance(section, Mapping):
         return
@@ -123,7 +123,7 @@ def _unknown_keys(section: Any, path: str, choices: Mapping[str, str | None]) ->
         if key in named and value not in named[key]:
             known = ", ".join(map(str, named[key]))
             yield f"{_file_of(inner, choices)}: found {inner}={value}; expected one of {known}. Correct it."
-        yield from _unknown_keys(value, inner, choices)
+        yield from _misread(value, inner, choices)
 
 
 def _keywords(

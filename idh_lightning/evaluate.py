@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from idh_lightning import build
+from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.callbacks import Provenance
 from idh_lightning.cohort import Cohort, Exclusion
 from idh_lightning.cohort.seen import MEANS
@@ -74,7 +75,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
     provenance.add_seconds("prepare", time.perf_counter() - began)
     data = build.data_module(config, prepared)
-    trainer.test(model, datamodule=data, verbose=False)
+    with freed_memory_kept():
+        trainer.test(model, datamodule=data, verbose=False)
 
     began = time.perf_counter()
     described = describe(prepared.cohort.studies, prepared.store)
