@@ -21,7 +21,7 @@ NEEDS_LOCATOR = (
     "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as blocks.1. "
     "Set model.focus, or explain=grad_cam."
 )
-MONITORED: tuple[str, ...] = ("val/auroc", "val/accuracy", "val/loss")
+MONITORED: tuple[str, ...] = ("val/study_auroc", "val/study_accuracy", "val/loss")
 
 _GROUPS = (
     "cohort",

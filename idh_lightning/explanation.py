@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from idh_lightning import build
-from idh_lightning.callbacks.explanations import beside_drawing, ceilings_of, drawing, panel_of, rows_of
+from idh_lightning.callbacks.explanations import beside_drawing, drawing, panel_of, reference_maps_of, rows_of
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
@@ -29,8 +29,8 @@ from idh_lightning.evaluation import Learnt
 from idh_lightning.explain import (
     ANY_SIGN,
     BASELINE,
-    CEILINGS,
     POINTING_WHERE_DECISIVE,
+    REFERENCED,
     SCORES,
     Method,
     margin_lost,
@@ -47,6 +47,7 @@ from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
+from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
 from idh_lightning.train import quieten, refuse_other_sequences
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 
@@ -152,7 +153,7 @@ class MapComparison:
             "sequences": self._leanings(importance, sequences),
         }
         write_json(folder / "explanations.json", content)
-        self._show(network, store, studies, methods[names.index(default.method)], sequences, folder)
+        self._show(network, store, studies, methods[names.index(default.method)], sequences, folder, learnt)
         write_explanations_page(folder)
         return content
 
@@ -183,7 +184,7 @@ class MapComparison:
             for place, (study, item) in enumerate(zip(chunk, stored, strict=True)):
                 cams = {name: theirs[place] for name, theirs in maps.items()}
                 known = {"label": study.label, "right": bool(called[place] == study.label)}
-                theirs = rows_of(study, item, cams, ceilings_of(network, methods, item), mean_tumour)
+                theirs = rows_of(study, item, cams, reference_maps_of(network, methods, item), mean_tumour)
                 rows += [row | known for row in theirs]
                 evidence = _evidence(study, item)
                 lost = _margins_lost(network, volumes[place], evidence, item)
@@ -192,7 +193,7 @@ class MapComparison:
                         signs.append(
                             {"study_id": study.study_id, "method": name, "sign": sign, **found, **lost[sign], **known}
                         )
-        columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS), "label", "right"]
+        columns = ["study_id", "method", *SCORES, *(f"{name}_reference" for name in REFERENCED), "label", "right"]
         each = {name: spent / max(len(studies), 1) for name, spent in seconds.items()}
         return pd.DataFrame(rows, columns=columns), pd.DataFrame(signs), each
 
@@ -281,19 +282,21 @@ class MapComparison:
         method: Method,
         sequences: Sequence[str],
         folder: Path,
+        learnt: Learnt | None,
     ) -> None:
         """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
         batches = -(-len(studies) // self.batch_size)
         with drawing() as draw, beside_drawing():
             for chunk, stored, volumes in track(self._batches(network, store, studies), "Drawing", total=batches):
                 with torch.no_grad():
-                    probabilities = torch.softmax(network(volumes), dim=1)[:, 1].tolist()
+                    margins = _margins(network(volumes))
+                probabilities = [None] * len(chunk) if learnt is None else learnt.calibrator(margins).tolist()
                 maps = method(network, volumes).cpu().numpy()
                 for study, item, cam, probability in zip(chunk, stored, maps, probabilities, strict=True):
                     inside = cam * (np.asarray(item.brain) > 0)
                     write_map(inside, item, folder / "explanations" / f"{study.study_id}_cam.nii.gz")
                     path = folder / "figures" / "cam" / f"{study.study_id}.png"
-                    draw(path, panel_of(study, item, inside, probability, sequences))
+                    draw(path, panel_of(study, item, inside, sequences, probability=probability))
 
     def _batches(
         self, network: StemTailNetwork, store: VolumeStore, studies: Sequence[Study]
@@ -377,10 +380,15 @@ def _margins_lost(
 
 def _called(logits: Tensor, learnt: Learnt | None) -> np.ndarray:
     """Return the class that each study is called, [B], at the operating point where there is one."""
-    difference = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+    margins = _margins(logits)
     if learnt is None:
-        return np.asarray(difference > 0).astype(int)
-    return learnt.apply(difference)["predicted"].to_numpy(dtype=int)
+        return np.asarray(margins > 0).astype(int)
+    return learnt.apply(margins)["predicted"].to_numpy(dtype=int)
+
+
+def _margins(logits: Tensor) -> np.ndarray:
+    """Logits of mutant less those of wildtype, [B], of logits [B, 2]."""
+    return (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
 
 
 def _some(studies: Sequence[Study], number: int) -> list[Study]:
@@ -512,30 +520,30 @@ def _device(wanted: str) -> str:
 
 def summarise(content: Mapping[str, Any], folder: Path) -> None:
     """Print all methods with all scores and seconds per study, and the default method and why."""
-    shown = {"pointing_game": "pointing", "energy_inside": "energy", "auprc": "AUPRC", "best_iou": "IoU"}
-    shown |= {"tumour_rank": "rank", "outside_brain": "outside"}
     found = {(row["method"], row["score"]): row for row in content["scores"] if row["group"] == "all"}
     sane: dict[str, bool] = {}
     for row in content["sanity"]:
         sane[row["method"]] = sane.get(row["method"], True) and row["passed"]
-    table = Table(title=f"Maps of {content['studies']} studies: means (of the ceiling)", title_justify="left")
-    for heading in ("method", *shown.values(), "faithful", "sane", "s / study"):
+    table = Table(
+        title=f"Maps of {content['studies']} studies: means (in brackets: of the {REFERENCE_MAP})", title_justify="left"
+    )
+    for heading in ("method", *(metric.short for metric in LOCALISATION.values()), "faithful", "sane", "s / study"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for method in dict.fromkeys(name for name, _ in found):
         cells = []
-        for score in shown:
-            row, best = found.get((method, score)), found.get((method, f"{score}_ceiling"))
-            cell = "-" if row is None else f"{row['value']:.2f}"
-            cells.append(cell if best is None else f"{cell} ({best['value']:.2f})")
+        for score in LOCALISATION:
+            row, best = found.get((method, score)), found.get((method, f"{score}_reference"))
+            cell = "-" if row is None else number(row["value"])
+            cells.append(cell if best is None else f"{cell} ({number(best['value'])})")
         faithful = content["faithfulness"].get(method)
         passed = {True: "yes", False: "no"}.get(sane.get(method), "-")  # type: ignore[arg-type]
         spent = content["seconds_per_study"].get(method)
         table.add_row(
             method,
             *cells,
-            "-" if faithful is None else f"{faithful['faithfulness']['value']:.2f}",
+            "-" if faithful is None else number(faithful["faithfulness"]["value"]),
             passed,
-            "-" if spent is None else f"{spent:.2f}",
+            "-" if spent is None else number(spent),
             style="dim" if method.startswith(BASELINE) else None,
         )
     console = Console(soft_wrap=True, width=max(Console().width, TABLE_WIDTH))

@@ -22,8 +22,9 @@ from idh_lightning.objectives import focus_loss
 class IDHClassifier(lightning.LightningModule):
     """Learns to tell IDH-mutant from IDH-wildtype glioma.
 
-    Logs `<stage>/loss`, `<stage>/accuracy` (at probability 0.5) and `<stage>/auroc` for the stages train, val and test;
-    `train/focus` where the network has a locator and studies have masks.
+    Logs `<stage>/loss`, `<stage>/study_accuracy` (at probability 0.5, uncalibrated) and `<stage>/study_auroc` for the
+    stages train, val and test, which count studies while metrics.json counts patients; `train/focus` where the network
+    has a locator and studies have masks.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class IDHClassifier(lightning.LightningModule):
         self.scheduler = scheduler
         self.weight_decay = weight_decay
         self.recipe = recipe or {}
-        metrics = MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
+        metrics = MetricCollection({"study_accuracy": BinaryAccuracy(), "study_auroc": BinaryAUROC()})
         # A ModuleDict refuses the key "train", which is one of its methods.
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in ("train", "val", "test")}

@@ -69,25 +69,30 @@ def report_runs(
     runs = {name: read_run(folder) for name, folder in folders.items()}
     for name, read in runs.items():
         _check_reported(name, read)
-    predictions = {name: read.predictions for name, read in runs.items()}
-    found = relation(predictions)
+    patients = {
+        name: patient_predictions(
+            read.predictions[read.predictions["split"] == "test"], Learnt.from_metrics(read.metrics)
+        )
+        for name, read in runs.items()
+    }
+    found = relation(patients)
     described: dict[str, Any] = {
         "relation": found,
         "folders": {name: str(folder.absolute()) for name, folder in folders.items()},
         "left_out": list(left_out),
         "settings": _differing_overrides(folders),
         "config": common([read.config for read in runs.values()]),
-        "spread": spread(predictions),
+        "spread": spread(patients),
     }
     run_folder.mkdir(parents=True, exist_ok=True)
     if found == "folds":
-        people = sum(_count(table)["n"] for table in predictions.values())
+        people = sum(map(len, patients.values()))
         logger.info("The %d runs share no test patient: they are folds, and %d patients are pooled.", len(runs), people)
         metrics = _pool(runs, evaluation, run_folder)
     else:
-        people = _count(next(iter(predictions.values())))["n"]
+        people = len(next(iter(patients.values())))
         logger.info("The %d runs have the same %d test patients: they are compared.", len(runs), people)
-        metrics = _compare(predictions, evaluation)
+        metrics = _compare(patients, evaluation)
     metrics["runs"] = described | metrics.get("runs", {})
     write_json(run_folder / "metrics.json", metrics)
     provenance = Provenance(run_folder=run_folder, known={"runs": described["folders"]})
@@ -198,31 +203,28 @@ def _pool(runs: Mapping[str, Run], evaluation: Evaluation, run_folder: Path) -> 
     return results.metrics
 
 
-def _compare(predictions: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> dict[str, Any]:
+def _compare(patients: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> dict[str, Any]:
     """Return the metrics of each run on the same patients, and the difference of every two."""
-    measured = {}
-    for name, table in predictions.items():
-        patients = patient_predictions(table)
-        measured[name] = measure(
-            patients.assign(predicted=(patients["predicted"] >= 0.5).astype(int)),
+    measured = {
+        name: measure(
+            table,
             bins=evaluation.bins,
             confidence=evaluation.confidence,
             bootstrap=evaluation.bootstrap,
             seed=evaluation.seed,
         )
+        for name, table in patients.items()
+    }
+    first = next(iter(patients.values()))
     return {
         "settings": {"confidence": evaluation.confidence, "bootstrap": evaluation.bootstrap, "seed": evaluation.seed},
         "runs": {
             "test": measured,
-            "pairs": compare_all(predictions, confidence=evaluation.confidence),
-            **_count(next(iter(predictions.values()))),
+            "pairs": compare_all(patients, confidence=evaluation.confidence),
+            "n": len(first),
+            "n_mutant": int(first["label"].sum()),
         },
     }
-
-
-def _count(predictions: pd.DataFrame) -> dict[str, int]:
-    patients = patient_predictions(predictions)
-    return {"n": len(patients), "n_mutant": int(patients["label"].sum())}
 
 
 def _check_reported(name: str, read: Run) -> None:

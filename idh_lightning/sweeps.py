@@ -23,7 +23,7 @@ from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
 
 logger = logging.getLogger(__name__)
 
-METRICS: tuple[tuple[str, str], ...] = (("validation", "auroc"), ("test", "auroc_bootstrap"), ("test", "accuracy"))
+METRICS: tuple[tuple[str, str], ...] = (("validation", "auroc"), ("test", "auroc"), ("test", "accuracy"))
 """Split and metric of the columns of sweep.csv."""
 
 TRAINING_PATIENTS = "split.training_patients"
@@ -74,7 +74,7 @@ def report_sweep(folder: Path) -> pd.DataFrame:
         drawn["parallel_coordinates"] = parallel_coordinates(columns, values)
         drawn["importance"] = importance(importances(columns, values))
     if TRAINING_PATIENTS in varied:
-        drawn["learning_curve"] = _curve(table, TRAINING_PATIENTS, "test", "auroc_bootstrap")
+        drawn["learning_curve"] = _curve(table, TRAINING_PATIENTS, "test", "auroc")
     for name, figure in drawn.items():
         with replacing(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120)

@@ -28,19 +28,21 @@ from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, exits_with_message
-from idh_lightning.evaluation import Described, Development, describe, read_table
+from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
 from idh_lightning.memory_plan import advising, require_memory
 from idh_lightning.module import IDHClassifier
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
+from idh_lightning.reports.run import as_estimate
+from idh_lightning.reports.vocabulary import METRICS, number
 from idh_lightning.runstate import RunState, adopt, follow, read_last
 from idh_lightning.stopping import stops_on_signals
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_METRICS: tuple[str, ...] = ("accuracy", "f1", "ppv", "sensitivity", "specificity", "auroc_bootstrap")
+SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivity", "specificity")
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
-        chosen = results.predictions[results.predictions["split"] == "validation"]
+        chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
         development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
         build.add_to_checkpoint(
             best,
@@ -264,18 +266,11 @@ def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     table = Table(title="Test patients", title_justify="left")
     for heading in ("metric", "value", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    names = {
-        "ppv": "precision",
-        "sensitivity": "recall (sensitivity)",
-        "auroc_bootstrap": "ROC-AUC",
-        "f1": "F1 (mutant)",
-    }
     for metric in SUMMARY_METRICS:
-        entry = metrics.get("test", {}).get(metric)
-        if entry is None:
-            continue
-        shown = ["-" if entry.get(key) is None else f"{entry[key]:.3f}" for key in ("value", "low", "high")]
-        table.add_row(names.get(metric, metric), shown[0], f"{shown[1]} to {shown[2]}", str(entry.get("n")))
+        found = as_estimate(metrics.get("test", {}).get(metric))
+        if found is not None:
+            value = "-" if found.value is None else number(found.value)
+            table.add_row(METRICS[metric].name, value, found.interval or "-", str(found.n))
     console = Console()
     console.print(table)
     for name in (

@@ -9,7 +9,7 @@ CHOICES = {"model": "efficientnet_b7", "cohort": "phantom"}
 GOOD: dict[str, object] = {
     "seed": 0,
     "stages": ["fit", "test", "report"],
-    "monitor": {"metric": "val/auroc", "mode": "max"},
+    "monitor": {"metric": "val/study_auroc", "mode": "max"},
     "objective": {"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 2.0},
 }
 
@@ -33,8 +33,8 @@ def test_a_good_configuration_passes() -> None:
         ({"stages": ["fit", "tset"]}, r"stages: found \['fit', 'tset'\]"),
         ({"stages": ["test"]}, "checkpoint: found none while stages has 'test' without 'fit'"),
         ({"control": "sham"}, "control: found 'sham'"),
-        ({"monitor": {"metric": "test/auroc", "mode": "max"}}, r"monitor\.metric: found 'test/auroc'"),
-        ({"monitor": {"metric": "val/aurok", "mode": "max"}}, r"monitor\.metric: found 'val/aurok'"),
+        ({"monitor": {"metric": "test/study_auroc", "mode": "max"}}, r"monitor\.metric: found 'test/study_auroc'"),
+        ({"monitor": {"metric": "val/study_aurok", "mode": "max"}}, r"monitor\.metric: found 'val/study_aurok'"),
         ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
         ({"explain": {"_target_": "idh_lightning.explain.Evidence"},
           "model": {"_target_": "idh_lightning.models.StemTailNetwork", "focus": None}}, "needs a network with a loc"),

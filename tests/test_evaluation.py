@@ -14,15 +14,17 @@ from idh_lightning.evaluation import (
     Evaluation,
     Fold,
     Learnt,
-    auroc,
     compare_all,
     compare_runs,
+    compare_with_internal,
     per_patient,
     pool,
     relation,
     spread,
 )
 from idh_lightning.evaluation.baselines import Baseline, fit_baseline
+from idh_lightning.evaluation.discrimination import auroc_delong
+from idh_lightning.evaluation.intervals import Bootstrap
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
 from idh_lightning.evaluation.tables import join
 
@@ -109,6 +111,83 @@ def test_every_statistic_has_a_value_or_says_why_not(evaluation, cohort):
 
     for kind in ("good", "oracle", "constant", "inverted"):
         walk(evaluation(predict(cohort, kind), cohort).metrics)
+
+
+def assert_intervals_hold_their_estimates(node, path=()):
+    if isinstance(node, list):
+        for number, child in enumerate(node):
+            assert_intervals_hold_their_estimates(child, (*path, number))
+    if not isinstance(node, dict):
+        return
+    if {"value", "low", "high"} <= node.keys() and node["low"] is not None:
+        assert node["low"] <= node["value"] <= node["high"], (path, node)
+    if "observed" in node:
+        assert (np.array(node["low"]) <= node["observed"]).all(), (path, node)
+        assert (np.array(node["observed"]) <= node["high"]).all(), (path, node)
+    if "band" in node:
+        curve = np.array(node[node["band"]["strategy"]])
+        assert (np.array(node["band"]["low"]) <= curve).all(), path
+        assert (curve <= np.array(node["band"]["high"])).all(), path
+    for key, child in node.items():
+        assert_intervals_hold_their_estimates(child, (*path, key))
+
+
+def random_run(number):
+    """Return cohort and predictions with 10 to 500 test patients, often of an extreme kind."""
+    rng = np.random.default_rng(number)
+    kind = ("good", "ties", "oracle", "inverted", "constant", "all called mutant", "all called wildtype", "weak")
+    sizes = {"train": 30, "validation": int(rng.integers(10, 60)), "test": round(10 * 50 ** rng.random())}
+    split = np.repeat(list(sizes), list(sizes.values()))
+    share = rng.uniform(0.1, 0.9)
+    label = (rng.random(len(split)) < share).astype(int)
+    for part in sizes:
+        label[np.flatnonzero(split == part)[:2]] = (0, 1)
+    names = np.char.add("P", np.arange(len(split)).astype(str))
+    cohort = pd.DataFrame({"study_id": names, "patient_id": names, "label": label, "split": split, "fold": 0})
+    cohort["age_years"] = (60 - 15 * label + rng.normal(0, 10, len(split))).round()
+    cohort["sex"] = rng.choice(["F", "M"], len(split))
+    cohort["follow_up"] = False
+    cohort[GRADE] = rng.choice([2, 4], len(split))
+    again = cohort[cohort["split"] == "test"].head(int(rng.integers(0, 4)))
+    again = again.assign(study_id=again["study_id"] + "_FU", follow_up=True)
+    cohort = pd.concat([cohort, again], ignore_index=True)
+    sign = 2 * cohort["label"].to_numpy() - 1
+    good = rng.normal(size=len(cohort)) * rng.uniform(0.2, 3) + sign
+    test = np.where(cohort["split"] == "test", 50, 0)
+    kind = kind[number % len(kind)]
+    logits = {
+        "good": good,
+        "ties": good.round(),
+        "oracle": sign * (1 + rng.random(len(cohort))),
+        "inverted": -sign * (1 + rng.random(len(cohort))),
+        "constant": np.zeros(len(cohort)),
+        "all called mutant": good + test,
+        "all called wildtype": good - test,
+        "weak": rng.normal(size=len(cohort)),
+    }[kind]
+    rows = cohort[["study_id", "patient_id", "split", "fold", "label"]]
+    return cohort, rows.assign(logit=logits)[cohort["split"] != "train"]
+
+
+@pytest.mark.parametrize("start", range(0, 200, 25))
+def test_every_interval_of_200_random_cohorts_holds_its_estimate(start):
+    evaluation = Evaluation(bootstrap=100, minimum_group=2)
+    for number in range(start, start + 25):
+        cohort, predictions = random_run(number)
+        found = evaluation(predictions, cohort).metrics
+        assert_intervals_hold_their_estimates(found, (number,))
+        assert {found["test"][name]["low"] is None for name in ("ece", "accuracy", "prevalence")} == {False}
+        other = evaluation(*random_run(number + 1)[::-1]).metrics["test"]
+        differences = compare_with_internal({"confidence": 0.95, "test": other}, found["test"], confidence=0.95)
+        assert_intervals_hold_their_estimates(differences, (number, "external"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, 200, 25))
+def test_every_interval_of_200_random_cohorts_holds_its_estimate_with_all_resamples(start):
+    for number in range(start, start + 25):
+        cohort, predictions = random_run(number)
+        assert_intervals_hold_their_estimates(Evaluation()(predictions, cohort).metrics, (number,))
 
 
 def test_test_patients_change_nothing_that_is_learnt(evaluation, predictions, cohort, results):
@@ -417,7 +496,7 @@ def test_subgroups_count_their_patients_and_small_ones_say_too_few(results, coho
 
 def test_a_group_of_everyone_has_the_results_of_everyone(results):
     patients = results.predictions[results.predictions["split"] == "test"]
-    found = group_scores(patients, minimum=5, confidence=0.95)
+    found = group_scores(patients, minimum=5, resamples=Bootstrap.draw(patients["label"], resamples=200))
     for name in found:
         assert found[name] == pytest.approx(results.metrics["test"][name])
 
@@ -617,6 +696,6 @@ def test_age_alone_reaches_the_known_area_in_the_real_cohort():
     assert len(patients) == 495
     both = pd.concat([patients.assign(split=split) for split in ("train", "validation")])
     baseline = fit_baseline(both, ["age_years"])
-    found = auroc(patients["label"].to_numpy(), baseline.logits(patients))
+    found = auroc_delong(patients["label"].to_numpy(), baseline.logits(patients))
     assert found["n"] == 495
     assert (round(found["value"], 3), round(found["low"], 3), round(found["high"], 3)) == (0.905, 0.871, 0.939)

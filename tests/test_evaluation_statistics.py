@@ -21,6 +21,7 @@ from idh_lightning.evaluation.decisions import (
 )
 from idh_lightning.evaluation.discrimination import (
     auroc,
+    auroc_delong,
     average_precision,
     compare_auroc,
     concordance,
@@ -28,7 +29,7 @@ from idh_lightning.evaluation.discrimination import (
     discrimination,
     predictive_values,
 )
-from idh_lightning.evaluation.intervals import Bootstrap, wilson
+from idh_lightning.evaluation.intervals import Bootstrap, statistic, wilson
 
 # DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44:837: ovarian cancer, the 43 patients with all three tests:
 # albumin, total protein, K-G score, and whether surgery helped.
@@ -69,7 +70,7 @@ def test_delong_gives_the_published_areas_errors_and_tests():
     areas, covariance = delong(labels, np.stack([albumin, score, protein]))
     np.testing.assert_allclose(areas, [0.7366, 0.7258, 0.6478], atol=5e-5)
     np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [0.0927, 0.1028, 0.1000], atol=5e-5)
-    found = auroc(labels, albumin)
+    found = auroc_delong(labels, albumin)
     assert (found["low"], found["high"]) == (pytest.approx(0.5549, abs=5e-5), pytest.approx(0.9182, abs=5e-5))
     first, second = compare_auroc(labels, albumin, score), compare_auroc(labels, protein, score)
     assert first["difference"]["value"] == pytest.approx(0.0108, abs=5e-5)
@@ -125,7 +126,7 @@ def test_every_point_estimate_is_that_of_scikit_learn(seed):
     tn, _, fn, _ = metrics.confusion_matrix(labels, predicted).ravel()
     expected = {
         "auroc": metrics.roc_auc_score(labels, scores),
-        "auroc_bootstrap": metrics.roc_auc_score(labels, scores),
+        "auroc_delong": metrics.roc_auc_score(labels, scores),
         "average_precision": metrics.average_precision_score(labels, scores),
         "prevalence": labels.mean(),
         "accuracy": metrics.accuracy_score(labels, predicted),
@@ -177,6 +178,7 @@ def test_an_oracle_a_constant_and_an_inverted_predictor_give_what_they_must():
     assert constant["average_precision"]["value"] == pytest.approx(labels.mean())
     assert constant["ppv"]["value"] is None
     assert "called mutant" in constant["ppv"]["why"]
+    assert constant["auroc"]["low"] is constant["auroc_delong"]["low"] is None, "one half by construction, not by luck"
     assert constant["average_precision"]["low"] is None
     assert "no finite interval" in constant["average_precision"]["why"]
 
@@ -261,10 +263,7 @@ def test_bootstrap_intervals_cover_the_truth_in_95_of_100_small_cohorts(mutants,
         if number % 20 == 0:  # the resamples are drawn anew now and then, so that their own chance averages out
             drawn = Bootstrap.draw(labels, resamples=2000, seed=number)
         scores = rng.normal(size=len(labels)) + shift * labels
-        right, pairs = concordance(labels, scores, drawn.weights)
-        found = drawn.interval(right / pairs)
-        # Perfectly ordered cohorts have no bootstrap interval; Newcombe's takes its place.
-        found = found if found["low"] is not None else auroc(labels, scores)
+        found = auroc(labels, scores, resamples=drawn)
         covered += found["low"] <= area <= found["high"]
     assert 930 <= covered <= 970
 
@@ -273,7 +272,7 @@ def test_delong_intervals_cover_the_truth_in_95_of_100_large_cohorts():
     rng = np.random.default_rng(0)
     labels = np.r_[np.ones(103, int), np.zeros(392, int)]
     shift = norm.ppf(0.9) * math.sqrt(2)
-    intervals = [auroc(labels, rng.normal(size=495) + shift * labels) for _ in range(1000)]
+    intervals = [auroc_delong(labels, rng.normal(size=495) + shift * labels) for _ in range(1000)]
     assert 930 <= sum(found["low"] <= 0.9 <= found["high"] for found in intervals) <= 970
 
 
@@ -377,6 +376,31 @@ def test_equal_probabilities_share_a_bin_and_bins_have_equal_mass_otherwise():
     assert sum(curve["n"]) == 76
     assert np.dot(curve["n"], curve["observed"]) == pytest.approx(labels.sum())
     assert curve["predicted"] == sorted(curve["predicted"])
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+@pytest.mark.parametrize("patients", [40, 150])
+def test_intervals_of_the_calibration_error_cover_the_truth_and_hold_the_estimate(patients, slope):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        probabilities = expit(rng.normal(-1, 1.5, patients))
+        true = expit(slope * logit(probabilities))
+        labels = (rng.random(patients) < true).astype(int)
+        # One bootstrap resample is enough: the calibration error takes none.
+        found = calibration(labels, probabilities, bins=5, resamples=resamples_of(np.zeros(patients), resamples=1))
+        inside = np.eye(5)[equal_mass_bins(probabilities, 5)]
+        truth = np.abs((true - probabilities) @ inside).sum() / patients
+        covered += found["ece"]["low"] <= truth <= found["ece"]["high"]
+        assert found["ece"]["low"] <= found["ece"]["value"] <= found["ece"]["high"]
+    assert covered >= 0.94 * 400
+
+
+def test_an_interval_that_excludes_its_estimate_is_not_given():
+    found = statistic(0.038, 0.022, 0.033, 121, "bootstrap")
+    assert (found["value"], found["low"], found["high"]) == (0.038, None, None)
+    assert "does not hold the value" in found["why"]
+    assert statistic(1.0, 0.8, 1.0 - 1e-12, 9, "Wilson")["high"] == 1.0, "rounding is none of its business"
 
 
 # Decisions

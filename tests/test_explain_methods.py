@@ -110,11 +110,11 @@ def test_every_method_gives_maps_between_0_and_1_and_leaves_the_network_as_it_wa
     network.eval()
     masks = torch.zeros(2, 33, 33, 33)
     masks[:, 8:20, 8:20, 8:20] = 1
-    ceiling = method.ceiling(network, x, masks)
-    assert ceiling.shape == masks.shape
-    assert (ceiling >= 0).all()
-    assert (ceiling <= 1 + 1e-5).all()
-    assert ceiling[masks > 0].mean() > ceiling[masks == 0].mean()
+    reference = method.reference(network, x, masks)
+    assert reference.shape == masks.shape
+    assert (reference >= 0).all()
+    assert (reference <= 1 + 1e-5).all()
+    assert reference[masks > 0].mean() > reference[masks == 0].mean()
 
 
 def test_every_method_has_a_name_of_its_own() -> None:
@@ -241,7 +241,7 @@ def test_evidence_shows_what_the_reader_read_for_either_class(reading: StemTailN
     cube[(0, *CUBE)] = 1
     hottest = np.unravel_index(int(cam[0].argmax()), cam.shape[1:])
     assert all(part.start <= place < part.stop for part, place in zip(CUBE, hottest, strict=True))
-    assert inside(cam) > 0.9 * inside(Evidence().ceiling(reading, x, cube)) > 10 * 8**3 / 33**3
+    assert inside(cam) > 0.9 * inside(Evidence().reference(reading, x, cube)) > 10 * 8**3 / 33**3
 
 
 def test_evidence_against_the_class_is_not_shown(reading: StemTailNetwork) -> None:
@@ -299,14 +299,14 @@ def test_regions_cover_the_brain_and_nothing_else(method: Occlusion | Supervoxel
         assert held.max() == 1
 
 
-def test_the_ceiling_of_occlusion_is_the_mean_share_of_the_cubes_that_hold_a_voxel() -> None:
+def test_the_reference_of_occlusion_is_the_mean_share_of_the_cubes_that_hold_a_voxel() -> None:
     x = torch.ones(1, 1, 8, 8, 8)
     masks = torch.zeros(1, 8, 8, 8)
     masks[0, :4] = 1
-    ceiling = Occlusion(per_edge=2, batch_size=3).ceiling(None, x, masks)  # type: ignore[arg-type]
+    reference = Occlusion(per_edge=2, batch_size=3).reference(None, x, masks)  # type: ignore[arg-type]
     # Along d two cubes: 0..5 with a share of 4/6 and 2..7 with 2/6; a voxel that both hold has the mean of them.
     expected = torch.tensor([4 / 6, 4 / 6, 0.5, 0.5, 0.5, 0.5, 2 / 6, 2 / 6])
-    torch.testing.assert_close(ceiling[0], expected[:, None, None].expand(8, 8, 8))
+    torch.testing.assert_close(reference[0], expected[:, None, None].expand(8, 8, 8))
 
 
 def test_supervoxels_are_connected_follow_borders_and_are_the_same_each_time() -> None:

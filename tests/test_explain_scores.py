@@ -1,4 +1,4 @@
-"""Scores of maps: ceilings, baselines and the rank of the tumour."""
+"""Scores of maps: references, baselines and the rank of the tumour."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ def test_a_tumour_that_fills_the_brain_has_no_rank() -> None:
     assert np.isnan(tumour_ranks([np.ones(brain.shape)], brain, brain)).all()
 
 
-def test_the_ceiling_of_a_coarse_grid_is_lower_than_that_of_a_fine_one(small_network) -> None:
+def test_the_reference_of_a_coarse_grid_is_lower_than_that_of_a_fine_one(small_network) -> None:
     network = small_network().eval()
     mask, brain = head(33)
     masks = torch.from_numpy(mask).float()[None]
     flat = np.ones(mask.shape, np.float32)
-    ceilings = {layer: shares_placed(network, layer, masks)[0].numpy() for layer in ("blocks.1", "blocks.4")}
-    rows = study_rows({layer: (flat, ceiling) for layer, ceiling in ceilings.items()}, mask, brain, None)
+    references = {layer: shares_placed(network, layer, masks)[0].numpy() for layer in ("blocks.1", "blocks.4")}
+    rows = study_rows({layer: (flat, reference) for layer, reference in references.items()}, mask, brain, None)
     fine, coarse, *known = rows
     for score in ("energy_inside", "auprc", "best_iou"):
-        assert coarse[f"{score}_ceiling"] < fine[f"{score}_ceiling"] <= 1
-        assert coarse[score] < coarse[f"{score}_ceiling"]
+        assert coarse[f"{score}_reference"] < fine[f"{score}_reference"] <= 1
+        assert coarse[score] < coarse[f"{score}_reference"]
     assert [row["method"] for row in known] == ["baseline: brain mask", "baseline: centre of the brain"]
 
 

@@ -15,7 +15,7 @@ from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning import build, explanation
-from idh_lightning.callbacks.explanations import ceilings_of
+from idh_lightning.callbacks.explanations import reference_maps_of
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
@@ -120,7 +120,7 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert set(scores["method"]) == {*names, "baseline: brain mask", "baseline: centre of the brain"}
     assert (scores.groupby("method").size() == content["studies"]).all()
     theirs = scores[scores["method"].isin(names)]
-    assert theirs[[*SCORES, "auprc_ceiling", "energy_inside_ceiling", "best_iou_ceiling"]].notna().all(axis=None)
+    assert theirs[[*SCORES, "auprc_reference", "energy_inside_reference", "best_iou_reference"]].notna().all(axis=None)
     assert {row["check"] for row in content["sanity"]} == set(BOUNDS)
     alike = {row["check"]: row for row in content["sanity"] if row["method"] == names[0]}  # to a network just like it
     assert alike["other seed"]["value"] == alike["permuted labels"]["value"] == pytest.approx(1)
@@ -210,8 +210,8 @@ def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: Phant
     assert (marked & tumour).sum() > 0.8 * marked.sum()
 
 
-def test_a_study_without_a_mask_has_no_ceiling(phantom: PhantomCohort, tmp_path: Path) -> None:
+def test_a_study_without_a_mask_has_no_reference(phantom: PhantomCohort, tmp_path: Path) -> None:
     class WithoutMask:
         mask = None
 
-    assert ceilings_of(None, [], WithoutMask()) == {}  # type: ignore[arg-type]
+    assert reference_maps_of(None, [], WithoutMask()) == {}  # type: ignore[arg-type]

@@ -165,7 +165,7 @@ def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: 
             step=epoch * 5 + 4,
         )
     logger.save()
-    figure = figures.learning_curves(pd.read_csv(tmp_path / "metrics.csv"), monitor="val/auroc", mode="max")
+    figure = figures.learning_curves(pd.read_csv(tmp_path / "metrics.csv"), monitor="val/study_auroc", mode="max")
     titles = [next(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert titles == ["Loss", "Accuracy", "AUROC", "Learning rate"]
     np.testing.assert_allclose(line(figure, "validation", 2).get_xdata(), [4, 9, 14, 19])

@@ -94,8 +94,8 @@ def test_the_real_loop_gives_fakes_the_scores_they_must_get(
     model = IDHClassifier(network=Oracle(sign), objective=FocalLoss())  # type: ignore[arg-type]
     trainer = quiet_trainer(tmp_path, writer)
     trainer.test(model, datamodule=data, verbose=False)
-    assert trainer.callback_metrics["test/auroc"] == pytest.approx(auroc)
-    assert trainer.callback_metrics["test/accuracy"] == pytest.approx(accuracy)
+    assert trainer.callback_metrics["test/study_auroc"] == pytest.approx(auroc)
+    assert trainer.callback_metrics["test/study_accuracy"] == pytest.approx(accuracy)
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     assert list(predictions.columns) == ["study_id", "patient_id", "split", "fold", "label", "logit", "probability"]
     assert sorted(predictions["study_id"]) == sorted(
@@ -161,7 +161,7 @@ def test_test_patients_change_neither_the_chosen_epoch_nor_its_weights(
 ) -> None:
     def chosen(name: str) -> dict[str, object]:
         lightning.seed_everything(3, verbose=False)
-        best = ModelCheckpoint(dirpath=tmp_path / name, monitor="val/auroc", mode="max", save_weights_only=True)
+        best = ModelCheckpoint(dirpath=tmp_path / name, monitor="val/study_auroc", mode="max", save_weights_only=True)
         trainer = quiet_trainer(tmp_path, best, epochs=3, enable_checkpointing=True)
         trainer.fit(learner(), datamodule=data)
         trainer.test(learner(), datamodule=data, verbose=False)

@@ -129,7 +129,7 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
             {
                 "seed": 0,
                 "control": "natural",
-                "monitor": {"metric": "val/auroc", "mode": "max"},
+                "monitor": {"metric": "val/study_auroc", "mode": "max"},
                 "objective": {"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 2.0, "alpha": None},
                 "optimizer": {"_target_": "torch.optim.AdamW", "lr": 4e-4},
                 "model": {
@@ -172,10 +172,14 @@ def write_log(path: Path, epochs: int = 8, steps: int = 10) -> None:
         gain = 1 - np.exp(-epoch / 3)
         train = {
             "train/loss_epoch": 0.2 - 0.14 * gain,
-            "train/accuracy": 0.6 + 0.3 * gain,
-            "train/auroc": 0.6 + 0.35 * gain,
+            "train/study_accuracy": 0.6 + 0.3 * gain,
+            "train/study_auroc": 0.6 + 0.35 * gain,
         }
-        val = {"val/loss": 0.21 - 0.12 * gain, "val/accuracy": 0.58 + 0.28 * gain, "val/auroc": 0.62 + 0.3 * gain}
+        val = {
+            "val/loss": 0.21 - 0.12 * gain,
+            "val/study_accuracy": 0.58 + 0.28 * gain,
+            "val/study_auroc": 0.62 + 0.3 * gain,
+        }
         rows += [{"epoch": epoch, "step": end, **values} for values in (val, train)]
     pd.DataFrame(rows).to_csv(path, index=False)
 
@@ -226,7 +230,7 @@ class Parsed(HTMLParser):
 
 def test_the_report_says_the_headline_with_its_interval(report: Path) -> None:
     metrics = json.loads((report.parent / "metrics.json").read_text())
-    auroc = metrics["test"]["auroc_bootstrap"]
+    auroc = metrics["test"]["auroc"]
     sentence = (
         "On 42 held-out patients (9 mutant), the model ranks a random mutant above a random wildtype patient with "
         f"probability {auroc['value']:.2f} (95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})."
@@ -348,7 +352,7 @@ def test_a_damaged_map_is_named(report: Path, tmp_path: Path) -> None:
 
 def test_a_result_no_better_than_guessing_is_called_so(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    metrics["test"]["auroc_bootstrap"] |= {"value": 0.55, "low": 0.38, "high": 0.71}
+    metrics["test"]["auroc"] |= {"value": 0.55, "low": 0.38, "high": 0.71}
     (run_folder / "metrics.json").write_text(json.dumps(metrics))
     assert "the model cannot be told from guessing" in Parsed(write_report(run_folder).read_text()).text
 
@@ -412,7 +416,7 @@ def test_a_panel_refuses_arrays_of_different_grids() -> None:
 def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
     image, mask, cam = phantom(0)
     figure = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), "study", label=1, probability=0.875)
-    assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88 before calibration"
+    assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88"
     planes = [axes for axes in figure.axes if axes.images and axes.texts]
     letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]
     assert letters == ["RLAP"] * 4 + ["RLAP", "RLSI", "APSI"]

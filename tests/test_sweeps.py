@@ -120,7 +120,7 @@ def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
             for record in records
             if record.HasField("history")
         ]
-        for kept in ("val/loss", "val/auroc", "train/loss_epoch"):
+        for kept in ("val/loss", "val/study_auroc", "train/loss_epoch"):
             assert [json.loads(row["epoch"]) for row in logged if kept in row] == [0, 1]
         for figure in ("roc", "precision_recall", "confusion_matrix"):
             assert any(f"figures/{figure}/path" in row for row in logged)
@@ -185,7 +185,7 @@ def fake_run(folder: Path, settings: dict[str, str], auroc: float, fold: int | N
     split = {} if fold is None else {"folds": 2}
     OmegaConf.save({"fold": fold or 0, "split": split}, folder / ".hydra" / "config.yaml")
     entry = {"value": auroc, "low": auroc - 0.1, "high": min(1.0, auroc + 0.1), "n": 20}
-    metrics = {"validation": {"auroc": entry}, "test": {"auroc_bootstrap": entry, "accuracy": entry}}
+    metrics = {"validation": {"auroc": entry}, "test": {"auroc": entry, "accuracy": entry}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     rows = [
         {"study_id": f"S{fold}{index}", "patient_id": f"S{fold}{index}", "split": "test", "fold": fold or 0,
@@ -304,7 +304,9 @@ def test_what_a_wandb_agent_would_start_composes() -> None:
         config = compose("train", overrides=[*fixed, *chosen])
     assert "wandb" in config.logger
     assert config.optimizer.lr == 1e-5
-    assert plan["metric"] == {"name": "val/auroc", "goal": "maximize"}, "losses of different gamma are not comparable"
+    assert plan["metric"] == {"name": "val/study_auroc", "goal": "maximize"}, (
+        "losses of different gamma are not comparable"
+    )
     assert plan["program"] == "idh_lightning.train"
 
 

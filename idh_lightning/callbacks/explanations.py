@@ -24,10 +24,11 @@ from idh_lightning.batches import Batch, IDHDataModule
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ExplanationError
-from idh_lightning.explain import CEILINGS, SCORES, Method, mean_mask, study_rows
+from idh_lightning.explain import REFERENCED, SCORES, Method, mean_mask, study_rows
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.panels import save_cam_panel
+from idh_lightning.reports.vocabulary import number
 from idh_lightning.stopping import end_with
 from idh_lightning.volumes import StoredVolume, write_map
 
@@ -101,7 +102,8 @@ class Explanations(Callback):
                 name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
                 path = self.run_folder / "figures" / "training" / f"{name}.png"
                 inside = cam * (np.asarray(item.brain) > 0)
-                save_cam_panel(path, **panel_of(study, item, inside, probability, self.sequences))
+                note = f", epoch {trainer.current_epoch}, P(mutant) {number(probability)} before calibration"
+                save_cam_panel(path, **panel_of(study, item, inside, self.sequences, note=note))
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
@@ -129,25 +131,23 @@ class Explanations(Callback):
         studies = {study.study_id: study for study in data.studies["test"]}
         maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
         with beside_drawing():
-            for study_id, cams, probability in zip(
-                batch.study_ids, maps, torch.sigmoid(outputs[:, 0]).tolist(), strict=True
-            ):
+            for study_id, cams in zip(batch.study_ids, maps, strict=True):
                 study = studies[study_id]
                 stored = data.store.open(study)
                 cam = cams[0] * (np.asarray(stored.brain) > 0)
                 write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
                 path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
-                self._draw(path, panel_of(study, stored, cam, probability, self.sequences))
+                self._draw(path, panel_of(study, stored, cam, self.sequences))
                 named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
-                ceilings = ceilings_of(network, self.methods, stored)
-                self._rows += rows_of(study, stored, named, ceilings, self._mean_tumour)
+                references = reference_maps_of(network, self.methods, stored)
+                self._rows += rows_of(study, stored, named, references, self._mean_tumour)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
         if not self.test:
             return
         self._end_test()
-        columns = ["study_id", "method", *SCORES, *(f"{name}_ceiling" for name in CEILINGS)]
+        columns = ["study_id", "method", *SCORES, *(f"{name}_reference" for name in REFERENCED)]
         rows = gathered(trainer, self._rows)
         if not trainer.is_global_zero:
             return
@@ -208,16 +208,31 @@ def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
 
 
 def panel_of(
-    study: Study, stored: StoredVolume, cam: np.ndarray, probability: float, sequences: Sequence[str]
+    study: Study,
+    stored: StoredVolume,
+    cam: np.ndarray,
+    sequences: Sequence[str],
+    *,
+    probability: float | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
-    """Return the arguments of `cam_panel` for one study and its map [D, H, W]."""
+    """Arguments of `cam_panel` for one study and its map [D, H, W].
+
+    Args:
+        study: To be shown.
+        stored: Its volume.
+        cam: [D, H, W].
+        sequences: Names of the channels.
+        probability: P(mutant), calibrated; None before calibration, which follows the test.
+        note: Stands after the name of the study.
+    """
     return {
         "image": np.asarray(stored.image, dtype=np.float32),
         "sequences": sequences,
         "cam": cam,
         "mask": None if stored.mask is None else np.array(stored.mask),
         "spacing_mm": stored.spacing_mm,
-        "title": study.study_id,
+        "title": study.study_id + note,
         "label": study.label,
         "probability": probability,
     }
@@ -268,29 +283,31 @@ def _begin_drawing(parent: int) -> None:
         os.nice(19)
 
 
-def ceilings_of(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:
-    """Return name of a method -> its ceiling [D, H, W] for one study; nothing for a study without a mask."""
+def reference_maps_of(
+    network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume
+) -> dict[str, np.ndarray]:
+    """Return name of a method -> its reference map [D, H, W] for one study; nothing for a study without a mask."""
     if stored.mask is None:
         return {}
     device = next(network.parameters()).device
     volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(device)
     mask = torch.from_numpy(np.array(stored.mask) > 0).float()[None].to(device)
     with torch.no_grad():
-        return {method.name: method.ceiling(network, volume, mask)[0].cpu().numpy() for method in methods}
+        return {method.name: method.reference(network, volume, mask)[0].cpu().numpy() for method in methods}
 
 
 def rows_of(
     study: Study,
     stored: StoredVolume,
     cams: Mapping[str, np.ndarray],
-    ceilings: Mapping[str, np.ndarray],
+    references: Mapping[str, np.ndarray],
     mean_tumour: np.ndarray | None,
 ) -> list[dict[str, object]]:
     """Return the rows of explanations.csv of one study; rows without scores, and a warning, where it has no tumour."""
     try:
         if stored.mask is None:
             raise ExplanationError("the study has no tumour mask")
-        both = {name: (cam, ceilings[name]) for name, cam in cams.items()}
+        both = {name: (cam, references[name]) for name, cam in cams.items()}
         rows = study_rows(both, np.asarray(stored.mask), np.asarray(stored.brain), mean_tumour)
     except ExplanationError as error:
         logger.warning("Study %s: its maps are not scored: %s", study.study_id, error)

@@ -8,9 +8,9 @@ number that cannot be given is null, and the entry says `why`. Intervals are 95 
 
 - `settings`: `confidence`, `bootstrap`, `seed`, `minimum_group`.
 - `splits`: train, validation, test -> `n` patients, `n_mutant`, `studies`.
-- `validation`, `test`: `auroc` (DeLong), `auroc_bootstrap` (BCa; the better interval where a class has fewer than about
-  100 patients, since DeLong's is too narrow there), `average_precision`, `prevalence`, `accuracy`, `balanced_accuracy`,
-  `sensitivity`, `specificity`, `ppv`, `npv`, `f1` (mutant), `f1_macro`, `f1_weighted`, `mcc`, `brier`, `log_loss`,
+- `validation`, `test`: `auroc` (with the bootstrap's interval, BCa; the one that is shown), `auroc_delong` (with DeLong's,
+  too narrow where a class has fewer than about 100 patients), `average_precision`, `prevalence`, `accuracy`,
+  `balanced_accuracy`, `sensitivity`, `specificity`, `ppv`, `npv`, `f1` (mutant), `f1_macro`, `f1_weighted`, `mcc`, `brier`, `log_loss`,
   `ece`, `calibration_slope`, `calibration_intercept`. Those of validation are optimistic: the epoch, the operating
   point and the calibration were chosen there.
 - `confusion`: split -> `tn`, `fp`, `fn`, `tp`.
@@ -52,20 +52,14 @@ metrics), `pairs` (`names`, and as `comparisons`, with `p_holm`), `n` and `n_mut
 from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import Described, Development, describe
-from idh_lightning.evaluation.discrimination import auroc, compare_auroc
+from idh_lightning.evaluation.discrimination import compare_auroc
 from idh_lightning.evaluation.evaluation import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.features import tumour_features
+from idh_lightning.evaluation.folds import Folds
 from idh_lightning.evaluation.learnt import Learnt
-from idh_lightning.evaluation.runs import (
-    compare_all,
-    compare_runs,
-    patient_predictions,
-    pool,
-    relation,
-    spread,
-)
+from idh_lightning.evaluation.runs import compare_all, compare_runs, pool, relation, spread
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
-from idh_lightning.evaluation.tables import per_patient, read_table
+from idh_lightning.evaluation.tables import patient_predictions, per_patient, read_table
 
 __all__ = [
     "Calibrator",
@@ -74,10 +68,10 @@ __all__ = [
     "Development",
     "Evaluation",
     "Fold",
+    "Folds",
     "Learnt",
     "OperatingPoint",
     "Results",
-    "auroc",
     "compare_all",
     "compare_auroc",
     "compare_runs",

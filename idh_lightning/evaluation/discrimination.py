@@ -48,22 +48,45 @@ def delong(labels: Integers, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
     return areas, np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
 
 
-def auroc(labels: Integers, scores: Floats, *, confidence: float = 0.95) -> Statistic:
-    """Return the area under the ROC curve with its DeLong interval, cut at 0 and 1.
+def auroc(labels: Integers, scores: Floats, *, resamples: Bootstrap) -> Statistic:
+    """Area under the ROC curve with the interval that is shown wherever this package says ROC-AUC.
 
-    Where every pair is ordered the same way, the DeLong variance is 0 and says nothing; the interval is then
-    Newcombe's, which depends on the class sizes only.
+    It is the bootstrap's, which keeps its level where a class has a few dozen patients. Where every pair is ordered the
+    same way, no resample differs and the interval is Newcombe's, which depends on the class sizes only.
 
-    Source: DeLong 1988; Newcombe 2006, Stat. Med. 25:559, method 5.
+    Args:
+        labels: [n], 0 wildtype, 1 mutant; both classes present.
+        scores: [n], higher means mutant; ties count one half.
+        resamples: Of these rows, stratified by label.
+
+    Source: Newcombe 2006, Stat. Med. 25:559, method 5.
+    """
+    right, pairs = concordance(labels, scores, resamples.weights)
+    return _or_newcombe(resamples.interval(divide(right, pairs)), labels, resamples.confidence)
+
+
+def auroc_delong(labels: Integers, scores: Floats, *, confidence: float = 0.95) -> Statistic:
+    """Area under the ROC curve with DeLong's interval, cut at 0 and 1, for comparison with other publications.
+
+    It is too narrow where a class has fewer than about 100 patients. See `auroc` for perfect order.
+
+    Source: DeLong 1988.
     """
     areas, covariance = delong(labels, scores)
-    area, z = float(areas[0]), float(norm.ppf((1 + confidence) / 2))
-    if area in (0.0, 1.0):
-        bound = _newcombe_bound(int((labels == 1).sum()), int((labels == 0).sum()), z)
-        low, high = (bound, 1.0) if area == 1.0 else (0.0, 1 - bound)
-        return statistic(area, low, high, len(labels), "Newcombe")
-    half = z * math.sqrt(max(covariance[0, 0], 0.0)) if math.isfinite(covariance[0, 0]) else math.nan
-    return statistic(area, max(area - half, 0.0), min(area + half, 1.0), len(labels), "DeLong")
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(variance) if variance > 0 else math.nan
+    found = statistic(area, max(area - half, 0.0), min(area + half, 1.0), len(labels), "DeLong")
+    return _or_newcombe(found, labels, confidence)
+
+
+def _or_newcombe(area: Statistic, labels: Integers, confidence: float) -> Statistic:
+    """Statistic of an area, with Newcombe's interval where all pairs are ordered the same way."""
+    if area["value"] not in (0.0, 1.0):
+        return area
+    z = float(norm.ppf((1 + confidence) / 2))
+    bound = _newcombe_bound(int((labels == 1).sum()), int((labels == 0).sum()), z)
+    low, high = (bound, 1.0) if area["value"] == 1.0 else (0.0, 1 - bound)
+    return statistic(area["value"], low, high, area["n"], "Newcombe")
 
 
 def _newcombe_bound(m: int, n: int, z: float) -> float:
@@ -182,15 +205,13 @@ def discrimination(
         resamples: Of these patients, stratified by label.
 
     Returns:
-        Name -> statistic. `auroc` has the DeLong interval and `auroc_bootstrap` the bootstrap's; `prevalence` is the
-        level that `average_precision` has to beat; proportions have Wilson intervals, `balanced_accuracy` combines
+        Name -> statistic. `auroc` has the bootstrap's interval and `auroc_delong` DeLong's; `prevalence` is the level
+        that `average_precision` has to beat; proportions have Wilson intervals, `balanced_accuracy` combines
         two of them (Zou & Donner 2008, Stat. Med. 27:1693), the rest are bootstrapped.
     """
     n, confidence, weights = len(labels), resamples.confidence, resamples.weights
-    right, pairs = concordance(labels, scores, weights)
     counts = confusion(labels, predicted, weights)
     resampled = {
-        "auroc_bootstrap": divide(right, pairs),
         "average_precision": average_precision(labels, scores, weights),
         **threshold_scores(**counts),
     }
@@ -199,8 +220,8 @@ def discrimination(
     sensitivity = wilson(tp, tp + fn, confidence)
     specificity = wilson(tn, tn + fp, confidence)
     return {
-        "auroc": auroc(labels, scores, confidence=confidence),
-        "auroc_bootstrap": bootstrapped.pop("auroc_bootstrap"),
+        "auroc": auroc(labels, scores, resamples=resamples),
+        "auroc_delong": auroc_delong(labels, scores, confidence=confidence),
         "average_precision": bootstrapped.pop("average_precision"),
         "prevalence": wilson(tp + fn, n, confidence),
         "accuracy": wilson(tp + tn, n, confidence),

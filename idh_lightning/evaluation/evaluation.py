@@ -25,12 +25,11 @@ from idh_lightning.evaluation.decisions import (
     observed_sets,
 )
 from idh_lightning.evaluation.discrimination import (
+    auroc,
     average_precision,
     compare_auroc,
-    concordance,
     confusion,
     discrimination,
-    divide,
     predictive_values,
 )
 from idh_lightning.evaluation.folds import RUN, Folds
@@ -38,7 +37,7 @@ from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Stat
 from idh_lightning.evaluation.learnt import Learnt
 from idh_lightning.evaluation.runs import pool
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
-from idh_lightning.evaluation.tables import join, opinions_in, per_patient
+from idh_lightning.evaluation.tables import join, opinions_in, patient_predictions, per_patient
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +258,7 @@ class Evaluation:
 
     def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: Learnt | Folds) -> dict[str, Any]:
         """Return metrics.json of the studies in these splits."""
-        parts = {split: self._patients(studies[studies["split"] == split], learnt) for split in splits}
+        parts = {split: patient_predictions(studies[studies["split"] == split], learnt) for split in splits}
         measured = {split: self._measure(patients) for split, patients in parts.items()}
         test, tested = parts["test"], studies[studies["split"] == "test"]
         baselines, scores = self._baselines(parts, learnt)
@@ -331,11 +330,6 @@ class Evaluation:
             baselines=baselines,
             method=self.calibration,
         )
-
-    def _patients(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> pd.DataFrame:
-        """Return one row per patient with raw_probability, probability, predicted and prediction_set."""
-        patients = per_patient(studies)
-        return pd.concat([patients, learnt.decide(patients)], axis=1)
 
     def _measure(self, patients: pd.DataFrame) -> dict[str, Statistic]:
         return measure(patients, bins=self.bins, confidence=self.confidence, bootstrap=self.bootstrap, seed=self.seed)
@@ -435,7 +429,7 @@ class Evaluation:
             if groups is None:
                 entries[name] = {"column": column, "why": f"no column {column} in the cohort"}
                 continue
-            patients = self._patients(studies.assign(_group=groups), learnt)
+            patients = patient_predictions(studies.assign(_group=groups), learnt)
             entries[name] = {
                 "column": column,
                 "groups": {},
@@ -449,11 +443,11 @@ class Evaluation:
                 ),
             }
             for group in _ordered(groups.unique()):
-                members = self._patients(studies[groups == group], learnt)
+                members = patient_predictions(studies[groups == group], learnt)
                 entries[name]["groups"][group] = {
                     "n": len(members),
                     "n_mutant": int(members["label"].sum()),
-                    **group_scores(members, minimum=self.minimum_group, confidence=self.confidence),
+                    **group_scores(members, minimum=self.minimum_group, resamples=self._resamples(members["label"])),
                 }
         return entries
 
@@ -471,7 +465,7 @@ class Evaluation:
             if min(entry["n_mutant"], entry["n"] - entry["n_mutant"]) < self.minimum_group:
                 entry["why"] = f"too few: {self.minimum_group} patients of each class needed"
                 continue
-            entry["metrics"] = self._measure(self._patients(kept, learnt))
+            entry["metrics"] = self._measure(patient_predictions(kept, learnt))
         entries["every_study"] = self._every_study(studies)
         return entries
 
@@ -482,11 +476,10 @@ class Evaluation:
             return entry | {"why": "each patient has one study"}
         labels, logits = studies["label"].to_numpy(dtype=np.int64), studies["logit"].to_numpy(dtype=float)
         resamples = self._resamples(labels, studies["patient_id"].to_numpy(dtype=object))
-        right, pairs = concordance(labels, logits, resamples.weights)
         precision = average_precision(labels, logits, resamples.weights)
         return entry | {
             "metrics": {
-                "auroc": resamples.interval(divide(right, pairs)),
+                "auroc": auroc(labels, logits, resamples=resamples),
                 "average_precision": resamples.interval(precision),
             }
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,17 @@ class Folds:
     """
 
     of_run: Mapping[str, Learnt]
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
+        """Folds as the metrics.json of a pooled cross-validation describes them, without their baselines."""
+        sections = {name: metrics[name]["runs"] for name in ("operating_point", "calibration", "conformal")}
+        return cls(
+            of_run={
+                run: Learnt.from_metrics({name: each[run] for name, each in sections.items()} | {"baselines": {}})
+                for run in sections["calibration"]
+            }
+        )
 
     def calibrated(self, studies: pd.DataFrame) -> pd.DataFrame:
         """Return the studies with logits whose sigmoid is the calibrated probability; needs the column run."""

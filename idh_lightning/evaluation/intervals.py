@@ -15,21 +15,23 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Statistic = dict[str, Any]
 
+_ROUNDING = 1e-9
+
 
 def statistic(value: float, low: float | None, high: float | None, n: int, method: str) -> Statistic:
-    """Return `{value, low, high, n, method}` in primitives; a bound that is not finite becomes null, with a `why`."""
+    """Statistic `{value, low, high, n, method}` in primitives.
+
+    Bounds that are not finite, or between which the value does not lie, become null, with a `why`: an interval that
+    excludes its own estimate says nothing about it.
+    """
     if not math.isfinite(value):
         return absent(f"{method} gives no finite value", n)
+    found: Statistic = {"value": float(value), "low": None, "high": None, "n": int(n), "method": method}
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return {
-            "value": float(value),
-            "low": None,
-            "high": None,
-            "n": int(n),
-            "method": method,
-            "why": f"{method} gives no finite interval",
-        }
-    return {"value": float(value), "low": float(low), "high": float(high), "n": int(n), "method": method}
+        return found | {"why": f"{method} gives no finite interval"}
+    if not low - _ROUNDING <= value <= high + _ROUNDING:
+        return found | {"why": f"the interval of the {method} does not hold the value"}
+    return found | {"low": min(float(low), float(value)), "high": max(float(high), float(value))}
 
 
 def absent(why: str, n: int = 0) -> Statistic:

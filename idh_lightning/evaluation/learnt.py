@@ -15,6 +15,9 @@ from idh_lightning.evaluation.baselines import Baseline
 from idh_lightning.evaluation.calibration import Calibrator, Method
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 
+DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
+"""Columns that follow from a logit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learnt:
@@ -39,14 +42,9 @@ class Learnt:
     def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
         """Return raw_probability, probability, predicted and prediction_set of each logit, one row each."""
         probability = self.calibrator(logits)
-        return pd.DataFrame(
-            {
-                "raw_probability": expit(np.asarray(logits, dtype=float)),
-                "probability": probability,
-                "predicted": self.operating_point(probability),
-                "prediction_set": self.conformal.names(probability),
-            }
-        )
+        raw = expit(np.asarray(logits, dtype=float))
+        decided = (raw, probability, self.operating_point(probability), self.conformal.names(probability))
+        return pd.DataFrame(dict(zip(DECISIONS, decided, strict=True)))
 
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:
         """Return what `apply` says of the column logit, on the index of the patients."""

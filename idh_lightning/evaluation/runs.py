@@ -17,25 +17,6 @@ from idh_lightning.evaluation.discrimination import compare_auroc
 _SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1")
 
 
-def patient_predictions(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Return one row per patient of a split, sorted: label, and the means of logit, probability and predicted.
-
-    Args:
-        predictions: `Results.predictions`, whose probability is calibrated and which has the column predicted.
-        split: Which patients.
-
-    Raises:
-        EvaluationError: If the split has no rows or a patient has two labels.
-    """
-    rows = predictions[predictions["split"] == split]
-    if rows.empty:
-        raise EvaluationError(f"predictions: no rows of split {split}; expected some. Choose another split or run.")
-    groups = rows.assign(patient_id=rows["patient_id"].astype(str)).groupby("patient_id")
-    if (groups["label"].nunique() > 1).any():
-        raise EvaluationError("predictions: a patient has two labels; expected one IDH status. Correct the table.")
-    return groups[["label", "logit", "probability", "predicted"]].mean()
-
-
 def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
     """Return the out-of-fold predictions of a cross-validation as one table, with the column run.
 
@@ -54,15 +35,18 @@ def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
     return pooled
 
 
-def relation(runs: Mapping[str, pd.DataFrame], split: str = "test") -> Literal["folds", "same patients"]:
-    """Return what runs have to do with each other, from the patients of a split alone.
+def relation(runs: Mapping[str, pd.DataFrame]) -> Literal["folds", "same patients"]:
+    """Return what runs have to do with each other, from their test patients alone.
+
+    Args:
+        runs: Name -> its patients, from `patient_predictions`.
 
     Raises:
         EvaluationError: If there are fewer than two, or they share some patients and not others.
     """
     if len(runs) < 2:
         raise EvaluationError(f"runs: found {len(runs)}; expected two or more. Name more run folders.")
-    people = {name: set(patient_predictions(table, split).index) for name, table in runs.items()}
+    people = {name: set(table["patient_id"]) for name, table in runs.items()}
     pairs = [(first, second, len(people[first] & people[second])) for first, second in combinations(people, 2)]
     if all(shared == 0 for *_, shared in pairs):
         return "folds"
@@ -71,18 +55,16 @@ def relation(runs: Mapping[str, pd.DataFrame], split: str = "test") -> Literal["
     partly = [pair for pair in pairs if pair[2] > 0 and not pair[2] == len(people[pair[0]]) == len(people[pair[1]])]
     first, second, shared = (partly or [pair for pair in pairs if pair[2]])[0]
     raise EvaluationError(
-        f"runs {first} and {second}: {shared} of {len(people[first])} and {len(people[second])} {split} patients are "
+        f"runs {first} and {second}: {shared} of {len(people[first])} and {len(people[second])} test patients are "
         "the same; expected none in any two runs (folds, to be pooled) or the same in all (to be compared). Name the "
         "runs of one cross-validation, or of one split."
     )
 
 
-def compare_all(
-    runs: Mapping[str, pd.DataFrame], *, split: str = "test", confidence: float = 0.95
-) -> list[dict[str, Any]]:
+def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> list[dict[str, Any]]:
     """Return `compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
     rows = [
-        {"names": [first, second], **compare_runs(runs[first], runs[second], split=split, confidence=confidence)}
+        {"names": [first, second], **compare_runs(runs[first], runs[second], confidence=confidence)}
         for first, second in combinations(runs, 2)
     ]
     tested = [row for row in rows if row["p_value"] is not None]
@@ -93,22 +75,24 @@ def compare_all(
     return rows
 
 
-def compare_runs(
-    first: pd.DataFrame, second: pd.DataFrame, *, split: str = "test", confidence: float = 0.95
-) -> dict[str, Any]:
-    """Return the paired DeLong comparison of two runs on the patients that both have in a split.
+def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Return the paired DeLong comparison of two runs on the patients that both have.
+
+    Args:
+        first: From `patient_predictions`.
+        second: The same of another run.
+        confidence: Of the interval.
 
     Raises:
         EvaluationError: If they share no patients of both classes, or disagree about a label.
     """
-    both = patient_predictions(first, split).join(
-        patient_predictions(second, split), how="inner", lsuffix="_first", rsuffix="_second"
-    )
+    columns = ["patient_id", "label", "logit"]
+    both = first[columns].merge(second[columns], on="patient_id", suffixes=("_first", "_second"))
     if (both["label_first"] != both["label_second"]).any():
         raise EvaluationError("the two runs disagree about a label; expected one cohort. Give runs on the same table.")
     if both["label_first"].nunique() < 2:
         raise EvaluationError(
-            f"the two runs share {len(both)} patients of split {split}; expected some of both classes. "
+            f"the two runs share {len(both)} patients; expected some of both classes. "
             "Give runs with the same split seed and fold."
         )
     return compare_auroc(
@@ -119,12 +103,11 @@ def compare_runs(
     )
 
 
-def spread(runs: Mapping[str, pd.DataFrame], *, split: str = "test") -> dict[str, Any]:
+def spread(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return how much results move from run to run: over seeds, or over folds.
 
     Args:
-        runs: Name -> `Results.predictions`.
-        split: Which patients.
+        runs: Name -> its patients, from `patient_predictions`.
 
     Returns:
         `runs`: name -> metric -> value; `summary`: metric -> mean, sd (null for one run), minimum, maximum, n (runs);
@@ -132,11 +115,11 @@ def spread(runs: Mapping[str, pd.DataFrame], *, split: str = "test") -> dict[str
         patients of its sd over runs) and the share of patients who are not called the same in all runs; else `why`.
 
     Raises:
-        EvaluationError: If there are no runs, or one has a single class in that split.
+        EvaluationError: If there are no runs, or one has patients of a single class.
     """
     if not runs:
         raise EvaluationError("runs: none given; expected one or more. Name some run folders.")
-    tables = {name: patient_predictions(table, split) for name, table in runs.items()}
+    tables = {name: table.set_index("patient_id").sort_index() for name, table in runs.items()}
     values = {name: _scores(name, table) for name, table in tables.items()}
     summary: dict[str, Any] = {}
     for metric in _SCORES:
@@ -154,20 +137,18 @@ def spread(runs: Mapping[str, pd.DataFrame], *, split: str = "test") -> dict[str
         patients = {"n": len(first), "why": "one run only"}
     elif all(first.index.equals(other.index) for other in others):
         probability = np.stack([table["probability"] for table in tables.values()])
-        called = np.stack([table["predicted"] >= 0.5 for table in tables.values()])
+        called = np.stack([table["predicted"] == 1 for table in tables.values()])
         patients["probability_sd"] = float(probability.std(axis=0, ddof=1).mean())
         patients["called_differently"] = float(np.mean(called.any(axis=0) & ~called.all(axis=0)))
     else:
         patients = {"n": 0, "why": "the runs hold different patients"}
-    return {"split": split, "runs": values, "summary": summary, "patients": patients}
+    return {"split": "test", "runs": values, "summary": summary, "patients": patients}
 
 
 def _scores(name: str, patients: pd.DataFrame) -> dict[str, float]:
-    labels, called = patients["label"].to_numpy(dtype=np.int64), patients["predicted"].to_numpy() >= 0.5
+    labels, called = patients["label"].to_numpy(dtype=np.int64), patients["predicted"].to_numpy()
     if len(set(labels)) < 2:
-        raise EvaluationError(
-            f"run {name}: all patients of the split have label {labels[0]}; expected both classes. Leave it out."
-        )
+        raise EvaluationError(f"run {name}: all patients have label {labels[0]}; expected both classes. Leave it out.")
     return {
         "auroc": float(metrics.roc_auc_score(labels, patients["logit"])),
         "average_precision": float(metrics.average_precision_score(labels, patients["logit"])),

@@ -37,14 +37,14 @@ def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
     return pd.Series(np.where(np.isnan(years), "unknown", bands), index=ages.index, dtype=object)
 
 
-def group_scores(patients: pd.DataFrame, *, minimum: int, confidence: float) -> dict[str, Statistic]:
+def group_scores(patients: pd.DataFrame, *, minimum: int, resamples: Bootstrap) -> dict[str, Statistic]:
     """Return `auroc`, `accuracy`, `sensitivity` and `specificity` of a group, each where enough patients carry it.
 
     Args:
         patients: One row each: label, logit, predicted.
         minimum: The fewest patients that a statistic may rest on: mutants for sensitivity, wildtypes for specificity,
             of each for the area. With fewer its value is null, and `why` says "too few".
-        confidence: Of the intervals.
+        resamples: Of these patients, stratified by label.
     """
     labels = patients["label"].to_numpy(dtype=np.int64)
     right = patients["predicted"].to_numpy(dtype=np.int64) == labels
@@ -55,14 +55,14 @@ def group_scores(patients: pd.DataFrame, *, minimum: int, confidence: float) -> 
 
     def share(among: Any, who: str) -> Statistic:
         n = int(among.sum())
-        return wilson(int(right[among].sum()), n, confidence) if n >= minimum else too_few(n, who)
+        return wilson(int(right[among].sum()), n, resamples.confidence) if n >= minimum else too_few(n, who)
 
     rarer = min(
         ("mutant patients", int(mutant.sum())), ("wildtype patients", int((~mutant).sum())), key=lambda pair: pair[1]
     )
     area = too_few(rarer[1], rarer[0])
     if rarer[1] >= minimum:
-        area = auroc(labels, patients["logit"].to_numpy(dtype=float), confidence=confidence)
+        area = auroc(labels, patients["logit"].to_numpy(dtype=float), resamples=resamples)
     return {
         "auroc": area,
         "accuracy": share(np.ones(len(labels), dtype=bool), "patients"),

@@ -10,6 +10,8 @@ import pandas as pd
 
 from idh_lightning.cohort import SPLITS
 from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation.folds import Folds
+from idh_lightning.evaluation.learnt import DECISIONS, Learnt
 
 _PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")
@@ -136,6 +138,27 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
         patients[column] = groups[column].mean()
     patients["studies"] = groups.size()
     return patients.reset_index()
+
+
+def patient_predictions(studies: pd.DataFrame, learnt: Learnt | Folds) -> pd.DataFrame:
+    """Predictions of patients: the mean logit over a patient's studies, then calibration, then the threshold.
+
+    The one rule for a patient with several studies: metrics, comparisons of runs, pages and the model card call it.
+
+    Args:
+        studies: Rows of predictions.csv or of `join`; of pooled folds, from `Folds.calibrated`.
+        learnt: Calibration, threshold and prediction sets.
+
+    Returns:
+        One row per patient: the columns of `per_patient`, and raw_probability, probability, predicted, prediction_set.
+
+    Raises:
+        EvaluationError: If a patient has two labels.
+    """
+    if (studies.groupby("patient_id")["label"].nunique() > 1).any():
+        raise EvaluationError("predictions: a patient has two labels; expected one IDH status. Correct the table.")
+    patients = per_patient(studies.drop(columns=list(DECISIONS), errors="ignore"))
+    return pd.concat([patients, learnt.decide(patients)], axis=1)
 
 
 def _missing_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> list[str]:

@@ -8,8 +8,8 @@ from idh_lightning.explain.perturbation import Occlusion, Supervoxels, margin_lo
 from idh_lightning.explain.scores import (
     ANY_SIGN,
     BASELINE,
-    CEILINGS,
     POINTING_WHERE_DECISIVE,
+    REFERENCED,
     SCORES,
     baselines,
     localisation_scores,
@@ -22,8 +22,8 @@ from idh_lightning.explain.scores import (
 __all__ = [
     "ANY_SIGN",
     "BASELINE",
-    "CEILINGS",
     "POINTING_WHERE_DECISIVE",
+    "REFERENCED",
     "SCORES",
     "Evidence",
     "GradCAM",

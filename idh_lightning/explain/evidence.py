@@ -100,7 +100,7 @@ class Evidence:
         seen, read = (contributions.sum(1).float() for contributions in found)
         return seen, read, torch.sigmoid(tumour)
 
-    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the share of tumour in the cells of the locator, placed. See `Method`."""
         assert network.focus is not None
         return shares_placed(network, network.focus, masks)

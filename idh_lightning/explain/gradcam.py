@@ -111,7 +111,7 @@ class GradCAM:
             return maps[0]
         return unit_maximum(torch.stack([torch.tanh(FUSION_GAIN * cam) for cam in maps]).amax(0))
 
-    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the share of tumour in the cells of the finest layer, placed. See `Method`."""
         finest = min(self.layers, key=lambda layer: network.sampling(layer, masks.shape[1])[1])
         return shares_placed(network, finest, masks)

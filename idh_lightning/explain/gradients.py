@@ -67,6 +67,6 @@ class IntegratedGradients:
                 )
         return torch.cat(found).float()
 
-    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the masks: the cells are the voxels. See `Method`."""
         return masks

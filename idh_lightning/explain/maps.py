@@ -23,11 +23,11 @@ class Method(Protocol):
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study."""
 
-    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the maps [B, D, H, W] of one that knows the tumour and has no finer cells than the method.
 
         In each cell they hold the share of tumour, and they are placed on the voxels as the method's maps are. How
-        they score is what the method could reach with what it can resolve: its ceiling.
+        they score is what a map of its cells gets for the share of tumour in each; a sharper map can exceed it.
 
         Args:
             network: Whose layers make the cells.

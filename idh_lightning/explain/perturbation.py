@@ -84,7 +84,7 @@ class _Perturbation(ABC):
                 maps.append(self._painted(volume, margin_lost(network, volume)))
         return unit_maximum(torch.stack(maps).float())
 
-    def ceiling(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the share of tumour in each region, painted as effects are. See `Method`."""
 
         def shares_of(mask: Tensor) -> Callable[[Tensor], Tensor]:

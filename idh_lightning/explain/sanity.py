@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idh_lightning.errors import ExplanationError
 from idh_lightning.explain.faithfulness import brain
 from idh_lightning.explain.maps import Method
+from idh_lightning.explain.summary import mean_with_interval
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
 Map = NDArray[np.floating]
@@ -148,7 +149,7 @@ def table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     Returns:
         One row per method and check: `method`, `check`, `value` (mean Spearman correlation over studies, each study
         with the mean of its shifts, pairs or seeds; of a cascade, with all modules random, or all of the tail), `low`
-        and `high` (95 %, BCa bootstrap over studies; NaN where all studies have one value), `n` studies, `bound` (for
+        and `high` (95 %, BCa bootstrap over studies; NaN with fewer than three studies or one value), `n` studies, `bound` (for
         example "< 0.3"), `passed` (whether `value` keeps to it).
 
     Raises:
@@ -164,7 +165,7 @@ def table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
         if "module" in frame:
             frame = frame[frame["module"] == frame["module"].iloc[-1]]
         studies = frame.groupby("study")["spearman"].mean().to_numpy()
-        value, (low, high) = float(studies.mean()), _interval(studies)
+        value, low, high = mean_with_interval(studies)
         relation, bound = BOUNDS[check]
         rows.append(
             {
@@ -261,10 +262,3 @@ def _rank_correlation(first: Map, second: Map) -> float:
     if any(flat):
         return float(all(flat))
     return float(spearmanr(first, second).statistic)
-
-
-def _interval(values: Map) -> tuple[float, float]:
-    if len(values) < 2 or np.ptp(values) < 1e-12:
-        return float("nan"), float("nan")
-    found = bootstrap((values,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return float(found.low), float(found.high)

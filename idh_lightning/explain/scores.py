@@ -1,4 +1,4 @@
-"""How well a map lies on the tumour, and what that is worth: its ceiling, and maps that know nothing of the study."""
+"""How well a map lies on the tumour, and what that is worth: a reference map, and maps that know nothing of the study."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Mask = NDArray[np.integer] | NDArray[np.bool_]
 SCORES: tuple[str, ...] = ("pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain", "tumour_rank")
 """Columns of explanations.csv, one row per study and method."""
 
-CEILINGS: tuple[str, ...] = ("energy_inside", "auprc", "best_iou")
-"""The scores whose ceiling is in a column of its own, `<score>_ceiling`."""
+REFERENCED: tuple[str, ...] = ("energy_inside", "auprc", "best_iou")
+"""The scores whose value for the reference map is in a column of its own, `<score>_reference`."""
 
 BASELINE = "baseline: "
 """What the names of maps that do not come from the network begin with, in the column `method`."""
@@ -160,7 +160,7 @@ def study_rows(
     """Return the rows of explanations.csv of one study: those of each method, then those of the baselines.
 
     Args:
-        cams: Name of a method -> its map and its ceiling, [D, H, W] each.
+        cams: Name of a method -> its map and its reference map, [D, H, W] each.
         mask: [D, H, W], non-zero in the tumour.
         brain: [D, H, W], non-zero in the brain.
         mean_tumour: Of `mean_mask`.
@@ -174,7 +174,7 @@ def study_rows(
         row: dict[str, object] = {"method": name, **localisation_scores(cam, mask, brain), "tumour_rank": rank}
         if name in cams:
             best = localisation_scores(cams[name][1], mask, brain)
-            row |= {f"{score}_ceiling": best[score] for score in CEILINGS}
+            row |= {f"{score}_reference": best[score] for score in REFERENCED}
         rows.append(row)
     return rows
 

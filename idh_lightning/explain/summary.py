@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from idh_lightning.explain.scores import BASELINE, CEILINGS, SCORES
+from idh_lightning.explain.scores import BASELINE, REFERENCED, SCORES
 
 LOWER_IS_BETTER: frozenset[str] = frozenset({"outside_brain"})
 
@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 def mean_with_interval(
     values: NDArray[np.floating], *, resamples: int = 2000, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the mean of some studies and the ends of its interval, NaN where there is none.
+    """Return the mean of some studies and the ends of its interval, NaN where there is none that holds the mean.
 
     Percentiles of the bootstrap over studies are corrected for bias and skewness (BCa).
 
@@ -42,7 +42,8 @@ def mean_with_interval(
     found = bootstrap(
         (values,), np.mean, n_resamples=resamples, confidence_level=confidence, rng=np.random.default_rng(0)
     ).confidence_interval
-    return mean, float(found.low), float(found.high)
+    holds = found.low - 1e-9 <= mean <= found.high + 1e-9
+    return (mean, float(min(found.low, mean)), float(max(found.high, mean))) if holds else (mean, np.nan, np.nan)
 
 
 def summarised(scores: pd.DataFrame, *, resamples: int = 2000, confidence: float = 0.95) -> pd.DataFrame:
@@ -54,10 +55,10 @@ def summarised(scores: pd.DataFrame, *, resamples: int = 2000, confidence: float
         confidence: Of the intervals.
 
     Returns:
-        One row per method, group (see `GROUPS`) and score, ceilings among the scores: `method`, `group`, `score`,
+        One row per method, group (see `GROUPS`) and score, references among the scores: `method`, `group`, `score`,
         `value`, `low`, `high`, `n`.
     """
-    columns = [name for name in (*SCORES, *(f"{score}_ceiling" for score in CEILINGS)) if name in scores]
+    columns = [name for name in (*SCORES, *(f"{score}_reference" for score in REFERENCED)) if name in scores]
     rows = []
     for method, theirs in scores.groupby("method", sort=False):
         for group in GROUPS:
@@ -79,7 +80,7 @@ def mean_ranks(summary: pd.DataFrame, faithfulness: Mapping[str, float]) -> pd.S
     """Return the mean of the ranks of each method over all scores, 1 being best; the best method first.
 
     Args:
-        summary: Of `summarised`; baselines and ceilings do not take part.
+        summary: Of `summarised`; baselines and references do not take part.
         faithfulness: Method -> how faithful it is, larger is better; it counts as one score.
     """
     rows = summary[(summary["group"] == "all") & summary["score"].isin(SCORES)]

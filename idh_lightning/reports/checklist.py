@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from idh_lightning.explain.scores import BASELINE
-from idh_lightning.reports.run import PARTS, Run, area, exclusion_reasons, in_words
+from idh_lightning.reports.run import PARTS, Run, exclusion_reasons
+from idh_lightning.reports.vocabulary import ANALYSES, METRICS, in_words
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _measures(run: Run) -> str | None:
     return (
         None
         if not isinstance(test, Mapping)
-        else ", ".join(in_words(str(name)) for name in test if name != "prevalence") + "."
+        else ", ".join(in_words(str(name), METRICS) for name in test if name in METRICS) + "."
     )
 
 
@@ -169,8 +170,8 @@ def _uncertainty(run: Run) -> str | None:
     if confidence is None:
         return None
     return (
-        f"{confidence:.0%} intervals over patients: DeLong and stratified bootstrap ({bootstrap or 0:.0f} resamples) "
-        "for areas, Wilson for proportions; paired DeLong tests between models."
+        f"{confidence:.0%} intervals over patients: stratified bootstrap ({bootstrap or 0:.0f} resamples) for areas, "
+        "Wilson for proportions; paired DeLong tests between models."
     )
 
 
@@ -181,9 +182,9 @@ def _recalibrated(run: Run) -> str | None:
 
 def _robust(run: Run) -> str | None:
     done = [
-        f"{in_words(name)}: ROC-AUC {estimate.text}"
+        f"{in_words(name, ANALYSES)}: ROC-AUC {estimate.text}"
         for name in run.node("sensitivity_analyses") or {}
-        if (estimate := area(run.node("sensitivity_analyses", name, "metrics"))) is not None
+        if (estimate := run.estimate("sensitivity_analyses", name, "metrics", "auroc")) is not None
     ]
     return "; ".join(done) + "." if done else None
 
@@ -217,8 +218,8 @@ def _demographics(run: Run) -> str | None:
 
 
 def _performance(run: Run) -> str | None:
-    found = [(name, run.estimate("test", name)) for name in ("auroc_bootstrap", "sensitivity", "specificity", "ece")]
-    words = [f"{in_words(name)} {estimate.text}" for name, estimate in found if estimate is not None]
+    found = [(name, run.estimate("test", name)) for name in ("auroc", "sensitivity", "specificity", "ece")]
+    words = [f"{in_words(name, METRICS)} {estimate.text}" for name, estimate in found if estimate is not None]
     return f"Test: {', '.join(words)}." if words else None
 
 
@@ -232,8 +233,8 @@ def _failures(run: Run) -> str | None:
     people = run.patients("test")
     if people.empty:
         return None
-    wrong = int((people["called"].astype(int) != people["label"]).sum())
-    return f"{wrong} of {len(people)} test patients are called wrong; the table of test studies names them."
+    wrong = int((people["predicted"] != people["label"]).sum())
+    return f"{wrong} of {len(people)} test patients are called wrong; the table of test patients names them."
 
 
 def _code(run: Run) -> str | None:

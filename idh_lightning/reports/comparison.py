@@ -7,21 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.files import write_text
-from idh_lightning.reports.cells import Table, p_value_words, signed
+from idh_lightning.reports.cells import Table, signed
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.folds import each_run, spread_table
 from idh_lightning.reports.html import environment, inlined, provenance_table, synthetic
-from idh_lightning.reports.run import Run, area, as_estimate, read_run, save_figures
+from idh_lightning.reports.run import Run, as_estimate, read_run, save_figures
+from idh_lightning.reports.vocabulary import METRICS, number, p_value_words
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = {
-    "auroc_bootstrap": "ROC-AUC",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
+_SHOWN = ("auroc", "sensitivity", "specificity", "brier", "ece")
 
 
 def write_comparison(run_folder: Path) -> Path:
@@ -80,7 +75,11 @@ def _headline(run: Run) -> list[str]:
 
 def _areas(run: Run) -> dict[str, Estimate]:
     each = run.node("runs", "test")
-    found = {str(name): area(measured) for name, measured in each.items()} if isinstance(each, Mapping) else {}
+    found = (
+        {str(name): as_estimate(measured.get("auroc")) for name, measured in each.items()}
+        if isinstance(each, Mapping)
+        else {}
+    )
     return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
@@ -93,7 +92,12 @@ def _runs(run: Run) -> Table | None:
         cells = [as_estimate(measured.get(key)) for key in _SHOWN]
         settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
         rows.append([str(name), *("" if cell is None else cell.text for cell in cells), settings])
-    return Table("Each run, with 95 % intervals", ["", *_SHOWN.values(), "settings"], rows, (0, len(_SHOWN) + 1))
+    return Table(
+        "Each run, with 95 % intervals",
+        ["", *(METRICS[key].name for key in _SHOWN), "settings"],
+        rows,
+        (0, len(_SHOWN) + 1),
+    )
 
 
 def _pairs(run: Run) -> Table | None:
@@ -104,7 +108,7 @@ def _pairs(run: Run) -> Table | None:
             "" if pair.get(key) is None else p_value_words(float(pair[key])).removeprefix("p ").removeprefix("= ")
             for key in ("p_value", "p_holm")
         ]
-        areas = [f"{float(pair[key]):.2f}" for key in ("first", "second")]
+        areas = [number(float(pair[key])) for key in ("first", "second")]
         shown = "" if difference is None else signed(difference)
         rows.append([" against ".join(pair["names"]), *areas, shown, *p_values])
     head = ["", "first", "second", "difference (95 % interval)", "p", "p, corrected"]
@@ -116,6 +120,6 @@ def _patients(run: Run) -> str:
     if "probability_sd" not in found:
         return f"How much single patients move: not computed, {found.get('why', 'no result')}."
     return (
-        f"From run to run the probability of a patient moves by {found['probability_sd']:.2f} (mean SD), and "
+        f"From run to run the probability of a patient moves by {number(found['probability_sd'])} (mean SD), and "
         f"{found['called_differently']:.0%} of the patients are not called the same in all runs."
     )

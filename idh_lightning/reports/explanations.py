@@ -18,8 +18,9 @@ from idh_lightning.files import replacing, write_text
 from idh_lightning.reports import figures
 from idh_lightning.reports.cells import Table, count
 from idh_lightning.reports.html import Picture, environment, picture
-from idh_lightning.reports.localisation import LOCALISATION, SHORT, localisation_tables
-from idh_lightning.reports.run import as_estimate, in_words
+from idh_lightning.reports.localisation import localisation_tables
+from idh_lightning.reports.run import as_estimate
+from idh_lightning.reports.vocabulary import LOCALISATION, in_words, number
 
 logger = logging.getLogger(__name__)
 
@@ -98,17 +99,19 @@ def _headline(content: Mapping[str, Any]) -> list[str]:
 def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     method = content["default"]["method"]
     tiles = []
-    for score, name in LOCALISATION.items():
+    for score, metric in LOCALISATION.items():
         row = as_estimate(_scores_of(content, method).get(score))
         if row is not None and row.value is not None:
-            interval = "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}, "
-            tiles.append((name, f"{row.value:.2f}", f"{interval}n = {row.n}"))
+            interval = f"{row.interval}, " if row.interval else ""
+            tiles.append((metric.name, number(row.value), f"{interval}{row.n} studies"))
     return tiles
 
 
 def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Picture]:
     drawn: dict[str, tuple[Figure, str]] = {}
-    columns = {score: name for score, name in SHORT.items() if score in scores and scores[score].notna().any()}
+    columns = {
+        score: metric.short for score, metric in LOCALISATION.items() if score in scores and scores[score].notna().any()
+    }
     method = content["default"]["method"]
     if columns:
         muted = [name for name in scores["method"].unique() if str(name).startswith(BASELINE)]
@@ -152,8 +155,9 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:
             cells.append(count(estimate))
     if not rows:
         return None
-    words = SHORT | {POINTING_WHERE_DECISIVE: "pointing game where it outweighs the tumour"}
-    head = ["", *(words[score] for score in scores), "n"]
+    words = {key: metric.short for key, metric in LOCALISATION.items()}
+    words[POINTING_WHERE_DECISIVE] = "pointing game where it outweighs the tumour"
+    head = ["", *(words[score] for score in scores), "studies"]
     lines = [[method if any_sign else f"{in_words(sign)}: {method}", *cells] for (sign, method), cells in rows.items()]
     which = "any sign that tells" if any_sign else "each sign that tells"
     return Table(
@@ -170,7 +174,7 @@ def _sanity(content: Mapping[str, Any]) -> Table | None:
         rows.append(
             [row["method"], words, "" if estimate is None else estimate.text, row["bound"], count(estimate), told]
         )
-    head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "n", ""]
+    head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
     return (
         Table("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))
         if rows
@@ -189,9 +193,9 @@ def _faithfulness(content: Mapping[str, Any]) -> Table | None:
         areas = [as_estimate(found["areas"][f"random_{name}"]) for name in ("deletion", "insertion")]
         values = [0.0 if each is None else each.value or 0.0 for each in areas]
         cells = ["" if each is None else each.text for each in areas]
-        rows.append(["at random", *cells, f"{values[1] - values[0]:.2f}".replace("-", "−"), count(areas[0])])
+        rows.append(["at random", *cells, number(values[1] - values[0]), count(areas[0])])
         del method
-    head = ["", "area under deletion", "area under insertion", "insertion less deletion", "n"]
+    head = ["", "area under deletion", "area under insertion", "insertion less deletion", "studies"]
     return Table("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
 
 
@@ -200,9 +204,7 @@ def _sequences(content: Mapping[str, Any]) -> Table | None:
     sequences = list(dict.fromkeys(row["sequence"] for row in content["sequences"]))
     for row in content["sequences"]:
         estimate = as_estimate(row)
-        rows.setdefault(row["group"], []).append(
-            "" if estimate is None else f"{estimate.text} [{row['size']:.2f}]".replace("-", "−")
-        )
+        rows.setdefault(row["group"], []).append("" if estimate is None else f"{estimate.text} [{number(row['size'])}]")
         if row["sequence"] == sequences[-1]:
             rows[row["group"]].append(count(estimate))
     caption = (
@@ -210,13 +212,13 @@ def _sequences(content: Mapping[str, Any]) -> Table | None:
         "speaks for wildtype); in brackets the mean size"
     )
     lines = [[in_words(group), *cells] for group, cells in rows.items()]
-    return Table(caption, ["studies", *sequences, "n"], lines) if lines else None
+    return Table(caption, ["group", *sequences, "studies"], lines) if lines else None
 
 
 def _seconds(content: Mapping[str, Any]) -> Table | None:
     ranks: Mapping[str, float] = content["mean_ranks"]
     rows = [
-        [method, f"{ranks[method]:.1f}" if method in ranks else "", f"{spent:.2f}"]
+        [method, f"{ranks[method]:.1f}" if method in ranks else "", number(spent)]
         for method, spent in content["seconds_per_study"].items()
     ]
     return Table("Mean rank over all scores, and what a map costs", ["", "mean rank", "seconds per study"], rows)
@@ -232,6 +234,6 @@ def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[st
             path = folder / "figures" / "cam" / f"{row.study_id}.png"
             if path.is_file():
                 told = "" if "right" not in scores else ", called right" if row.right else ", called wrong"
-                words = f"{row.study_id}: average precision {row.auprc:.2f}{told}"
+                words = f"{row.study_id}: average precision {number(row.auprc)}{told}"
                 cases.append((which, words, picture(path, words, photograph=True)))
     return cases

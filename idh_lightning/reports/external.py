@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
-from idh_lightning.reports.run import Run, as_estimate, in_words
+from idh_lightning.reports.cells import Table, cell, count, signed
+from idh_lightning.reports.run import Run, as_estimate
+from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, number, p_value_words
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ def external_section(run: Run) -> External | None:
     if "why" in section:
         words += f" The two results are not compared: {section['why']}."
     rows = []
-    for key, (name, _) in {**METRICS, **CALIBRATION}.items():
+    for key, metric in (DISCRIMINATION | CALIBRATION).items():
         difference = run.estimate("external", "differences", key)
         if difference is None:
             continue
         here, there = run.estimate("test", key), run.estimate("external", "internal", key)
-        rows.append([name, cell(here), count(here), cell(there), count(there), signed(difference)])
+        rows.append([metric.name, cell(here), count(here), cell(there), count(there), signed(difference)])
     head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95 % interval)"]
     differences = Table("This cohort and the internal test patients, two samples without a common patient", head, rows)
     return External(words, differences if rows else None, _shift(section.get("shift")))
@@ -47,7 +48,7 @@ def _shift(section: object) -> Table | None:
     rows = []
     for key, found in section.items() if isinstance(section, Mapping) else ():
         if "why" in found:
-            rows.append([in_words(str(key)), "", "", f"not computed: {found['why']}", "", ""])
+            rows.append([in_words(str(key), COVARIATES), "", "", f"not computed: {found['why']}", "", ""])
             continue
         reference, other = found["reference"], found["other"]
         shown = [
@@ -56,10 +57,10 @@ def _shift(section: object) -> Table | None:
             else f"{part['mean']:.4g} ({part['sd']:.3g})".replace("-", "−")
             for part in (reference, other)
         ]
-        ks = "" if found["ks"] is None else f"{found['ks']:.2f}"
+        ks = "" if found["ks"] is None else number(found["ks"])
         p = p_value_words(float(found["p_value"])).removeprefix("p ").removeprefix("= ")
         difference = as_estimate(found["difference"])
-        rows.append([in_words(str(key)), *shown, "" if difference is None else signed(difference), ks, p])
+        rows.append([in_words(str(key), COVARIATES), *shown, "" if difference is None else signed(difference), ks, p])
     head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]
     caption = "What the network meets that it was not trained on: mean (SD); intensities are z-scores within the brain"
     return Table(caption, head, rows) if rows else None

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
+from idh_lightning.reports.vocabulary import METRICS, number
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
@@ -50,12 +51,16 @@ class Estimate:
         """The estimate as it is printed everywhere: 0.90 (0.80 to 0.97)."""
         if self.value is None:
             return (self.why or "not known").split(":")[0]
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.value:.2f}{interval}".replace("-", "−")
+        return number(self.value) + (f" ({self.interval})" if self.interval else "")
+
+    @property
+    def interval(self) -> str:
+        """Its interval alone: 0.80 to 0.97, or nothing."""
+        return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"
 
 
 def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max") -> Figure:
-    """Return loss, accuracy, AUROC and learning rate over optimizer steps, with the epochs along the top.
+    """Return loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
 
     Args:
         log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.
@@ -66,8 +71,8 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
     rates = sorted(name for name in logged if name == "lr" or name.startswith("lr-"))[:1]
     panels = [
         ("Loss", ["train/loss_step", "train/loss", "train/loss_epoch", "val/loss"]),
-        ("Accuracy", ["train/accuracy", "val/accuracy"]),
-        ("AUROC", ["train/auroc", "val/auroc"]),
+        ("Accuracy of studies at 0.5", ["train/study_accuracy", "val/study_accuracy"]),
+        ("ROC-AUC of studies", ["train/study_auroc", "val/study_auroc"]),
         ("Learning rate", rates),
     ]
     panels = [(title, [key for key in keys if key in logged]) for title, keys in panels]
@@ -81,8 +86,8 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
     if monitor in logged:
         values = log[monitor].astype(float)
         best = log.iloc[int(values.argmax() if mode == "max" else values.argmin())]
-    for number, (title, keys) in enumerate(panels):
-        axes = figure.add_subplot(lines, columns, number + 1)
+    for place, (title, keys) in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, place + 1)
         for key in keys:
             points = log[["step", key]].dropna().sort_values("step")
             if key.endswith("_step"):
@@ -102,13 +107,13 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
         _dress(axes, title, " " if len(ends) > 1 else None)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if title in ("Accuracy", "AUROC"):
+        if "of studies" in title:
             axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
         elif title == "Loss":
             axes.set_ylim(bottom=0)
         else:
             axes.yaxis.set_major_formatter("{x:.1e}")
-        if title == "AUROC":
+        if title.startswith("ROC-AUC"):
             axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=":")
             axes.annotate("chance", (0.02, 0.5), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
         if best is not None:
@@ -132,7 +137,7 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
             top.tick_params(labelsize=8, colors=MUTED, length=2)
             top.spines["top"].set_color(RULE)
             top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
-        if len(keys) > 1 and number == 0:
+        if len(keys) > 1 and place == 0:
             axes.legend(frameon=False)
     return figure
 
@@ -211,7 +216,7 @@ def roc(
             color="#9a4300",
         )
     counts = f"n = {truth.size}, {truth.sum()} mutant"
-    _dress(axes, title, counts if auroc is None else f"AUROC {auroc.text}; {counts}")
+    _dress(axes, title, counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}")
     _unit_square(axes)
     axes.set_xlabel("1 − specificity: wildtype called mutant")
     axes.set_ylabel("sensitivity: mutant called mutant")
@@ -266,7 +271,7 @@ def reliability(
         labels: [N], 0 wildtype, 1 mutant.
         probabilities: [N], P(mutant).
         raw: `predicted` and `observed` before calibration, drawn in outline when given.
-        ece: Expected calibration error, shown in the title.
+        ece: Shown in the title.
         title: Names the patients.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
@@ -289,7 +294,7 @@ def reliability(
         label="probability of the report",
     )
     note = f"{len(observed)} groups of about equal size, 95 % intervals; n = {truth.size}"
-    _dress(axes, title, note if ece is None else f"expected calibration error {ece.text}\n{note}")
+    _dress(axes, title, note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylabel("observed share of mutants")
@@ -361,7 +366,7 @@ def forest(
     *,
     title: str,
     reference: tuple[str, float] | None = None,
-    xlabel: str = "AUROC",
+    xlabel: str = METRICS["auroc"].name,
     xlim: tuple[float, float] | None = None,
 ) -> Figure:
     """Return estimates with their intervals, one per line, with n and the numbers written out.

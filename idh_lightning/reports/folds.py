@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from idh_lightning.reports.cells import Table
-from idh_lightning.reports.run import Run, in_words
+from idh_lightning.reports.run import Run
+from idh_lightning.reports.vocabulary import METRICS, in_words, number
 
 
 def fold_tables(run: Run) -> list[Table]:
@@ -23,9 +24,8 @@ def each_run(run: Run) -> Table | None:
     rows = []
     for name, found in each.items():
         settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
-        rows.append([str(name), *(f"{float(value):.2f}" for value in found.values()), settings])
-    scores = [in_words(str(score)) for score in next(iter(each.values()))]
-    scores = ["ROC-AUC" if score.startswith("ROC-AUC") else score for score in scores]
+        rows.append([str(name), *(number(float(value)) for value in found.values()), settings])
+    scores = [in_words(str(score), METRICS) for score in next(iter(each.values()))]
     return Table("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
 
 
@@ -36,10 +36,10 @@ def spread_table(run: Run) -> Table | None:
         return None
     rows = [
         [
-            "ROC-AUC" if name == "auroc" else in_words(str(name)),
-            f"{found['mean']:.2f}",
-            "" if found["sd"] is None else f"{found['sd']:.3f}",
-            f"{found['minimum']:.2f} to {found['maximum']:.2f}",
+            in_words(str(name), METRICS),
+            number(found["mean"]),
+            "" if found["sd"] is None else number(found["sd"], 3),
+            f"{number(found['minimum'])} to {number(found['maximum'])}",
             str(found["n"]),
         ]
         for name, found in summary.items()

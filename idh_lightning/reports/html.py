@@ -14,15 +14,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import Folds
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
-from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
+from idh_lightning.reports.cells import Table, cell, count, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
 from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
+from idh_lightning.reports.run import PARTS, Run, as_estimate, exclusion_reasons, read_run, save_figures
 from idh_lightning.reports.viewer import Viewer, slice_viewer
+from idh_lightning.reports.vocabulary import (
+    ANALYSES,
+    BASELINES,
+    CALIBRATION,
+    DISCRIMINATION,
+    METRICS,
+    PREDICTION_SETS,
+    Metric,
+    in_words,
+    number,
+    p_value_words,
+)
 from idh_lightning.threads import side_by_side
 
 logger = logging.getLogger(__name__)
@@ -52,17 +65,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Call:
-    """What the model says of a test study.
+    """What the model says of the patient of a test study.
 
     Attributes:
         study_id: Its name.
+        patient_id: Whose study it is.
+        studies: Of this patient, over which the prediction is made.
         label: 0 wildtype, 1 mutant.
-        probability: P(mutant).
+        probability: P(mutant) of the patient, calibrated.
         called: 0 or 1.
         certainty: 0 at the threshold, 1 where the probability is 0 or 1.
     """
 
     study_id: str
+    patient_id: str
+    studies: int
     label: int
     probability: float
     called: int
@@ -72,6 +89,12 @@ class Call:
     def right(self) -> bool:
         """Whether the call is the truth."""
         return self.called == self.label
+
+    @property
+    def text(self) -> str:
+        """The probability as it stands beside the study, and of how many studies it is the patient's."""
+        over = "" if self.studies == 1 else f" over the patient’s {self.studies} studies"
+        return f"P(mutant) {number(self.probability)}{over}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +152,7 @@ def write_report(run_folder: Path) -> Path:
             exclusions=_exclusions(run),
             metrics=_metrics_table(
                 run,
-                METRICS,
+                DISCRIMINATION,
                 "Test patients"
                 if run.node("validation") is None
                 else "Test patients, and validation patients for comparison",
@@ -195,21 +218,21 @@ def _headline(run: Run) -> list[str]:
     mutant = f"{int(people['label'].sum())} mutant" if len(people) else ""
     count = f"On {len(people)} {whose} ({mutant})" if len(people) else "Held out"
     interval = ""
-    if auroc.low is not None and auroc.high is not None:
-        interval = f" ({level:.0f} % interval {auroc.low:.2f} to {auroc.high:.2f})"
+    if auroc.interval:
+        interval = f" ({level:.0f} % interval {auroc.interval})"
     sentences = [
         f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
-        f"{auroc.value:.2f}{interval}."
+        f"{number(auroc.value)}{interval}."
     ]
-    internal = area(run.node("external", "internal"))
+    internal = run.estimate("external", "internal", "auroc")
     if internal is not None and internal.value is not None:
         home = run.node("external", "trained_on")
         sentence = f"On the test patients of {home}, where it was trained, this was {internal.text}"
-        difference = run.estimate("external", "differences", "auroc_bootstrap")
+        difference = run.estimate("external", "differences", "auroc")
         if difference is not None and difference.value is not None:
             sentence += f"; the difference is {signed(difference)}"
         sentences.append(sentence + ".")
-    age = area(run.node("baselines", "age", "test"))
+    age = run.estimate("baselines", "age", "test", "auroc")
     if age is not None and age.value is not None:
         sentence = f"Age alone reaches {age.text} in the same patients"
         difference = run.estimate("comparisons", "model_vs_age", "difference")
@@ -284,34 +307,29 @@ def _protocol(run: Run) -> str:
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
     """Return (name, value, interval and n) of the numbers that stand at the top."""
     wanted = [
-        ("ROC-AUC", run.auroc),
-        ("sensitivity", run.estimate("test", "sensitivity")),
-        ("specificity", run.estimate("test", "specificity")),
-        ("calibration error", run.estimate("test", "ece")),
-        ("age alone, ROC-AUC", area(run.node("baselines", "age", "test"))),
+        *((METRICS[key].name, run.estimate("test", key)) for key in ("auroc", "sensitivity", "specificity", "ece")),
+        ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
     ]
     tiles = []
     for name, estimate in wanted:
         if estimate is not None and estimate.value is not None:
-            interval = "" if estimate.low is None else f"{estimate.low:.2f} to {estimate.high:.2f}, "
-            tiles.append((name, f"{estimate.value:.2f}", f"{interval}n = {estimate.n}"))
+            interval = f"{estimate.interval}, " if estimate.interval else ""
+            tiles.append((name, number(estimate.value), f"{interval}n = {estimate.n}"))
     return tiles
 
 
-def _metrics_table(
-    run: Run, metrics: Mapping[str, tuple[str, str]], caption: str, *, raw: bool = False
-) -> Table | None:
+def _metrics_table(run: Run, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False) -> Table | None:
     """Return metrics of test and validation patients; with `raw` also those before calibration."""
     alone = run.node("validation") is None
     rows = []
-    for key, (name, meaning) in metrics.items():
+    for key, metric in metrics.items():
         test, validation = run.estimate("test", key), run.estimate("validation", key)
         if test is None and validation is None:
             continue
-        row = [name, cell(test), count(test)]
+        row = [metric.name, cell(test), count(test)]
         row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
         row += [] if alone else [cell(validation)]
-        rows.append([*row, meaning])
+        rows.append([*row, metric.meaning])
     head = ["", "test (95 % interval)", "n"]
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
@@ -373,7 +391,7 @@ def _calibration_words(run: Run) -> str | None:
         slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
         return (
             f"Probabilities were calibrated in each fold on its own validation patients ({method}: slopes "
-            f"{min(slopes):.2f} to {max(slopes):.2f}), which also brings the folds to one scale."
+            f"{number(min(slopes))} to {number(max(slopes))}), which also brings the folds to one scale."
         )
     if method is None or slope is None:
         return None
@@ -382,27 +400,26 @@ def _calibration_words(run: Run) -> str | None:
     temperature, shift = run.number("calibration", "temperature"), run.number("calibration", "intercept")
     n = run.number("calibration", "n")
     of = "" if n is None else f" {n:.0f}"
-    words = (
-        f"Probabilities were calibrated on{of} validation patients ({method}: slope {slope:.2f}, i.e. temperature "
-        f"{temperature or 1 / slope:.2f}, intercept {shift or 0:.2f}); the loss and the balanced draws of training "
-        "shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
+    return (
+        f"Probabilities were calibrated on{of} validation patients ({method}: slope {number(slope)}, i.e. temperature "
+        f"{number(temperature or 1 / slope)}, intercept {number(shift or 0)}); the loss and the balanced draws of "
+        "training shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
     )
-    return words.replace(" -", " −")
 
 
 def _baselines(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("baselines") or {}).items():
         test = section.get("test", {})
-        auroc, brier = area(test), as_estimate(test.get("brier"))
+        auroc, brier = as_estimate(test.get("auroc")), as_estimate(test.get("brier"))
         why = section.get("why") or test.get("why")
         if why:
-            rows.append([in_words(name), f"not computed: {why}", "", "", ""])
+            rows.append([in_words(name, BASELINES), f"not computed: {why}", "", "", ""])
             continue
         fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
         if "runs" in section:
             fitted = f"{section.get('fitted_on', '')} patients of each fold"
-        rows.append([in_words(name), cell(auroc), count(auroc), cell(brier), fitted])
+        rows.append([in_words(name, BASELINES), cell(auroc), count(auroc), cell(brier), fitted])
     if not rows:
         return None
     brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
@@ -416,13 +433,13 @@ def _comparisons(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("comparisons") or {}).items():
         first, _, second = name.partition("_vs_")
-        words = f"{in_words(first)} against {in_words(second)}"
+        words = f"{in_words(first, BASELINES)} against {in_words(second, BASELINES)}"
         difference = as_estimate(section.get("difference"))
         if difference is None:
             rows.append([words, "", "", f"not computed: {section.get('why', 'no result')}", "", ""])
             continue
         p = section.get("p_value")
-        areas = [f"{float(section[key]):.2f}" for key in ("first", "second")]
+        areas = [number(float(section[key])) for key in ("first", "second")]
         rows.append(
             [
                 words,
@@ -459,10 +476,10 @@ def _sensitivity_analyses(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
-        values = [cell(area(metrics)), *(cell(as_estimate(metrics.get(k))) for k in ("sensitivity", "specificity"))]
+        values = [cell(as_estimate(metrics.get(key))) for key in ("auroc", "sensitivity", "specificity")]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
-        rows.append([in_words(name), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
+        rows.append([in_words(name, ANALYSES), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     return Table("Does the result hold without some patients?", head, rows) if rows else None
 
@@ -472,7 +489,7 @@ def _conformal(run: Run) -> Table | None:
     if not isinstance(section, Mapping):
         return None
     rows = [
-        [in_words(key), cell(estimate), count(estimate)]
+        [in_words(key, PREDICTION_SETS), cell(estimate), count(estimate)]
         for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
         if estimate is not None
     ]
@@ -486,25 +503,40 @@ def _conformal(run: Run) -> Table | None:
 def _localisation(run: Run) -> list[Table]:
     if not {"study_id", "method"} <= set(run.explanations.columns):
         return []
-    right = run.explanations["study_id"].map({call.study_id: call.right for call in _calls(run)})
-    scores = run.explanations.assign(right=right)
-    return localisation_tables(summarised(scores if right.notna().all() else scores.drop(columns="right")))
+    scores = run.explanations.drop(columns="right", errors="ignore")
+    if {"study_id", "label", "predicted"} <= set(run.predictions.columns):
+        # Whether the study is called right, not its patient: the map explains the logit of this study.
+        right = run.predictions.set_index("study_id").eval("predicted == label")
+        scores = scores.assign(right=scores["study_id"].map(right)).dropna(subset="right")
+    return localisation_tables(summarised(scores))
 
 
 def _calls(run: Run) -> list[Call]:
-    """Return the test studies, the most certain first."""
-    if not {"study_id", "split", "label", "probability"} <= set(run.predictions.columns):
+    """Return the test studies with what the model says of their patients, the most certain first."""
+    people = run.patients("test")
+    if people.empty or run.learnt is None:
         return []
-    rows = run.predictions[run.predictions["split"] == "test"]
-    thresholds = run.learnt(rows, "operating_point", "threshold", 0.5)
+    thresholds = {
+        name: learnt.operating_point.threshold
+        for name, learnt in (run.learnt.of_run if isinstance(run.learnt, Folds) else {None: run.learnt}).items()
+    }
     calls = []
-    for study_id, label, probability, threshold in zip(
-        rows["study_id"], rows["label"], rows["probability"], thresholds, strict=True
-    ):
-        p = float(probability)
-        mutant = p >= threshold
-        certainty = (p - threshold) / max(1 - threshold, 1e-9) if mutant else (threshold - p) / max(threshold, 1e-9)
-        calls.append(Call(str(study_id), int(label), p, int(mutant), certainty))
+    for row in run.predictions[run.predictions["split"] == "test"].to_dict("records"):
+        patient = people.loc[row["patient_id"]]
+        threshold = thresholds[row["run"] if isinstance(run.learnt, Folds) else None]
+        p = float(patient["probability"])
+        reach = 1 - threshold if patient["predicted"] else threshold
+        calls.append(
+            Call(
+                study_id=str(row["study_id"]),
+                patient_id=str(row["patient_id"]),
+                studies=int(patient["studies"]),
+                label=int(patient["label"]),
+                probability=p,
+                called=int(patient["predicted"]),
+                certainty=abs(p - threshold) / max(reach, 1e-9),
+            )
+        )
     return sorted(calls, key=lambda call: (-call.certainty, call.study_id))
 
 
@@ -556,7 +588,7 @@ def _gallery(run: Run) -> Gallery:
     ]
 
     def packed(call: Call) -> Picture:
-        words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, P(mutant) {call.probability:.2f}"
+        words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, {call.text}"
         return picture(files[call], words, photograph=True)
 
     for call, panel in zip(shown, side_by_side(packed, shown), strict=True):
@@ -581,18 +613,21 @@ def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
 
 
 def _predictions(run: Run) -> Table | None:
+    people = run.patients("test").sort_values("probability", ascending=False)
     rows = [
         [
-            call.study_id,
-            CLASSES[call.label],
-            f"{call.probability:.3f}",
-            CLASSES[call.called],
-            "right" if call.right else "wrong",
+            str(patient),
+            str(row.studies),
+            CLASSES[int(row.label)],
+            number(row.probability),
+            CLASSES[int(row.predicted)],
+            "right" if row.predicted == row.label else "wrong",
         ]
-        for call in sorted(_calls(run), key=lambda call: -call.probability)
+        for patient, row in zip(people.index, people.itertuples(index=False), strict=True)
     ]
-    head = ["study", "truth", "P(mutant)", "called", ""]
-    return Table("Every test study, from surely mutant to surely wildtype", head, rows, (0, 1, 3, 4)) if rows else None
+    head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
+    caption = "Every test patient, from surely mutant to surely wildtype"
+    return Table(caption, head, rows, (0, 2, 4, 5)) if rows else None
 
 
 def _weights_words(run: Run) -> str | None:

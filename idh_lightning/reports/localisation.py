@@ -1,4 +1,4 @@
-"""Scores of maps as tables: every method beside its ceiling and the baselines."""
+"""Scores of maps as tables: every method beside its reference map and the baselines."""
 
 from __future__ import annotations
 
@@ -10,26 +10,7 @@ import pandas as pd
 from idh_lightning.explain.scores import BASELINE
 from idh_lightning.reports.cells import Table
 from idh_lightning.reports.figures import Estimate
-
-LOCALISATION: dict[str, str] = {
-    "pointing_game": "hottest voxel inside the tumour",
-    "energy_inside": "share of the map inside the tumour",
-    "auprc": "average precision as a tumour detector",
-    "best_iou": "best overlap with the tumour (IoU)",
-    "tumour_rank": "rank of the tumour among like regions",
-    "outside_brain": "share of the map outside the brain",
-}
-"""Column of explanations.csv -> what it is. The last one is best at 0, the others at 1."""
-
-SHORT: dict[str, str] = {
-    "pointing_game": "pointing game",
-    "energy_inside": "energy inside",
-    "auprc": "average precision",
-    "best_iou": "best IoU",
-    "tumour_rank": "tumour rank",
-    "outside_brain": "outside the brain",
-}
-"""The same in a word or two, where there is no room."""
+from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
 
 
 def localisation_tables(summary: pd.DataFrame) -> list[Table]:
@@ -40,14 +21,14 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
     """
     found = {(str(row.method), str(row.group), str(row.score)): row for row in summary.itertuples(index=False)}
     methods = list(dict.fromkeys(summary["method"].astype(str)))
-    scores = {score: name for score, name in SHORT.items() if score in set(summary["score"])}
+    scores = {score: metric.short for score, metric in LOCALISATION.items() if score in set(summary["score"])}
     if not scores:
         return []
-    ceilings = any(f"{score}_ceiling" in set(summary["score"]) for score in scores)
+    referenced = any(f"{score}_reference" in set(summary["score"]) for score in scores)
     n = int(summary["n"].max())
     caption = f"Do the maps lie on the tumour? Means over {n} studies (95 % interval)"
-    if ceilings:
-        caption += "; in brackets the ceiling: what a map reaches that knows the tumour and has the same cells"
+    if referenced:
+        caption += f"; in brackets the {REFERENCE_MAP}: a map of the same cells that holds the share of tumour in each"
     rows = [[method, *_cells(found, method, "all", scores)] for method in methods]
     tables = [Table(caption, ["", *scores.values()], rows)]
     split = [
@@ -64,10 +45,10 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
 
 def _cells(found: Mapping[tuple[str, str, str], Any], method: str, group: str, scores: Iterable[str]) -> Iterable[str]:
     for score in scores:
-        row, best = found.get((method, group, score)), found.get((method, group, f"{score}_ceiling"))
+        row, best = found.get((method, group, score)), found.get((method, group, f"{score}_reference"))
         if row is None:
             yield ""
             continue
         low, high = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
         text = Estimate(float(row.value), low, high).text
-        yield text if best is None else f"{text} [{best.value:.2f}]"
+        yield text if best is None else f"{text} [{number(best.value)}]"

@@ -9,28 +9,12 @@ import pandas as pd
 
 from idh_lightning.explain.scores import BASELINE
 from idh_lightning.files import write_text
-from idh_lightning.reports.run import PARTS, Run, area, read_run
+from idh_lightning.reports.run import PARTS, Run, read_run
+from idh_lightning.reports.vocabulary import LOCALISATION, METRICS, number
 
-_RESULTS = {
-    "auroc_bootstrap": "ROC-AUC (bootstrap)",
-    "auroc": "ROC-AUC (DeLong)",
-    "average_precision": "average precision",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1": "F1, mutant",
-    "accuracy": "accuracy",
-    "ece": "calibration error (ECE)",
-    "brier": "Brier score",
-}
-_MAPS = {
-    "pointing_game": "hottest voxel inside the tumour",
-    "energy_inside": "share of the map inside the tumour",
-    "auprc": "average precision as a tumour detector",
-    "best_iou": "best overlap with the tumour (IoU)",
-    "outside_brain": "share of the map outside the brain",
-}
+_RESULTS = (
+    "auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "f1", "accuracy", "ece", "brier",
+)  # fmt: skip
 _LICENCES = {
     "phantom": "The cohort is synthetic, made by this package from the MNI152 template of nilearn; it has no patient.",
     "ucsf_pdgm": "The images are UCSF-PDGM (The Cancer Imaging Archive, CC BY): cite Calabrese et al. 2022.",
@@ -71,21 +55,20 @@ def _lines(run: Run) -> Iterator[str]:
     yield from _cohort(run)
     yield from ("", "## Results", "", "Test patients, 95 % intervals.", "", "| metric | value | interval | n |")
     yield "| --- | --- | --- | --- |"
-    for key, name in _RESULTS.items():
+    for key in _RESULTS:
         estimate = run.estimate("test", key)
         if estimate is not None and estimate.value is not None:
-            interval = "" if estimate.low is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-            yield f"| {name} | {estimate.value:.3f} | {interval} | {estimate.n} |"
-    age = area(run.node("baselines", "age", "test"))
+            yield f"| {METRICS[key].name} | {number(estimate.value)} | {estimate.interval} | {estimate.n} |"
+    age = run.estimate("baselines", "age", "test", "auroc")
     if age is not None and age.value is not None:
-        yield f"| ROC-AUC of age alone, the same patients | {age.text} | | {age.n} |"
+        yield f"| ROC-AUC of age alone, the same patients | {number(age.value)} | {age.interval} | {age.n} |"
     yield ""
     threshold, slope = run.number("operating_point", "threshold"), run.number("calibration", "slope")
     if threshold is not None:
-        yield f"Threshold {threshold:.3f} ({run.node('operating_point', 'rule')}), chosen on validation patients."
+        yield f"Threshold {number(threshold)} ({run.node('operating_point', 'rule')}), chosen on validation patients."
     if slope is not None:
         method = run.node("calibration", "method")
-        yield f"Calibration {method}, slope {slope:.3f}; near 0 the network could not rank the validation patients."
+        yield f"Calibration {method}, slope {number(slope)}; near 0 the network could not rank the validation patients."
     yield from ("", "## Explanations", "")
     yield from _explanations(run)
     yield from ("", "## Limits", "")
@@ -126,10 +109,10 @@ def _explanations(run: Run) -> Iterator[str]:
     for method, scores in run.explanations.groupby("method"):
         if str(method).startswith(BASELINE):
             continue
-        for key, name in _MAPS.items():
+        for key, metric in LOCALISATION.items():
             values = pd.to_numeric(scores.get(key, pd.Series(dtype=float)), errors="coerce").dropna()
             if len(values):
-                yield f"- {method}, {name}: mean {values.mean():.3f} over {len(values)} test studies."
+                yield f"- {method}, {metric.name}: mean {number(values.mean())} over {len(values)} test studies."
 
 
 def _value(config: object, *path: str) -> object:

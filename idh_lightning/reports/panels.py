@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
 from idh_lightning.files import replacing
+from idh_lightning.reports.vocabulary import number
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -85,7 +86,7 @@ def cam_panel(
         spacing_mm: Voxel size along D, H and W, in array order.
         title: What the study is called; shown as it is.
         label: 0 = IDH wildtype, 1 = IDH mutant; shown when given.
-        probability: P(mutant) as the network gives it, before calibration; shown when given.
+        probability: P(mutant), calibrated; shown when given.
 
     Raises:
         ExplanationError: If the arrays do not share one grid.
@@ -271,7 +272,7 @@ def _headline(title: str, label: int | None, probability: float | None) -> str:
     if label is not None:
         parts.append(_label_word(label))
     if probability is not None:
-        parts.append(f"P(mutant) {probability:.2f} before calibration")
+        parts.append(f"P(mutant) {number(probability)}")
     return "   ·   ".join(parts)
 
 

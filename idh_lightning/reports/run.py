@@ -6,21 +6,20 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
-from scipy.special import expit
 
 from idh_lightning.errors import EvaluationError
-from idh_lightning.evaluation import read_table
+from idh_lightning.evaluation import Folds, Learnt, patient_predictions, read_table
 from idh_lightning.files import replacing
 from idh_lightning.reports import figures
 from idh_lightning.reports.figures import Estimate
-
-_LINE = {"slope": 1.0, "intercept": 0.0}
+from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, in_words
 
 PARTS = ("train", "validation", "test")
 
@@ -71,38 +70,24 @@ class Run:
 
     @property
     def auroc(self) -> Estimate | None:
-        """The area on test patients. See `area`."""
-        return area(self.node("test"))
+        """The ROC-AUC on test patients."""
+        return self.estimate("test", "auroc")
 
     def patients(self, split: str) -> pd.DataFrame:
-        """Return one row per patient of a split, indexed by patient: label, logit, probability, called; or no rows.
-
-        The logits of a patient's studies are averaged, as in evaluation, which counts patients: these are independent
-        of each other and studies are not. The probability is the calibrated one where the run calibrated.
-        """
-        if not {"patient_id", "split", "label", "logit"} <= set(self.predictions.columns):
-            return pd.DataFrame(columns=["label", "logit", "probability", "called"])
+        """`patient_predictions` of a split, indexed by patient; no rows where the run has not been evaluated."""
+        learnt, columns = self.learnt, {"patient_id", "split", "label", "logit"}
+        if learnt is None or not columns <= set(self.predictions.columns):
+            return pd.DataFrame(columns=["label", "logit", "probability", "predicted", "studies"])
         rows = self.predictions[self.predictions["split"] == split]
-        rows = rows.assign(run=rows.get("run"))  # of pooled folds
-        people = rows.groupby("patient_id").agg(label=("label", "first"), logit=("logit", "mean"), run=("run", "first"))
-        slope, intercept = (self.learnt(people, "calibration", key, default) for key, default in _LINE.items())
-        probability = expit(slope * people["logit"].astype(float) + intercept)
-        return people.assign(
-            label=people["label"].astype(int),
-            probability=probability,
-            called=probability >= self.learnt(people, "operating_point", "threshold", 0.5),
-        )
+        rows = learnt.calibrated(rows) if isinstance(learnt, Folds) and len(rows) else rows
+        return patient_predictions(rows, learnt).set_index("patient_id")
 
-    def learnt(self, rows: pd.DataFrame, section: str, key: str, default: float) -> pd.Series[float]:
-        """Return a number that was learnt for each row: the same for all, or in pooled folds that of the row's run."""
-
-        def value(*path: str) -> float:
-            number = self.number(section, *path, key)
-            return default if number is None else number
-
-        if not isinstance(self.node(section, "runs"), Mapping):
-            return pd.Series(value(), index=rows.index, dtype=float)
-        return rows["run"].map({str(run): value("runs", str(run)) for run in rows["run"].unique()}).astype(float)
+    @cached_property
+    def learnt(self) -> Learnt | Folds | None:
+        """Calibration, threshold and prediction sets of the run, of its folds, or None where it has none of its own."""
+        if not {"operating_point", "calibration", "conformal", "baselines"} <= self.metrics.keys():
+            return None
+        return (Folds if "runs" in self.metrics["calibration"] else Learnt).from_metrics(self.metrics)
 
     def folder_of(self, study_id: str) -> Path:
         """Return the folder that holds the maps and panels of a study: that of its run where folds are pooled."""
@@ -150,25 +135,6 @@ def as_estimate(node: object) -> Estimate | None:
     value, low, high = (None if node.get(key) is None else float(node[key]) for key in ("value", "low", "high"))
     n = node.get("n")
     return Estimate(value, low, high, None if n is None else int(n), node.get("why"))
-
-
-def area(measured: object) -> Estimate | None:
-    """Return the area of a group of patients with the bootstrap's interval, which keeps its level in small cohorts.
-
-    Where the bootstrap has no interval (perfect or constant scores) it is DeLong's.
-    """
-    if not isinstance(measured, Mapping):
-        return None
-    delong, bootstrap = as_estimate(measured.get("auroc")), as_estimate(measured.get("auroc_bootstrap"))
-    return bootstrap if bootstrap is not None and bootstrap.low is not None else delong
-
-
-def in_words(key: str) -> str:
-    """Return a key of metrics.json as a reader would say it."""
-    intensity = re.fullmatch(r"(\w+)_(p05|median|p95)", key)
-    if intensity:
-        return f"{intensity[1]}, {_PERCENTILES[intensity[2]]}"
-    return _WORDS.get(key, key.replace("_", " "))
 
 
 def exclusion_reasons(run: Run) -> dict[str, int]:
@@ -227,8 +193,9 @@ def _learning_curves(run: Run) -> Drawn:
         return None
     monitor = run.config.get("monitor")
     monitor = monitor if isinstance(monitor, Mapping) else {}
-    metric, mode = str(monitor.get("metric", "val/auroc")), str(monitor.get("mode", "max"))
-    words = f"Learning curves over {int(run.log['epoch'].max()) + 1} epochs: loss, accuracy, AUROC, learning rate."
+    metric, mode = str(monitor.get("metric", "val/loss")), str(monitor.get("mode", "max"))
+    epochs = int(run.log["epoch"].max()) + 1
+    words = f"Learning curves over {epochs} epochs: loss, accuracy and ROC-AUC of studies, learning rate."
     return figures.learning_curves(run.log, monitor=metric, mode=mode), words
 
 
@@ -259,7 +226,7 @@ def _roc(run: Run) -> Drawn:
     )
     return (
         figure,
-        f"ROC curve of {len(people)} test patients{'' if run.auroc is None else f', AUROC {run.auroc.text}'}.",
+        f"ROC curve of {len(people)} test patients{'' if run.auroc is None else f', ROC-AUC {run.auroc.text}'}.",
     )
 
 
@@ -294,7 +261,7 @@ def _reliability(run: Run) -> Drawn:
         ece=ece,
         title="Calibration, test patients",
     )
-    words = "" if ece is None else f" Expected calibration error {ece.text}."
+    words = "" if ece is None else f" Calibration error {ece.text}."
     return figure, f"Observed share of mutants against predicted probability in groups of equal size.{words}"
 
 
@@ -336,13 +303,15 @@ def _subgroups(run: Run) -> Drawn:
     whole = run.auroc
     reference = ("all test patients", whole.value) if whole is not None and whole.value is not None else None
     words = "; ".join(f"{name}: {estimate.text}" for name, estimate in rows if not name.startswith("# "))
-    return figures.forest(rows, title="AUROC in groups of test patients", reference=reference), f"Forest plot. {words}."
+    return figures.forest(
+        rows, title="ROC-AUC in groups of test patients", reference=reference
+    ), f"Forest plot. {words}."
 
 
 def _shift(run: Run) -> Drawn:
     section = run.node("external", "shift")
     rows = [
-        (in_words(str(name)), estimate)
+        (in_words(str(name), COVARIATES), estimate)
         for name, found in (section if isinstance(section, Mapping) else {}).items()
         if (estimate := as_estimate(found.get("difference"))) is not None
     ]
@@ -364,60 +333,27 @@ def _runs(run: Run) -> Drawn:
     each = run.node("runs", "test")
     if not isinstance(each, Mapping):
         return None
-    rows = [(str(name), estimate) for name, found in each.items() if (estimate := area(found)) is not None]
-    words = "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in rows)
+    rows = [
+        (str(name), estimate)
+        for name, found in each.items()
+        if (estimate := as_estimate(found.get("auroc"))) is not None
+    ]
+    words = "; ".join(f"{name}: ROC-AUC {estimate.text}" for name, estimate in rows)
     return figures.forest(rows, title="The runs on the same test patients", reference=("guessing", 0.5)), f"{words}."
 
 
 def _baselines(run: Run) -> Drawn:
     rows = [("model (MRI)", run.auroc)]
     for name, section in (run.node("baselines") or {}).items():
-        rows.append((in_words(name), area(section.get("test"))))
+        rows.append((in_words(name, BASELINES), as_estimate(section.get("test", {}).get("auroc"))))
     known = [(name, estimate) for name, estimate in rows if estimate is not None]
     if len(known) < 2:
         return None
     figure = figures.forest(
         known, title="The model, its parts, and what is known without a network", reference=("guessing", 0.5)
     )
-    return figure, "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in known) + "."
+    return figure, "; ".join(f"{name}: ROC-AUC {estimate.text}" for name, estimate in known) + "."
 
-
-_PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percentile"}
-
-_WORDS = {
-    "age": "age alone",
-    "age_sex": "age and sex",
-    "deep": "deep layers of the model alone",
-    "reader": "tumour reader of the model alone",
-    "model_age": "model and age",
-    "features": "tumour size, shape, intensity",
-    "prevalence": "prevalence (same for all)",
-    "auroc": "ROC-AUC (DeLong)",
-    "auroc_bootstrap": "ROC-AUC",
-    "brier": "Brier score",
-    "ece": "calibration error",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1": "F1",
-    "f1_macro": "macro F1",
-    "f1_weighted": "weighted F1",
-    "mcc": "MCC",
-    "coverage": "the truth is in the set",
-    "coverage_wildtype": "the same, of wildtypes",
-    "coverage_mutant": "the same, of mutants",
-    "one_class": "set of one class: a decision",
-    "both_classes": "set of both: undecided",
-    "no_class": "set of none: unlike validation patients",
-    "accuracy_of_one_class": "right, where there is a decision",
-    "without_astrocytoma_wildtype": "without “Astrocytoma, IDH-wildtype”",
-    "without_follow_ups": "without follow-up studies",
-    "every_study": "every study instead of every patient",
-    "mutant": "share of mutants",
-    "age_years": "age, years",
-    "brain_ml": "brain, mL",
-    "tumour_ml": "tumour, mL",
-    "native_spacing_mm": "slice thickness, mm",
-}
 
 _DRAWINGS: dict[str, Callable[[Run], Drawn]] = {
     "cohort_flow": _cohort_flow,

@@ -1,0 +1,149 @@
+"""Words and numbers as people read them: the same on the terminal, in pages and figures, the model card and W&B."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        key: In metrics.json, explanations.csv and W&B.
+        name: In tables and sentences.
+        short: Where there is no room.
+        meaning: In one line.
+        best: Which values are good.
+    """
+
+    key: str
+    name: str
+    short: str
+    meaning: str
+    best: Literal["high", "low", "0", "1"] = "high"
+
+
+def _by_key(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.key: metric for metric in metrics}
+
+
+DISCRIMINATION = _by_key(
+    Metric("auroc", "ROC-AUC", "ROC-AUC", "chance that a random mutant is ranked above a random wildtype"),
+    Metric(
+        "average_precision", "average precision", "AP", "precision averaged over recall; guessing gives the prevalence"
+    ),
+    Metric("sensitivity", "sensitivity (recall)", "sensitivity", "share of mutants called mutant"),
+    Metric("specificity", "specificity", "specificity", "share of wildtypes called wildtype"),
+    Metric("ppv", "PPV (precision)", "PPV", "share of calls of mutant that are right, at this prevalence"),
+    Metric("npv", "NPV", "NPV", "share of calls of wildtype that are right, at this prevalence"),
+    Metric("accuracy", "accuracy", "accuracy", "share of patients called right"),
+    Metric("balanced_accuracy", "balanced accuracy", "balanced", "mean of sensitivity and specificity"),
+    Metric("f1", "F1, mutant", "F1", "harmonic mean of precision and recall"),
+    Metric("f1_macro", "F1, macro", "F1 macro", "mean of the F1 of both classes"),
+    Metric("f1_weighted", "F1, weighted", "F1 weighted", "mean of the F1 of both classes, weighted by their patients"),
+    Metric("mcc", "MCC", "MCC", "correlation of call and truth, −1 to 1"),
+)
+
+CALIBRATION = _by_key(
+    Metric("ece", "calibration error (ECE)", "ECE", "mean distance of probability and observed share", "low"),
+    Metric("brier", "Brier score", "Brier", "mean squared error of the probability; lower is better", "low"),
+    Metric("log_loss", "log loss, nats", "log loss", "surprise about the truth; lower is better", "low"),
+    Metric("calibration_slope", "slope", "slope", "1 is right; below 1 the probabilities are too extreme", "1"),
+    Metric(
+        "calibration_intercept", "intercept", "intercept", "0 is right; below 0 the probabilities are too high", "0"
+    ),
+)
+
+LOCALISATION = _by_key(
+    Metric("pointing_game", "hottest voxel inside the tumour", "pointing game", "1 where the map points at the tumour"),
+    Metric(
+        "energy_inside",
+        "share of the map inside the tumour",
+        "energy inside",
+        "its sum in the tumour over that in the brain",
+    ),
+    Metric(
+        "auprc",
+        "average precision as a tumour detector",
+        "AUPRC",
+        "of the map's voxels; guessing gives the tumour's share",
+    ),
+    Metric("best_iou", "best overlap with the tumour (IoU)", "best IoU", "over all thresholds of the map"),
+    Metric(
+        "tumour_rank", "rank of the tumour among like regions", "tumour rank", "share of like regions that are cooler"
+    ),
+    Metric(
+        "outside_brain",
+        "share of the map outside the brain",
+        "outside brain",
+        "0 where all of the map is in the brain",
+        "low",
+    ),
+)
+
+METRICS = DISCRIMINATION | CALIBRATION | LOCALISATION
+
+REFERENCE_MAP = "reference map"
+"""A map of the same cells as those of a method that holds the share of tumour in each; a sharper one can exceed it."""
+
+BASELINES = {
+    "model": "model",
+    "age": "age alone",
+    "age_sex": "age and sex",
+    "deep": "deep layers of the model alone",
+    "reader": "tumour reader of the model alone",
+    "model_age": "model and age",
+    "features": "tumour size, shape, intensity",
+    "prevalence": "prevalence (same for all)",
+}
+
+PREDICTION_SETS = {
+    "coverage": "the truth is in the set",
+    "coverage_wildtype": "the same, of wildtypes",
+    "coverage_mutant": "the same, of mutants",
+    "one_class": "set of one class: a decision",
+    "both_classes": "set of both: undecided",
+    "no_class": "set of none: unlike validation patients",
+    "accuracy_of_one_class": "right, where there is a decision",
+}
+
+ANALYSES = {
+    "without_astrocytoma_wildtype": "without “Astrocytoma, IDH-wildtype”",
+    "without_follow_ups": "without follow-up studies",
+    "every_study": "every study instead of every patient",
+}
+
+COVARIATES = {
+    "mutant": "share of mutants",
+    "age_years": "age, years",
+    "brain_ml": "brain, mL",
+    "tumour_ml": "tumour, mL",
+    "native_spacing_mm": "slice thickness, mm",
+}
+
+_PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percentile"}
+
+
+def in_words(key: str, words: Mapping[str, str | Metric] | None = None) -> str:
+    """Name of a key of metrics.json, from one of the mappings of this module; else the key itself as words."""
+    found = (words or {}).get(key)
+    if found is not None:
+        return found.name if isinstance(found, Metric) else found
+    if words is COVARIATES and (intensity := re.fullmatch(r"(\w+)_(p05|median|p95)", key)):
+        return f"{intensity[1]}, {_PERCENTILES[intensity[2]]}"
+    return key.replace("_", " ")
+
+
+def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
+    """A number as it is printed everywhere: two digits after the point, and a minus as long as a plus."""
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def p_value_words(p: float) -> str:
+    """Return a p-value as a reader would say it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
