@@ -17,6 +17,7 @@ from idh_lightning.evaluation import (
     compare_all,
     compare_runs,
     compare_with_internal,
+    patient_predictions,
     per_patient,
     pool,
     relation,
@@ -334,6 +335,17 @@ def test_a_patient_with_several_studies_counts_once_with_the_mean_logit(evaluati
     assert every["studies"] == 68
 
 
+def test_a_patients_logits_are_averaged_then_calibrated_then_held_against_the_threshold(results):
+    follow_up = pd.DataFrame({"patient_id": "P", "study_id": ["A", "A_FU"], "label": 1, "logit": [0.5, -3.0]})
+    stored = pd.concat([follow_up, results.learnt.decide(follow_up)], axis=1)  # as predictions.csv holds it
+    (patient,) = patient_predictions(stored, results.learnt).to_dict("records")
+    expected = results.learnt.apply([-1.25]).iloc[0]
+    assert patient["probability"] == pytest.approx(expected["probability"])
+    assert patient["predicted"] == expected["predicted"]
+    assert patient["prediction_set"] == expected["prediction_set"]
+    assert patient["probability"] != pytest.approx(stored["probability"].mean(), abs=0.01)
+
+
 def test_without_follow_ups_is_the_evaluation_of_the_first_studies(evaluation, cohort):
     more = with_follow_ups(cohort)
     predictions = predict(more)
@@ -558,12 +570,17 @@ def test_leaving_out_a_diagnosis_leaves_out_its_patients_and_no_one_else(predict
 # Several runs
 
 
+def tested(results):
+    """Return the test patients of a run with what it says of them."""
+    return patient_predictions(results.predictions[results.predictions["split"] == "test"], results.learnt)
+
+
 def test_seeds_that_agree_have_no_spread_and_runs_that_differ_have_one(results, evaluation, cohort):
-    same = spread({"a": results.predictions, "b": results.predictions})
+    same = spread({"a": tested(results), "b": tested(results)})
     assert same["summary"]["auroc"]["sd"] == 0
     assert same["patients"] == {"n": 60, "probability_sd": 0.0, "called_differently": 0.0}
     other = evaluation(predict(cohort, seed=9), cohort)
-    found = spread({"a": results.predictions, "b": other.predictions})
+    found = spread({"a": tested(results), "b": tested(other)})
     for name in ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1"):
         values = [run.metrics["test"][name]["value"] for run in (results, other)]
         assert [found["runs"][run][name] for run in "ab"] == pytest.approx(values)
@@ -577,34 +594,33 @@ def test_folds_are_pooled_into_one_table_of_everyone(results):
     test = results.predictions[results.predictions["split"] == "test"]
     folds = {"0": test.iloc[:30], "1": test.iloc[30:]}
     assert len(pool(folds)) == 60
-    assert spread(folds)["patients"]["why"] == "the runs hold different patients"
+    halves = {"0": tested(results).iloc[:30], "1": tested(results).iloc[30:]}
+    assert spread(halves)["patients"]["why"] == "the runs hold different patients"
     with pytest.raises(EvaluationError, match="60 patients are in the test split of more than one"):
         pool({"0": test, "1": test})
 
 
 def test_two_runs_are_compared_on_the_patients_they_share(results, evaluation, cohort):
-    other = evaluation(predict(cohort, "inverted"), cohort).predictions
-    found = compare_runs(other, results.predictions)
+    other = tested(evaluation(predict(cohort, "inverted"), cohort))
+    found = compare_runs(other, tested(results))
     assert found["first"] == 0
     assert found["second"] == pytest.approx(results.metrics["test"]["auroc"]["value"])
     assert found["p_value"] < 0.05
     with pytest.raises(EvaluationError, match="share 0 patients"):
-        compare_runs(other.assign(patient_id="x" + other["patient_id"]), results.predictions)
+        compare_runs(other.assign(patient_id="x" + other["patient_id"]), tested(results))
     with pytest.raises(EvaluationError, match="disagree about a label"):
-        compare_runs(other.assign(label=1 - other["label"]), results.predictions)
+        compare_runs(other.assign(label=1 - other["label"]), tested(results))
 
 
 def test_runs_that_do_not_fit_are_refused(results):
     with pytest.raises(EvaluationError, match="none given"):
         spread({})
-    with pytest.raises(EvaluationError, match="no rows of split train"):
-        spread({"a": results.predictions}, split="train")
-    mutants = results.predictions[results.predictions["label"] == 1]
-    with pytest.raises(EvaluationError, match="run a: all patients of the split have label 1"):
-        spread({"a": mutants})
+    patients = tested(results)
+    with pytest.raises(EvaluationError, match="run a: all patients have label 1"):
+        spread({"a": patients[patients["label"] == 1]})
     twofold = results.predictions.assign(patient_id="P")
     with pytest.raises(EvaluationError, match="a patient has two labels"):
-        spread({"a": twofold})
+        patient_predictions(twofold, results.learnt)
 
 
 def fold_of(results, cohort, studies):
@@ -655,7 +671,7 @@ def test_what_is_learnt_can_be_read_back_from_metrics_json(results):
 
 
 def test_the_patients_say_whether_runs_are_folds_or_seeds(results):
-    test = results.predictions[results.predictions["split"] == "test"]
+    test = tested(results)
     assert relation({"a": test.iloc[:30], "b": test.iloc[30:]}) == "folds"
     assert relation({"a": test, "b": test, "c": test}) == "same patients"
     with pytest.raises(EvaluationError, match="runs a and b: 20 of 40 and 40 test patients are the same"):
@@ -665,8 +681,8 @@ def test_the_patients_say_whether_runs_are_folds_or_seeds(results):
 
 
 def test_pairs_of_runs_are_corrected_for_their_number(results, evaluation, cohort):
-    runs = {str(seed): evaluation(predict(cohort, seed=seed), cohort).predictions for seed in (1, 2)}
-    runs["inverted"] = evaluation(predict(cohort, "inverted"), cohort).predictions
+    runs = {str(seed): tested(evaluation(predict(cohort, seed=seed), cohort)) for seed in (1, 2)}
+    runs["inverted"] = tested(evaluation(predict(cohort, "inverted"), cohort))
     pairs = compare_all(runs)
     assert [pair["names"] for pair in pairs] == [["1", "2"], ["1", "inverted"], ["2", "inverted"]]
     p = sorted(pair["p_value"] for pair in pairs)

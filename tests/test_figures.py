@@ -63,7 +63,7 @@ def test_the_operating_point_lies_at_its_sensitivity_and_specificity(patients: t
     assert point.get_xdata() == pytest.approx([fp / (fp + tn)])
     assert point.get_ydata() == pytest.approx([tp / (tp + fn)])
     assert f"sensitivity {tp / (tp + fn):.2f}" in words(figure)
-    assert "AUROC 0.80 (0.70 to 0.90); n = 40, 10 mutant" in words(figure)
+    assert "ROC-AUC 0.80 (0.70 to 0.90); n = 40, 10 mutant" in words(figure)
 
 
 def test_the_roc_band_is_made_of_the_curves_of_the_resamples(patients: tuple[np.ndarray, np.ndarray]) -> None:

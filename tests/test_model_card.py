@@ -15,7 +15,7 @@ def write_run(folder: Path) -> None:
     columns = ["study_id", "patient_id", "split", "label", "age_years"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "cohort.csv", index=False)
     (folder / "provenance.json").write_text(json.dumps({"cohort": "phantom (natural)", "sequences": ["FLAIR", "T1"]}))
-    metrics = {"test": {"auroc": {"value": 0.75, "low": 0.5, "high": 0.9, "n": 2, "method": "DeLong"}}}
+    metrics = {"test": {"auroc": {"value": 0.75, "low": 0.5, "high": 0.9, "n": 2, "method": "bootstrap"}}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
@@ -24,7 +24,7 @@ def test_the_card_counts_patients_and_gives_results_with_their_intervals(tmp_pat
     text = write_model_card(tmp_path)
     assert text == (tmp_path / "model_card.md").read_text()
     assert "| train | 4 | 8 | 2 |" in text
-    assert "| ROC-AUC (DeLong) | 0.750 | 0.500 to 0.900 | 2 |" in text
+    assert "| ROC-AUC | 0.75 | 0.50 to 0.90 | 2 |" in text
     assert "The patients are synthetic" in text
     assert "not for clinical use" in text
 
@@ -34,4 +34,4 @@ def test_the_card_says_what_was_not_scored(tmp_path: Path) -> None:
     assert "Not scored in this run." in write_model_card(tmp_path)
     scores = pd.DataFrame({"study_id": ["s8"], "method": ["GradCAM"], "energy_inside": [0.25]})
     scores.to_csv(tmp_path / "explanations.csv", index=False)
-    assert "GradCAM, share of the map inside the tumour: mean 0.250 over 1 test studies." in write_model_card(tmp_path)
+    assert "GradCAM, share of the map inside the tumour: mean 0.25 over 1 test studies." in write_model_card(tmp_path)

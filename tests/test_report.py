@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from scipy.special import expit
 from idh_lightning import report
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError
-from idh_lightning.evaluation import Evaluation
+from idh_lightning.evaluation import Evaluation, Learnt
+from idh_lightning.reports.html import write_report
+from idh_lightning.reports.model_card import write_model_card
+from idh_lightning.reports.run import read_run
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -29,8 +33,11 @@ def run_report(*runs: Path, folder: Path) -> dict:
     return report.run(config)
 
 
-def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False) -> Path:
-    """Write the tables of a run in which these of 200 patients were tested."""
+def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False, twice: bool = False) -> Path:
+    """Write the tables of a run in which these of 200 patients were tested; with `twice` all have a follow-up.
+
+    The studies of a patient then have logits of +0.5 and -3 (wildtype) or +3 and +0.5 (mutant).
+    """
     rng = np.random.default_rng(0)
     number = np.arange(200)
     cohort = pd.DataFrame(
@@ -43,11 +50,19 @@ def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False) ->
             "age_years": rng.normal(60 - 15 * (number % 4 == 0), 10),
         }
     )
+    if twice:
+        again = cohort.assign(study_id=cohort["study_id"] + "_FU", follow_up=True)
+        cohort = pd.concat([cohort.assign(follow_up=False), again], ignore_index=True)
     rng = np.random.default_rng(seed)
     predictions = cohort[cohort["split"] != "train"][["study_id", "patient_id", "split", "fold", "label"]]
     logit = (1 + seed) * (rng.normal(size=len(predictions)) + 2 * predictions["label"] - 1)
+    if twice:
+        later = predictions["study_id"].str.endswith("_FU")
+        # Every tenth patient is of the other class than it seems.
+        seems = predictions["label"] ^ (predictions["patient_id"].astype(int) % 10 == 9)
+        logit = np.select([seems == 1, ~later], [np.where(later, 0.5, 3.0), 0.5], -3.0)
     predictions = predictions.assign(logit=logit, probability=expit(logit))
-    features = cohort[["study_id"]].assign(volume_ml=rng.normal(60, 20, 200))
+    features = cohort[["study_id"]].assign(volume_ml=rng.normal(60, 20, len(cohort)))
     results = Evaluation(bootstrap=100)(predictions, cohort, features)
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\nfold: {seed}\nsplit: {{folds: 2}}\n")
@@ -104,13 +119,11 @@ def test_a_folder_of_folds_is_pooled_into_one_report(sweep: Path, tmp_path: Path
 
 
 def test_the_report_calls_each_patient_as_their_fold_did(sweep: Path, tmp_path: Path) -> None:
-    from idh_lightning.reports.run import read_run
-
     metrics = run_report(sweep, folder=tmp_path)
     people = read_run(tmp_path).patients("test")
     cells = metrics["confusion"]["test"]
-    assert int((people["called"] & (people["label"] == 1)).sum()) == cells["tp"]
-    assert int((~people["called"] & (people["label"] == 0)).sum()) == cells["tn"]
+    assert int(((people["predicted"] == 1) & (people["label"] == 1)).sum()) == cells["tp"]
+    assert int(((people["predicted"] == 0) & (people["label"] == 0)).sum()) == cells["tn"]
 
 
 def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> None:
@@ -124,6 +137,44 @@ def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> 
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "On the same 100 test patients (25 mutant), the ROC-AUC of 2 runs goes from" in page
     assert "not computed" not in page
+
+
+def test_a_patient_with_logits_of_a_half_and_minus_three_is_called_alike_everywhere(tmp_path: Path) -> None:
+    """In metrics.json, the run's page and model card, pooled folds and the comparison of runs."""
+    whole = write_run(tmp_path / "whole", test=range(100), seed=0, twice=True)
+    twin = write_run(tmp_path / "twin", test=range(100), seed=1, twice=True)
+    other = write_run(tmp_path / "other", test=range(100, 200), seed=1, twice=True)
+    metrics = json.loads((whole / "metrics.json").read_text())
+    studies = pd.read_csv(whole / "predictions.csv", converters={"patient_id": str}).query("split == 'test'")
+    learnt = Learnt.from_metrics(metrics)
+    logits = studies.groupby("patient_id")["logit"].mean()
+    expected = learnt.apply(logits).set_index(logits.index)
+    (seemingly,) = set(logits[logits < 0])
+    assert seemingly == -1.25
+    means = studies.groupby("patient_id")[["probability", "predicted"]].mean()
+    assert (means["predicted"] == 0.5).any(), "the studies of a patient alone are called differently"
+    truth = studies.groupby("patient_id")["label"].first()
+    right = float((expected["predicted"] == truth).mean())
+
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx(right)
+    people = read_run(whole).patients("test")
+    np.testing.assert_allclose(people["probability"], expected["probability"])
+    assert (people["predicted"] == expected["predicted"]).all()
+    page = write_report(whole).read_text()
+    told = dict(re.findall(r">(\d{3})</th>(?:(?!</tr>).)*?>(\d\.\d\d)</td>", page, re.S))
+    assert told == {patient: f"{p:.2f}" for patient, p in expected["probability"].items()}
+    assert f"| accuracy | {right:.2f} |" in write_model_card(whole)
+
+    compared = run_report(whole, twin, folder=tmp_path / "compared")["runs"]
+    assert compared["test"]["whole"]["accuracy"]["value"] == pytest.approx(right)
+    assert compared["test"]["whole"]["brier"]["value"] == pytest.approx(metrics["test"]["brier"]["value"])
+    assert compared["spread"]["runs"]["whole"]["accuracy"] == pytest.approx(right)
+    assert compared["spread"]["runs"]["whole"]["auroc"] == pytest.approx(metrics["test"]["auroc"]["value"])
+
+    run_report(whole, other, folder=tmp_path / "pooled")
+    pooled = read_run(tmp_path / "pooled").patients("test").loc[expected.index]
+    np.testing.assert_allclose(pooled["probability"], expected["probability"])
+    assert (pooled["predicted"] == expected["predicted"]).all()
 
 
 def test_runs_that_are_neither_folds_nor_twins_are_refused(sweep: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ number that cannot be given is null, and the entry says `why`. Intervals are 95 
 
 - `settings`: `confidence`, `bootstrap`, `seed`, `minimum_group`.
 - `splits`: train, validation, test -> `n` patients, `n_mutant`, `studies`.
-- `validation`, `test`: `auroc` (with the bootstrap's interval, BCa; the one that is shown), `auroc_delong` (with DeLong's,
-  too narrow where a class has fewer than about 100 patients), `average_precision`, `prevalence`, `accuracy`,
-  `balanced_accuracy`, `sensitivity`, `specificity`, `ppv`, `npv`, `f1` (mutant), `f1_macro`, `f1_weighted`, `mcc`, `brier`, `log_loss`,
-  `ece`, `calibration_slope`, `calibration_intercept`. Those of validation are optimistic: the epoch, the operating
-  point and the calibration were chosen there.
+- `validation`, `test`: `auroc` (with the bootstrap's interval, BCa: the one that is shown), `auroc_delong` (with
+  DeLong's, too narrow where a class has fewer than about 100 patients), `average_precision`, `prevalence`, `accuracy`,
+  `balanced_accuracy`, `sensitivity`, `specificity`, `ppv`, `npv`, `f1` (mutant), `f1_macro`, `f1_weighted`, `mcc`,
+  `brier`, `log_loss`, `ece`, `calibration_slope`, `calibration_intercept`. Those of validation are optimistic: the
+  epoch, the operating point and the calibration were chosen there.
 - `confusion`: split -> `tn`, `fp`, `fn`, `tp`.
 - `predictive_values`: list of `{prevalence, ppv, npv}`, test.
 - `operating_point`: `threshold` (of the calibrated probability), `rule`, `target`, `sensitivity`, `specificity`, `n`,

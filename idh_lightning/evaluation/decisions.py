@@ -245,6 +245,8 @@ def decision_curves(labels: Integers, strategies: Mapping[str, Floats], *, resam
     drawn = net_benefit(labels, strategies[first], thresholds, resamples.weights[1 + len(resamples.strata) :])
     tails = [(1 - resamples.confidence) / 2, (1 + resamples.confidence) / 2]
     low, high = np.quantile(drawn, tails, axis=0)
+    # Where all resamples agree, sums in another order leave the band below or above the curve by rounding.
+    low, high = np.minimum(low, curves[first]), np.maximum(high, curves[first])
     return {
         "thresholds": thresholds.tolist(),
         "n": len(labels),

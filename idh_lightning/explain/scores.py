@@ -1,4 +1,4 @@
-"""How well a map lies on the tumour, and what that is worth: a reference map, and maps that know nothing of the study."""
+"""How well a map lies on the tumour, beside a reference map and maps that know nothing of the study."""
 
 from __future__ import annotations
 

@@ -614,10 +614,11 @@ def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
 
 def _predictions(run: Run) -> Table | None:
     people = run.patients("test").sort_values("probability", ascending=False)
+    studies = run.predictions.groupby("patient_id")["study_id"].agg(", ".join) if len(people) else {}
     rows = [
         [
             str(patient),
-            str(row.studies),
+            str(studies[patient]),
             CLASSES[int(row.label)],
             number(row.probability),
             CLASSES[int(row.predicted)],
@@ -627,7 +628,7 @@ def _predictions(run: Run) -> Table | None:
     ]
     head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
     caption = "Every test patient, from surely mutant to surely wildtype"
-    return Table(caption, head, rows, (0, 2, 4, 5)) if rows else None
+    return Table(caption, head, rows, (0, 1, 2, 4, 5)) if rows else None
 
 
 def _weights_words(run: Run) -> str | None:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
 from idh_lightning.files import replacing
-from idh_lightning.reports.vocabulary import number
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -272,7 +271,7 @@ def _headline(title: str, label: int | None, probability: float | None) -> str:
     if label is not None:
         parts.append(_label_word(label))
     if probability is not None:
-        parts.append(f"P(mutant) {number(probability)}")
+        parts.append(f"P(mutant) {probability:.2f}")
     return "   ·   ".join(parts)
 
 
