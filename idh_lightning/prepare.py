@@ -15,6 +15,7 @@ from idh_lightning.cohort import Cohort
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import exits_with_message
 from idh_lightning.files import replacing
+from idh_lightning.overrides import reads_text
 from idh_lightning.reports.panels import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
@@ -51,6 +52,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
             figure.savefig(temporary, dpi=90)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")
 @exits_with_message
 def main(config: DictConfig) -> None:

@@ -51,7 +51,7 @@ def shared_file(copy: UCSFCopy) -> None:
 
 
 def duplicate_row(copy: UCSFCopy) -> None:
-    copy.table = pd.concat([copy.table, copy.table.iloc[[1]]])
+    copy.table = pd.concat([copy.table, copy.table.iloc[[1]].assign(OS="7")])
 
 
 def duplicate_row_in_another_spelling(copy: UCSFCopy) -> None:

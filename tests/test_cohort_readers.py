@@ -440,9 +440,9 @@ def test_a_sequence_that_is_asked_for_must_have_a_column(tmp_path: Path) -> None
         ("t.csv", b"a,b\n1,2,3\n", "cannot be read as a table"),
         ("t.csv", "study_id,idh\nä,mutant\n".encode("utf-16"), "cannot be read as a table .*UTF-8"),
         ("t.csv", "study_id,idh\nä,mutant\n".encode("latin-1"), "cannot be read as a table .*UTF-8"),
-        ("t.csv", b"study_id;idh\na;mutant\n", "no column .*CSV means commas"),
+        ("t.csv", b"study_id,idh,age\na,mutant,51,5\n", "in quotes where they hold the separator"),
         ("t.parquet", b"PAR1 not really", "cannot be read as a table"),
-        ("t.xlsx", b"", "a table of kind '.xlsx'; expected .csv, .tsv or .parquet"),
+        ("t.ods", b"", "a table of kind '.ods'; expected .csv, .tsv, .xlsx or .parquet"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_one_clear_error(

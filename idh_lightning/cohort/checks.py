@@ -22,6 +22,7 @@ def assemble(
     studies: Iterable[Study],
     exclusions: Iterable[Exclusion] = (),
     faults: Iterable[Fault] = (),
+    notes: Iterable[str] = (),
 ) -> Cohort:
     """Return the cohort of some studies after comparing them with each other.
 
@@ -39,6 +40,7 @@ def assemble(
         studies=tuple(study for study in marked if study.study_id not in faulty),
         exclusions=tuple(sorted(exclusions, key=lambda exclusion: exclusion.study_id)),
         faults=(*faults, *warnings),
+        notes=tuple(notes),
     )
 
 
