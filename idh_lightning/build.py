@@ -129,13 +129,18 @@ def prepare(
     with FileLock(store.folder / ".preparing.lock"):
         report = store.prepare(cohort.studies)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
-    if found.faults:
-        Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
+    console = Console(soft_wrap=True)
+    for note in cohort.notes:
+        console.print(note, markup=False, highlight=False)
     try:
         cohort = settle(cohort, report.faults, on_error=reader.on_error)
     except CohortError:
         write_cohort_report(found, run_folder / "cohort_report.html")
+        found = replace(found, faults=tuple(fault for fault in found.faults if fault.severity == "warning"))
         raise
+    finally:  # what is raised lists the errors itself
+        if found.faults:
+            console.print(faults_table(found, rows_per_check=5))
     if screen is not None:
         cohort = screen(cohort, store)
     table: pd.DataFrame | None = None

@@ -134,6 +134,7 @@ class FolderReader(Reader):
                     idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
                     mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),
                     sex=row.get(self.column("sex"), ""), follow_up=str(identity.follow_up), carried=self.carried(row),
+                    folder=paths[0],
                 )  # fmt: skip
         for key, lines in rows.items():
             identity, _, where = lines[0]

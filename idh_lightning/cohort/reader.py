@@ -19,7 +19,7 @@ import pandas as pd
 
 from idh_lightning.cohort.checks import assemble, counted
 from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
-from idh_lightning.cohort.files import one_file
+from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
@@ -55,6 +55,7 @@ class Entry:
         sex: Text, or "".
         follow_up: Text, or "" where neither the table nor the layout says so.
         carried: The columns of the table that have no role.
+        folder: Of the study, where the layout has one.
     """
 
     where: str
@@ -67,6 +68,7 @@ class Entry:
     sex: str = ""
     follow_up: str = ""
     carried: Mapping[str, object] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -147,7 +149,8 @@ class Reader(ABC):
         require_columns(table.columns, found, {**{role: wanted[role] for role in ("study_id", "idh")}, **named}, path)
         self._matched = {role: found[role] for role in wanted if role in found}
         self._notes.append(
-            f"{path.name}: {counted(len(table), 'row')}, {table.attrs['read_as']}; "
+            f"{path.name}: {counted(len(table), 'row')} of "
+            f"{counted(table[self.column('study_id')].nunique(), 'study', 'studies')}, {table.attrs['read_as']}; "
             f"{describe_columns(table.columns, self._matched)}."
         )
         return table
@@ -252,11 +255,13 @@ class Reader(ABC):
                 files[sequence] = file
             else:
                 ambiguous = len(candidates) > 1
+                if not candidates and entry.folder is not None:
+                    problem += f": {images_in(entry.folder)}"
                 report(
                     "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
                     f"exactly one NIfTI file for {sequence}",
                     "Leave one of them in place." if ambiguous
-                    else "Restore the file, add the study to cohort.exclude, or set data.missing=zero.",
+                    else "Restore the file, leave the study out, or let studies lack a sequence: data.missing=zero",
                     error=ambiguous or self.missing == "error",
                 )  # fmt: skip
         if not files and self.missing == "zero":
@@ -315,6 +320,15 @@ def without_id(where: str, study_id: str) -> Fault:
     return Fault(
         where=where, check="unusable_id", found="no study identifier", expected="one in every row",
         remedy="Add it or delete the row.", study_id=study_id,
+    )  # fmt: skip
+
+
+def without_patients(where: str, column: str) -> Fault:
+    """Return the warning of a table that does not tell which studies are of one patient."""
+    return Fault(
+        where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
+        found="every study counts as a patient of its own",
+        remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
     )  # fmt: skip
 
 
