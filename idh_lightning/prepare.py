@@ -24,8 +24,7 @@ def run(config: DictConfig) -> PrepareReport:
     """Prepare the cohort of a configuration, write and print what was found, and return what preparing it took.
 
     Raises:
-        CohortError: If there are errors and `cohort.on_error` is "raise". The faults have been printed by then, and
-            the volumes of the sound studies are in the store.
+        CohortError: If there are errors and `cohort.on_error` is "raise".
     """
     build.checked(config)
     folder = Path(config.paths.run)

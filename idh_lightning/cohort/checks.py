@@ -139,10 +139,11 @@ def place_of(group: Sequence[Fault], *, examples: int = 3) -> str:
     """Return where a message holds: the place of a single fault, or how many studies and some of them."""
     if len(group) == 1:
         return group[0].where
-    file, _, _ = group[0].where.partition(", ")
+    files = {fault.where.partition(", study ")[0] for fault in group}
+    file = f"{files.pop()}, " if len(files) == 1 else ""
     ids = [fault.study_id or fault.where for fault in group]
     more = f" and {len(ids) - examples} more" if len(ids) > examples else ""
-    return f"{file}, {len(ids)} studies ({', '.join(ids[:examples])}{more})"
+    return f"{file}{len(ids)} studies ({', '.join(ids[:examples])}{more})"
 
 
 def counted(number: int, one: str, many: str = "") -> str:
