@@ -37,6 +37,7 @@ from idh_lightning.cohort import (
     cohort_table,
     exclusions_table,
     faults_table,
+    open_errors,
     settle,
     without_left_out,
     write_cohort_report,
@@ -114,8 +115,8 @@ def prepare(
         screen: Leaves studies out (or refuses the cohort) once its volumes are in the store, before the split.
 
     Raises:
-        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
-            report has been written by then, and the volumes of the sound studies are in the store.
+        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault of
+            the table, before an image is read, or else every fault of the images. The report has been written by then.
         SplitError: If the patients cannot be split as asked.
     """
     run_folder = Path(config.paths.run)
@@ -124,18 +125,24 @@ def prepare(
     store: VolumeStore = factory(config.data.store)(
         preprocessing=instantiate_section(config.data.preprocessing), sequences=cohort.sequences
     )
+    console = Console(soft_wrap=True)
+    for note in cohort.notes:
+        console.print(note, markup=False, highlight=False)
     store.folder.mkdir(parents=True, exist_ok=True)
+    refused_already = reader.on_error == "raise" and open_errors(cohort)
     # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
     with FileLock(store.folder / ".preparing.lock"):
-        report = store.prepare(cohort.studies)
+        report = store.prepare([] if refused_already else cohort.studies)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
-    if found.faults:
-        Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
     try:
         cohort = settle(cohort, report.faults, on_error=reader.on_error)
     except CohortError:
         write_cohort_report(found, run_folder / "cohort_report.html")
+        found = replace(found, faults=tuple(fault for fault in found.faults if fault.severity == "warning"))
         raise
+    finally:  # what is raised lists the errors itself
+        if found.faults:
+            console.print(faults_table(found, rows_per_check=5))
     if screen is not None:
         cohort = screen(cohort, store)
     table: pd.DataFrame | None = None

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError
+from idh_lightning.overrides import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
                 folder = argument.partition("=")[2] or (rest.pop(index) if index < len(rest) else "")
                 changed = {_key(one) for one in rest}
                 kept = [one for one in _overrides(option, Path(folder).absolute()) if _key(one) not in changed]
-                return [*kept, *rest]
+                return as_text([*kept, *rest])
     return list(arguments)
 
 
@@ -84,7 +85,7 @@ def _overrides(option: str, folder: Path) -> list[str]:
     overrides = (
         [one for one in overrides if not one.startswith("checkpoint=")] if config["checkpoint"] == "last" else overrides
     )
-    different = list(_differences(_composed(overrides), config))
+    different = list(_differences(_composed(as_text(overrides)), config))
     if different:
         raise ConfigError(
             f"{option} {folder}: the configuration files have changed since that run: {'; '.join(different)}. Expected "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from idh_lightning.errors import ConfigError
+from idh_lightning.overrides import TEXT_KEYS
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -92,7 +93,7 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None]) -
     Raises:
         ConfigError: Listing every unknown key and every contradiction.
     """
-    faults = [*_misread(config, "", choices), *_contradictions(config, choices)]
+    faults = [*_misread(config, "", choices), *_not_text(config, "", choices), *_contradictions(config, choices)]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -124,6 +125,25 @@ def _misread(section: Any, path: str, choices: Mapping[str, str | None]) -> Iter
             known = ", ".join(map(str, named[key]))
             yield f"{_file_of(inner, choices)}: found {inner}={value}; expected one of {known}. Correct it."
         yield from _misread(value, inner, choices)
+
+
+def _not_text(value: Any, path: str, choices: Mapping[str, str | None], text: bool = False) -> Iterable[str]:
+    """Yield one message per identifier, path or word that YAML took for a number or a truth value (12_1, 1e3, yes)."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _not_text(item, path, choices, text)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            inner = f"{path}.{key}" if path else str(key)
+            known = text or TEXT_KEYS.fullmatch(inner) is not None
+            # A whole number as a spelling of the vocabulary (0, 1) is its own text.
+            yield from _not_text(key if known and isinstance(key, bool | float) else None, inner, choices, known)
+            yield from _not_text(item, inner, choices, known)
+    elif text and isinstance(value, bool | int | float):
+        yield (
+            f"{_file_of(path, choices)}: found {value!r} in '{path}', which is text; YAML reads words like 12_1, 0012, "
+            "1e3, yes and no as numbers or truth values. Write it in quotes."
+        )
 
 
 def _keywords(

@@ -29,6 +29,7 @@ from idh_lightning.evaluation import (
     read_table,
 )
 from idh_lightning.files import write_json, write_text
+from idh_lightning.overrides import reads_text
 from idh_lightning.reports.html import write_report
 from idh_lightning.train import quieten, refuse_other_sequences, summarise, write_features
 from idh_lightning.volumes import VolumeStore
@@ -195,6 +196,7 @@ def _take_over(config: DictConfig, recipe: dict[str, Any]) -> None:
             config.cohort.sequences = recipe["sequences"]
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 @exits_with_message
 def main(config: DictConfig) -> None:

@@ -45,6 +45,7 @@ from idh_lightning.explain.sequence_importance import shapley
 from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
+from idh_lightning.overrides import reads_text
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
@@ -554,6 +555,7 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
             console.print(f"{name:>20}  {folder / name}", highlight=False)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="explain")
 @exits_with_message
 def main(config: DictConfig) -> None:

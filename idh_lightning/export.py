@@ -11,8 +11,10 @@ from rich.console import Console
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import exits_with_message
 from idh_lightning.inference.exported import export
+from idh_lightning.overrides import reads_text
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
 @exits_with_message
 def main(config: DictConfig) -> None:

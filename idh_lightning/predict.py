@@ -25,6 +25,7 @@ from idh_lightning.inference.dicom import (
     sequences_named,
     series_table,
 )
+from idh_lightning.overrides import reads_text
 
 SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
@@ -116,6 +117,7 @@ def _summarise(answers: Sequence[Answer], output: Path) -> None:
         console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
 @exits_with_message
 def main(config: DictConfig) -> None:

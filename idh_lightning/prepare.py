@@ -15,6 +15,7 @@ from idh_lightning.cohort import Cohort
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import exits_with_message
 from idh_lightning.files import replacing
+from idh_lightning.overrides import reads_text
 from idh_lightning.reports.panels import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
@@ -23,8 +24,7 @@ def run(config: DictConfig) -> PrepareReport:
     """Prepare the cohort of a configuration, write and print what was found, and return what preparing it took.
 
     Raises:
-        CohortError: If there are errors and `cohort.on_error` is "raise". The faults have been printed by then, and
-            the volumes of the sound studies are in the store.
+        CohortError: If there are errors and `cohort.on_error` is "raise".
     """
     build.checked(config)
     folder = Path(config.paths.run)
@@ -51,6 +51,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
             figure.savefig(temporary, dpi=90)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")
 @exits_with_message
 def main(config: DictConfig) -> None:

@@ -29,6 +29,7 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import replacing, write_json, write_text
+from idh_lightning.overrides import reads_text
 from idh_lightning.reports.comparison import write_comparison
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.run import Run, read_run
@@ -250,6 +251,7 @@ def _natural(path: Path) -> tuple[int, str]:
     return (int(path.name) if path.name.isdecimal() else -1, path.name)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="report")
 @exits_with_message
 def main(config: DictConfig) -> None:

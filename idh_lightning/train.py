@@ -33,6 +33,7 @@ from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
 from idh_lightning.memory_plan import advising, require_memory
 from idh_lightning.module import IDHClassifier
+from idh_lightning.overrides import reads_text
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run import as_estimate
@@ -308,6 +309,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 @exits_with_message
 def main(config: DictConfig) -> float | None:

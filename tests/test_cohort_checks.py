@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -51,7 +52,7 @@ def shared_file(copy: UCSFCopy) -> None:
 
 
 def duplicate_row(copy: UCSFCopy) -> None:
-    copy.table = pd.concat([copy.table, copy.table.iloc[[1]]])
+    copy.table = pd.concat([copy.table, copy.table.iloc[[1]].assign(OS="7")])
 
 
 def duplicate_row_in_another_spelling(copy: UCSFCopy) -> None:
@@ -199,6 +200,25 @@ def test_all_errors_are_raised_at_once_and_grouped(copy: UCSFCopy) -> None:
     assert sum(line.startswith("  - ") for line in lines) == 3
 
 
+def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: UCSFCopy) -> None:
+    for number in (1, 2, 3, 4, 5):
+        copy.set(number, "IDH", "IDH pos.")
+    copy.set(6, "IDH", "1")
+    with pytest.raises(CohortError) as raised:
+        settle(copy.reader().read(), on_error="raise")
+    lines = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert len(lines) == 2
+    assert "5 studies (UCSF-PDGM-0001, UCSF-PDGM-0002, UCSF-PDGM-0003 and 2 more): IDH is 'IDH pos.'" in lines[1]
+    assert "'cohort.vocabulary={IDH pos.: wildtype}' or 'cohort.vocabulary={IDH pos.: mutant}'" in lines[1]
+    assert "'cohort.vocabulary={0: wildtype, 1: mutant}'" in lines[0]
+    assert "cohort.on_error=exclude, or 'cohort.exclude=[UCSF-PDGM-0001," in str(raised.value)
+
+
+def test_an_excluded_identifier_that_names_nobody_names_its_nearest(copy: UCSFCopy) -> None:
+    with pytest.raises(CohortError, match=r"no study or patient 'UCSF-PDGM-0O05'.*Did you mean .*'UCSF-PDGM-0005'"):
+        settle(copy.reader(exclude=["UCSF-PDGM-0O05"]).read(), on_error="raise")
+
+
 def test_settling_twice_changes_nothing(copy: UCSFCopy) -> None:
     copy.set(1, "IDH", "pending")
     once = settle(copy.reader().read(), on_error="exclude")
@@ -335,3 +355,26 @@ def test_the_report_can_be_written_before_anything_is_settled_or_split(copy: UCS
     page = write_cohort_report(copy.reader().read(), tmp_path / "report.html").read_text(encoding="utf-8")
     assert ">Used</text>" in page
     assert ">Train</text>" not in page
+
+
+def test_the_report_of_a_refused_table_shows_every_refused_study_and_adds_up(copy: UCSFCopy, tmp_path: Path) -> None:
+    copy.set(1, "IDH", "pending")
+    copy.set(3, "IDH", "perhaps")
+    copy.set(4, "IDH", "perhaps")
+    copy.file("UCSF-PDGM-0004", "T1").unlink()
+    cohort = copy.reader(exclude=["UCSF-PDGM-002"]).read()
+    late = Fault(where="a.nii", check="truncated", found="half a file", expected="all", remedy="Get it again.",
+                 study_id="UCSF-PDGM-0006")  # fmt: skip
+    cohort = replace(cohort, faults=(*cohort.faults, late))
+    flow = cohort_flow(cohort).groupby("step")[["patients", "studies"]].sum()
+    assert flow["studies"].to_dict() == {"read": 13, "excluded": 1, "refused": 4, "used": 8}
+    assert flow["patients"].to_dict() == {"read": 12, "excluded": 1, "refused": 4, "used": 7}
+    page = write_cohort_report(cohort, tmp_path / "report.html").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    assert "The cohort was refused: 5 errors" in words
+    assert "13 studies of 12 patients that were read, 4 are refused, 1 excluded and 8 without an error" in words
+    for number in (1, 3, 4, 6):
+        assert f"<tr><td>UCSF-PDGM-000{number}</td>" in page
+    assert ">Refused: 4 patients</text>" in page
+    assert "2 studies (UCSF-PDGM-0003, UCSF-PDGM-0004)" in page
+    assert "metadata.csv: 13 rows of 13 studies, separated by commas" in page

@@ -28,6 +28,7 @@ from idh_lightning.cohort import (
     Reader,
     Study,
     Table,
+    new_studies,
     settle,
 )
 from idh_lightning.cohort.identity import canonical_patient, parse_ucsf_pdgm
@@ -272,6 +273,72 @@ def test_egd_codes_are_labels_and_minus_one_is_a_fault(tmp_path: Path) -> None:
     assert [exclusion.reason for exclusion in cohort.exclusions] == ["unknown_label: IDH is '-1'"]
 
 
+def test_egd_is_read_as_its_server_gives_it(tmp_path: Path) -> None:
+    for number, what in enumerate(("T1", "T1GD", "T2", "FLAIR", "MASK"), start=1):
+        touch(tmp_path / "SUBJECTS" / "MR_EGD-0001" / f"{number}_{what}" / "NIFTI" / f"{what}.nii.gz")
+    table = write(tmp_path / "Genetic_data.csv", "Subject,IDH\nMR_EGD-0001,1\n")
+    (study,) = read(EGD(folder=tmp_path / "SUBJECTS", table=table)).studies
+    assert (study.study_id, study.label, study.mask is not None) == ("EGD-0001", 1, True)
+    assert list(names(study).values()) == ["FLAIR.nii.gz", "T1.nii.gz", "T1GD.nii.gz", "T2.nii.gz"]
+    (new,) = new_studies(tmp_path / "SUBJECTS")
+    assert new.study is not None
+    assert (new.study_id, list(new.study.files)) == ("MR_EGD-0001", list(SEQUENCES))
+
+
+def test_upenn_images_with_their_skull_are_read(tmp_path: Path) -> None:
+    name = "UPENN-GBM-00001_11"
+    for end in ("FLAIR", "T1", "T1GD", "T2"):
+        touch(tmp_path / "images_structural_unstripped" / name / f"{name}_{end}_unstripped.nii.gz")
+    touch(tmp_path / "images_segm" / f"{name}_segm.nii.gz")
+    table = write(tmp_path / "clinical.csv", f"ID,IDH1\n{name},Wildtype\n")
+    (study,) = read(UPENNGBM(folder=tmp_path / "images_structural_unstripped", table=table)).studies
+    assert names(study)["T1c"] == f"{name}_T1GD_unstripped.nii.gz"
+    assert study.mask is not None
+
+
+def test_the_bias_corrected_contrast_image_of_ucsf_has_another_name(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path, patients=4)
+    copy.table = copy.table.iloc[[0]]
+    for number in (2, 3, 4):
+        copy.remove(f"UCSF-PDGM-{number:04d}")
+    for end in ("FLAIR_bias", "T1_bias", "T1gad_bias", "T2_bias"):
+        copy.file("UCSF-PDGM-0001", end).touch()
+    (study,) = settle(copy.reader(bias_corrected=True).read(), on_error="exclude").studies
+    assert names(study)["T1c"] == "UCSF-PDGM-0001_T1gad_bias.nii.gz"
+
+
+def test_a_folder_named_like_a_file_holds_that_file(tmp_path: Path) -> None:
+    name = "BraTS20_Training_001"
+    for end in ("flair", "t1", "t1ce", "t2", "seg"):
+        inside = "W39_1998.nii" if end == "seg" else f"{name}_{end}.nii"
+        touch(tmp_path / "images" / name / f"{name}_{end}.nii" / inside)
+    table = write(tmp_path / "t.csv", f"study_id,idh\n{name},mutant\n")
+    (study,) = read(BraTS(folder=tmp_path / "images", table=table)).studies
+    assert list(names(study).values()) == [f"{name}_{end}.nii" for end in ("flair", "t1", "t1ce", "t2")]
+    assert study.mask is not None
+    assert study.mask.is_file()
+    (new,) = new_studies(tmp_path / "images")
+    assert new.study is not None
+    assert {path.name for path in new.study.files.values()} == set(names(study).values())
+    table = write(tmp_path / "own.csv", f"study_id,idh,T1\na,mutant,images/{name}/{name}_t1.nii\n")
+    assert names(read(Table(table=table)).studies[0]) == {"T1": f"{name}_t1.nii"}
+
+
+def test_the_numbers_of_brats_2020_are_patients(tmp_path: Path) -> None:
+    for number in ("001", "002"):
+        add_brats(tmp_path / "images", f"BraTS20_Training_{number}")
+    table = write(tmp_path / "t.csv", "study_id,idh\nBraTS20_Training_001,mutant\nBraTS20_Training_002,wildtype\n")
+    cohort = read(BraTS(folder=tmp_path / "images", table=table))
+    assert [study.patient_id for study in cohort.studies] == ["BraTS20_Training_001", "BraTS20_Training_002"]
+
+
+def test_a_study_folder_without_the_files_says_what_is_there_instead(tmp_path: Path) -> None:
+    touch(tmp_path / "images" / "BraTS2021_00006" / "anat" / "t1_mprage.nii.gz")
+    table = write(tmp_path / "t.csv", "study_id,idh\nBraTS2021_00006,wildtype\n")
+    with pytest.raises(CohortError, match=r"no T1: .*BraTS2021_00006 holds anat/t1_mprage.nii.gz"):
+        read(BraTS(folder=tmp_path / "images", table=table))
+
+
 def test_bids_tells_contrast_by_its_entity_and_groups_sessions(tmp_path: Path) -> None:
     for where, stem in (("sub-01/ses-a", "sub-01_ses-a"), ("sub-01/ses-b", "sub-01_ses-b"), ("sub-02", "sub-02")):
         for end in ("FLAIR", "T1w", "ce-gd_T1w", "T2w"):
@@ -406,6 +473,129 @@ def test_a_table_may_say_which_study_is_a_follow_up(tmp_path: Path) -> None:
         read(Table(table=path))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"study_id": "ID", "idh": "IDH", "FLAIR": "flair", "T1c": "T1ce"},
+        {"study_id": "Scan ID", "patient_id": "Subject", "idh": "IDH_status", "FLAIR": "T2-FLAIR", "T1": "T1w", "T1c": "T1 post"},
+        {"patient_id": "patient", "idh": "IDH mutation status", "FLAIR": "flair_path", "T1": "t1n", "T1c": "t1c"},
+        {"idh": "IDH1/2", "age_years": "Age", "FLAIR": "t2f", "T1c": "T1+C"},
+        {"T1c": "T1Gd"}, {"T1c": "T1-post"}, {"T1c": "T1C"},
+    ],
+)  # fmt: skip
+def test_columns_go_by_the_names_that_are_usual_and_it_is_said(tmp_path: Path, names: dict[str, str]) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path, dtype=str)
+    frame = frame.assign(T1c=frame["FLAIR"], FLAIR=["images/a_f.nii", "images/b_f.nii"], grade="4")
+    for name in "ab":
+        touch(path.parent / "images" / f"{name}_f.nii")
+    frame.rename(columns=names).to_csv(path, index=False)
+    cohort = read(Table(table=path))
+    assert cohort.sequences == ("FLAIR", "T1", "T1c")
+    assert [(study.study_id, study.patient_id, study.label) for study in cohort.studies] == [
+        ("a", "P1", 0),
+        ("b", "P2", 1),
+    ]
+    assert cohort.studies[0].age_years == 50
+    for role, name in names.items():
+        assert f"{role} from {name!r}" in cohort.notes[0]
+    assert "never given to the network: 'grade'" in cohort.notes[0]
+
+
+def test_a_table_that_names_patients_only_has_one_study_of_each(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).drop(columns="study_id").rename(columns={"patient_id": "Patient"}).to_csv(path, index=False)
+    assert [(s.study_id, s.patient_id) for s in read(Table(table=path)).studies] == [("P1", "P1"), ("P2", "P2")]
+
+
+def test_two_columns_that_could_be_one_sequence_are_named_with_lines_to_paste(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(T1ce="x.nii", T1gd="y.nii").to_csv(path, index=False)
+    with pytest.raises(
+        CohortError, match=r"'T1ce', 'T1gd' could all be T1c.* cohort.columns.T1c=T1ce or cohort.columns"
+    ):
+        Table(table=path).read()
+
+
+def test_an_exact_name_comes_before_the_usual_ones(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(ID="other", flair="other.nii").to_csv(path, index=False)
+    assert [study.study_id for study in read(Table(table=path)).studies] == ["a", "b"]
+
+
+def test_a_column_of_images_that_is_not_used_is_named(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(**{"KM axial": "images/a_t1.nii"}).to_csv(path, index=False)
+    warnings = [fault for fault in read(Table(table=path)).faults if fault.check == "unused_images"]
+    assert ["'KM axial'" in fault.found for fault in warnings] == [True]
+    assert "'cohort.columns.T1c=KM axial'" in warnings[0].remedy
+
+
+def test_a_column_about_one_gene_is_offered_and_not_taken(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).rename(columns={"idh": "IDH1 status"}).to_csv(path, index=False)
+    with pytest.raises(CohortError, match=r"no column 'idh'.*If this is it, add 'cohort.columns.idh=IDH1 status'"):
+        Table(table=path).read()
+
+
+def test_rows_that_say_the_same_are_one_study_and_it_is_said(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path)
+    pd.concat([frame, frame.head(1)]).to_csv(path, index=False)
+    cohort = read(Table(table=path))
+    assert [study.study_id for study in cohort.studies] == ["a", "b"]
+    assert "3 rows of 2 studies" in cohort.notes[0]
+    assert ["2 rows for one study (rows 2, 4)" in f.found for f in cohort.faults if f.check == "duplicate_study"] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize(
+    ("separator", "words"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (";excel", "semicolons")]
+)
+def test_the_separator_is_told_by_the_header_and_decimal_commas_are_read(
+    tmp_path: Path, separator: str, words: str
+) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path, dtype=str).assign(age_years=["51,5", "60"], **{"volume (ml, total)": ["3,25", ""]})
+    frame.to_csv(path, index=False, sep=separator[0])
+    if separator.endswith("excel"):
+        path.write_text("sep=;\n" + path.read_text())
+    cohort = read(Table(table=path))
+    assert [study.age_years for study in cohort.studies] == [51.5, 60.0]
+    assert cohort.studies[0].carried["volume (ml, total)"] == "3.25"
+    assert f"separated by {words}, decimal commas in 'age_years'" in cohort.notes[0]
+
+
+def test_an_excel_table_is_read_with_its_leading_zeros(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path = table_cohort(tmp_path).with_suffix(".xlsx")
+    book = openpyxl.Workbook()
+    book.active.append(["study_id", "patient_id", "idh", "age_years", "FLAIR"])
+    book.active.append([12, "0012", "wildtype", 51.5, "images/a_flair.nii.gz"])
+    book.active["A2"].number_format = "0000"
+    book.save(path)
+    (study,) = read(Table(table=path)).studies
+    assert (study.study_id, study.patient_id, study.age_years) == ("0012", "0012", 51.5)
+
+
+def test_an_excel_table_without_its_package_is_one_sentence_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.xlsx").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CohortError, match=r"t.xlsx: an Excel table.* Save the table as CSV .*pip install openpyxl"):
+        Table(table=tmp_path / "t.xlsx").read()
+
+
+def test_identifiers_keep_their_zeros_and_underscores(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(study_id=["0012", "12_1"], patient_id=["1e3", "007"]).to_csv(path, index=False)
+    cohort = read(Table(table=path, exclude=["12_1"]))
+    assert [(study.study_id, study.patient_id) for study in cohort.studies] == [("0012", "1e3")]
+    assert [exclusion.study_id for exclusion in cohort.exclusions] == ["12_1"]
+
+
 # What is missing altogether
 
 
@@ -440,9 +630,9 @@ def test_a_sequence_that_is_asked_for_must_have_a_column(tmp_path: Path) -> None
         ("t.csv", b"a,b\n1,2,3\n", "cannot be read as a table"),
         ("t.csv", "study_id,idh\nä,mutant\n".encode("utf-16"), "cannot be read as a table .*UTF-8"),
         ("t.csv", "study_id,idh\nä,mutant\n".encode("latin-1"), "cannot be read as a table .*UTF-8"),
-        ("t.csv", b"study_id;idh\na;mutant\n", "no column .*CSV means commas"),
+        ("t.csv", b"study_id,idh,age\na,mutant,51,5\n", "in quotes where they hold the separator"),
         ("t.parquet", b"PAR1 not really", "cannot be read as a table"),
-        ("t.xlsx", b"", "a table of kind '.xlsx'; expected .csv, .tsv or .parquet"),
+        ("t.ods", b"", "a table of kind '.ods'; expected .csv, .tsv, .xlsx or .parquet"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_one_clear_error(

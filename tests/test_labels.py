@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, parse_idh
+from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, normalise, parse_idh
 from idh_lightning.cohort.study import MUTANT, WILDTYPE
 from idh_lightning.errors import CohortError, ConfigError
 
@@ -55,7 +55,7 @@ def test_case_and_white_space_do_not_matter(spelling: str, data: st.DataObject) 
 
 @given(st.text())
 def test_any_text_is_a_known_spelling_or_refused(text: str) -> None:
-    known = " ".join(text.split()).casefold() in IDH_VOCABULARY
+    known = normalise(text) in IDH_VOCABULARY
     if known:
         assert parse_idh(text) in (WILDTYPE, MUTANT)
     else:
@@ -85,3 +85,38 @@ def test_no_setting_turns_an_undecided_or_contrary_spelling_into_mutant(text: st
 def test_a_meaning_other_than_the_two_labels_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'abc' means 'maybe'; expected 'wildtype' or 'mutant'"):
         extend_vocabulary(IDH_VOCABULARY, {"abc": "maybe"})
+
+
+HOSPITAL_SPELLINGS = {
+    MUTANT: ["IDH-mut", "IDH mutated", "R132H", "IDH1 R132H", "IDH1-R132H", "IDH1 (R132H)", "p.R132C", "IDH2 R172K", "R140Q",
+             "mut", "Mutant ", "IDHmut", "IDH1-mutant", "IDH_mut", "IDH1:p.R132H"],
+    WILDTYPE: ["WT", "wt", "IDH-wt", "IDHwt", "IDH_WT", "Wild type", "wild-type", "not mutated", "Non-mutated", "IDH1/2 wt"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [(text, label) for label, texts in HOSPITAL_SPELLINGS.items() for text in texts]
+)
+def test_the_spellings_of_hospitals_have_their_label(text: str, label: int) -> None:
+    assert parse_idh(text) == label
+
+
+@pytest.mark.parametrize(
+    "text", ["negative", "positive", "R132H negative", "IDH1 wildtype", "IDH1-wt", "IDH1", "yes", "no"]
+)
+def test_a_word_that_leaves_another_mutation_open_is_refused(text: str) -> None:
+    with pytest.raises(CohortError, match=r"expected 'wildtype', 'mutant'"):
+        parse_idh(text)
+
+
+def test_a_minus_before_a_number_is_no_dash_between_words() -> None:
+    extended = extend_vocabulary(IDH_VOCABULARY, {"0": "wildtype", "1": "mutant"})
+    with pytest.raises(CohortError):
+        parse_idh("-1", extended)
+
+
+def test_a_vocabulary_may_list_the_spellings_of_a_label_and_not_contradict_itself() -> None:
+    extended = extend_vocabulary(IDH_VOCABULARY, {"mutant": ["positive", "IDH+"], "wildtype": ["negative"]})
+    assert [parse_idh(text, extended) for text in ("positive", "idh+", "negative")] == [MUTANT, MUTANT, WILDTYPE]
+    with pytest.raises(ConfigError, match=r"'P' cannot mean 'wildtype'"):
+        extend_vocabulary(IDH_VOCABULARY, {"p": "mutant", "P": "wildtype"})

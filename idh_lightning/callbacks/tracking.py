@@ -17,6 +17,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from idh_lightning.errors import ConfigError
+from idh_lightning.evaluation import read_table
 from idh_lightning.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Tracker(WandbLogger):
         for name in FIGURES:
             if (file := self.run_folder / "figures" / f"{name}.png").is_file():
                 run.log({f"figures/{name}": wandb.Image(str(file))})
-        predictions = pd.read_csv(self.run_folder / "predictions.csv")
+        predictions = read_table(self.run_folder / "predictions.csv")
         run.log({"predictions": wandb.Table(dataframe=self._with_allowed_names(predictions))})
         if self.images:
             panels = sorted((self.run_folder / "figures" / "cam").glob("*.png"))

@@ -2,7 +2,7 @@
 
 from idh_lightning.cohort.bids import BIDS
 from idh_lightning.cohort.brats import BraTS
-from idh_lightning.cohort.checks import exclusions_table, faults_table, settle
+from idh_lightning.cohort.checks import exclusions_table, faults_table, open_errors, settle
 from idh_lightning.cohort.combined import Combined
 from idh_lightning.cohort.egd import EGD
 from idh_lightning.cohort.flow import cohort_flow
@@ -54,6 +54,7 @@ __all__ = [
     "exclusions_table",
     "faults_table",
     "new_studies",
+    "open_errors",
     "settle",
     "study_of_files",
     "verify_split",

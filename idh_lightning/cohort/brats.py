@@ -13,7 +13,7 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 
 _NUMBER = re.compile(r"BraTS2021_(\d{5})|BraTS-GLI-(\d{5})-(\d{3})", re.ASCII)
-_OLDER = re.compile(r"(Bra[tT][sS]\d\d_\w+)_\d+", re.ASCII)
+_OLDER = re.compile(r"(Bra[tT][sS]20_(?:Training|Validation)_\d+)|(Bra[tT][sS]\d\d_\w+)_\d+", re.ASCII)
 SUFFIXES = {"FLAIR": "flair|t2f", "T1": "t1|t1n", "T1c": "t1ce|t1c", "T2": "t2|t2w", "mask": "seg"}
 
 
@@ -41,7 +41,7 @@ class BraTS(FolderReader):
             number, later = match[1] or match[2], int(match[3] or 0) > 0
             return Identity(study_id=text, patient_id=f"BraTS2021_{number}", follow_up=later)
         older = _OLDER.fullmatch(text)
-        return Identity(study_id=text, patient_id=older[1]) if older else None
+        return Identity(study_id=text, patient_id=older[1] or older[2]) if older else None
 
     def keys(self, identity: Identity) -> Sequence[str]:
         """Return the name itself, then the other names of the same patient; see `FolderReader.keys`."""

@@ -11,8 +11,10 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
 from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.overrides import to_paste
 
 
 def assemble(
@@ -22,6 +24,7 @@ def assemble(
     studies: Iterable[Study],
     exclusions: Iterable[Exclusion] = (),
     faults: Iterable[Fault] = (),
+    notes: Iterable[str] = (),
 ) -> Cohort:
     """Return the cohort of some studies after comparing them with each other.
 
@@ -39,6 +42,7 @@ def assemble(
         studies=tuple(study for study in marked if study.study_id not in faulty),
         exclusions=tuple(sorted(exclusions, key=lambda exclusion: exclusion.study_id)),
         faults=(*faults, *warnings),
+        notes=tuple(notes),
     )
 
 
@@ -60,32 +64,42 @@ def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["r
     """
     if on_error not in ("raise", "exclude"):
         raise ConfigError(f"cohort.on_error: {on_error!r}; expected 'raise' or 'exclude'. Correct the setting.")
-    everything = tuple(dict.fromkeys([*cohort.faults, *faults]))
-    settled = {exclusion.study_id for exclusion in cohort.exclusions}
-    errors = [f for f in everything if f.severity == "error" and (f.study_id is None or f.study_id not in settled)]
+    everything = replace(cohort, faults=tuple(dict.fromkeys([*cohort.faults, *faults])))
+    errors = open_errors(everything)
     blocking = [f for f in errors if on_error == "raise" or f.study_id is None]
     if blocking:
         raise CohortError(_list_of(cohort.name, blocking))
-    patients = {study.study_id: study.patient_id for study in cohort.studies}
-    reasons: dict[str, list[Fault]] = defaultdict(list)
-    for fault in errors:
-        reasons[str(fault.study_id)].append(fault)
-    exclusions = [
-        Exclusion(
-            study_id=study_id,
-            patient_id=patients.get(study_id) or next((f.patient_id for f in found if f.patient_id), study_id),
-            reason="; ".join(f"{fault.check}: {fault.found}" for fault in found),
-        )
-        for study_id, found in reasons.items()
-    ]
-    left = cohort.without(exclusions)
+    left = everything.without(refused(everything))
     if not left.studies:
         details = f"\n{_list_of(cohort.name, errors)}" if errors else ""
         raise CohortError(
             f"cohort {cohort.name}: no study is left, {len(left.exclusions)} are excluded; "
             f"expected some of each label. Correct the table, the folder or cohort.exclude.{details}"
         )
-    return replace(left, faults=everything)
+    return left
+
+
+def open_errors(cohort: Cohort) -> list[Fault]:
+    """Return the errors of a cohort for which no study has been excluded yet."""
+    excluded = {exclusion.study_id for exclusion in cohort.exclusions}
+    return [f for f in cohort.faults if f.severity == "error" and (f.study_id is None or f.study_id not in excluded)]
+
+
+def refused(cohort: Cohort) -> tuple[Exclusion, ...]:
+    """Return the studies with open errors, and all the reasons of each."""
+    patients = {study.study_id: study.patient_id for study in cohort.studies}
+    reasons: dict[str, list[Fault]] = defaultdict(list)
+    for fault in open_errors(cohort):
+        if fault.study_id is not None:
+            reasons[fault.study_id].append(fault)
+    return tuple(
+        Exclusion(
+            study_id=study_id,
+            patient_id=patients.get(study_id) or next((f.patient_id for f in found if f.patient_id), study_id),
+            reason="; ".join(f"{fault.check}: {fault.found}" for fault in found),
+        )
+        for study_id, found in sorted(reasons.items())
+    )
 
 
 def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:
@@ -94,11 +108,14 @@ def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:
     for heading in ("severity", "check", "where", "found", "expected", "remedy"):
         table.add_column(heading, overflow="fold")
     for (severity, check), found in by_check(cohort.faults).items():
-        for fault in found[:rows_per_check]:
-            cells = (severity, _words(check), fault.where, fault.found, fault.expected, fault.remedy)
+        groups = by_message(found)
+        for group in groups[:rows_per_check]:
+            fault = group[0]
+            cells = (severity, _words(check), place_of(group), fault.found, fault.expected, fault.remedy)
             table.add_row(*(Text(cell) for cell in cells), style="red" if severity == "error" else "yellow")
-        if len(found) > rows_per_check:
-            table.add_row(severity, _words(check), f"... and {len(found) - rows_per_check} more in the cohort report")
+        if len(groups) > rows_per_check:
+            left = sum(map(len, groups[rows_per_check:]))
+            table.add_row(severity, _words(check), f"... and {left} more in the cohort report")
     return table
 
 
@@ -108,6 +125,25 @@ def by_check(faults: Iterable[Fault]) -> dict[tuple[str, str], list[Fault]]:
     for fault in sorted(faults, key=lambda f: (f.severity, f.check, f.where)):
         groups[fault.severity, fault.check].append(fault)
     return dict(groups)
+
+
+def by_message(faults: Iterable[Fault]) -> list[list[Fault]]:
+    """Return faults that say the same of several studies together: one message for all of them."""
+    groups: dict[tuple[str, ...], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.check, fault.found, fault.expected, fault.remedy].append(fault)
+    return list(groups.values())
+
+
+def place_of(group: Sequence[Fault], *, examples: int = 3) -> str:
+    """Return where a message holds: the place of a single fault, or how many studies and some of them."""
+    if len(group) == 1:
+        return group[0].where
+    files = {fault.where.partition(", study ")[0] for fault in group}
+    file = f"{files.pop()}, " if len(files) == 1 else ""
+    ids = [fault.study_id or fault.where for fault in group]
+    more = f" and {len(ids) - examples} more" if len(ids) > examples else ""
+    return f"{file}{len(ids)} studies ({', '.join(ids[:examples])}{more})"
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -122,12 +158,18 @@ def exclusions_table(cohort: Cohort) -> pd.DataFrame:
 
 
 def _list_of(name: str, errors: Sequence[Fault]) -> str:
+    """Return one message about all errors, those that say the same of several studies said once."""
+    studies = sorted(
+        {fault.study_id for fault in errors if fault.study_id is not None and names_a_file(fault.study_id)}
+    )
+    out = f", or {to_paste('cohort.exclude', studies)}" if len(studies) <= 30 else ""
     lines = [
-        f"cohort {name}: {counted(len(errors), 'error')}. Correct them, list the studies in "
-        "cohort.exclude, or set cohort.on_error=exclude to leave faulty studies out."
+        f"cohort {name}: {counted(len(errors), 'error')}. Correct them"
+        + (f", or leave these studies out: cohort.on_error=exclude{out}" if studies else ".")
     ]
     for (_, check), found in by_check(errors).items():
-        lines += [f"{_words(check)} ({len(found)}):", *(f"  - {fault}" for fault in found)]
+        lines += [f"{_words(check)} ({len(found)}):"]
+        lines += [f"  - {replace(group[0], where=place_of(group))}" for group in by_message(found)]
     return "\n".join(lines)
 
 

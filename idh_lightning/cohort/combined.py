@@ -66,6 +66,7 @@ class Combined:
                 *(fault for cohort in renamed for fault in cohort.faults if fault.check != "follow_ups"),
                 *([unused] if any(cohort.sequences != common for cohort in renamed) else []),
             ],
+            notes=[f"{source}: {note}" for source, cohort in cohorts.items() for note in cohort.notes],
         )
 
 

@@ -1,4 +1,4 @@
-"""EGD, the Erasmus Glioma Database: folders `EGD-0001` with files of fixed names."""
+"""EGD, the Erasmus Glioma Database: folders `EGD-0001` with files of fixed names, or as its XNAT server gives them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from idh_lightning.cohort.files import matching
+from idh_lightning.cohort.files import children, matching
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
 from idh_lightning.cohort.labels import IDH_VOCABULARY
 from idh_lightning.cohort.study import MUTANT, WILDTYPE
 
-_NAME = re.compile(r"EGD-\d{4}", re.ASCII)
+_NAME = re.compile(r"(?:MR_)?(EGD-\d{4})", re.ASCII)
 NAMES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2", "mask": "MASK"}
 
 
@@ -36,8 +36,10 @@ class EGD(FolderReader):
 
     def identify(self, text: str) -> Identity | None:
         """Return the study of a table entry or of a folder name; see `FolderReader.identify`."""
-        return Identity(study_id=text, patient_id=text) if _NAME.fullmatch(text) else None
+        match = _NAME.fullmatch(text)
+        return Identity(study_id=match[1], patient_id=match[1]) if match else None
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
-        """Return the candidates in one folder; see `FolderReader.files`."""
-        return {what: matching(folder, name) for what, name in NAMES.items()}
+        """Return the candidates in one folder, or in its `1_T1/NIFTI` and the like; see `FolderReader.files`."""
+        places = [folder, *(child / "NIFTI" for child in children(folder))]
+        return {what: [file for place in places for file in matching(place, name)] for what, name in NAMES.items()}

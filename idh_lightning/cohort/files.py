@@ -36,7 +36,24 @@ def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 def matching(folder: Path, pattern: str) -> list[Path]:
     """Return the NIfTI files of a folder whose whole name before `.nii` or `.nii.gz` matches a regular expression."""
     expression = re.compile(rf"(?:{pattern})\.nii(?:\.gz)?", re.IGNORECASE)
-    return [child for child in children(folder) if expression.fullmatch(child.name)]
+    return [unwrapped(child) for child in children(folder) if expression.fullmatch(child.name)]
+
+
+def unwrapped(path: Path) -> Path:
+    """Return a file; of a folder that is named like a NIfTI file, as some copies have it, the only image in it."""
+    if path.name.lower().endswith(NIFTI) and _is(path, "dir"):
+        inside = [child for child in children(path) if child.name.lower().endswith(NIFTI) and child.name[0] != "."]
+        return inside[0] if len(inside) == 1 else path
+    return path
+
+
+def images_in(folder: Path, *, most: int = 8) -> str:
+    """Return in words which images lie in a folder and in the folders below it."""
+    names = sorted(
+        {str((Path(place) / n).relative_to(folder)) for place, _, ns in walk(folder) for n in ns if n.endswith(NIFTI)}
+    )
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{folder} holds {', '.join(names[:most])}{more}" if names else f"{folder} holds no image"
 
 
 def subfolders(folder: str | Path) -> list[Path]:
@@ -73,11 +90,12 @@ def files_named(text: str, root: Path) -> list[Path]:
     if not text:
         return []
     path = root / text
+    path = unwrapped(path)
     if _is(path, "file") or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
         return [path]
     try:
         base = Path(path.anchor) if path.anchor else Path()
-        return sorted(base.glob(str(path.relative_to(base)))) or [path]
+        return sorted(map(unwrapped, base.glob(str(path.relative_to(base))))) or [path]
     except (OSError, ValueError, NotImplementedError, re.error):  # not a pattern either: reported as a missing file
         return [path]
 
@@ -97,6 +115,8 @@ def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
     if not candidates:
         return None, f"no {what}"
     path = candidates[0]
+    if _is(path, "dir"):
+        return None, f"{what} is the folder {str(path)[-200:]!r}; expected a file, or one image in it"
     if not _is(path, "file"):
         return None, f"{what} is {str(path)[-200:]!r}, which is not there"
     return (path, "") if path.name.endswith(NIFTI) else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pandas as pd
 
+from idh_lightning.cohort.checks import refused
 from idh_lightning.cohort.splits import SPLITS
 from idh_lightning.cohort.study import Cohort
 
@@ -16,24 +18,29 @@ def cohort_flow(cohort: Cohort, table: pd.DataFrame | None = None) -> pd.DataFra
     """Return the flow of patients from the table to the splits.
 
     Args:
-        cohort: Settled, so that every faulty study is among the exclusions.
+        cohort: Settled; or refused, with studies whose errors stand.
         table: As a split returns it, or None before the split.
 
     Returns:
-        One row per box: step ("read", "excluded", "used" or "split"), group (the first reason of an exclusion, or the
-        split), label ("wildtype", "mutant" or ""), patients, studies. A patient counts as excluded where no study is
-        left, under the reason of the first, so that read = excluded + used and used = the splits, for both counts.
+        One row per box: step ("read", "excluded", "refused", "used" or "split"), group (the first reason of an
+        exclusion or refusal, or the split), label ("wildtype", "mutant" or ""), patients, studies. A patient counts as
+        excluded where no study is left, under the reason of the first, so that read = excluded + refused + used and
+        used = the splits, for both counts.
     """
-    used = {study.patient_id for study in cohort.studies}
-    lost: dict[str, str] = {}
-    for exclusion in cohort.exclusions:
-        if exclusion.patient_id not in used:
-            lost.setdefault(exclusion.patient_id, _reason(exclusion.reason))
-    rows = [("read", "", "", len(used) + len(lost), len(cohort.studies) + len(cohort.exclusions))]
-    for reason in sorted({_reason(exclusion.reason) for exclusion in cohort.exclusions}):
-        studies = sum(_reason(exclusion.reason) == reason for exclusion in cohort.exclusions)
-        rows.append(("excluded", reason, "", sum(first == reason for first in lost.values()), studies))
-    rows += _by_label("used", "", ((study.patient_id, study.label) for study in cohort.studies))
+    steps = {"excluded": cohort.exclusions, "refused": refused(cohort)}
+    faulty = {exclusion.study_id for exclusion in steps["refused"]}
+    studies = [study for study in cohort.studies if study.study_id not in faulty]
+    used = {study.patient_id for study in studies}
+    lost: dict[str, tuple[str, str]] = {}
+    for step, exclusions in steps.items():
+        for exclusion in exclusions:
+            if exclusion.patient_id not in used:
+                lost.setdefault(exclusion.patient_id, (step, _reason(exclusion.reason)))
+    rows = [("read", "", "", len(used) + len(lost), len(studies) + sum(map(len, steps.values())))]
+    for step, exclusions in steps.items():
+        for reason, count in sorted(Counter(_reason(exclusion.reason) for exclusion in exclusions).items()):
+            rows.append((step, reason, "", sum(first == (step, reason) for first in lost.values()), count))
+    rows += _by_label("used", "", ((study.patient_id, study.label) for study in studies))
     if table is not None:
         for split in SPLITS:
             part = table[table["split"] == split]

@@ -11,11 +11,10 @@ from typing import ClassVar
 import pandas as pd
 
 from idh_lightning.cohort.checks import counted
-from idh_lightning.cohort.files import NIFTI, children, subfolders
+from idh_lightning.cohort.files import NIFTI, children, from_home, subfolders
 from idh_lightning.cohort.identity import Identity, canonical_patient
 from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows
 from idh_lightning.cohort.study import SEQUENCES, Fault
-from idh_lightning.cohort.tables import read_table, require_columns
 
 
 @dataclass(kw_only=True)
@@ -24,7 +23,7 @@ class FolderReader(Reader):
 
     Attributes:
         folder: Holds the study folders, directly or one level down.
-        table: CSV, TSV or Parquet with one row per study.
+        table: CSV, TSV, Excel or Parquet with one row per study.
     """
 
     folder: str | Path
@@ -67,9 +66,8 @@ class FolderReader(Reader):
         Raises:
             CohortError: If the table cannot be read, or lacks the column of the study or of the label.
         """
-        path = Path(self.table)
-        table = read_table(path)
-        require_columns(table, path, self.required_columns())
+        path = from_home(self.table)
+        table = self.rows_of(path)
         for number, row in table.iterrows():
             text = row[self.column("study_id")]
             identity = self.identify(text)
@@ -128,7 +126,7 @@ class FolderReader(Reader):
                     identity, str(paths[0]), "folder_without_row", f"no row for {identity.study_id} in {self.table}",
                     "a row with its IDH status", "Add the row or list the study in cohort.exclude.",
                 )  # fmt: skip
-            elif len(rows[key]) == 1:
+            elif all(row.equals(rows[key][0][1]) for _, row, _ in rows[key]):
                 person, row, where = rows[key][0]
                 files = self.files(paths[0], identity)
                 yield Entry(
@@ -136,11 +134,12 @@ class FolderReader(Reader):
                     idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
                     mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),
                     sex=row.get(self.column("sex"), ""), follow_up=str(identity.follow_up), carried=self.carried(row),
+                    folder=paths[0],
                 )  # fmt: skip
         for key, lines in rows.items():
             identity, _, where = lines[0]
             if len(lines) > 1 and (key in matched or not self.selective):
-                yield duplicate_rows(identity.study_id, identity.patient_id, where, len(lines))
+                yield duplicate_rows(identity.study_id, identity.patient_id, where, [row for _, row, _ in lines])
             elif key not in matched and not self.selective:
                 yield _fault(
                     identity, where, "row_without_folder", f"no folder for it in {self.folder}", "a folder of images",

@@ -7,21 +7,25 @@ raises for a faulty study.
 
 from __future__ import annotations
 
+import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pandas as pd
 
-from idh_lightning.cohort.checks import assemble
-from idh_lightning.cohort.files import one_file
+from idh_lightning.cohort.checks import assemble, counted
+from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
+from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
-from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, parse_idh
+from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.tables import read_table
 from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.overrides import to_paste
 
 LEAKING = re.compile(
     r"idh|(?<!age_at_)(?<!age at )diagnos|patholog|histolog|\bwho\b|grade|1p|19q|codel|mgmt|atrx|tert|surviv|\bos\b"
@@ -51,6 +55,7 @@ class Entry:
         sex: Text, or "".
         follow_up: Text, or "" where neither the table nor the layout says so.
         carried: The columns of the table that have no role.
+        folder: Of the study, where the layout has one.
     """
 
     where: str
@@ -63,6 +68,7 @@ class Entry:
     sex: str = ""
     follow_up: str = ""
     carried: Mapping[str, object] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -73,7 +79,7 @@ class Reader(ABC):
         name: For tables and titles.
         exclude: Study or patient identifiers to leave out; each must occur, and is recorded as an exclusion.
         on_error: What `settle` does with the errors: "raise" one exception, or "exclude" the studies.
-        vocabulary: Further spellings of the label: text -> "wildtype" or "mutant".
+        vocabulary: Further spellings of the label: text -> "wildtype" or "mutant", or the label -> a list of texts.
         columns: Role (study_id, patient_id, idh, age_years, sex) -> column of the table, where it differs from the
             default of the layout.
         sequences: The sequences to use, or None for all that the layout has.
@@ -83,7 +89,7 @@ class Reader(ABC):
     name: str
     exclude: Sequence[str] = ()
     on_error: Literal["raise", "exclude"] = "raise"
-    vocabulary: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     sequences: Sequence[str] | None = None
     missing: Literal["error", "zero"] = "error"
@@ -92,6 +98,8 @@ class Reader(ABC):
     default_vocabulary: ClassVar[Mapping[str, int]] = IDH_VOCABULARY
 
     def __post_init__(self) -> None:
+        self._matched: dict[str, str] = {}
+        self._notes: list[str] = []
         for key, value, choices in (
             ("on_error", self.on_error, ("raise", "exclude")),
             ("missing", self.missing, ("error", "zero")),
@@ -118,12 +126,34 @@ class Reader(ABC):
 
     def column(self, role: str) -> str:
         """Return the name of the column that plays a role, "" if none does."""
-        return str(self.columns.get(role, self.default_columns.get(role)) or "")
+        return self._matched.get(role) or str(self.columns.get(role, self.default_columns.get(role)) or "")
 
-    def required_columns(self) -> dict[str, str]:
-        """Return role -> column for those that must exist: study, label, and all that the user named differently."""
-        named = (role for role in self.columns if self.column(role) not in ("", self.default_columns[role]))
-        return {role: self.column(role) for role in ("study_id", "idh", *named)}
+    def rows_of(self, path: Path) -> pd.DataFrame:
+        """Return a table, after finding out which of its columns play which roles, and noting it.
+
+        Columns that the user named differently from the default must have exactly that name.
+
+        Raises:
+            CohortError: If the table cannot be read, or a column that must exist does not: study, label, or one that
+                the user named.
+        """
+        table = read_table(path)
+        self._matched = {}
+        wanted = {role: self.column(role) for role in self.default_columns}
+        named = {
+            r: name for r, name in wanted.items() if r in self.columns and name not in ("", self.default_columns[r])
+        }
+        found = {role: name for role, name in named.items() if name in table.columns}
+        rest = [name for name in table.columns if name not in found.values()]
+        found |= match_columns(rest, {role: name for role, name in wanted.items() if role not in named}, path)
+        require_columns(table.columns, found, {**{role: wanted[role] for role in ("study_id", "idh")}, **named}, path)
+        self._matched = {role: found[role] for role in wanted if role in found}
+        self._notes.append(
+            f"{path.name}: {counted(len(table), 'row')} of "
+            f"{counted(table[self.column('study_id')].nunique(), 'study', 'studies')}, {table.attrs['read_as']}; "
+            f"{describe_columns(table.columns, self._matched)}."
+        )
+        return table
 
     def carried(self, row: pd.Series[str]) -> dict[str, object]:
         """Return the columns of a row that have no role."""
@@ -144,13 +174,16 @@ class Reader(ABC):
         Raises:
             CohortError: If the table, the folder or the label column is not there at all.
         """
+        self._notes = []
         studies: list[Study] = []
         faults: list[Fault] = []
         exclusions: dict[str, Exclusion] = {}
         unused = {str(text).strip() for text in self.exclude}
         spellings = {form: text for text in unused for form in _spellings(text)}
         sequences: set[str] = set()
+        known: set[str] = set()
         for item in self.found():
+            known |= {item.study_id or "", item.patient_id or ""}
             hits = {spellings[i] for i in (item.study_id, item.patient_id) if i is not None and i in spellings}
             if hits:
                 unused = unused - hits
@@ -164,13 +197,7 @@ class Reader(ABC):
                 sequences |= set(item.files)
                 study = self._study(item, faults)
                 studies += [study] if study is not None else []
-        faults += [
-            Fault(
-                where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
-                expected=f"identifiers of the cohort {self.name}", remedy="Correct the spelling or remove the entry.",
-            )
-            for text in sorted(unused)
-        ]  # fmt: skip
+        faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         wanted = self.sequences or sequences or SEQUENCES
         return assemble(
             name=self.name,
@@ -178,7 +205,17 @@ class Reader(ABC):
             studies=studies,
             exclusions=exclusions.values(),
             faults=faults,
+            notes=self._notes,
         )
+
+    def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
+        """Return the fault of an entry of cohort.exclude that names no study and no patient."""
+        near = difflib.get_close_matches(text, [name for name in known if name], n=3, cutoff=0.7)
+        return Fault(
+            where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
+            expected=f"identifiers of the cohort {self.name}",
+            remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
+        )  # fmt: skip
 
     def _study(self, entry: Entry, faults: list[Fault]) -> Study | None:
         """Return the study behind an entry, or None with at least one error added to the faults."""
@@ -206,8 +243,8 @@ class Reader(ABC):
             label = parse_idh(entry.idh, self._labels)
         except CohortError:
             report(
-                "unknown_label", f"{self.column('idh')} is {entry.idh[:80]!r}", "'wildtype' or a mutation name",
-                "Correct the table, add the spelling to cohort.vocabulary, or add the study to cohort.exclude.",
+                "unknown_label", f"{self.column('idh')} is {entry.idh[:80]!r}",
+                "'wildtype', 'mutant' or a mutation name", _label_remedy(entry.idh),
             )  # fmt: skip
         wanted = [name for name in SEQUENCES if name in (self.sequences or entry.files)]
         files: dict[str, Path] = {}
@@ -218,11 +255,13 @@ class Reader(ABC):
                 files[sequence] = file
             else:
                 ambiguous = len(candidates) > 1
+                if not candidates and entry.folder is not None:
+                    problem += f": {images_in(entry.folder)}"
                 report(
                     "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
                     f"exactly one NIfTI file for {sequence}",
                     "Leave one of them in place." if ambiguous
-                    else "Restore the file, add the study to cohort.exclude, or set data.missing=zero.",
+                    else "Restore the file, leave the study out, or let studies lack a sequence: data.missing=zero",
                     error=ambiguous or self.missing == "error",
                 )  # fmt: skip
         if not files and self.missing == "zero":
@@ -261,11 +300,18 @@ class Reader(ABC):
         )  # fmt: skip
 
 
-def duplicate_rows(study_id: str, patient_id: str, where: str, rows: int) -> Fault:
-    """Return the fault of a study that stands in a table more than once."""
+def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd.Series[str]]) -> Fault:
+    """Return the fault of a study that stands in a table more than once; a warning where its rows say the same."""
+    same = all(row.equals(rows[0]) for row in rows)
+    differ = [str(name) for name in rows[0].index if len({row[name] for row in rows}) > 1]
+    numbers = ", ".join(str(row.name) for row in rows)
     return Fault(
-        where=where, check="duplicate_study", found=f"{rows} rows for one study", expected="one row per study",
-        remedy="Delete all but one.", study_id=study_id, patient_id=patient_id,
+        where=where, check="duplicate_study",
+        found=f"{len(rows)} rows for one study (rows {numbers})"
+        + (", which say the same" if same else f", which differ in {', '.join(differ[:5])}"),
+        expected="one row per study",
+        remedy="None needed: it is used once." if same else "Delete all but one, or give each a study_id of its own.",
+        study_id=study_id, patient_id=patient_id, severity="warning" if same else "error",
     )  # fmt: skip
 
 
@@ -277,10 +323,30 @@ def without_id(where: str, study_id: str) -> Fault:
     )  # fmt: skip
 
 
+def without_patients(where: str, column: str) -> Fault:
+    """Return the warning of a table that does not tell which studies are of one patient."""
+    return Fault(
+        where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
+        found="every study counts as a patient of its own",
+        remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
+    )  # fmt: skip
+
+
+def _label_remedy(text: str) -> str:
+    """Return what to do about an unknown spelling of the label, with a line to paste where one can help."""
+    if is_undecided(text):
+        return "Correct the table, or leave such studies out: cohort.on_error=exclude"
+    if text in ("0", "1"):
+        lines = [to_paste("cohort.vocabulary", {"0": "wildtype", "1": "mutant"})]
+    else:
+        lines = [to_paste("cohort.vocabulary", {text: label}) for label in ("wildtype", "mutant")]
+    return f"Correct the table, or add what it means: {' or '.join(lines)}"
+
+
 def _age(text: str) -> float | None:
     """Return years, or None; ">89" and "90+", which de-identification leaves of great ages, count as their bound."""
-    match = re.fullmatch(r"[>≥]?=?\s*(\d{1,3}(?:\.\d+)?)\+?", text, re.ASCII)
-    years = float(match[1]) if match else -1.0
+    match = re.fullmatch(r"[>≥]?=?\s*(\d{1,3}(?:[.,]\d+)?)\+?", text, re.ASCII)
+    years = float(match[1].replace(",", ".")) if match else -1.0
     return years if 0 <= years <= 120 else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from idh_lightning.cohort.checks import by_check, counted, exclusions_table
+from idh_lightning.cohort.checks import by_check, by_message, counted, exclusions_table, open_errors, place_of, refused
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
 from idh_lightning.files import write_text
@@ -52,14 +52,21 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
         The path.
     """
     flow = cohort_flow(cohort, table)
+    without = refused(cohort)
+    steps = flow.groupby("step")[["patients", "studies"]].sum()
     boxes = flow_boxes(flow)
+    found = by_check(cohort.faults)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(
         cohort=cohort,
-        patients=len({study.patient_id for study in cohort.studies}),
-        faults=by_check(cohort.faults),
+        read=steps.loc["read"],
+        used=steps.loc["used"],
+        errors=len(open_errors(cohort)),
+        refused=without,
+        faults={kind: [(place_of(g, examples=len(g)), g[0]) for g in by_message(f)] for kind, f in found.items()},
+        counts={kind: len(faults) for kind, faults in found.items()},
         exclusions=exclusions_table(cohort).to_dict("records"),
         boxes=boxes,
         width=max(box.x + box.width for box in boxes),
@@ -72,7 +79,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
 
 
 def flow_boxes(flow: pd.DataFrame) -> list[Box]:
-    """Return the boxes of the flow diagram: read, below it to the right the excluded, then the used, then the splits.
+    """Return the boxes of the flow diagram: read, to its right the excluded and refused, then used, then splits.
 
     Args:
         flow: As `cohort_flow` returns it.
@@ -80,11 +87,13 @@ def flow_boxes(flow: pd.DataFrame) -> list[Box]:
     parts = {str(step): part for step, part in flow.groupby("step", sort=False)}
     middle = _WIDTH + _GAP
     boxes = [_box(middle, 0, "read", ("Read", _counts(parts["read"])))]
-    if "excluded" in parts:
-        reasons = (f"{group}: {_counts(part)}" for group, part in parts["excluded"].groupby("group"))
-        lines = (f"Excluded: {_counts(parts['excluded'])}", *reasons)
-        boxes.append(_box(middle + _WIDTH / 2 + _GAP, _below(boxes), "excluded", lines, width=1.5 * _WIDTH))
-    boxes.append(_box(middle, _below(boxes), "used", ("Used", *_labels(parts["used"]))))
+    for step in ("excluded", "refused"):
+        if step in parts:
+            reasons = (f"{group}: {_counts(part)}" for group, part in parts[step].groupby("group"))
+            lines = (f"{step.capitalize()}: {_counts(parts[step])}", *reasons)
+            boxes.append(_box(middle + _WIDTH / 2 + _GAP, _below(boxes), "excluded", lines, width=1.5 * _WIDTH))
+    left = "Without an error" if "refused" in parts else "Used"
+    boxes.append(_box(middle, _below(boxes), "used", (left, *_labels(parts["used"]))))
     if "split" in parts:
         row = _below(boxes)
         boxes += [

@@ -89,6 +89,7 @@ class Cohort:
         exclusions: Every study left out.
         faults: Everything found wrong so far, errors and warnings; `settle` turns the errors into one exception or
             into exclusions.
+        notes: How the table was read and which columns are used for what, for people.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Cohort:
     studies: tuple[Study, ...]
     exclusions: tuple[Exclusion, ...] = ()
     faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def without(self, exclusions: Iterable[Exclusion]) -> Cohort:
         """Return the cohort without the studies that are named, which are among its exclusions then."""

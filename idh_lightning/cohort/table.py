@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from idh_lightning.cohort.columns import require_columns, unused_images
 from idh_lightning.cohort.files import files_named, from_home
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows, without_id
+from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows, without_id, without_patients
 from idh_lightning.cohort.study import SEQUENCES, Fault
-from idh_lightning.cohort.tables import read_table, require_columns
 
 
 @dataclass(kw_only=True)
 class Table(Reader):
-    """Studies whose files a CSV, TSV or Parquet table names; the sequences are those whose column exists.
+    """Studies whose files a CSV, TSV, Excel or Parquet table names; the sequences are those whose column exists.
 
     Attributes:
         table: One row per study. Paths are relative to its folder and may contain `*`, `?` or `[...]` if one file fits.
@@ -32,24 +32,23 @@ class Table(Reader):
     def found(self) -> Iterator[Entry | Fault]:
         """Yield one entry per row; see `Reader.found`."""
         path = from_home(self.table)
-        table = read_table(path)
+        table = self.rows_of(path)
         name, person = self.column("study_id"), self.column("patient_id")
         sequences = [s for s in SEQUENCES if self.column(s) in table] or list(SEQUENCES)
-        require_columns(table, path, self.required_columns() | {s: self.column(s) for s in self.sequences or sequences})
+        must = {s: self.column(s) for s in self.sequences or sequences}
+        require_columns(table.columns, self._matched, must, path)
+        yield from unused_images(table, self._matched, path)
         if person not in table:
-            yield Fault(
-                where=path.name, check="no_patient_column", severity="warning", expected=f"a column {person!r}",
-                found="every study counts as a patient of its own",
-                remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
-            )  # fmt: skip
+            yield without_patients(path.name, person)
         for text, rows in table.groupby(name, sort=True):
             study_id, row, where = str(text), rows.iloc[0], f"{path.name}, study {str(text)[:80]}"
             patient_id = canonical_patient(row.get(person, study_id))
             if not study_id:
                 yield from (without_id(f"{path.name}, row {number}", f"row {number}") for number in rows.index)
-            elif len(rows) > 1:
-                yield duplicate_rows(study_id, patient_id, where, len(rows))
-            else:
+                continue
+            if len(rows) > 1:
+                yield duplicate_rows(study_id, patient_id, where, [each for _, each in rows.iterrows()])
+            if len(rows.drop_duplicates()) == 1:
                 yield Entry(
                     where=where, study_id=study_id, patient_id=patient_id, idh=row[self.column("idh")],
                     age=row.get(self.column("age_years"), ""), sex=row.get(self.column("sex"), ""),

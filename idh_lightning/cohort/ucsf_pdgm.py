@@ -38,5 +38,6 @@ class UCSFPDGM(FolderReader):
         """Return the candidates in one folder; the files of a follow-up may be named after study or patient."""
         stem = f"(?:{identity.study_id}|{identity.patient_id})"
         suffix = "_bias" if self.bias_corrected else ""
-        found = {sequence: matching(folder, f"{stem}_{sequence}{suffix}") for sequence in SEQUENCES}
+        names = {sequence: sequence for sequence in SEQUENCES} | {"T1c": "(?:T1c|T1gad)"}
+        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in names.items()}
         return found | {"mask": matching(folder, f"{stem}_tumor_segmentation")}

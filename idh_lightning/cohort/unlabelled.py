@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idh_lightning.cohort import bids, brats, egd, upenn_gbm
-from idh_lightning.cohort.files import NIFTI, files_named, from_home, one_file, walk
+from idh_lightning.cohort.columns import match_columns
+from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.study import SEQUENCES, Study
-from idh_lightning.cohort.tables import read_table
+from idh_lightning.cohort.tables import TABLES, read_table
 from idh_lightning.errors import CohortError
 
 DEEPEST = 6
 """Folders below the input that are searched: more than any layout has, and an end where a link leads in circles."""
 
-_TABLES = (".csv", ".tsv", ".parquet")
 _UNKNOWN = 0
 _SESSION = re.compile(r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?")
 
@@ -76,19 +76,19 @@ def new_studies(place: str | Path) -> list[NewStudy]:
     with a problem that lists both.
 
     Args:
-        place: A folder; or a CSV, TSV or Parquet table with the column study_id and one per sequence, paths relative
-            to it.
+        place: A folder; or a CSV, TSV, Excel or Parquet table with the column study_id and one per sequence, paths
+            relative to it.
 
     Raises:
         CohortError: If there is no such place, or no study in it.
     """
     path = from_home(place)
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in TABLES:
         return _named_once(_in_table(path))
     if not os.path.isdir(path):  # noqa: PTH112 - answers for any path, even one that no file system can hold
         raise CohortError(
             f"{str(path)[:300]}: no such folder; expected a folder with the images of one study or of many, or a "
-            "table (.csv, .tsv, .parquet). Correct input."
+            "table (.csv, .tsv, .xlsx, .parquet). Correct input."
         )
     found = _named_once(_in_folder(path))
     if not found:
@@ -117,11 +117,20 @@ def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewSt
 def _in_folder(root: Path) -> Iterator[NewStudy]:
     for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = [] if depth >= DEEPEST else sorted(name for name in subfolders if not name.startswith("."))
+        # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
+        inner = {name: Path(folder) / name / "NIFTI" for name in subfolders}
+        inner = {name: children(place) for name, place in inner.items() if os.path.isdir(place)}  # noqa: PTH112
+        inner |= {name: [unwrapped(Path(folder) / name)] for name in subfolders if name.lower().endswith(NIFTI)}
+        deeper = [] if depth >= DEEPEST else sorted(set(subfolders) - set(inner))
+        subfolders[:] = [name for name in deeper if not name.startswith(".")]
         groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
         for name in sorted(names):
             if not name.startswith(".") and (stated := sequence_of(name)):
                 groups[stated[1]][stated[0]].append(Path(folder) / name)
+        for name, paths in sorted(inner.items()):
+            for path in paths:
+                if stated := sequence_of(path.name) or sequence_of(name):
+                    groups[stated[1]][stated[0]].append(path)
         if not groups:
             continue
         own = Path(folder).absolute().name
@@ -137,15 +146,16 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
 
 def _in_table(path: Path) -> Iterator[NewStudy]:
     table = read_table(path)
-    sequences = [sequence for sequence in SEQUENCES if sequence in table.columns]
-    if "study_id" not in table.columns or not sequences:
+    columns = match_columns(table.columns, {role: role for role in ("study_id", "patient_id", *SEQUENCES)}, path)
+    sequences = [sequence for sequence in SEQUENCES if sequence in columns]
+    if "study_id" not in columns or not sequences:
         raise CohortError(
             f"{path}: columns {', '.join(map(repr, list(table.columns)[:40]))}; expected study_id and one of "
             f"{', '.join(SEQUENCES)} or more. Rename the columns."
         )
     for number, row in table.iterrows():
-        candidates = {name: files_named(row[name], path.parent) for name in sequences if row[name]}
-        yield _new(row["study_id"], candidates, otherwise=f"row_{number}")
+        candidates = {name: files_named(row[columns[name]], path.parent) for name in sequences if row[columns[name]]}
+        yield _new(row[columns["study_id"]], candidates, otherwise=f"row_{number}")
 
 
 def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str = "study") -> NewStudy:

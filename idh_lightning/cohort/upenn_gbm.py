@@ -11,14 +11,17 @@ from typing import ClassVar
 from idh_lightning.cohort.files import from_home, matching
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity
+from idh_lightning.cohort.study import SEQUENCES
 
 _NAME = re.compile(r"(UPENN-GBM-\d{5})_(\d)1", re.ASCII)
-SUFFIXES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2"}
+SUFFIXES = {name: f"{end}(?:_unstripped)?" for name, end in zip(SEQUENCES, ("FLAIR", "T1", "T1GD", "T2"), strict=True)}
 
 
 @dataclass(kw_only=True)
 class UPENNGBM(FolderReader):
-    """The University of Pennsylvania glioblastoma collection; `folder` is its `images_structural`.
+    """The University of Pennsylvania glioblastoma collection.
+
+    `folder` is its `images_structural`, or `images_structural_unstripped` for images with the skull.
 
     Attributes:
         mask_folders: Beside `folder`; the first with a mask of the study wins, so corrected masks come first. A mask in

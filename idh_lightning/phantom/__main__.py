@@ -12,9 +12,11 @@ from rich.console import Console
 
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import IDHError
+from idh_lightning.overrides import reads_text
 from idh_lightning.phantom.cohort import read_signs
 
 
+@reads_text
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="phantom")
 def main(config: DictConfig) -> None:
     """Write the cohort of the configuration, unless it is there already, and say where it is and who is in it."""

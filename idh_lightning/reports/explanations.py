@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import read_table
 from idh_lightning.explain.sanity import BOUNDS
 from idh_lightning.explain.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
 from idh_lightning.files import replacing, write_text
@@ -48,7 +49,7 @@ def write_explanations_page(folder: Path) -> Path:
                 f"{folder / name}: not there; expected what compared the maps. Run the stage 'explain'."
             )
     content: dict[str, Any] = json.loads((folder / "explanations.json").read_text(encoding="utf-8"))
-    scores = pd.read_csv(folder / "explanations.csv")
+    scores = read_table(folder / "explanations.csv")
     page = (
         environment()
         .get_template("explanations.html.j2")

@@ -1,0 +1,121 @@
+"""The command line before Hydra reads it: identifiers, paths and words stay text."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TEXT_KEYS = re.compile(
+    r"name|checkpoint|input|flair|t1|t1c|t2|output|runs|other_seeds|permuted_labels|paths\.\w+|split\.(file|site)"
+    r"|model\.weights|hydra\.(run|sweep)\.(sub)?dir|logger\.\w+\.(project|entity|group|name)"
+    r"|cohort(\.\w+)*\.(name|folder|table|mask|mask_folders|exclude|columns(\.\w+)?|vocabulary(\..+)?)"
+)
+"""Settings that are identifiers, paths and words: text, whatever a number in it looks like to YAML."""
+
+_QUOTED = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+_SPELLING = re.compile(rf"\s*({_QUOTED}|(?:\\.|[^\\,:])+?)\s*:\s*(\w+)\s*(?:,|$)")
+_FUNCTION = re.compile(r"(range|interval|sort|shuffle|glob|tag|str|int|float|bool)\(")
+
+
+def reads_text(main: Callable[P, R]) -> Callable[P, R]:
+    """Make an entry point hand identifiers and paths of its command line to Hydra as text; it goes around it."""
+
+    @wraps(main)
+    def reading(*args: P.args, **kwargs: P.kwargs) -> R:
+        sys.argv[1:] = as_text(sys.argv[1:])
+        return main(*args, **kwargs)
+
+    return reading
+
+
+def as_text(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which the values of TEXT_KEYS are quoted, so that Hydra cannot take 12_1 for a number.
+
+    Several `cohort.vocabulary={spelling: label}` become one `++cohort.vocabulary={label: [spellings]}`, since Hydra's
+    grammar knows neither quotes nor letters like é in the keys of a dictionary. Doing it twice changes nothing.
+    """
+    vocabularies: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    converted: list[str] = []
+    places: dict[str, int] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        key = name.lstrip("+")
+        if name.startswith("-") or not equals or not TEXT_KEYS.fullmatch(key):
+            converted.append(argument)
+        elif key.endswith(".vocabulary") and (pairs := _spellings(value)) is not None:
+            if key not in places:
+                places[key] = len(converted)
+                converted.append("")
+            for spelling, label in pairs:
+                vocabularies[key][label].append(_in_quotes(spelling))
+        else:
+            converted.append(f"{'++' + key if '.vocabulary' in key else name}={_quoted_values(value)}")
+    for key, labels in vocabularies.items():
+        lists = ",".join(f"{label}:[{','.join(spellings)}]" for label, spellings in labels.items())
+        converted[places[key]] = f"++{key}={{{lists}}}"
+    return converted
+
+
+def _spellings(value: str) -> list[tuple[str, str]] | None:
+    """Return the pairs of `{spelling: label, ...}`, or None where the value is not that."""
+    text = value.strip()
+    pairs = _SPELLING.findall(text[1:-1])
+    rest = _SPELLING.sub("", text[1:-1])
+    return pairs if pairs and not rest.strip() and (text[0], text[-1]) == ("{", "}") else None
+
+
+def _quoted_values(value: str) -> str:
+    """Return a value of Hydra's grammar with every word in it quoted: alone, in a list, in a dictionary, in a sweep."""
+    value = value.strip()
+    if choice := re.fullmatch(r"choice\((.*)\)", value):
+        return f"choice({_quoted_values(choice[1])})"
+    if _FUNCTION.match(value):
+        return value
+    marks = r",\[\]" if value.startswith("[") else r",:{}\[\]" if value.startswith("{") else ","
+    words = re.compile(rf"(?:{_QUOTED})(?=\s*(?:[{marks}]|$))|[{marks}]|(?:\\.|\${{[^}}]*}}|[^{marks}\\])+")
+
+    def quoted(match: re.Match[str]) -> str:
+        is_key = value.startswith("{") and value[match.end() :].lstrip().startswith(":")
+        word = match[0].strip()
+        return word if is_key or re.fullmatch(rf"|[{marks}]|null|\?\?\?", word, re.I) else _in_quotes(word)
+
+    return words.sub(quoted, value)
+
+
+def _in_quotes(word: str) -> str:
+    """Return a word in quotes; one that has quotes already as it is."""
+    if re.fullmatch(_QUOTED, word):
+        return word
+    return QuotedString(re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", word), Quote.single).with_quotes()
+
+
+def to_paste(key: str, value: str | Sequence[str] | Mapping[str, str]) -> str:
+    """Return an override in the quotes that a shell needs: a word, a list of words, or spellings with their labels.
+
+    >>> to_paste("cohort.exclude", ["12_1"])
+    "'cohort.exclude=[12_1]'"
+    """
+    if isinstance(value, str):
+        return shlex.quote(f"{key}={_bare(value)}")
+    if isinstance(value, Mapping):
+        return shlex.quote(f"{key}={{{', '.join(f'{_bare(word)}: {label}' for word, label in value.items())}}}")
+    return shlex.quote(f"{key}=[{','.join(map(_bare, value))}]")
+
+
+def _bare(word: str) -> str:
+    """Return a word without quotes where none are needed."""
+    return word if re.fullmatch(r"[\w.+/-]+( [\w.+/-]+)*", word, re.ASCII) else f'"{_escaped(word)}"'
+
+
+def _escaped(word: str) -> str:
+    return word.replace("\\", "\\\\").replace('"', '\\"')
