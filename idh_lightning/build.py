@@ -17,7 +17,6 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -44,7 +43,7 @@ from idh_lightning.cohort import (
 from idh_lightning.config import CONF_DIR, check_config
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.explain import Method
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import locked, replacing, write_text
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
@@ -126,8 +125,8 @@ def prepare(
     )
     store.folder.mkdir(parents=True, exist_ok=True)
     # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
-    with FileLock(store.folder / ".preparing.lock"):
-        report = store.prepare(cohort.studies)
+    with locked(store.folder / ".preparing.lock") as note:
+        report = replace(store.prepare(cohort.studies), note=note)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     if found.faults:
         Console(soft_wrap=True).print(faults_table(found, rows_per_check=5))
