@@ -17,7 +17,6 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -37,7 +36,6 @@ from idh_lightning.cohort import (
     cohort_table,
     exclusions_table,
     faults_table,
-    open_errors,
     settle,
     without_left_out,
     write_cohort_report,
@@ -45,7 +43,7 @@ from idh_lightning.cohort import (
 from idh_lightning.config import CONF_DIR, check_config
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.explain import Method
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import locked, replacing, write_text
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
@@ -115,8 +113,8 @@ def prepare(
         screen: Leaves studies out (or refuses the cohort) once its volumes are in the store, before the split.
 
     Raises:
-        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault of
-            the table, before an image is read, or else every fault of the images. The report has been written by then.
+        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
+            report has been written by then, and the volumes of the sound studies are in the store.
         SplitError: If the patients cannot be split as asked.
     """
     run_folder = Path(config.paths.run)
@@ -129,10 +127,9 @@ def prepare(
     for note in cohort.notes:
         console.print(note, markup=False, highlight=False)
     store.folder.mkdir(parents=True, exist_ok=True)
-    refused_already = reader.on_error == "raise" and open_errors(cohort)
     # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
-    with FileLock(store.folder / ".preparing.lock"):
-        report = store.prepare([] if refused_already else cohort.studies)
+    with locked(store.folder / ".preparing.lock") as note:
+        report = replace(store.prepare(cohort.studies), note=note)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     try:
         cohort = settle(cohort, report.faults, on_error=reader.on_error)

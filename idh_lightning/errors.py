@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -63,22 +64,62 @@ class MemoryShortageError(IDHError, MemoryError):
 
 
 class StorageError(IDHError, OSError):
-    """A disk is full. What was written before is whole; free some space and go on with `--resume`."""
+    """A disk is full or may not be written. What was there before is whole; see to it and go on with `--resume`."""
 
     @classmethod
     def of(cls, error: BaseException | None, place: Path | None = None) -> Self | None:
-        """Return the error as one of ours if it says that a disk is full, else None.
+        """Return the error as one of ours if a disk is full or this user may not read or write there, else None.
 
         Args:
-            error: What writing raised.
+            error: What reading or writing raised.
             place: What was being written, where the error does not say.
         """
-        if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if not isinstance(error, OSError):
             return None
-        name = getattr(error, "filename", None) or place or "a file"
+        name = getattr(error, "filename", None) or place
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return cls(
+                f"{name or 'a file'}: the disk is full (or a quota reached); expected room to write. What was there "
+                "before is as it was. Free some space and go on with --resume RUN_FOLDER."
+            )
+        if error.errno in UNWRITABLE and isinstance(name, str | bytes | Path):
+            return cls(_not_allowed(Path(os.fsdecode(name)), error))
+        return None
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says where this user may not write: missing rights, or a disk that is mounted to be read only."""
+
+
+def _not_allowed(path: Path, error: OSError) -> str:
+    if path.exists() and not os.access(path, os.R_OK):
+        return (
+            f"{path}: may not be read by this user ({error.strerror}); expected a file or folder that may. Ask its "
+            f"owner for `chmod -R a+rX {path}`."
+        )
+    folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), path)
+    return (
+        f"{path}: may not be written by this user ({error.strerror}); expected a folder that may, and {folder} may not."
+        f" Ask its owner for `chmod g+w {folder}`, start in a folder of your own, or name one: hydra.run.dir, "
+        "paths.data, paths.store and paths.bank say where this program writes."
+    )
+
+
+class WorkerError(IDHError, RuntimeError):
+    """A process that reads, augments or draws beside this one has died. The text says what uses none."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self | None:
+        """Return the error as one of ours if it says that a worker process is gone, else None."""
+        # PyTorch has no class for it (2.11 to 2.14: "DataLoader worker (pid(s) 17) exited unexpectedly").
+        ended = isinstance(error, BrokenExecutor) or str(error).startswith("DataLoader worker (pid")
+        if not ended:
+            return None
         return cls(
-            f"{name}: the disk is full (or a quota reached); expected room to write. What was there before is as it "
-            "was. Free some space and go on with --resume RUN_FOLDER."
+            f"{' '.join(str(error).split())}; expected worker processes that live as long as the run. Most often the "
+            "system has killed one because memory (or the container's limit) is used up; `dmesg` then says so. Use "
+            "fewer or none: data.batches.workers=0 in training, cohort.workers=1 where a synthetic cohort is written."
+            " Go on with --resume RUN_FOLDER."
         )
 
 
@@ -138,8 +179,8 @@ def _find_stopped(error: BaseException | None) -> Stopped | None:
 def _find_ours(error: BaseException | None) -> IDHError | None:
     """Return the IDHError that an exception is, or was caused by: Hydra wraps what constructors raise."""
     while error is not None and not isinstance(error, IDHError):
-        full = StorageError.of(error)
-        if full is not None:
-            return full
+        ours = StorageError.of(error) or WorkerError.of(error)
+        if ours is not None:
+            return ours
         error = error.__cause__
     return error

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from idh_lightning.errors import UNWRITABLE
+
+_log = logging.getLogger(__name__)
 
 UNFINISHED = ".writing-"
 """How the names of files begin that are being written, or were when their process was killed."""
@@ -42,3 +50,51 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write primitives as indented JSON; NaN and infinity are refused, since JSON has neither."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(path: Path, *, needed: bool = False) -> Iterator[str]:
+    """Hold a lock that processes on this and other machines respect; yield "", or what was done in its stead.
+
+    On a file system without locks (some network file systems), the existence of another file is the lock. Where this
+    user may not write, another's folder say, there is no lock: whoever writes there nevertheless is told why not.
+
+    Args:
+        path: File of the lock; its folder is there.
+        needed: Whether two at once would do harm; else the lock only saves doing the same work twice.
+
+    Raises:
+        OSError: If the file cannot be written and the lock is needed.
+    """
+    note = ""
+    lock: BaseFileLock | None = FileLock(path)
+    try:
+        try:
+            _acquire(lock)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            lock = SoftFileLock(path.with_name(path.name + ".held"))
+            note = f"{path}: the file system has no locks ({error.strerror}); {lock.lock_file} is there meanwhile"
+            _acquire(lock)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or needed:
+            raise
+        lock, note = None, f"{path}: may not be written ({error.strerror}); going on without a lock"
+    if note:
+        _log.warning(note)
+    try:
+        yield note
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquire(lock: BaseFileLock) -> None:
+    """Wait for a lock; whoever waits for more than seconds is told for what."""
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        remedy = " If no run is there, delete the file." if isinstance(lock, SoftFileLock) else ""
+        _log.info("Waiting for another run, which holds %s.%s", lock.lock_file, remedy)
+        lock.acquire()

@@ -98,6 +98,8 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
     provenance.add_seconds("prepare", prepare_s)
     provenance.record["volumes"] = {"built": prepared.report.built, "reused": prepared.report.reused}
+    if prepared.report.note:
+        provenance.record["volumes"]["lock"] = prepared.report.note
 
     curves = [each for each in trainer.loggers if isinstance(each, CurveLogger)]
     if to_fit:
@@ -184,6 +186,8 @@ def _fit(
         if bank is not None:
             provenance.add_seconds("bank", bank.elapsed_s)
             provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
+            if bank.note:
+                provenance.record["bank"]["lock"] = bank.note
         with freed_memory_kept():  # what filling the bank has freed went back
             trainer.fit(model, datamodule=data, ckpt_path=state.last)
 

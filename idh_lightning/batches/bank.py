@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torchio as tio
-from filelock import FileLock
 from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from idh_lightning.batches.datamodule import IDHDataModule
 from idh_lightning.batches.sampler import Draw
 from idh_lightning.batches.subjects import SeededSubjects, collate
+from idh_lightning.batches.workers import begin_worker
 from idh_lightning.cohort import Study
 from idh_lightning.errors import ConfigError, ModelError
-from idh_lightning.files import replacing
+from idh_lightning.files import locked, replacing
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
@@ -62,12 +62,14 @@ class BankReport:
         computed: Number of views that went through the stem.
         reused: Number of views that were there.
         elapsed_s: Wall clock.
+        note: How several runs are kept apart, where a lock cannot.
     """
 
     folder: Path
     computed: int
     reused: int
     elapsed_s: float
+    note: str = ""
 
 
 class FeatureBankDataModule(IDHDataModule):
@@ -255,11 +257,12 @@ class FeatureBankDataModule(IDHDataModule):
         start = time.monotonic()
         network = self._network
         assert network is not None
+        note = ""
         missing = [item for item in wanted if not self._item_file(item).exists()]
         if missing:
             self._place.mkdir(parents=True, exist_ok=True)
             # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
-            with FileLock(self._place / ".filling.lock"):
+            with locked(self._place / ".filling.lock") as note:
                 missing = [item for item in missing if not self._item_file(item).exists()]
                 self._compute_missing(network, missing, stop)
         return BankReport(
@@ -267,6 +270,7 @@ class FeatureBankDataModule(IDHDataModule):
             computed=len(missing),
             reused=len(wanted) - len(missing),
             elapsed_s=time.monotonic() - start,
+            note=note,
         )
 
     def _grid(self) -> Sequence[int]:
@@ -299,6 +303,7 @@ class FeatureBankDataModule(IDHDataModule):
                     sampler=draws,
                     batch_size=filling_batch(self._grid()),
                     num_workers=workers if draws else 0,
+                    worker_init_fn=begin_worker,
                     multiprocessing_context="spawn" if stop is not None and draws else None,
                     generator=torch.Generator(),
                     collate_fn=collate,

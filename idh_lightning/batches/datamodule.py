@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from idh_lightning.batches.sampler import ClassBalancedSampler
 from idh_lightning.batches.subjects import Batch, SeededSubjects, StudyQueue, collate, to_subject, whole_volume
+from idh_lightning.batches.workers import begin_worker
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import SplitError
 from idh_lightning.volumes import VolumeStore
@@ -128,6 +129,7 @@ class IDHDataModule(lightning.LightningDataModule):
             sampler=self.own_share(split),
             batch_size=self.batch_size,
             num_workers=self.workers,
+            worker_init_fn=begin_worker,
             collate_fn=collate,
         )
 

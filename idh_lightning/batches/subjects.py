@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import torchio as tio
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from idh_lightning.batches.workers import begin_worker
 from idh_lightning.cohort import Study
 from idh_lightning.threads import side_by_side
 from idh_lightning.volumes import StoredVolume
@@ -90,9 +92,17 @@ class StudyQueue(tio.Queue):  # type: ignore[misc]
     """TorchIO's queue; without worker processes, each core of this one reads and augments a study."""
 
     def _get_subjects_iterable(self) -> Iterator[tio.Subject]:
-        if self.num_workers:
-            return super()._get_subjects_iterable()  # type: ignore[no-any-return]
         self._num_sampled_subjects = 0
+        if self.num_workers:
+            return iter(
+                DataLoader(
+                    self.subjects_dataset,
+                    sampler=self.subject_sampler,
+                    collate_fn=self._get_first_item,
+                    num_workers=self.num_workers,
+                    worker_init_fn=begin_worker,
+                )
+            )
         return self._by_threads()
 
     def _by_threads(self) -> Iterator[tio.Subject]:

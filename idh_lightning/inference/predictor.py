@@ -27,7 +27,6 @@ from idh_lightning.evaluation import Calibrator, Learnt
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.likeness import Likeness, likeness
-from idh_lightning.inference.overlap import MOST_LOST, MOST_LOST_STRIPPED, most_lost
 from idh_lightning.inference.page import write_page
 from idh_lightning.inference.training_range import Doubt, TrainingRange
 from idh_lightning.models import StemTailNetwork
@@ -43,7 +42,7 @@ CHUNK = 8
 MOST_VOXELS = 2**28
 """In all files of a study: 1 GiB as float32."""
 
-WITHHOLDING = ("repeated_sequence", "small_brain")
+WITHHOLDING = ("lost_part", "repeated_sequence", "small_brain")
 """Checks of the images that are warnings where a cohort is prepared, and leave no answer to be given here."""
 
 QUIET = ("duplicate_image", "skull_not_stripped", "left_right_unknown")
@@ -269,9 +268,9 @@ class Predictor:
             return {"status": "failed", "reasons": tuple(errors)}
         stored = store.open(study)
         stripped = not any(fault.check == "skull_not_stripped" for fault in faults)
-        doubts = [*self._doubts_of_files(study, faults, stripped), *self._doubts_of_likeness(study, stored, stripped)]
+        doubts = [*self._doubts_of_files(faults), *self._doubts_of_likeness(study, stored, stripped)]
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
-        damaged = any(doubt.check in ("lost_part", *WITHHOLDING) for doubt in doubts if doubt.withheld)
+        damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
         warnings = tuple(doubt.text for doubt in doubts if not doubt.withheld)
         cam = self._map(stored)
         files: dict[str, Any] = {}
@@ -324,19 +323,14 @@ class Predictor:
         highest = float(mean.max())
         return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
 
-    def _doubts_of_files(self, study: Study, faults: Sequence[Fault], stripped: bool) -> list[Doubt]:
-        doubts = [
+    def _doubts_of_files(self, faults: Sequence[Fault]) -> list[Doubt]:
+        return [
             Doubt(
                 check=fault.check, text=f"{fault.found}; expected {fault.expected}", withheld=fault.check in WITHHOLDING
             )
             for fault in faults
             if fault.severity == "warning" and fault.check not in QUIET
         ]  # fmt: skip
-        lost, name = most_lost({name: study.files[name] for name in self.sequences if name in study.files})
-        if lost > (MOST_LOST_STRIPPED if stripped else MOST_LOST):
-            text = f"{name} shows nothing in {lost:.0%} of the head that the others show; expected the whole head"
-            doubts.append(Doubt(check="lost_part", text=text, withheld=True))
-        return doubts
 
     def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[Doubt]:
         """Return the doubts of all members, each kind once."""

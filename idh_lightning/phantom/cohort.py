@@ -16,7 +16,6 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
 from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.files import locked
 from idh_lightning.phantom.anatomy import Grid
 from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients, list_studies
 from idh_lightning.phantom.lesion import Signs
@@ -156,12 +156,12 @@ def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None
     Raises:
         CohortError: If the folder is there but is not a complete cohort of these settings.
     """
+    if _is_there(folder, settings):  # whoever may only read needs no lock
+        return folder
     partial = folder.with_name(folder.name + ".partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
-        if folder.exists():
-            _check_manifest(folder, settings)
-            _logger.info("Synthetic cohort: %s (there already)", folder)
+    with locked(folder.with_name(folder.name + ".lock"), needed=True):
+        if _is_there(folder, settings):
             return folder
         partial.mkdir(exist_ok=True)
         for leftover in partial.glob(".*"):
@@ -217,6 +217,14 @@ def _studies(settings: Settings) -> pd.DataFrame:
 
 def _manifest(settings: Settings) -> dict[str, object]:
     return {"format": FORMAT, "settings": asdict(settings)}
+
+
+def _is_there(folder: Path, settings: Settings) -> bool:
+    if not folder.exists():
+        return False
+    _check_manifest(folder, settings)
+    _logger.info("Synthetic cohort: %s (there already)", folder)
+    return True
 
 
 def _check_manifest(folder: Path, settings: Settings) -> None:

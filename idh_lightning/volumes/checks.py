@@ -25,6 +25,13 @@ STRIPPED_MOST_ML = 2300.0
 
 BRAIN_LEAST_ML = 500.0
 
+MOST_TUMOUR = 0.5
+"""Share of the brain: of 68 real masks the largest, with oedema, covers 0.17, of 60 synthetic ones 0.26; grey matter,
+white matter and CSF together 0.9 and more."""
+
+MOST_LABELS = 20
+"""Of a tumour mask: more are a parcellation, or a probability from 0 to 255."""
+
 Severity = Literal["error", "warning"]
 
 
@@ -186,35 +193,104 @@ def check_voxels(voxels: NDArray[np.float32], place: Place) -> list[Fault]:
                 "constant_image", f"every voxel is {low:g}", "an image", "Replace the file or drop the sequence."
             )
         ]
+    if has_wrapped(voxels):
+        return [
+            place.fault(
+                "wrapped_voxels",
+                f"{np.count_nonzero(voxels < 0)} of the brightest voxels are negative (from {high:g} on they go on at "
+                f"{low:g}): they did not fit 16 bits",
+                "values that rise from dark to bright",
+                "Convert it again from DICOM, or add 65536 (times the slope of the header) to its negative voxels.",
+            )
+        ]
     return []
 
 
-def check_mask_values(voxels: NDArray[np.float32], place: Place) -> list[Fault]:
-    """Return whether a mask [D, H, W] is empty, full, or no labels at all."""
-    if not np.isfinite(voxels).all() or not np.array_equal(voxels, np.round(voxels)):
-        return [
+def has_wrapped(voxels: NDArray[np.float32]) -> bool:
+    """Return whether the brightest voxels of an image [D, H, W] are negative: numbers that were too large went round.
+
+    Where numbers went round, neighbours of opposite sign lie more than half the range apart, on one side the largest
+    numbers there are and on the other the smallest. In z-scores, Hounsfield units and the ringing of splines the sign
+    changes near zero, or beside a background that is the smallest number; then neighbours seldom are so far apart.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    if low > -0.25 * high or high <= 0 or np.median(voxels[:: max(1, len(voxels) - 1)]) < 0.1 * low:
+        return False
+    changes = jumps = 0
+    for axis in range(3):
+        turned = np.moveaxis(voxels, axis, 0)
+        opposite = (turned[1:] < 0) != (turned[:-1] < 0)
+        one, other = turned[1:][opposite], turned[:-1][opposite]
+        changes += one.size
+        apart = np.abs(one - other) > 0.5 * (high - low)
+        jumps += int(np.count_nonzero(apart & (np.maximum(one, other) > 0.2 * high)))
+    return jumps > 0.1 * changes
+
+
+def read_labels(voxels: NDArray[np.float32], place: Place) -> tuple[NDArray[np.float32], list[Fault]]:
+    """Return the labels of a mask [D, H, W], 0 outside the tumour, and what is wrong with them.
+
+    Whole numbers that were saved with a slope of 1.0000153, say, are whole numbers. Where some are negative, the
+    tumour is what is positive; where none is positive, it is what is not the most frequent number.
+    """
+    labels = np.round(voxels)
+    values = np.unique(labels[labels != 0]) if np.isfinite(voxels).all() else np.empty(0)
+    if len(values) > MOST_LABELS or not np.allclose(voxels, labels, rtol=1e-4, atol=1e-3):
+        several = f"{len(values)} different values" if len(values) > MOST_LABELS else "fractions, NaN or Inf"
+        return labels, [
             place.fault(
                 "mask_not_labels",
-                "the mask holds fractions, NaN or Inf",
-                "whole-number labels, 0 outside the tumour",
+                f"the mask holds {several}",
+                f"whole-number labels, at most {MOST_LABELS}, 0 outside the tumour",
                 "Name the segmentation file, or export it with nearest-neighbour interpolation.",
             )
         ]
-    tumour = np.count_nonzero(voxels)
+    if len(values) and values[0] < 0:
+        share = np.count_nonzero(labels < 0) / labels.size
+        outside = labels <= 0 if values[-1] > 0 else labels == (values[0] if share > 0.5 else 0)
+        found = f"{', '.join(f'{value:g}' for value in values if value < 0)} stands in {share:.1%} of the mask's voxels"
+        taken = f"the {np.count_nonzero(~outside)} voxels that are {'positive' if values[-1] > 0 else 'rarer'}"
+        remedy = f"None needed if {taken} are the tumour, as which they are taken; otherwise write 0 outside it."
+        fault = place.fault("negative_labels", found, "0 outside the tumour", remedy, "warning")
+        labels = np.where(outside, np.float32(0), np.where(labels > 0, labels, np.float32(1)))
+        return labels, [fault, *_check_extent(labels, place)]
+    return labels, _check_extent(labels, place)
+
+
+def _check_extent(labels: NDArray[np.float32], place: Place) -> list[Fault]:
+    """Return whether a mask [D, H, W] is empty, or full."""
+    tumour = np.count_nonzero(labels)
     if tumour == 0:
         remedy = "Replace the mask, leave it out of the table, or exclude the study."
         return [place.fault("empty_mask", "no voxel of the mask is tumour", "some tumour", remedy)]
-    if tumour == voxels.size:
+    if tumour > 0.9 * labels.size:
+        share = "every voxel" if tumour == labels.size else f"{tumour / labels.size:.1%}"
         remedy = "Replace the mask; 0 must stand for background."
-        return [place.fault("full_mask", "every voxel of the mask is tumour", "some background", remedy)]
+        return [place.fault("full_mask", f"{share} of the mask is tumour", "some background", remedy)]
     return []
 
 
-def check_mask_place(mask: NDArray[np.bool_], brain: NDArray[np.bool_], place: Place) -> list[Fault]:
-    """Return whether a non-empty mask [D, H, W] lies outside the brain [D, H, W] of the same grid."""
-    if not mask.any():
+def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], place: Place) -> list[Fault]:
+    """Return whether the labels [D, H, W] of a mask lie outside the brain [D, H, W] of the same grid, or fill it."""
+    tumour = labels != 0
+    if not tumour.any():
         return []  # already named as empty
-    inside = float(np.count_nonzero(mask & brain) / np.count_nonzero(mask))
+    within = int(np.count_nonzero(tumour & brain))
+    inside, filled = within / np.count_nonzero(tumour), within / max(np.count_nonzero(brain), 1)
+    if filled > MOST_TUMOUR:
+        values, counts = np.unique(labels[tumour & brain], return_counts=True)
+        shares = ", ".join(
+            f"{value:g} {count / within:.0%}" for value, count in zip(values[:8], counts[:8], strict=True)
+        )
+        return [
+            place.fault(
+                "mask_of_the_brain",
+                f"the mask covers {filled:.0%} of the brain (its labels: {shares})",
+                f"a tumour, at most {MOST_TUMOUR:.0%}",
+                "Name the tumour segmentation: this is one of tissues (grey matter, white matter, CSF) or of the whole "
+                "brain. If one label of it is the tumour, save that one alone.",
+            )
+        ]
     if inside >= 0.8:
         return []
     return [

@@ -15,8 +15,9 @@ from scipy import ndimage, sparse
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
 from idh_lightning.volumes import checks
-from idh_lightning.volumes.brain import background, find_brain
+from idh_lightning.volumes.brain import background, find_brain, foreground
 from idh_lightning.volumes.checks import FaultyStudyError, Place
+from idh_lightning.volumes.completeness import check_lost_parts
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
 
 MASK = "mask"
@@ -128,7 +129,10 @@ class Preprocessing:
         faults += _bring_to_one_grid(study, images, reference, brain)
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
         if MASK in arrays:
-            faults += checks.check_mask_place(arrays[MASK] != 0, brain, _place(study, files[MASK]))
+            faults += checks.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
+        if not checks.is_error(faults):
+            shown = {name: image for name, image in images.items() if name != MASK}
+            faults += check_lost_parts(shown, stripped=stripped, place=place)
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
@@ -211,7 +215,12 @@ def _read(
             faults += error.faults
             continue
         voxels = sitk.GetArrayViewFromImage(image)
-        faults += (checks.check_mask_values if name == MASK else checks.check_voxels)(voxels, spot)
+        if name == MASK:
+            labels, found = checks.read_labels(voxels, spot)
+            image = Geometry.of(image).image(labels)
+        else:
+            found = checks.check_voxels(voxels, spot)
+        faults += found
         images[name], geometries[name] = _oriented(image), header_geometry(header)
     return images, geometries, faults
 
@@ -245,10 +254,11 @@ def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> si
     if labels:
         return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
     air = background(sitk.GetArrayViewFromImage(image))
-    foreground = sitk.Cast(sitk.NotEqual(image, air), sitk.sitkFloat32)
+    mask, _ = foreground(sitk.GetArrayViewFromImage(image), float(np.prod(image.GetSpacing())))
+    shown = Geometry.of(image).image(mask.astype(np.float32))
     total, share = (
         sitk.GetArrayFromImage(sitk.Resample(part, reference, sitk.Transform(), sitk.sitkLinear, 0.0))
-        for part in (image * foreground, foreground)
+        for part in (image * shown, shown)
     )
     voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
     return Geometry.of(reference).image(voxels)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from idh_lightning.cohort.study import Fault, Study
-from idh_lightning.errors import VolumeError
+from idh_lightning.errors import UNWRITABLE, StorageError, VolumeError
 from idh_lightning.volumes.checks import FaultyStudyError, Place, check_repeats_between
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 from idh_lightning.volumes.reading import Geometry
@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
+
+CHECKS = 1
+"""Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
+augmentation depend on."""
 
 _ENTRY = "entry.json"
 _PARTIAL = ".partial-"
@@ -90,12 +94,14 @@ class PrepareReport:
         reused: Number of entries that were there and whole.
         faults: Everything found wrong with the images, in the order of the studies.
         elapsed_s: Wall clock.
+        note: How several runs are kept apart, where a lock cannot.
     """
 
     built: int
     reused: int
     faults: tuple[Fault, ...]
     elapsed_s: float
+    note: str = ""
 
 
 class _Outcome(NamedTuple):
@@ -226,6 +232,8 @@ class VolumeStore:
             return self._found_or_made(study, notes)
         except FaultyStudyError as error:
             return _Outcome("", False, {}, error.faults, tuple(notes))
+        except StorageError:
+            raise
         except Exception as error:  # one study must not stop a cohort, whatever a library makes of its files
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise VolumeError(
@@ -263,8 +271,8 @@ class VolumeStore:
     def _write(self, key: str, study_id: str, volume: Volume) -> dict[str, Any]:
         """Write an entry beside its place, move it there, and return its description."""
         partial = self._partial_folder()
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             arrays: dict[str, NDArray[Any]] = {"image": volume.image.astype(np.float16), "brain": volume.brain}
             if volume.mask is not None:
                 arrays["mask"] = volume.mask
@@ -272,6 +280,7 @@ class VolumeStore:
                 np.save(partial / f"{name}.npy", array, allow_pickle=False)
             entry = {
                 "format": FORMAT,
+                "checks": CHECKS,
                 "key": key,
                 "study_id": study_id,
                 "sequences": self.sequences,
@@ -285,6 +294,10 @@ class VolumeStore:
             }
             (partial / _ENTRY).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             self._publish(partial, self.folder / key)
+        except OSError as error:
+            if error.errno in UNWRITABLE and (refused := StorageError.of(error, partial)):
+                raise refused from error
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return entry
@@ -357,6 +370,8 @@ def _read_entry(folder: Path) -> dict[str, Any]:
         entry = cast(dict[str, Any], json.loads((folder / _ENTRY).read_text(encoding="utf-8")))
         if entry["format"] != FORMAT or entry["key"] != folder.name:
             raise _DamageError(f"{_ENTRY} is of another entry")
+        if entry.get("checks") != CHECKS:
+            raise _DamageError("its images were checked by another version")
         for name, array in entry["arrays"].items():
             size = (folder / f"{name}.npy").stat().st_size
             if size != array["bytes"]:
