@@ -336,7 +336,7 @@ def _arguments(conv: nn.Conv3d) -> tuple[Any, ...]:
 
 
 def _convolved(conv: nn.Conv3d, volumes: Tensor, pads: list[int]) -> Tensor:
-    """Return torch's convolution of [B, C, d, h, w] that are padded first, without a copy where both sides are alike."""
+    """Return torch's convolution of [B, C, d, h, w] with zeros around, without a copy where both sides are alike."""
     before, after = pads[-2::-2], pads[-1::-2]
     if before != after:
         volumes, before = functional.pad(volumes, pads), [0, 0, 0]
