@@ -1,21 +1,27 @@
-"""A checkpoint of an untrained network that answers with conviction, and the tiny heads that it remembers."""
+"""A checkpoint of a small network with every part that the default one has, and the tiny heads that it remembers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from scipy.special import expit
 from tiny_studies import write_study
 
-from idh_lightning.cohort import SEQUENCES, Study
-from idh_lightning.evaluation import Calibrator, ConformalSets, Learnt, OperatingPoint
+from idh_lightning import build
+from idh_lightning.cohort import SEQUENCES, Cohort, Study
+from idh_lightning.config import CONF_DIR
+from idh_lightning.evaluation import Calibrator, ConformalSets, Development, Learnt, OperatingPoint, describe
 from idh_lightning.inference import remember
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.module import IDHClassifier
-from idh_lightning.objectives import FocalLoss
-from idh_lightning.volumes import Preprocessing, VolumeStore
+from idh_lightning.objectives import focus_loss
+from idh_lightning.volumes import PrepareReport, StoredVolume
 
 LEARNT = Learnt(
     calibrator=Calibrator(slope=1.0, intercept=0.0),
@@ -24,48 +30,98 @@ LEARNT = Learnt(
     baselines={},
 )
 
+GRID = (25, 33, 25)
+"""As the default grid: odd edges, the last of whose layers (2, 3, 2) differ in parity."""
+
+SMALL = ("model=efficientnet_b0", "model.weights=none", f"data.grid=[{','.join(map(str, GRID))}]")
+"""All in which the recipe of the small network differs from that of a default run."""
+
 
 def tiny_cohort(folder: Path, number: int = 24, **settings: object) -> list[Study]:
     """Write heads of different tissue."""
     return [write_study(folder, f"head-{index:02d}", seed=index, **settings) for index in range(number)]
 
 
+def settings_of(run: Path, *overrides: str) -> DictConfig:
+    """Return the configuration of a default run but for what is small."""
+    places = (f"paths.run={run}", f"paths.store={run / 'store'}", "name=tiny")
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", overrides=[*SMALL, *places, *overrides])
+
+
 def write_checkpoint(run: Path, cohort: list[Study], *, seed: int = 0, without: tuple[str, ...] = ()) -> Path:
-    """Write a run folder with nothing but checkpoints/best.ckpt, and return it."""
+    """Write a run folder with nothing but checkpoints/best.ckpt and a store, and return it."""
+    _write(run, cohort, seed, without)
+    return run
+
+
+def write_run(run: Path, cohort: list[Study], *, seed: int = 0) -> Path:
+    """Write a run folder with its recipe, checkpoint, store and predictions, and return it."""
+    table, probabilities = _write(run, cohort, seed)
+    table.assign(probability=probabilities).query("split != 'train'").to_csv(run / "predictions.csv", index=False)
+    table.to_csv(run / "cohort.csv", index=False)
+    (run / ".hydra").mkdir()
+    OmegaConf.save(settings_of(run, f"seed={seed}"), run / ".hydra" / "config.yaml", resolve=True)
+    OmegaConf.save({"hydra": {"runtime": {"cwd": str(run.parent)}}}, run / ".hydra" / "hydra.yaml")
+    return run
+
+
+def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] = ()) -> tuple[pd.DataFrame, np.ndarray]:
+    """Write the checkpoint as training does; return the splits and the calibrated probability of each study."""
+    config = settings_of(run, f"seed={seed}")
+    store = build.factory(config.data.store)(
+        preprocessing=build.instantiate_section(config.data.preprocessing), sequences=SEQUENCES
+    )
+    report: PrepareReport = store.prepare(cohort, workers=1)
+    splits = ["train"] * (len(cohort) // 2) + ["validation", "test"] * len(cohort)
+    columns = {"study_id": [study.study_id for study in cohort], "patient_id": [study.patient_id for study in cohort]}
+    table = pd.DataFrame(
+        {**columns, "label": [study.label for study in cohort], "split": splits[: len(cohort)], "fold": 0}
+    )
+    named = Cohort(name="tiny heads", sequences=SEQUENCES, studies=tuple(cohort))
+    prepared = build.PreparedCohort(cohort=named, splits=table, store=store, report=report)
     torch.manual_seed(seed)
-    settings = {"backbone": "tf_efficientnet_b0", "trainable_from": "blocks.5", "weights": "none"}
-    network = StemTailNetwork(in_channels=len(SEQUENCES), **settings)
-    preprocessing = {"grid": 32, "crop": "brain", "missing": "error", "clip_percentiles": [0.05, 99.95]}
-    store = VolumeStore(run / "store", Preprocessing(**preprocessing), SEQUENCES)
-    faults = store.prepare(cohort, workers=1).faults
-    volumes = torch.stack([torch.from_numpy(np.array(store.open(study).image, dtype=np.float32)) for study in cohort])
-    calibrate_batch_norm(network, torch.split(volumes, 8))
-    network.eval()
-    with torch.no_grad():
-        network.network.classifier.weight.mul_(20.0)
-        logits = network(volumes)
-        network.network.classifier.bias.sub_(logits.mean(dim=0))
-    data = SimpleNamespace(store=store, studies={"train": cohort[: len(cohort) // 2], "validation": cohort[::2]})
-    recipe = {
-        "model": {"_target_": "idh_lightning.models.StemTailNetwork", **settings},
-        "objective": {"_target_": "idh_lightning.objectives.FocalLoss"},
-        "preprocessing": {"_target_": "idh_lightning.volumes.Preprocessing", **preprocessing},
-        "explain": {"_target_": "idh_lightning.explain.GradCAM", "layer": "blocks.4"},
-        "sequences": list(SEQUENCES),
-        "cohort": "tiny heads",
-        "weights": network.weights_origin.as_dict(),
-        "seed": seed,
-        "fold": 0,
-    }
-    found = remember(network, data, faults)
-    assert found is not None
+    model = build.classifier(config, prepared)
+    stored = [store.open(study) for study in cohort]
+    logits = _taught(model.network, stored)
+    data: Any = SimpleNamespace(store=store, studies={"train": cohort[: len(cohort) // 2], "validation": cohort[::2]})
+    remembered = remember(model.network, data, report.faults)
+    assert remembered is not None
+    metrics = {"settings": {"confidence": 0.95}, "test": {}}
     content = {
-        "recipe": recipe,
-        "state_dict": IDHClassifier(network=network, objective=FocalLoss()).state_dict(),
+        "recipe": model.recipe,
+        "state_dict": model.state_dict(),
         "learnt": LEARNT.to_dict(),
         "calibration_covariance": [[0.01, 0.0], [0.0, 0.04]],
-        "training_range": found.to_dict(),
+        "training_range": remembered.to_dict(),
+        "development": Development.of(named.name, cohort, table, describe(cohort, store), metrics).to_dict(),
     }
     (run / "checkpoints").mkdir(parents=True)
     torch.save({key: value for key, value in content.items() if key not in without}, run / "checkpoints" / "best.ckpt")
-    return run
+    return table.assign(logit=logits), expit(logits)
+
+
+def _taught(network: StemTailNetwork, stored: list[StoredVolume]) -> np.ndarray:
+    """Give a network a locator that finds the tumours and opinions that differ; return its logits."""
+    volumes = torch.stack([torch.from_numpy(np.array(one.image, dtype=np.float32)) for one in stored])
+    masks = torch.stack([torch.from_numpy(np.array(one.mask, dtype=np.float32)) for one in stored])
+    calibrate_batch_norm(network, torch.split(volumes, 8))
+    network.eval()
+    assert network.locator is not None
+    assert network.reader is not None
+    features, shares = network.stem(volumes), network.shares(masks)
+    optimizer = torch.optim.Adam(network.locator.parameters(), lr=1e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        tumour = network.entry(features).tumour
+        assert tumour is not None
+        focus_loss(tumour, shares).backward()
+        optimizer.step()
+    with torch.no_grad():
+        network.reader.weigh.weight.normal_()
+        for opinion, layer in enumerate((network.network.classifier, network.reader.weigh)):
+            said = network.answer(features).opinions[opinion]
+            layer.weight.div_((said[:, 1] - said[:, 0]).std())  # conviction: logits that differ by about one
+        network.network.classifier.bias.sub_(2 * network.tail(features).mean(dim=0))
+        logits = network(volumes)
+    return (logits[:, 1] - logits[:, 0]).double().numpy()

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from idh_lightning import build
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.files import replacing
 from idh_lightning.inference.predictor import Member
 from idh_lightning.models.convolutions import restore_convolutions
+from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
 
 Format = Literal["onnx", "torch_export"]
+
+Run = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+"""Runs an exported file; see `loaded`."""
 
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 METADATA = "idh_lightning"
 """Name of the entry that holds the JSON: in the metadata of an ONNX file, among the extra files of a .pt2."""
 
-TOLERANCE = 1e-4
-"""Largest difference of probability between an exported network and ours in float32."""
+TOLERANCE = 1e-3
+"""Largest difference of logit between an exported network and ours in float32; of logits beyond one, as a share."""
+
+STORED_TOLERANCE = 0.005
+"""Largest difference of probability from predictions.csv, whose run may have had its stem in bfloat16 or float16."""
+
+STORED_STUDIES = 40
+"""Studies of predictions.csv that an exported file is run on."""
 
 
 class PortableNetwork(nn.Module):
-    """A member in float32 throughout, with plain convolutions and its calibration inside."""
+    """A member in float32 throughout, with torch's own convolutions and its calibration inside."""
 
     def __init__(self, member: Member) -> None:
+        """Take the network over, which must compute in float32; it is changed in place."""
         super().__init__()
-        self.network = member.network.float().eval().cpu()
-        self.network.stem_precision = self.network.tail_precision = "float32"
-        restore_convolutions(self.network.network)
+        self.network = member.network
+        restore_convolutions(self.network)
         self.slope = member.calibrator.slope
         self.intercept = member.calibrator.intercept
 
@@ -57,7 +71,9 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     conformal sets and cohort. Its input `volumes` is [B, C, D, H, W] float32 as `volumes.Preprocessing` makes them, its
     outputs `logit` and `probability` are [B].
 
-    It computes in float32. Ours runs its stem in bfloat16 on many machines, so the two differ by its rounding.
+    It computes in float32. Ours runs its stem in bfloat16 on many machines, so the two differ by its rounding. Where
+    the checkpoint lies in its run folder and the volumes of its test studies are still in the store, the file is run on
+    them and compared with predictions.csv as well.
 
     Args:
         checkpoint: A run folder or a .ckpt.
@@ -67,32 +83,84 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     Raises:
         ConfigError: If the format is unknown, or its packages are not installed.
         CheckpointError: If the checkpoint cannot be used.
-        ModelError: If the file gives other probabilities than the network.
+        ModelError: If the file would give other probabilities than the network, or than the run did.
     """
     if form not in get_args(Format):
         raise ConfigError(f"format: found '{form}'; expected one of {', '.join(get_args(Format))}. Correct it.")
+    if form == "onnx":
+        _require_packages()
     member = Member.load(checkpoint)
     path = path or member.file.with_name(f"model{SUFFIXES[form]}")
-    network = PortableNetwork(member)
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
     shape = (2, len(member.recipe["sequences"]), *edges)
     volumes = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    program = _program(network, volumes)
+    network = member.network.float().eval().cpu()
+    network.stem_precision = network.tail_precision = "float32"
+    with torch.no_grad():
+        logits = network(volumes)  # as it predicts, before it becomes portable
+    ours = (logits[:, 1] - logits[:, 0]).numpy()
+    program = _program(PortableNetwork(member), volumes)
     with replacing(path) as temporary:
         if form == "onnx":
             _write_onnx(program, metadata(member), temporary)
         else:
-            torch.export.save(program, str(temporary), extra_files={METADATA: json.dumps(metadata(member))})
-    with torch.no_grad():
-        ours = network(volumes)[1].numpy()
-    apart = float(np.abs(run_exported(path, volumes.numpy())["probability"] - ours).max())
-    if apart > TOLERANCE:
-        raise ModelError(
-            f"{path}: probabilities differ by {apart:.1e} from the network; expected at most {TOLERANCE:g}."
-        )
-    logger.info("%s: written; its probabilities differ by at most %.1e from the network in float32", path, apart)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of weights that are views of one another
+                torch.export.save(program, str(temporary), extra_files={METADATA: json.dumps(metadata(member))})
+        run = loaded(temporary)
+        apart = float((np.abs(run(volumes.numpy())["logit"] - ours) / np.maximum(np.abs(ours), 1)).max())
+        if not apart <= TOLERANCE:
+            raise ModelError(
+                f"{path}: logits would differ by {apart:.1e} from those of the network; expected at most "
+                f"{TOLERANCE:g}. Nothing was written; please report it with the recipe of the run."
+            )
+        told = f"its logits differ by at most {apart:.1e} from those of the network in float32"
+        told += _compared_with_predictions(run, member, path)
+    logger.info("%s: written; %s.", path, told)
     return path
+
+
+def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
+    """Return in words how far an exported file is from the predictions of the run, or why that is not known.
+
+    Raises:
+        ModelError: If it is too far.
+    """
+    folder = member.file.absolute().parent.parent
+    file = folder / "predictions.csv"
+    if member.file.name != "best.ckpt" or not file.is_file():
+        return f"; not compared with predictions of the run, since {file} is not there"
+    predictions = pd.read_csv(file, dtype={"study_id": str})
+    predictions = predictions[predictions["split"] == "test"].set_index("study_id")["probability"]
+    store = _store_of(folder, member)
+    studies = store.of_names(predictions.index)[:STORED_STUDIES] if store else []
+    if not studies:
+        where = "the run does not say where" if store is None else f"{store.folder} does not hold them"
+        return f"; not compared with {file}, since the volumes of its test studies are not there ({where})"
+    apart = pd.Series(
+        {one.study_id: run(one.image[None].astype(np.float32))["probability"][0] for one in studies}
+    ) - predictions.reindex([one.study_id for one in studies])
+    worst = apart.abs().idxmax()
+    if not apart.abs().max() <= STORED_TOLERANCE:
+        raise ModelError(
+            f"{path}: the probability of study {worst} would be {predictions[worst] + apart[worst]:.4f}, {file} says "
+            f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If they were made by this "
+            f"{member.file.name}, its stem was rounded to half precision by so much: copy it out of the run folder and "
+            "export the copy, which is compared with the network in float32 alone."
+        )
+    return f", its probabilities by at most {apart.abs().max():.1e} from {file} ({len(studies)} test studies)"
+
+
+def _store_of(folder: Path, member: Member) -> VolumeStore | None:
+    """Return the store that a run used, by its own configuration, or None where that is not there."""
+    try:
+        recorded = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        working = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
+        place = Path(working["hydra"]["runtime"]["cwd"]) / recorded["paths"]["store"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return VolumeStore(place, build.preprocessing_of(member.recipe, member.file), member.recipe["sequences"])
 
 
 def metadata(member: Member) -> dict[str, Any]:
@@ -111,18 +179,21 @@ def metadata(member: Member) -> dict[str, Any]:
     }
 
 
-def run_exported(path: Path, volumes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Return logit and probability [B] of volumes [B, C, D, H, W] by an exported file."""
+def loaded(path: Path) -> Run:
+    """Return what runs an exported file: volumes [B, C, D, H, W] -> logit and probability [B]."""
+    names = ("logit", "probability")
     if path.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = session.run(["logit", "probability"], {"volumes": np.ascontiguousarray(volumes)})
-    else:
-        program = torch.export.load(str(path)).module()
+        return lambda volumes: dict(zip(names, session.run(names, {"volumes": volumes}), strict=True))
+    program = torch.export.load(str(path)).module()
+
+    def run(volumes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         with torch.no_grad():
-            found = [one.numpy() for one in program(torch.from_numpy(volumes))]
-    return dict(zip(("logit", "probability"), found, strict=True))
+            return {name: one.numpy() for name, one in zip(names, program(torch.from_numpy(volumes)), strict=True)}
+
+    return run
 
 
 def _program(network: PortableNetwork, volumes: Tensor) -> torch.export.ExportedProgram:
@@ -131,16 +202,18 @@ def _program(network: PortableNetwork, volumes: Tensor) -> torch.export.Exported
         return torch.export.export(network, (volumes,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
-def _write_onnx(program: torch.export.ExportedProgram, content: Mapping[str, Any], path: Path) -> None:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401 - the result is compared with it
-        import onnxscript  # noqa: F401 - torch needs it
-    except ImportError as error:
+def _require_packages() -> None:
+    absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if absent:
         raise ConfigError(
-            f"format: onnx needs packages that are not installed ({error}); expected the extra 'export'. "
+            f"format: onnx needs packages that are not installed ({', '.join(absent)}); expected the extra 'export'. "
             "pip install 'idh_lightning[export]', or use format=torch_export."
-        ) from error
+        )
+
+
+def _write_onnx(program: torch.export.ExportedProgram, content: Mapping[str, Any], path: Path) -> None:
+    import onnx
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -16,23 +17,52 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+with warnings.catch_warnings():
+    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
+    warnings.simplefilter("ignore")
+    from timm_3d.layers.conv2d_same import Conv3dSame
 
-def swap_convolutions(module: nn.Module, same_padding: type[nn.Conv3d], *, only: str | None = None) -> None:
+
+class SameConv3d(nn.Conv3d):
+    """A convolution that pads its input so that ceil(size / stride) cells come out, whatever the parity of each edge.
+
+    timm_3d 1.0.1 pads the first axis as the second needs it, the second as the third, and the third as the first, which
+    differs where one edge is odd and another even (its issue 9, mended by its pull request 8, which is not released).
+    """
+
+    same = True
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Return the convolution of [B, C, d, h, w]."""
+        return _convolved(self, volumes, zeros_around(self, volumes.shape, same=True))
+
+
+def correct_padding(module: nn.Module) -> None:
+    """Let every convolution of timm_3d's that chooses its padding by the size of its input choose the right one.
+
+    Args:
+        module: Changed in place; weights stay.
+    """
+    for inner in module.modules():
+        if isinstance(inner, Conv3dSame):
+            inner.__class__ = SameConv3d  # it has the same attributes, and only this method of its own
+
+
+def swap_convolutions(module: nn.Module, *, only: str | None = None) -> None:
     """Put the convolutions of this file in the place of those that they can stand for; weights are shared.
 
     Args:
         module: Changed in place.
-        same_padding: The class of convolutions that pad their input so that ceil(size / stride) cells come out.
         only: The child to change; by default every one.
     """
     for name, child in module.named_children():
         if only is not None and name != only:
             continue
-        kind = next((kind for kind in (DepthwiseConv3d, PointwiseConv3d) if kind.fits(child, same_padding)), None)
+        kind = next((kind for kind in (DepthwiseConv3d, PointwiseConv3d) if kind.fits(child)), None)
         if kind is not None:
-            setattr(module, name, kind.of(child, same_padding))
+            setattr(module, name, kind.of(child))
         else:
-            swap_convolutions(child, same_padding)
+            swap_convolutions(child)
 
 
 def restore_convolutions(module: nn.Module) -> None:
@@ -55,18 +85,18 @@ class _Swapped(nn.Conv3d):
     same: bool
 
     @classmethod
-    def of(cls, conv: nn.Module, same_padding: type[nn.Conv3d]) -> Self:
+    def of(cls, conv: nn.Module) -> Self:
         """Return a convolution that shares the weight of another one.
 
         Raises:
             ValueError: If the other one is not of the kind that this class computes.
         """
-        if not (isinstance(conv, nn.Conv3d) and cls.fits(conv, same_padding)):
+        if not (isinstance(conv, nn.Conv3d) and cls.fits(conv)):
             raise ValueError(f"{conv}: {cls.__name__} cannot stand for it")
         with torch.device("meta"):
             made = cls(*_arguments(conv))
         made.weight, made.bias = conv.weight, conv.bias
-        made.stock, made.same = type(conv), isinstance(conv, same_padding)
+        made.stock, made.same = type(conv), isinstance(conv, SameConv3d)
         return made
 
     def restored(self) -> nn.Conv3d:
@@ -77,9 +107,9 @@ class _Swapped(nn.Conv3d):
         return made
 
     @classmethod
-    def fits(cls, conv: nn.Module, same_padding: type[nn.Conv3d]) -> bool:
+    def fits(cls, conv: nn.Module) -> bool:
         """Return whether this class can stand for a convolution."""
-        if not isinstance(conv, nn.Conv3d) or type(conv) not in (nn.Conv3d, same_padding):
+        if not isinstance(conv, nn.Conv3d) or type(conv) not in (nn.Conv3d, SameConv3d):
             return False
         return conv.padding_mode == "zeros" and set(conv.dilation) == {1} and cls._computes(conv)
 
@@ -128,17 +158,11 @@ class DepthwiseConv3d(_Swapped):
         pads, device = zeros_around(self, volumes.shape, same=self.same), volumes.device.type
         stride = tuple(self.stride)
         if device != "cpu" and math.prod(_cells_out(volumes.shape, self.weight.shape, stride, pads)) > GPU_CELLS:
-            return self._by_torch(volumes, pads)
+            return _convolved(self, volumes, pads)
         dtype = _computed_in(volumes)
         with torch.autocast(device, enabled=False):  # one arithmetic for both passes
             result: Tensor = _Depthwise.apply(volumes.to(dtype), self.weight, stride, pads)
         return result
-
-    def _by_torch(self, volumes: Tensor, pads: list[int]) -> Tensor:
-        before, after = pads[-2::-2], pads[-1::-2]
-        if before != after:
-            volumes, before = functional.pad(volumes, pads), [0, 0, 0]
-        return functional.conv3d(volumes, self.weight, stride=self.stride, padding=before, groups=self.groups)
 
 
 def _taps(
@@ -309,6 +333,14 @@ def _gradient_of_few_cells(
 def _arguments(conv: nn.Conv3d) -> tuple[Any, ...]:
     channels = conv.in_channels, conv.out_channels
     return *channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None
+
+
+def _convolved(conv: nn.Conv3d, volumes: Tensor, pads: list[int]) -> Tensor:
+    """Return torch's convolution of [B, C, d, h, w] with zeros around, without a copy where both sides are alike."""
+    before, after = pads[-2::-2], pads[-1::-2]
+    if before != after:
+        volumes, before = functional.pad(volumes, pads), [0, 0, 0]
+    return functional.conv3d(volumes, conv.weight, conv.bias, conv.stride, before, conv.dilation, conv.groups)
 
 
 def zeros_around(conv: nn.Conv3d, shape: torch.Size, *, same: bool) -> list[int]:

@@ -13,12 +13,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from idh_lightning.models.convolutions import zeros_around
+from idh_lightning.models.convolutions import SameConv3d, zeros_around
 
 with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
     warnings.simplefilter("ignore")
-    from timm_3d.layers.conv2d_same import Conv3dSame
     from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
@@ -126,7 +125,7 @@ class _Convolution:
         elif gate is not None:
             hidden = hidden * gate
         padding: Any = self.conv.padding
-        if isinstance(self.conv, Conv3dSame):
+        if isinstance(self.conv, SameConv3d):
             around = zeros_around(self.conv, hidden.shape, same=True)
             padding = around[::-2]
             # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volume.

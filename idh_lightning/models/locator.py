@@ -63,12 +63,13 @@ def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     """
     room = [edge * ratio - length for edge, length in zip(coarse, fine.shape[2:], strict=True)]
     padded = functional.pad(fine, [0, room[2], 0, room[1], 0, room[0]])
-    return padded.reshape(len(fine), -1, *coarse)
+    # `len` of a tensor is a constant to `torch.export`, which would hold the exported network to one batch size.
+    return padded.reshape(fine.shape[0], -1, *coarse)
 
 
 def unfold(folded: Tensor, ratio: int) -> Tensor:
     """Return what `fold` was given, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
-    return folded.reshape(len(folded), -1, *(edge * ratio for edge in folded.shape[2:]))
+    return folded.reshape(folded.shape[0], -1, *(edge * ratio for edge in folded.shape[2:]))
 
 
 def coarsen(gate: Tensor, ratio: int) -> Tensor:

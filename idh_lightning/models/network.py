@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
-from idh_lightning.models.convolutions import layout, swap_convolutions
+from idh_lightning.models.convolutions import correct_padding, layout, swap_convolutions
 from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
 from idh_lightning.models.reader import KINDS, TumourReader, intensities
@@ -25,7 +25,6 @@ with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
     warnings.simplefilter("ignore")
     import timm_3d
-    from timm_3d.layers.conv2d_same import Conv3dSame
     from timm_3d.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -139,6 +138,7 @@ class StemTailNetwork(nn.Module):
         self.network = timm_3d.create_model(
             backbone, in_chans=in_channels, num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
         )
+        correct_padding(self.network)
         if weights != LATER:
             steady_initialisation(self.network)
         # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
@@ -409,7 +409,7 @@ class StemTailNetwork(nn.Module):
             reached = reached or inside
             if isinstance(module, nn.Conv3d):
                 reach, stride = module.dilation[0] * (module.kernel_size[0] - 1), module.stride[0]
-                same = isinstance(module, Conv3dSame) or getattr(module, "same", False)
+                same = getattr(module, "same", False)
                 after = -(-size // stride) if same else (size + 2 * int(module.padding[0]) - reach - 1) // stride + 1
                 before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else int(module.padding[0])
                 offset += step * (reach / 2 - before)
@@ -531,9 +531,9 @@ class StemTailNetwork(nn.Module):
     def _speed_up_the_tail(self) -> None:
         for name in self._tail_names:
             parent, _, child = name.rpartition(".")
-            swap_convolutions(self.network.get_submodule(parent), Conv3dSame, only=child)
+            swap_convolutions(self.network.get_submodule(parent), only=child)
         if self.locator is not None:
-            swap_convolutions(self.locator, Conv3dSame)
+            swap_convolutions(self.locator)
 
 
 SMOOTH_SHARE = 0.9

@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -208,6 +208,15 @@ class VolumeStore:
             ) from damage
         self._keys[study.study_id] = key
         return _stored(self.folder / key, entry)
+
+    def of_names(self, names: Iterable[str]) -> list[StoredVolume]:
+        """Return the whole entries of studies by their names alone; not of a name that has none or several."""
+        found: dict[str, list[Path]] = {}
+        for file in self.folder.glob(f"*/{_ENTRY}"):
+            with contextlib.suppress(_DamageError):
+                found.setdefault(_read_entry(file.parent)["study_id"], []).append(file.parent)
+        folders = [found[name][0] for name in names if len(found.get(name, ())) == 1]
+        return [_stored(folder, _read_entry(folder)) for folder in folders]
 
     def _outcomes(self, studies: Sequence[Study], workers: int, advance: Callable[[], None]) -> list[_Outcome]:
         """Return the outcome of every study, in order.
