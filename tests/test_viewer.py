@@ -41,7 +41,7 @@ def write_head(folder: Path, axes: np.ndarray) -> tuple[dict[str, Path], Path, P
     head = (((places - MIDDLE) / (70.0, 85.0, 62.0)) ** 2).sum(-1) < 1
     distance = np.linalg.norm(places - BALL, axis=-1)
     voxels = {
-        "FLAIR": head * 100.0 + 150.0 * np.exp(-((distance / 6) ** 2)),
+        "FLAIR": head * 100.0 + 150.0 * np.exp(-((distance / 14) ** 4)),
         "T1": head * 80.0,
         "cam": np.exp(-((np.linalg.norm(places - MIDDLE, axis=-1) / 9) ** 2)),
         "mask": distance < 12,
