@@ -148,6 +148,22 @@ def test_the_reader_chooses_a_sequence_and_hides_the_tumour_outline(tmp_path: Pa
     assert told == "map 0.00, in the tumour"
 
 
+@needs_chromium
+def test_a_browser_that_cannot_unpack_the_slices_shows_a_sentence_and_no_empty_box(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    scene = read_scene(*write_head(tmp_path, ORIENTATIONS["LPS"]))
+    without = "<script>delete window.DecompressionStream</script>"
+    page.write_text(f"<!DOCTYPE html><meta charset='utf-8'><body>{without}{slice_viewer(scene, 'study')}")
+
+    async def look() -> str:
+        async with opened(page, tmp_path / "profile") as opened_page:
+            return await opened_page.evaluate("document.querySelector('.slices').innerText")
+
+    assert asyncio.run(look()).strip() == (
+        "The slices could not be drawn in this browser; the panel shows the same planes."
+    )
+
+
 def test_a_view_that_cannot_be_drawn_is_a_warning_and_a_sentence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
