@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
@@ -20,7 +19,7 @@ from scipy import ndimage
 
 from idh_lightning.files import replacing
 from idh_lightning.reports.panels import INK, MAP_COLOURS, MASK_COLOUR
-from idh_lightning.reports.viewer import SPACING_MM, Scene
+from idh_lightning.reports.viewer import SPACING_MM, Scene, rendered
 from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.brain import find_brain
 
@@ -50,7 +49,9 @@ def turning_frames(scene: Scene) -> list[Image.Image]:
         x = -math.cos(azimuth) * right + math.sin(azimuth) * away
         y = -math.sin(azimuth) * right - math.cos(azimuth) * away
         places = torch.stack([2 * x / (width - 1), 2 * y / (length - 1)], -1)[None]
-        turned = torch.nn.functional.grid_sample(layers, places, align_corners=True)[0].unflatten(0, (4, height))
+        turned = torch.nn.functional.grid_sample(layers, places, align_corners=True).view(
+            4, height, len(steps), len(steps)
+        )
         density = turned[3]
         reaches = torch.exp(density - density.cumsum(1)) * (1 - torch.exp(-density)) / density.clamp_min(1e-6)
         picture = ((reaches * turned[:3]).sum(2).clamp(0, 1) ** 0.8 * 255).byte().flip(1).permute(1, 2, 0)
@@ -83,11 +84,7 @@ def turning_view(frames: Sequence[Image.Image], name: str) -> Markup:
     data = io.BytesIO()
     strip.save(data, "WEBP", quality=75, method=4)
     source = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-    environment = Environment(
-        loader=PackageLoader("idh_lightning.reports", "."), autoescape=True, undefined=StrictUndefined
-    )
-    template = environment.get_template("turning.html.j2")
-    return Markup(template.render(source=source, frames=len(frames), width=width, height=height, name=name))
+    return rendered("turning.html.j2", source=source, frames=len(frames), width=width, height=height, name=name)
 
 
 def _emission_and_density(scene: Scene) -> NDArray[np.float32]:

@@ -67,13 +67,9 @@ def read_scene(
     """
     images = {name: _read(path) for name, path in files.items()}
     heat = _read(cam)
-    if at_mm is None:
-        voxels = sitk.GetArrayViewFromImage(heat)
-        hottest = np.unravel_index(int(voxels.argmax()), voxels.shape)
-        at_mm = (Geometry.of(heat).affine_ras @ [*reversed(hottest), 1.0])[:3]
+    point_mm = _hottest_mm(heat) if at_mm is None else np.asarray(at_mm, dtype=np.float64)
     low, high = _reach(next(iter(images.values())))
-    steps = np.ceil((at_mm - low) / SPACING_MM)
-    origin_mm = at_mm - SPACING_MM * steps
+    origin_mm = point_mm - SPACING_MM * np.ceil((point_mm - low) / SPACING_MM)
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     affine[:3, 3] = origin_mm
     x, y, z = (int(n) for n in np.ceil((high - origin_mm) / SPACING_MM) + 1)
@@ -89,7 +85,7 @@ def read_scene(
         cam=np.clip(on_grid(heat), 0.0, 1.0),
         tumour=None if mask is None else on_grid(_read(mask), sitk.sitkNearestNeighbor) != 0,
         origin_mm=origin_mm,
-        at_mm=[float(x) for x in at_mm],
+        at_mm=point_mm.tolist(),
     )
 
 
@@ -115,11 +111,14 @@ def slice_viewer(scene: Scene, name: str) -> Markup:
         "floor": MAP_FLOOR,
         "outline": MASK_COLOUR,
     }
-    environment = Environment(
-        loader=PackageLoader("idh_lightning.reports", "."), autoescape=True, undefined=StrictUndefined
-    )
-    template = environment.get_template("viewer.html.j2")
-    return Markup(template.render(settings=settings, name=name, opacity=round(100 * MAP_OPACITY)))
+    return rendered("viewer.html.j2", settings=settings, name=name, opacity=round(100 * MAP_OPACITY))
+
+
+def rendered(template: str, **values: object) -> Markup:
+    """HTML of a template of this folder, to be put into a page."""
+    loader = PackageLoader("idh_lightning.reports", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return Markup(environment.get_template(template).render(**values))
 
 
 def drawn_or_reason(what: str, name: str, draw: Callable[[], Markup]) -> Markup:
@@ -138,6 +137,13 @@ def _read(path: Path) -> sitk.Image:
     return Geometry.of(image).image(voxels)
 
 
+def _hottest_mm(heat: sitk.Image) -> NDArray[np.float64]:
+    voxels = sitk.GetArrayViewFromImage(heat)
+    hottest = np.unravel_index(int(voxels.argmax()), voxels.shape)
+    place: NDArray[np.float64] = Geometry.of(heat).affine_ras @ [*reversed(hottest), 1.0]
+    return place[:3]
+
+
 def _reach(image: sitk.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the lowest and the highest RAS mm of what is brighter than the darkest voxel, with room for letters."""
     voxels = sitk.GetArrayViewFromImage(image)
@@ -152,7 +158,7 @@ def _greys(voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
     inside = voxels[voxels > low]
     high = float(np.percentile(inside, 99.5)) if inside.size else low + 1.0
     levels = np.clip((voxels - low) / max(high - low, 1e-6), 0, 1) * (_GREYS - 1)
-    return (levels.round() * (255 // (_GREYS - 1))).astype(np.uint8)
+    return np.asarray(levels.round() * (255 // (_GREYS - 1)), dtype=np.uint8)
 
 
 def _packed(values: NDArray[np.uint8]) -> str:
