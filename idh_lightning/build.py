@@ -154,11 +154,20 @@ def prepare(
         write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
     write_cohort_report(cohort, run_folder / "cohort_report.html", table)
     if table is not None:
-        flair = {
-            study.study_id: str(study.files["FLAIR"].absolute()) for study in cohort.studies if "FLAIR" in study.files
-        }
         listed = cohort_table(cohort, table)
-        listed["flair"] = listed["study_id"].map(flair)  # the report lays the maps over it
+        files = pd.DataFrame.from_dict(
+            {
+                study.study_id: {
+                    name.lower(): str(path.absolute())
+                    for name, path in (*study.files.items(), ("mask", study.mask))
+                    if path is not None
+                }
+                for study in cohort.studies
+            },
+            orient="index",
+        )
+        for name in files:  # the report lays the maps over these
+            listed[name] = listed["study_id"].map(files[name])
         write_text(run_folder / "cohort.csv", listed.to_csv(index=False))
         splits = table[["study_id", "patient_id", "label", "split", "fold"]]
         write_text(run_folder / "splits.csv", splits.to_csv(index=False))

@@ -46,7 +46,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
         image = np.asarray(stored.image, dtype=np.float32)
-        figure = study_panel(image, cohort.sequences, stored.mask, stored.spacing_mm, study.study_id, label=study.label)
+        figure = study_panel(image, cohort.sequences, stored.mask, stored.affine_ras, study.study_id, label=study.label)
         with replacing(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import io
 import json
 import re
@@ -13,12 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from browser import needs_chromium, opened
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import expit
@@ -26,12 +24,12 @@ from scipy.special import expit
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.html import write_report
-from idh_lightning.reports.panels import cam_panel, tumour_planes
+from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run import write_figures
-from idh_lightning.reports.viewer import slice_viewer
 
 HOSTILE = "<script>alert(1)</script>"
 SEQUENCES = ("FLAIR", "T1", "T1c", "T2")
+AFFINE = np.diag([-4.0, -4.0, 5.0, 1.0])
 
 
 def phantom(seed: int, shape: tuple[int, int, int] = (24, 32, 28)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,7 +80,6 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
     flair = folder / "nifti"
     for path in (folder / ".hydra", flair, folder / "figures" / "cam", folder / "explanations"):
         path.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([-4.0, -4.0, 5.0, 1.0])
     test = results.predictions.query("split == 'test'").sort_values("probability")
     threshold = results.metrics["operating_point"]["threshold"]
     distance = test["probability"] - threshold
@@ -90,17 +87,19 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
     wrong = test.loc[test["label"] != test["predicted"], "study_id"]
     ends = test["study_id"].iloc[[0, -1]]
     shown = [*ends, *wrong.iloc[[0]], *test.loc[near.sort_values().index, "study_id"]]
-    cohort["flair"] = None
     for number, study_id in enumerate(dict.fromkeys(shown[:images])):
         image, mask, cam = phantom(number)
         row = test.loc[test["study_id"] == study_id].iloc[0]
-        nib.save(nib.Nifti1Image(np.where(image[0] != 0, image[0] + 5, 0).T, affine), flair / f"{number}.nii.gz")
-        nib.save(nib.Nifti1Image(cam.T, affine), folder / "explanations" / f"{study_id}_cam.nii.gz")
-        cohort.loc[cohort["study_id"] == study_id, "flair"] = str(flair / f"{number}.nii.gz")
-        panel = cam_panel(
-            image, SEQUENCES, cam, mask, (5, 4, 4), study_id, label=row["label"], probability=row["probability"]
-        )
-        panel.savefig(folder / "figures" / "cam" / f"{study_id}.png", dpi=40)
+        for name, voxels in zip((*SEQUENCES, "mask"), (*np.where(image != 0, image + 5, 0), mask), strict=True):
+            path = flair / f"{number}_{name}.nii.gz"
+            nib.save(nib.Nifti1Image(voxels.T, AFFINE), path)
+            cohort.loc[cohort["study_id"] == study_id, name.lower()] = str(path)
+        nib.save(nib.Nifti1Image(cam.T, AFFINE), folder / "explanations" / f"{study_id}_cam.nii.gz")
+        save_cam_panel(
+            folder / "figures" / "cam" / f"{study_id}.png",
+            image=image, sequences=SEQUENCES, cam=cam, mask=mask, affine_ras=AFFINE, title=study_id,
+            label=row["label"], probability=row["probability"],
+        )  # fmt: skip
     test = list(test["study_id"])
     cohort.to_csv(folder / "cohort.csv", index=False)
     results.predictions.to_csv(folder / "predictions.csv", index=False)
@@ -247,7 +246,8 @@ def test_a_hostile_study_id_is_shown_as_text(report: Path) -> None:
     assert HOSTILE not in page
     assert parsed.text.count(HOSTILE) == 2  # among the test studies and among the exclusions
     assert "<b>bold</b> & $x$" in parsed.text
-    assert sum(tag == "script" for tag, _ in parsed.tags) == 1
+    # Of the page itself, of the view from all around, and data and code of three studies' slices.
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1 + 1 + 2 * 3
 
 
 def test_the_report_asks_nothing_of_the_network(report: Path) -> None:
@@ -256,16 +256,7 @@ def test_the_report_asks_nothing_of_the_network(report: Path) -> None:
         for name in ("src", "href", "data", "action", "poster"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), (tag, name, value[:80])
-    viewers = [str(attributes["srcdoc"]) for tag, attributes in Parsed(page).tags if tag == "iframe"]
-    assert len(viewers) == 3
-    for viewer in viewers:
-        links = [
-            attributes.get(name)
-            for tag, attributes in Parsed(viewer).tags
-            for name in ("src", "href")
-            if tag != "script"
-        ]
-        assert all(link is None or link.startswith("data:") for link in links)
+    assert page.count('<figure class="slices"') == 3
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it(report: Path) -> None:
@@ -342,12 +333,17 @@ def test_a_missing_run_folder_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
-def test_a_damaged_map_is_named(report: Path, tmp_path: Path) -> None:
+def test_a_damaged_map_costs_a_sentence_on_the_page_and_not_the_report(
+    report: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = shutil.copytree(report.parent, tmp_path / "run")
     for cam in (folder / "explanations").glob("*_cam.nii.gz"):
         cam.write_bytes(cam.read_bytes()[:200])
-    with pytest.raises(EvaluationError, match=r"_cam\.nii\.gz.*expected a whole map"):
-        write_report(folder)
+    text = Parsed(write_report(folder).read_text()).text
+    assert len(re.findall(r"Slices to look through: not drawn\. .*_cam\.nii\.gz.*truncated or damaged", text)) == 3
+    assert "View from all around: not drawn." in text
+    assert not (folder / "figures" / "brain_3d.gif").exists()
+    assert len(re.findall(r"Study .*: Slices to look through not drawn: .*_cam\.nii\.gz", caplog.text)) == 3
 
 
 def test_a_result_no_better_than_guessing_is_called_so(run_folder: Path) -> None:
@@ -379,47 +375,35 @@ def test_the_report_of_sixty_test_studies_stays_under_15_mb(run_folder: Path) ->
     assert "more are in figures/cam of the run folder" in Parsed(path.read_text()).text
 
 
-def test_the_viewer_starts_where_the_map_is_hottest_and_shows_the_right_on_the_left(tmp_path: Path) -> None:
-    shape, affine = (30, 36, 32), np.diag([-2.0, -2.0, 2.0, 1.0])
-    affine[:3, 3] = (30, 36, -20)
-    flair = np.random.default_rng(0).uniform(50, 100, shape).astype(np.float32)
-    cam, hottest = np.zeros(shape, dtype=np.float32), (6, 20, 12)
-    cam[hottest] = 1.0
-    nib.save(nib.Nifti1Image(flair, affine), tmp_path / "flair.nii.gz")
-    nib.save(nib.Nifti1Image(cam, affine), tmp_path / "cam.nii.gz")
-    page = slice_viewer(tmp_path / "flair.nii.gz", tmp_path / "cam.nii.gz").page
-    settings = json.loads(re.search(r"window\.viewer = brainsprite\((\{.*?\})\);", page)[1])
-    x, y, z = (settings["numSlice"][axis] for axis in "XYZ")
-    # What the script writes under the planes.
-    written_mm = (np.array(settings["affine"]) @ (x + 1, y + 1, z + 1, 1))[:3]
-    true_mm = (affine @ (*hottest, 1))[:3]
-    np.testing.assert_allclose(written_mm, true_mm, atol=1.01)
-    # What the script draws: the tile of the sprite at X, in it the row from the top and the column.
-    source = next(a["src"] for tag, a in Parsed(page).tags if tag == "img" and a["id"].startswith("overlayImg"))
-    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
-        opaque = np.asarray(image.convert("RGBA"))[..., 3] > 0
-    size = settings["nbSlice"]
-    columns = opaque.shape[1] // size["Y"]
-    assert opaque[(x // columns) * size["Z"] + size["Z"] - z - 1, (x % columns) * size["Y"] + y]
-    # The spot is on the patient's right (x of RAS grows to the right), so it is drawn on the left.
-    assert settings["radiological"] is True
-    assert true_mm[0] > affine[0, 3] - shape[0] + 1
-    assert x < size["X"] / 2
-
-
 def test_a_panel_refuses_arrays_of_different_grids() -> None:
     image, mask, cam = phantom(0)
     with pytest.raises(ExplanationError, match="Resample the map and the mask"):
-        cam_panel(image, SEQUENCES, cam[1:], mask, (5, 4, 4), "study")
+        cam_panel(image, SEQUENCES, cam[1:], mask, AFFINE, "study")
 
 
 def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
     image, mask, cam = phantom(0)
-    figure = cam_panel(image, SEQUENCES, cam, mask, (5, 4, 4), "study", label=1, probability=0.875)
+    figure = cam_panel(image, SEQUENCES, cam, mask, AFFINE, "study", label=1, probability=0.875)
     assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88"
     planes = [axes for axes in figure.axes if axes.images and axes.texts]
     letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]
     assert letters == ["RLAP"] * 4 + ["RLAP", "RLSI", "APSI"]
+
+
+def test_a_panel_names_its_planes_by_the_millimetres_of_the_file() -> None:
+    image, mask, cam = phantom(0)
+    affine = AFFINE.copy()
+    affine[:3, 3] = (60.4, 20.6, -31.0)
+    d, h, w = tumour_planes(mask, cam, mask.shape)
+    figure = cam_panel(image, SEQUENCES, cam, mask, affine, "study")
+    titles = [axes.get_title() for axes in figure.axes if axes.images and axes.texts]
+    x, y, z = (affine @ (w, h, d, 1))[:3]
+    assert titles == [
+        *SEQUENCES,
+        f"FLAIR, axial, z {z:.0f} mm".replace("-", "−"),
+        f"FLAIR, coronal, y {y:.0f} mm".replace("-", "−"),
+        f"FLAIR, sagittal, x {x:.0f} mm".replace("-", "−"),
+    ]
 
 
 @pytest.mark.parametrize(("plane", "number"), [("axial", 4), ("coronal", 5), ("sagittal", 6)])
@@ -430,7 +414,7 @@ def test_a_spot_is_drawn_beside_the_letters_of_where_it_lies(plane: str, number:
     image[0][spot] = 9.0
     mask = np.zeros(image.shape[1:], dtype=np.uint8)
     mask[spot] = 1
-    figure = cam_panel(image, ["FLAIR"], None, mask, (1, 1, 1), "study")
+    figure = cam_panel(image, ["FLAIR"], None, mask, np.diag([-1.0, -1.0, 1.0, 1.0]), "study")
     figure.canvas.draw()
     axes = [axes for axes in figure.axes if axes.images][number - 3]
     shown = np.ma.filled(axes.images[0].get_array(), 0)
@@ -453,156 +437,62 @@ def test_the_shown_slices_are_the_largest_cross_sections() -> None:
     assert tumour_planes(np.zeros_like(mask), None, mask.shape) == (5, 6, 7)
 
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-
-
 KEYS = (("ArrowRight", "ArrowLeft"), ("ArrowUp", "ArrowDown"), ("PageUp", "PageDown"))
 
 
-class Browser:
-    """Chromium with the network off, driven over its DevTools protocol; it keeps every complaint."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self._number = 0
-        self._answers: dict[int, dict[str, Any]] = {}
-
-    async def send(self, method: str, session: str | None, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        number = self._number
-        message = {"id": number, "method": method, "params": params}
-        await self.socket.send_json(message | ({"sessionId": session} if session else {}))
-        while number not in self._answers:
-            await self._receive()
-        return self._answers.pop(number)
-
-    async def settle(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    await self._receive()
-
-    async def _receive(self) -> None:
-        message = json.loads((await self.socket.receive(timeout=20)).data)
-        if "id" in message:
-            assert "error" not in message, message
-            self._answers[message["id"]] = message["result"]
-            return
-        method, params = message["method"], message["params"]
-        if method == "Target.attachedToTarget":
-            # A frame in a process of its own: listen to it as well.
-            for number, domain in enumerate(("Runtime", "Log", "Network")):
-                enable = {"id": 10_000 + number, "method": f"{domain}.enable", "sessionId": params["sessionId"]}
-                await self.socket.send_json(enable)
-        elif method == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(params["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.complaints.append(json.dumps(params["args"]))
-        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(json.dumps(params["entry"]))
-        elif method == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
-
-
 async def look(report: Path, profile: Path) -> dict[str, Any]:
-    """Open a report as a reader would, click into its first viewer and press keys; return what happened."""
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --remote-debugging-port=0 --window-size=1280,900"
-    )
-    process = await asyncio.create_subprocess_exec(
-        str(CHROMIUM), *flags.split(), f"--user-data-dir={profile}", "about:blank",
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        port_file = profile / "DevToolsActivePort"
-        for _ in range(200):
-            if port_file.exists() and len(port_file.read_text().splitlines()) == 2:
-                break
-            await asyncio.sleep(0.1)
-        port, path = port_file.read_text().splitlines()
-        async with (
-            aiohttp.ClientSession() as http,
-            http.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
-        ):
-            browser = Browser(socket)
-            target = await browser.send("Target.createTarget", None, url="about:blank")
-            attached = await browser.send("Target.attachToTarget", None, targetId=target["targetId"], flatten=True)
-            page = attached["sessionId"]
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                await browser.send(f"{domain}.enable", page)
-            offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-            await browser.send("Network.emulateNetworkConditions", page, **offline)
-            await browser.send(
-                "Target.setAutoAttach", page, autoAttach=True, waitForDebuggerOnStart=False, flatten=True
-            )
-            await browser.send("Page.navigate", page, url=report.as_uri())
+    """Open a report as a reader would, turn the head, click into the first slices, press keys; return what happened."""
+    async with opened(report, profile) as page:
+        broken = await page.evaluate(
+            "document.querySelectorAll('details').forEach(d => d.open = true);"
+            "[...document.images].filter(i => i.loading !== 'lazy')"
+            ".filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
+        )
+        wide = await page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
-            async def evaluate(script: str) -> Any:
-                answer = await browser.send("Runtime.evaluate", page, expression=script, returnByValue=True)
-                return answer["result"].get("value")
-
-            for _ in range(60):
-                await browser.settle(0.5)
-                if await evaluate("location.protocol === 'file:' && document.readyState === 'complete'"):
-                    break
-            await browser.settle(1)
-            broken = await evaluate(
-                "document.querySelectorAll('details').forEach(d => d.open = true);"
-                "[...document.images].filter(i => i.loading !== 'lazy')"
-                ".filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
-            )
-            wide = await evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-            frame = json.loads(
-                await evaluate(
-                    "var f = document.querySelector('iframe');"
+        async def place(selector: str) -> list[float]:
+            return json.loads(
+                await page.evaluate(
+                    f"var f = document.querySelector({selector!r});"
                     "f.scrollIntoView({behavior: 'instant', block: 'center'});"
                     "var r = f.getBoundingClientRect(); JSON.stringify([r.x, r.y, r.width, r.height])"
                 )
             )
-            x, y, width, height = frame
-            await browser.settle(1)
 
-            async def shot() -> bytes:
-                await browser.settle(0.2)
-                picture = await browser.send("Page.captureScreenshot", page, format="png")
-                with Image.open(io.BytesIO(base64.b64decode(picture["data"]))) as image:
-                    return image.convert("RGB").crop((int(x), int(y), int(x + width), int(y + height))).tobytes()
-
-            async def changed(before: bytes) -> bytes:
-                """Return the viewer once it looks other than before, or as it is after some seconds."""
-                for _ in range(20):
-                    if await shot() != before:
-                        break
-                return await shot()
-
-            shots = {"first": await shot()}
-            for kind in ("mousePressed", "mouseReleased"):
-                point = {"x": x + 0.8 * width, "y": y + 0.5 * height, "button": "left", "clickCount": 1}
-                await browser.send("Input.dispatchMouseEvent", page, type=kind, **point)
-            shots["click"] = before = await changed(shots["first"])
-            # The first key also draws the ring of the focus; what follows is compared with the state after it.
-            for name, key in (("", "ArrowUp"), ("ring", "ArrowDown"), *((key, key) for pair in KEYS for key in pair)):
-                for kind in ("keyDown", "keyUp"):
-                    await browser.send("Input.dispatchKeyEvent", page, type=kind, key=key, code=key)
-                shots[name] = before = await changed(before)
-            return {
-                "complaints": browser.complaints,
-                "requests": [url for url in browser.requests if not url.startswith(("data:", "file:", "about:"))],
-                "broken": broken,
-                "wide": wide,
-                "shots": shots,
-            }
-    finally:
-        process.terminate()
-        await process.wait()
+        box = await place(".turning div")
+        turning = [await page.shot(*box)]
+        await page.evaluate("document.querySelector('.turning input').focus()")
+        await page.press("ArrowRight")
+        turning.append(await page.shot(*box))
+        words = await page.evaluate(
+            "[...document.querySelector('.slices').querySelectorAll('p')].map(p => p.innerText)"
+        )
+        box = await place(".slices")
+        shots = {"first": await page.shot(*box)}
+        canvas = json.loads(
+            await page.evaluate(
+                "var r = document.querySelector('.slices canvas').getBoundingClientRect();"
+                "JSON.stringify([r.x, r.y, r.width, r.height])"
+            )
+        )
+        await page.click(canvas[0] + 0.7 * canvas[2], canvas[1] + 0.6 * canvas[3])
+        shots["click"] = await page.shot(*box)
+        # The first key also draws the ring of the focus; what follows is compared with the state after it.
+        for name, key in (("", "ArrowUp"), ("ring", "ArrowDown"), *((key, key) for pair in KEYS for key in pair)):
+            await page.press(key)
+            shots[name] = await page.shot(*box)
+        return {
+            "complaints": page.browser.complaints,
+            "requests": [url for url in page.browser.requests if not url.startswith(("data:", "file:", "about:"))],
+            "broken": broken,
+            "wide": wide,
+            "shots": shots,
+            "turning": turning,
+            "words": words,
+        }
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the report in")
+@needs_chromium
 def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_path: Path) -> None:
     seen = asyncio.run(look(report, tmp_path))
     assert seen["complaints"] == []
@@ -610,7 +500,12 @@ def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_pa
     assert seen["broken"] == []
     assert not seen["wide"], "the page must not scroll sideways"
     shots = seen["shots"]
+    assert seen["turning"][0] != seen["turning"][1], "the slider turns the head"
     assert shots["click"] != shots["first"], "a click moves the cross"
     for there, back in KEYS:
         assert shots[there] != shots["ring"], f"{there} moves the cross"
         assert shots[back] == shots["ring"], f"{back} moves it back"
+    study_id = re.search(r'aria-label="Slices of (\S+) through', report.read_text())[1]
+    with Image.open(report.parent / "figures" / "cam" / f"{study_id}.png") as panel:
+        cross_mm = [float(x) for x in panel.info[CROSS].split()]
+    assert seen["words"][1:] == [plane_words(plane, cross_mm) for plane in ("axial", "coronal", "sagittal")]

@@ -231,7 +231,7 @@ def panel_of(
         "sequences": sequences,
         "cam": cam,
         "mask": None if stored.mask is None else np.array(stored.mask),
-        "spacing_mm": stored.spacing_mm,
+        "affine_ras": stored.affine_ras,
         "title": study.study_id + note,
         "label": study.label,
         "probability": probability,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
 from idh_lightning.files import replacing, write_text
-from idh_lightning.reports.panels import cam_panel
-from idh_lightning.reports.viewer import slice_viewer
+from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
+from idh_lightning.reports.turning import turning_frames, turning_view
+from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
 from idh_lightning.volumes import StoredVolume
 
 if TYPE_CHECKING:
@@ -49,20 +51,21 @@ def write_page(
     title = answer.study_id
     if answer.probability is not None:
         title += f"   ·   P(mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
-    figure = cam_panel(
-        np.asarray(stored.image, dtype=np.float32),
-        predictor.sequences,
-        cam * (np.asarray(stored.brain) > 0),
-        None,
-        stored.spacing_mm,
-        title,
-    )
+    image, inside = np.asarray(stored.image, dtype=np.float32), cam * (np.asarray(stored.brain) > 0)
+    figure = cam_panel(image, predictor.sequences, inside, None, stored.affine_ras, title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)
     with replacing(output / f"{answer.study_id}.png") as temporary:
         temporary.write_bytes(png.getvalue())
-    reference = next(name for name in predictor.sequences if name in study.files)
-    viewer = None if answer.map_file is None else slice_viewer(study.files[reference], answer.map_file)
+    files = {name: study.files[name] for name in predictor.sequences if name in study.files}
+    at_mm = cross_mm(tumour_planes(None, inside, inside.shape), stored.affine_ras)
+
+    def views() -> Markup:
+        assert answer.map_file is not None
+        scene = read_scene(files, answer.map_file, study.mask, at_mm)
+        return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
+
+    viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)
     environment = Environment(
         loader=PackageLoader("idh_lightning.inference", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -70,7 +73,6 @@ def write_page(
     page = environment.get_template("study.html.j2").render(
         answer=answer,
         files={name: path.name for name, path in study.files.items()},
-        reference=reference,
         sets=SETS,
         threshold=predictor.threshold,
         confidence=predictor.confidence,

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from idh_lightning.cohort import SEQUENCES
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import Folds
 from idh_lightning.explain.summary import summarised
@@ -22,8 +24,10 @@ from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
 from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.localisation import localisation_tables
+from idh_lightning.reports.panels import CROSS
 from idh_lightning.reports.run import PARTS, Run, as_estimate, exclusion_reasons, read_run, save_figures
-from idh_lightning.reports.viewer import Viewer, slice_viewer
+from idh_lightning.reports.turning import save_gif, turning_frames, turning_view
+from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
 from idh_lightning.reports.vocabulary import (
     ANALYSES,
     BASELINES,
@@ -105,13 +109,13 @@ class Telling:
         why: What makes it telling.
         call: What the model says of it.
         panel: Its panel, or None.
-        viewer: The interactive viewer, or None.
+        viewer: Its slices to look through, or why there are none; None where the run wrote no map.
     """
 
     why: str
     call: Call
     panel: Picture | None = None
-    viewer: Viewer | None = None
+    viewer: Markup | None = None
 
 
 @dataclass
@@ -168,6 +172,7 @@ def write_report(run_folder: Path) -> Path:
             localisation=_localisation(run),
             compared=(run.folder / "explanations.html").is_file(),
             telling=telling,
+            turning=_turning(run),
             gallery=gallery,
             classes=CLASSES,
             predictions=_predictions(run),
@@ -562,19 +567,55 @@ def _telling(run: Run, gallery: Gallery) -> list[Telling]:
     ]
 
 
-def _viewer(run: Run, study_id: str) -> Viewer | None:
-    cam = run.folder_of(study_id) / "explanations" / f"{study_id}_cam.nii.gz"
-    if "flair" not in run.cohort or not cam.is_file():
+def _viewer(run: Run, study_id: str) -> Markup | None:
+    files, cam, mask = _images(run, study_id)
+    if not files or cam is None:
         return None
-    listed = run.cohort.loc[run.cohort["study_id"] == study_id, "flair"].dropna()
-    if listed.empty or not Path(str(listed.iloc[0])).is_file():
+    at_mm = _cross_mm(run.folder_of(study_id) / "figures" / "cam" / f"{study_id}.png")
+    return drawn_or_reason(
+        "Slices to look through", study_id, lambda: slice_viewer(read_scene(files, cam, mask, at_mm), study_id)
+    )
+
+
+def _turning(run: Run) -> tuple[Call, Markup] | None:
+    """Return the mutant test study that is called right with most certainty, of those with a mask, and its view.
+
+    The view is also written as figures/brain_3d.gif.
+    """
+    path = run.folder / "figures" / "brain_3d.gif"
+    path.unlink(missing_ok=True)
+    for call in _calls(run):
+        files, cam, mask = _images(run, call.study_id)
+        if call.label == 1 and call.right and files and cam is not None and mask is not None:
+            break
+    else:
         return None
-    try:
-        return slice_viewer(Path(str(listed.iloc[0])), cam)
-    except (OSError, ValueError, EOFError) as error:
-        raise EvaluationError(
-            f"{cam}: {error}; expected a whole map on the grid of {listed.iloc[0]}. Run the stage 'test' again."
-        ) from error
+
+    def draw() -> Markup:
+        frames = turning_frames(read_scene(files, cam, mask))
+        save_gif(frames, path)
+        return turning_view(frames, call.study_id)
+
+    return call, drawn_or_reason("View from all around", call.study_id, draw)
+
+
+def _images(run: Run, study_id: str) -> tuple[dict[str, Path], Path | None, Path | None]:
+    """Return the sequences, the map and the mask of a study, as far as they are still where the run left them."""
+    rows = run.cohort[run.cohort["study_id"] == study_id]
+    names = {name.lower(): name for name in (*SEQUENCES, "mask") if name.lower() in rows}
+    listed = {name: Path(str(path)) for column, name in names.items() for path in rows[column].dropna()}
+    files = {name: path for name, path in listed.items() if path.is_file()}
+    mask, cam = files.pop("mask", None), run.folder_of(study_id) / "explanations" / f"{study_id}_cam.nii.gz"
+    return files, cam if cam.is_file() else None, mask
+
+
+def _cross_mm(panel: Path) -> list[float] | None:
+    """Return the point that the planes of a panel go through, or None where the file does not say."""
+    if not panel.is_file():
+        return None
+    with Image.open(panel) as image:
+        text = image.info.get(CROSS)
+    return None if text is None else [float(x) for x in text.split()]
 
 
 def _gallery(run: Run) -> Gallery:

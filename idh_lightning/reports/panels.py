@@ -1,12 +1,13 @@
 """Arrays to anatomical panels: sequences, tumour outline and explanation, with the sides marked.
 
-Arrays are [D, H, W] in LPS order (D to superior, H to posterior, W to the patient's left). Every panel is shown in
-the radiological convention: the patient's right on the viewer's left in axial and coronal planes, anterior on the
-viewer's left in the sagittal one.
+Arrays are [D, H, W] in LPS order (D to superior, H to posterior, W to the patient's left). Panels and viewers show
+the planes of `PLANES` in that order and in the radiological convention: the patient's right on the image's left in
+axial and coronal planes, anterior on the image's left in the sagittal one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,29 @@ _GAP = 0.04
 PLANES: dict[str, tuple[int, str]] = {"axial": (0, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (2, "APSI")}
 """Plane -> (array axis it is normal to, letters at its left, right, top and bottom edge)."""
 
+CROSS = "cross_mm"
+"""Of the text in a panel's PNG file: RAS mm of the point that its planes go through, so that a viewer starts there."""
+
+
+def cross_mm(planes: Sequence[int], affine_ras: NDArray[np.float64]) -> tuple[float, float, float]:
+    """RAS mm of the point where the slices of `tumour_planes` meet.
+
+    Args:
+        planes: Index along D, H and W.
+        affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
+    """
+    x, y, z = (affine_ras @ [*reversed(planes), 1.0])[:3].tolist()
+    return x, y, z
+
+
+def plane_words(plane: str, point_mm: Sequence[float]) -> str:
+    """Name of a plane and where it meets a point of RAS mm: "sagittal, x −32 mm".
+
+    Signs, not sides: in many files the origin is a corner of the image, and all of the head lies to the left of it.
+    """
+    axis = 2 - PLANES[plane][0]
+    return f"{plane}, {'xyz'[axis]} {math.floor(point_mm[axis] + 0.5)} mm".replace("-", "−")
+
 
 def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
     """Return the index of the slice to show along each axis [D, H, W].
@@ -66,7 +90,7 @@ def cam_panel(
     sequences: Sequence[str],
     cam: FloatArray | None,
     mask: NDArray[Any] | None,
-    spacing_mm: Sequence[float],
+    affine_ras: NDArray[np.float64],
     title: str,
     *,
     label: int | None = None,
@@ -82,7 +106,7 @@ def cam_panel(
         sequences: C names.
         cam: [D, H, W] with values 0..1, or None for a panel without a map.
         mask: [D, H, W], non-zero is tumour, or None.
-        spacing_mm: Voxel size along D, H and W, in array order.
+        affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
         title: What the study is called; shown as it is.
         label: 0 = IDH wildtype, 1 = IDH mutant; shown when given.
         probability: P(mutant), calibrated; shown when given.
@@ -90,9 +114,10 @@ def cam_panel(
     Raises:
         ExplanationError: If the arrays do not share one grid.
     """
-    _check(image, sequences, cam, mask, spacing_mm)
+    _check(image, sequences, cam, mask, affine_ras)
+    spacing_mm = np.linalg.norm(affine_ras[:3, :3], axis=0)[::-1].tolist()
     planes = tumour_planes(mask, cam, image.shape[1:])
-    box = _head_box(image)
+    box = head_box(image)
     shapes = [_width_over_height(plane, box, spacing_mm) for plane in PLANES]
     width = 2.9 * max(len(sequences), 3)
     # In inches, from the top: headline; names, images; legend; names, images. Laid out by hand, since matplotlib's
@@ -113,8 +138,8 @@ def cam_panel(
     for plane, shape in zip(PLANES, shapes, strict=True):
         axes = _axes(figure, left, lower_top, shape * lower_height, lower_height)
         _draw_plane(axes, image[0], plane, planes, box, spacing_mm, mask=mask, overlay=cam, cross=True)
-        position = planes[PLANES[plane][0]]
-        axes.set_title(f"{sequences[0]}, {plane}, slice {position + 1}", color=INK, fontsize=10, parse_math=False)
+        words = plane_words(plane, cross_mm(planes, affine_ras))
+        axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=10, parse_math=False)
         left += shape * lower_height + _GAP
     if cam is not None:
         bar = figure.colorbar(
@@ -152,23 +177,25 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def save_cam_panel(path: Path, **panel: Any) -> None:
-    """Draw a `cam_panel` into a PNG file, replacing it in one step."""
+    """Draw a `cam_panel` into a PNG file with its `CROSS`, replacing it in one step."""
     figure = cam_panel(**panel)
+    planes = tumour_planes(panel["mask"], panel["cam"], panel["image"].shape[1:])
+    text = " ".join(f"{x:.3f}" for x in cross_mm(planes, panel["affine_ras"]))
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, metadata={CROSS: text})
 
 
 def study_panel(
     image: FloatArray,
     sequences: Sequence[str],
     mask: NDArray[Any] | None,
-    spacing_mm: Sequence[float],
+    affine_ras: NDArray[np.float64],
     title: str,
     *,
     label: int | None = None,
 ) -> Figure:
     """Return one prepared study as a figure, without a map: what the network will be given. See `cam_panel`."""
-    return cam_panel(image, sequences, None, mask, spacing_mm, title, label=label)
+    return cam_panel(image, sequences, None, mask, affine_ras, title, label=label)
 
 
 def _draw_plane(
@@ -234,7 +261,7 @@ def _draw_plane(
     axes.set_axis_off()
 
 
-def _head_box(image: FloatArray) -> tuple[slice, slice, slice]:
+def head_box(image: FloatArray) -> tuple[slice, slice, slice]:
     """Return the box around everything that differs from the background (0), with a margin for the letters."""
     found = np.any(image != 0, axis=0)
     if not found.any():
@@ -280,13 +307,13 @@ def _check(
     sequences: Sequence[str],
     cam: FloatArray | None,
     mask: NDArray[Any] | None,
-    spacing_mm: Sequence[float],
+    affine_ras: NDArray[np.float64],
 ) -> None:
     shapes = {"map": cam, "mask": mask}
     wrong = {name: a.shape for name, a in shapes.items() if a is not None and a.shape != image.shape[1:]}
-    if image.ndim != 4 or len(sequences) != len(image) or len(spacing_mm) != 3 or wrong:
+    if image.ndim != 4 or len(sequences) != len(image) or affine_ras.shape != (4, 4) or wrong:
         raise ExplanationError(
-            f"Panel: image {image.shape}, {len(sequences)} sequences, spacing {tuple(spacing_mm)}, "
-            f"{wrong or 'map and mask fit'}; expected [C, D, H, W] with C names, a spacing along D, H and W in mm, and "
+            f"Panel: image {image.shape}, {len(sequences)} sequences, affine {affine_ras.shape}, "
+            f"{wrong or 'map and mask fit'}; expected [C, D, H, W] with C names, an affine [4, 4] to RAS mm, and "
             "map and mask of shape [D, H, W]. Resample the map and the mask to the grid of the image."
         )

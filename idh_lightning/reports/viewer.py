@@ -1,132 +1,165 @@
-"""A map over its FLAIR as an interactive page of three planes, which fits into a report."""
+"""A study's sequences, tumour outline and map as slices to look through, inlined into a page."""
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
+import base64
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
-from nilearn import image, plotting
+import SimpleITK as sitk
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from idh_lightning.reports.panels import MAP_COLOURS, MAP_FLOOR, MAP_OPACITY, MASK_COLOUR, PLANES, head_box
+from idh_lightning.volumes import Geometry
+from idh_lightning.volumes.checks import Place
+from idh_lightning.volumes.reading import read_header, read_voxels
+
+logger = logging.getLogger(__name__)
 
 SPACING_MM = 2.0
 """Viewers sample this finely: at 1 mm one would weigh eight times as much, and the maps are smoother than this."""
 
-_STYLE = """<style>
-html { background: #000; color: #d8d8d8; font: 14px system-ui, sans-serif; }
-body { margin: 0; }
-canvas { display: block; outline-offset: -2px; cursor: crosshair; touch-action: manipulation; }
-canvas + div { padding: 2px 10px; } canvas + div p { margin: 6px 0; } .hidden { display: none; }
-input[type=range] { accent-color: #e69f00; }
-</style>"""
-
-# The library's viewer answers to the mouse only; its own functions redraw it after each key.
-_KEYS = """<script>
-(function () {
-  var canvas = document.querySelector("canvas"), slider = document.querySelector("input[type=range]");
-  canvas.tabIndex = 0;
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", "Slices through the cross; arrow keys move it right, left, up and down, " +
-    "Page Up and Page Down to the front and back");
-  slider.setAttribute("aria-label", "Opacity of the map, percent");
-  // Drawn once more when all is loaded: a frame that had no size at first would stay empty.
-  addEventListener("load", function () { if (window.viewer) { window.viewer.init(); window.viewer.drawAll(); } });
-  canvas.addEventListener("click", function () { canvas.focus({preventScroll: true}); });
-  document.addEventListener("keydown", function (event) {
-    var brain = window.viewer, move = {ArrowLeft: ["X", -1], ArrowRight: ["X", 1], ArrowDown: ["Z", -1],
-      ArrowUp: ["Z", 1], PageDown: ["Y", -1], PageUp: ["Y", 1]}[event.key];
-    if (!brain || !move || event.target === slider) { return; }
-    event.preventDefault();
-    var last = brain.nbSlice[move[0]] - 1;
-    brain.numSlice[move[0]] = Math.min(last, Math.max(0, brain.numSlice[move[0]] + move[1]));
-    brain.init();
-    brain.drawAll();
-  });
-})();
-</script>"""
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_GREYS = 64
+"""Grey levels of a slice: no eye tells more apart on a screen, and they pack into half of what 256 take."""
 
 
 @dataclass(frozen=True)
-class Viewer:
-    """An interactive page.
+class Scene:
+    """Images of a study on one grid whose axes are those of RAS mm, so that no orientation of a file matters.
 
     Attributes:
-        page: HTML, for the `srcdoc` of an `iframe`.
-        height: Of the slices, as a share of their width; a bar of 40 pixels comes below.
+        sequences: Name -> [z, y, x] float32, as in the files; z grows to superior, y to anterior, x to the right.
+        cam: [z, y, x] float32, 0..1.
+        tumour: [z, y, x] bool, or None.
+        origin_mm: RAS mm of the first voxel.
+        at_mm: Where to begin: RAS mm of the centre of a voxel.
     """
 
-    page: str
-    height: float
+    sequences: Mapping[str, NDArray[np.float32]]
+    cam: NDArray[np.float32]
+    tumour: NDArray[np.bool_] | None
+    origin_mm: NDArray[np.float64]
+    at_mm: Sequence[float]
 
 
-def slice_viewer(flair: Path, cam: Path, *, floor: float = 0.2, opacity: float = 0.6) -> Viewer:
-    """Return a page with axial, coronal and sagittal slices of a FLAIR under its map.
-
-    The page needs no network, shows the patient's right on the left, and follows clicks and the arrow keys.
+def read_scene(
+    files: Mapping[str, Path], cam: Path, mask: Path | None = None, at_mm: Sequence[float] | None = None
+) -> Scene:
+    """Images of a study on one grid.
 
     Args:
-        flair: NIfTI file.
-        cam: NIfTI file on the grid of the FLAIR, values 0..1.
-        floor: Values below are transparent.
-        opacity: Of the map above the floor, 0..1; the reader can change it.
+        files: Sequence -> NIfTI file; the first one says how far the head reaches.
+        cam: NIfTI file, values 0..1.
+        mask: NIfTI file, non-zero is tumour.
+        at_mm: Becomes the centre of a voxel; by default the hottest voxel of the map does.
+
+    Raises:
+        FaultyStudyError: If a file is not whole.
     """
-    anatomy = nib.load(flair)
-    # The bare array: a scale factor in the header, which many converters write, is applied by get_fdata.
-    values = np.nan_to_num(anatomy.get_fdata(dtype=np.float32))
-    inside = values[values > values.min()]
-    top = float(np.percentile(inside, 99)) if inside.size else 1.0
-    anatomy = nib.Nifti1Image(np.clip(values, None, top), anatomy.affine)
-    anatomy = image.resample_img(anatomy, target_affine=np.eye(3) * SPACING_MM, interpolation="linear")
-    anatomy = image.crop_img(anatomy, rtol=1e-3)
-    with warnings.catch_warnings():
-        # A map without values below the floor, or without any at all, is shown as it is.
-        warnings.simplefilter("ignore")
-        overlay = image.resample_to_img(nib.load(cam), anatomy, interpolation="linear")
-        page = plotting.view_img(
-            overlay,
-            bg_img=anatomy,
-            cut_coords=_hottest_mm(overlay),
-            cmap="inferno",
-            symmetric_cmap=False,
-            vmin=0,
-            vmax=1,
-            threshold=floor,
-            opacity=opacity,
-            black_bg=True,
-            radiological=True,
-            width_view=900,
-        ).get_standalone()
-    return _adapted(page, opacity)
+    images = {name: _read(path) for name, path in files.items()}
+    heat = _read(cam)
+    point_mm = _hottest_mm(heat) if at_mm is None else np.asarray(at_mm, dtype=np.float64)
+    low, high = _reach(next(iter(images.values())))
+    origin_mm = point_mm - SPACING_MM * np.ceil((point_mm - low) / SPACING_MM)
+    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    affine[:3, 3] = origin_mm
+    x, y, z = (int(n) for n in np.ceil((high - origin_mm) / SPACING_MM) + 1)
+    grid = Geometry.from_affine((x, y, z), _LPS_RAS @ affine)
+
+    def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear) -> NDArray[np.float32]:
+        air = float(sitk.GetArrayViewFromImage(image).min())
+        place = (grid.size, sitk.Transform(), interpolation, grid.origin_mm, grid.spacing_mm, grid.direction)
+        return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *place, air)), dtype=np.float32)
+
+    return Scene(
+        sequences={name: on_grid(image) for name, image in images.items()},
+        cam=np.clip(on_grid(heat), 0.0, 1.0),
+        tumour=None if mask is None else on_grid(_read(mask), sitk.sitkNearestNeighbor) != 0,
+        origin_mm=origin_mm,
+        at_mm=point_mm.tolist(),
+    )
 
 
-def _hottest_mm(overlay: nib.Nifti1Image) -> list[float]:
-    data = np.asarray(overlay.dataobj)
-    hottest = np.unravel_index(int(np.argmax(data)), data.shape)
-    return [float(x) for x in apply_affine(overlay.affine, hottest)]
+def slice_viewer(scene: Scene, name: str) -> Markup:
+    """HTML of the three planes of a scene, which follow clicks and keys; it needs no network.
+
+    Args:
+        scene: What is shown.
+        name: Of the study, for those who do not see it.
+    """
+    colours = (255 * colormaps[MAP_COLOURS](np.linspace(0, 1, 256))[:, :3]).round().astype(np.uint8)
+    z, y, x = scene.cam.shape
+    settings = {
+        "size": [x, y, z],
+        "spacing": SPACING_MM,
+        "origin": scene.origin_mm.tolist(),
+        "at": scene.at_mm,
+        "planes": [[plane, letters] for plane, (_, letters) in PLANES.items()],
+        "sequences": {name: _packed(_greys(voxels)) for name, voxels in scene.sequences.items()},
+        "map": _packed((255 * scene.cam).round().astype(np.uint8)),
+        "tumour": None if scene.tumour is None else _packed(scene.tumour.astype(np.uint8)),
+        "colours": _packed(colours),
+        "floor": MAP_FLOOR,
+        "outline": MASK_COLOUR,
+    }
+    return rendered("viewer.html.j2", settings=settings, name=name, opacity=round(100 * MAP_OPACITY))
 
 
-def _adapted(page: str, opacity: float) -> Viewer:
-    """Return the library's page without its link to the network, with keys, and with the cross where it belongs."""
-    found = list(re.finditer(r"brainsprite\((\{.*?\})\);", page))
-    if len(found) != 1:
-        raise RuntimeError(f"nilearn's viewer has {len(found)} places to start it, not 1: adapt reports/viewer.py")
-    settings = json.loads(found[0][1])
-    # nilearn 0.14.1 mirrors the sprite for radiological=True but neither the first slice nor the millimetres shown,
-    # so the cross would start on the other side and x would have the wrong sign.
-    last = settings["nbSlice"]["X"] - 1
-    settings["numSlice"]["X"] = last - settings["numSlice"]["X"]
-    row = settings["affine"][0]
-    settings["affine"][0] = [-row[0], row[1], row[2], row[3] + row[0] * (last + 2)]
-    # nanValue: the value under the cross is not shown, so it need not be read back from the canvas, which is slow.
-    settings |= {"colorCrosshair": "#56B4E9", "smooth": True, "nanValue": True}
-    page = page[: found[0].start()] + f"window.viewer = brainsprite({json.dumps(settings)});" + page[found[0].end() :]
-    page = re.sub(r'<link rel="icon".*?/>', "", page, flags=re.DOTALL)
-    page = page.replace('value="100"', f'value="{round(100 * opacity)}"')
-    page = page.replace("</head>", f"{_STYLE}</head>").replace("</body>", f"{_KEYS}</body>")
-    x, y, z = (settings["nbSlice"][axis] for axis in "XYZ")
-    # The three planes share one scale; a tenth of the height is left for the millimetres below them.
-    return Viewer(page, 1.1 * max(y, z) / (2 * x + y))
+def rendered(template: str, **values: object) -> Markup:
+    """HTML of a template of this folder, to be put into a page."""
+    loader = PackageLoader("idh_lightning.reports", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return Markup(environment.get_template(template).render(**values))
+
+
+def drawn_or_reason(what: str, name: str, draw: Callable[[], Markup]) -> Markup:
+    """HTML of a view of a study, or of a sentence that says why there is none: no run ends for want of a view."""
+    try:
+        return draw()
+    except Exception as error:
+        logger.warning("Study %s: %s not drawn: %s", name, what, error)
+        return Markup('<p class="absent">{}: not drawn. {}</p>').format(what, error)
+
+
+def _read(path: Path) -> sitk.Image:
+    place = Place(path.name, path.name)
+    image = read_voxels(path, read_header(path, place), place)
+    voxels = np.nan_to_num(sitk.GetArrayFromImage(image))
+    return Geometry.of(image).image(voxels)
+
+
+def _hottest_mm(heat: sitk.Image) -> NDArray[np.float64]:
+    voxels = sitk.GetArrayViewFromImage(heat)
+    hottest = np.unravel_index(int(voxels.argmax()), voxels.shape)
+    place: NDArray[np.float64] = Geometry.of(heat).affine_ras @ [*reversed(hottest), 1.0]
+    return place[:3]
+
+
+def _reach(image: sitk.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lowest and the highest RAS mm of what is brighter than the darkest voxel, with room for letters."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    ends = [(part.start, part.stop - 1) for part in reversed(head_box((voxels - voxels.min())[None]))]
+    corners = np.array([[*corner, 1] for corner in product(*ends)]) @ Geometry.of(image).affine_ras.T
+    return corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
+
+
+def _greys(voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return grey levels 0..255 in few steps, from the darkest voxel to the brightest but some."""
+    low = float(voxels.min())
+    inside = voxels[voxels > low]
+    high = float(np.percentile(inside, 99.5)) if inside.size else low + 1.0
+    levels = np.clip((voxels - low) / max(high - low, 1e-6), 0, 1) * (_GREYS - 1)
+    return np.asarray(levels.round() * (255 // (_GREYS - 1)), dtype=np.uint8)
+
+
+def _packed(values: NDArray[np.uint8]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
