@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from idh_lightning.cohort.checks import by_check, counted, exclusions_table
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
 from idh_lightning.files import write_text
+from idh_lightning.pages import render
 
 _log = logging.getLogger(__name__)
-
-_WIDTH, _LINE, _GAP = 265.0, 18.0, 36.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """A box of the flow diagram: where it lies, in pixels, and what it says.
-
-    Attributes:
-        x: Of its left edge.
-        y: Of its upper edge.
-        width: In pixels.
-        height: In pixels.
-        kind: "read", "excluded", "used" or "split"; its colour.
-        lines: Text, one entry per line; the first is the heading.
-    """
-
-    x: float
-    y: float
-    width: float
-    height: float
-    kind: str
-    lines: tuple[str, ...]
 
 
 def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None = None) -> Path:
@@ -51,55 +27,38 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
     Returns:
         The path.
     """
-    flow = cohort_flow(cohort, table)
-    boxes = flow_boxes(flow)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "cohort/report.html.j2",
+        title=f"Cohort {cohort.name}",
+        badges=[],
         cohort=cohort,
         patients=len({study.patient_id for study in cohort.studies}),
         faults=by_check(cohort.faults),
         exclusions=exclusions_table(cohort).to_dict("records"),
-        boxes=boxes,
-        width=max(box.x + box.width for box in boxes),
-        height=max(box.y + box.height for box in boxes),
-        line=_LINE,
+        flow=flow_boxes(cohort_flow(cohort, table)),
     )
     write_text(path, page)
     _log.info("Cohort report: %s", path)
     return path
 
 
-def flow_boxes(flow: pd.DataFrame) -> list[Box]:
-    """Return the boxes of the flow diagram: read, below it to the right the excluded, then the used, then the splits.
+def flow_boxes(flow: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
+    """Boxes of the flow diagram, step -> lines of each box, its heading first: read, excluded, used, split.
 
     Args:
         flow: As `cohort_flow` returns it.
     """
     parts = {str(step): part for step, part in flow.groupby("step", sort=False)}
-    middle = _WIDTH + _GAP
-    boxes = [_box(middle, 0, "read", ("Read", _counts(parts["read"])))]
+    boxes = {"read": [("Read", _counts(parts["read"]))]}
     if "excluded" in parts:
         reasons = (f"{group}: {_counts(part)}" for group, part in parts["excluded"].groupby("group"))
-        lines = (f"Excluded: {_counts(parts['excluded'])}", *reasons)
-        boxes.append(_box(middle + _WIDTH / 2 + _GAP, _below(boxes), "excluded", lines, width=1.5 * _WIDTH))
-    boxes.append(_box(middle, _below(boxes), "used", ("Used", *_labels(parts["used"]))))
+        boxes["excluded"] = [(f"Excluded: {_counts(parts['excluded'])}", *reasons)]
+    boxes["used"] = [("Used", *_labels(parts["used"]))]
     if "split" in parts:
-        row = _below(boxes)
-        boxes += [
-            _box(column * middle, row, "split", (str(split).capitalize(), *_labels(part)))
-            for column, (split, part) in enumerate(parts["split"].groupby("group", sort=False))
+        boxes["split"] = [
+            (str(split).capitalize(), *_labels(part)) for split, part in parts["split"].groupby("group", sort=False)
         ]
     return boxes
-
-
-def _box(x: float, y: float, kind: str, lines: tuple[str, ...], width: float = _WIDTH) -> Box:
-    return Box(x=x, y=y, width=width, height=_LINE * len(lines) + 14, kind=kind, lines=lines)
-
-
-def _below(boxes: list[Box]) -> float:
-    return boxes[-1].y + boxes[-1].height + _GAP
 
 
 def _labels(part: pd.DataFrame) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
 from idh_lightning.files import replacing, write_text
+from idh_lightning.pages import badges, render
 from idh_lightning.reports.panels import cam_panel
 from idh_lightning.reports.viewer import slice_viewer
 from idh_lightning.volumes import StoredVolume
@@ -63,11 +63,12 @@ def write_page(
         temporary.write_bytes(png.getvalue())
     reference = next(name for name in predictor.sequences if name in study.files)
     viewer = None if answer.map_file is None else slice_viewer(study.files[reference], answer.map_file)
-    environment = Environment(
-        loader=PackageLoader("idh_lightning.inference", "."), autoescape=True, undefined=StrictUndefined
-    )
     conformal = [member.learnt.conformal for member in predictor.members]
-    page = environment.get_template("study.html.j2").render(
+    cohorts = sorted({str(member.recipe.get("cohort", "")) for member in predictor.members})
+    page = render(
+        "inference/study.html.j2",
+        title=f"{answer.study_id}: IDH status from MRI",
+        badges=badges(*cohorts),
         answer=answer,
         files={name: path.name for name, path in study.files.items()},
         reference=reference,
@@ -76,7 +77,7 @@ def write_page(
         confidence=predictor.confidence,
         coverage=min(one.coverage for one in conformal),
         checkpoints=[str(member.file) for member in predictor.members],
-        cohorts=sorted({str(member.recipe.get("cohort", "")) for member in predictor.members}),
+        cohorts=cohorts,
         picture=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
         viewer=viewer,
     )

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
+from idh_lightning.pages import badges, environment
+from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cells import CALIBRATION, METRICS, Table, cell, count, p_value_words, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
@@ -112,15 +113,16 @@ def write_report(run_folder: Path) -> Path:
     gallery = _gallery(run)
     telling = _telling(run, gallery)
     page = (
-        environment()
+        environment("reports")
         .get_template("report.html.j2")
         .render(
             title=_title(run),
             place="/".join(run.folder.resolve().parts[-2:]),
-            warnings=_warnings(run),
+            badges=badges(trained_on(run)),
+            caveats=caveats(run),
             headline=_headline(run),
             tiles=_tiles(run),
-            figures=inlined(run, drawn),
+            figures=inlined(run.folder, drawn),
             protocol=_protocol(run),
             external=external_section(run),
             folds=fold_tables(run),
@@ -159,20 +161,9 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def environment() -> Environment:
-    """Return what renders the templates; everything that comes from a table is escaped."""
-    return Environment(
-        loader=PackageLoader("idh_lightning.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def inlined(run: Run, drawn: Mapping[str, str]) -> dict[str, Picture]:
-    """Return the figures of a run, file name -> words, as pictures by name."""
-    return {name.removesuffix(".png"): picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
+def inlined(folder: Path, drawn: Mapping[str, str]) -> dict[str, Picture]:
+    """Return the figures of a run folder, file name -> words, as pictures by name."""
+    return {name.removesuffix(".png"): picture(folder / "figures" / name, words) for name, words in drawn.items()}
 
 
 def _title(run: Run) -> str:
@@ -228,42 +219,6 @@ def _headline(run: Run) -> list[str]:
             f"{tn} of {tn + fp} wildtypes."
         )
     return sentences
-
-
-def synthetic(run: Run) -> list[str]:
-    """Return what a reader must know where the patients are synthetic."""
-    found = []
-    cohort = str(run.provenance.get("cohort", ""))
-    control = run.config.get("control", "natural")
-    if "phantom" in cohort:
-        found.append(
-            "These patients are synthetic. The numbers say whether the machinery works, not how well MRI shows IDH "
-            "status in people."
-        )
-        if control != "natural":
-            words = {
-                "trivial": "one certain sign was drawn into every mutant, so the AUC must be about 1",
-                "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
-            }
-            found.append(f"Control run: {words.get(str(control), 'labels were shuffled, so the AUC must hold 0.5')}.")
-    return found
-
-
-def _warnings(run: Run) -> list[str]:
-    """Return what a reader must know before believing a number."""
-    found = synthetic(run)
-    auroc = run.auroc
-    if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
-        found.append("The interval holds 0.5: on these patients the model cannot be told from guessing.")
-    people = run.patients("test")
-    if len(people):
-        mutant, wildtype = int(people["label"].sum()), int((people["label"] == 0).sum())
-        if min(mutant, wildtype) < 10:
-            rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
-            found.append(f"Only {rarer} test patients: every interval below is wide for that reason.")
-    for folder in run.node("runs", "left_out") or []:
-        found.append(f"{folder} came to no predictions and is not among the folds.")
-    return found
 
 
 def _protocol(run: Run) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +197,26 @@ def save_figures(run: Run) -> dict[str, str]:
         path = run.folder / "figures" / f"{name}.png"
         if drawn is None:
             # What an earlier evaluation drew must not stand beside the numbers of this one.
-            path.unlink(missing_ok=True)
+            for old in (path, path.parent / "narrow" / path.name):
+                old.unlink(missing_ok=True)
             continue
         figure, words = drawn
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150)
-        shown[path.name] = words
+        shown |= save_figure(figure, words, path)
     return shown
 
 
-Drawn = tuple[Figure, str] | None
+def save_figure(figure: Figure | Callable[..., Figure], words: str, path: Path) -> dict[str, str]:
+    """Write a figure, and one for narrow screens where it is given as what draws both; return file name -> words."""
+    drawn = {path.name: figure} if isinstance(figure, Figure) else {path.name: figure()}
+    if not isinstance(figure, Figure):
+        drawn[f"narrow/{path.name}"] = figure(narrow=True)
+    for name, one in drawn.items():
+        with replacing(path.parent / name) as temporary:
+            one.savefig(temporary, dpi=150)
+    return dict.fromkeys(drawn, words)
+
+
+Drawn = tuple[Figure | Callable[..., Figure], str] | None
 
 
 def _cohort_flow(run: Run) -> Drawn:
@@ -229,7 +240,7 @@ def _learning_curves(run: Run) -> Drawn:
     monitor = monitor if isinstance(monitor, Mapping) else {}
     metric, mode = str(monitor.get("metric", "val/auroc")), str(monitor.get("mode", "max"))
     words = f"Learning curves over {int(run.log['epoch'].max()) + 1} epochs: loss, accuracy, AUROC, learning rate."
-    return figures.learning_curves(run.log, monitor=metric, mode=mode), words
+    return partial(figures.learning_curves, run.log, monitor=metric, mode=mode), words
 
 
 def _confusion_matrix(run: Run) -> Drawn:
@@ -336,7 +347,8 @@ def _subgroups(run: Run) -> Drawn:
     whole = run.auroc
     reference = ("all test patients", whole.value) if whole is not None and whole.value is not None else None
     words = "; ".join(f"{name}: {estimate.text}" for name, estimate in rows if not name.startswith("# "))
-    return figures.forest(rows, title="AUROC in groups of test patients", reference=reference), f"Forest plot. {words}."
+    draw = partial(figures.forest, rows, title="AUROC in groups of test patients", reference=reference)
+    return draw, f"Forest plot. {words}."
 
 
 def _shift(run: Run) -> Drawn:
@@ -350,7 +362,8 @@ def _shift(run: Run) -> Drawn:
         return None
     ends = [x for _, e in rows for x in (e.low, e.high, e.value) if x is not None] or [0.0]
     reach = max(1.0, *(abs(x) for x in ends)) * 1.05
-    figure = figures.forest(
+    figure = partial(
+        figures.forest,
         rows,
         title="How these patients differ from the training patients",
         reference=("no difference", 0.0),
@@ -366,7 +379,8 @@ def _runs(run: Run) -> Drawn:
         return None
     rows = [(str(name), estimate) for name, found in each.items() if (estimate := area(found)) is not None]
     words = "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in rows)
-    return figures.forest(rows, title="The runs on the same test patients", reference=("guessing", 0.5)), f"{words}."
+    draw = partial(figures.forest, rows, title="The runs on the same test patients", reference=("guessing", 0.5))
+    return draw, f"{words}."
 
 
 def _baselines(run: Run) -> Drawn:
@@ -376,8 +390,11 @@ def _baselines(run: Run) -> Drawn:
     known = [(name, estimate) for name, estimate in rows if estimate is not None]
     if len(known) < 2:
         return None
-    figure = figures.forest(
-        known, title="The model, its parts, and what is known without a network", reference=("guessing", 0.5)
+    figure = partial(
+        figures.forest,
+        known,
+        title="The model, its parts, and what is known without a network",
+        reference=("guessing", 0.5),
     )
     return figure, "; ".join(f"{name}: AUROC {estimate.text}" for name, estimate in known) + "."
 
