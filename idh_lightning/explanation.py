@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from idh_lightning import build
@@ -47,13 +46,11 @@ from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
+from idh_lightning.terminal import FittingTable
 from idh_lightning.train import quieten, refuse_other_sequences
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 
 logger = logging.getLogger(__name__)
-
-TABLE_WIDTH = 130
-"""Characters that the printed table needs, also where the terminal is narrower or there is none."""
 
 CURVES = ("deletion", "insertion", "random_deletion", "random_insertion")
 
@@ -518,9 +515,8 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
     sane: dict[str, bool] = {}
     for row in content["sanity"]:
         sane[row["method"]] = sane.get(row["method"], True) and row["passed"]
-    table = Table(title=f"Maps of {content['studies']} studies: means (of the ceiling)", title_justify="left")
-    for heading in ("method", *shown.values(), "faithful", "sane", "s / study"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    headings = ("method", *shown.values(), "faithful", "sane", "s / study")
+    table = FittingTable(f"Maps of {content['studies']} studies: means (of the ceiling)", headings)
     for method in dict.fromkeys(name for name, _ in found):
         cells = []
         for score in shown:
@@ -536,14 +532,14 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
             "-" if faithful is None else f"{faithful['faithfulness']['value']:.2f}",
             passed,
             "-" if spent is None else f"{spent:.2f}",
-            style="dim" if method.startswith(BASELINE) else None,
+            style="dim" if method.startswith(BASELINE) else "",
         )
-    console = Console(soft_wrap=True, width=max(Console().width, TABLE_WIDTH))
+    console = Console()
     console.print(table)
     console.print(content["default"]["why"], highlight=False)
     for name in ("explanations.html", "explanations.csv", "explanations.json", "sanity.csv", "explanations"):
         if (folder / name).exists():
-            console.print(f"{name:>20}  {folder / name}", highlight=False)
+            console.print(f"{name:>20}  {folder / name}", soft_wrap=True, highlight=False)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="explain")

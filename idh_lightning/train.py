@@ -19,7 +19,6 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from idh_lightning import build
 from idh_lightning.allocation import freed_memory_kept
@@ -37,6 +36,7 @@ from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.runstate import RunState, adopt, follow, read_last
 from idh_lightning.stopping import stops_on_signals
+from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
 
@@ -261,9 +261,7 @@ def write_features(described: Described, run_folder: Path) -> pd.DataFrame | Non
 
 def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     """Print the test metrics with their intervals, and where everything is."""
-    table = Table(title="Test patients", title_justify="left")
-    for heading in ("metric", "value", "95 % interval", "n"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table = FittingTable("Test patients", ("metric", "value", "95 % interval", "n"))
     names = {
         "ppv": "precision",
         "sensitivity": "recall (sensitivity)",

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Literal
 
 import pandas as pd
-from rich.table import Table
-from rich.text import Text
 
 from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
 from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.terminal import FittingTable
 
 
 def assemble(
@@ -88,17 +87,17 @@ def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["r
     return replace(left, faults=everything)
 
 
-def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:
+def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> FittingTable:
     """Return the faults as a table for the screen, errors first; long lists are cut and say by how much."""
-    table = Table(title=f"Cohort {cohort.name}: what was found", show_lines=False)
-    for heading in ("severity", "check", "where", "found", "expected", "remedy"):
-        table.add_column(heading, overflow="fold")
+    words = ("where", "found", "expected", "remedy")
+    table = FittingTable(f"Cohort {cohort.name}: what was found", ("", "check", *words), words, ("check",))
     for (severity, check), found in by_check(cohort.faults).items():
         for fault in found[:rows_per_check]:
             cells = (severity, _words(check), fault.where, fault.found, fault.expected, fault.remedy)
-            table.add_row(*(Text(cell) for cell in cells), style="red" if severity == "error" else "yellow")
+            table.add_row(*cells, style="red" if severity == "error" else "yellow")
         if len(found) > rows_per_check:
-            table.add_row(severity, _words(check), f"... and {len(found) - rows_per_check} more in the cohort report")
+            more = f"... and {len(found) - rows_per_check} more in the cohort report"
+            table.add_row(severity, _words(check), more, "", "", "")
     return table
 
 

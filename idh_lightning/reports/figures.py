@@ -400,7 +400,8 @@ def forest(
             axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
         colour = MUTED if estimate.value is None else INK
         if narrow:
-            above = beside | {"fontsize": 9, "parse_math": False}
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            above = beside | {"fontsize": 9, "parse_math": False, "bbox": paper}
             count = "" if estimate.n is None else f", n = {estimate.n}"
             axes.text(0.0, position - 0.36, f"{_shorten(name, 30)}{count}", color=INK, **above)
             axes.text(1.0, position - 0.36, _shorten(estimate.text, 24), color=colour, ha="right", **above)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from idh_lightning.cohort.checks import counted
 from idh_lightning.errors import EvaluationError
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
@@ -22,7 +23,17 @@ from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
 from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.run import PARTS, Run, area, as_estimate, exclusion_reasons, in_words, read_run, save_figures
+from idh_lightning.reports.run import (
+    PARTS,
+    Run,
+    area,
+    as_estimate,
+    cohort_parts,
+    exclusion_reasons,
+    in_words,
+    read_run,
+    save_figures,
+)
 from idh_lightning.reports.viewer import Viewer, slice_viewer
 from idh_lightning.threads import side_by_side
 
@@ -127,6 +138,7 @@ def write_report(run_folder: Path) -> Path:
             external=external_section(run),
             folds=fold_tables(run),
             learns=run.node("external") is None and run.node("runs") is None,
+            flow=_flow(run),
             cohort=_cohort_table(run),
             exclusions=_exclusions(run),
             metrics=_metrics_table(
@@ -271,6 +283,26 @@ def _metrics_table(
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
     return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
+
+
+def _flow(run: Run) -> dict[str, list[tuple[str, ...]]] | None:
+    """Boxes of the flow of patients, step -> lines of each box, as in the cohort report."""
+    parts = cohort_parts(run)
+    if not parts:
+        return None
+    reasons = exclusion_reasons(run)
+    studies, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
+    boxes = {"read": [(f"{counted(studies + sum(reasons.values()), 'study', 'studies')} found",)]}
+    if reasons:
+        lines = (f"{n} × {reason}" for reason, n in reasons.items())
+        boxes["excluded"] = [(f"{sum(reasons.values())} left out", *lines)]
+    used = f"{counted(studies, 'study', 'studies')} of {counted(patients, 'patient')}"
+    boxes["used"] = [(used, f"{mutant} mutant ({mutant / patients:.0%})")]
+    boxes["split"] = [
+        (name, f"{counted(people, 'patient')}, {counted(n, 'study', 'studies')}", f"{m} mutant, {people - m} wildtype")
+        for name, (n, people, m) in parts.items()
+    ]
+    return boxes
 
 
 def _cohort_table(run: Run) -> Table | None:

@@ -220,6 +220,16 @@ Drawn = tuple[Figure | Callable[..., Figure], str] | None
 
 
 def _cohort_flow(run: Run) -> Drawn:
+    parts = cohort_parts(run)
+    if parts is None:
+        return None
+    excluded = exclusion_reasons(run)
+    words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
+    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+
+
+def cohort_parts(run: Run) -> dict[str, tuple[int, int, int]] | None:
+    """Studies, patients and mutant patients of each split, or None where the run has no table of its cohort."""
     if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
         return None
     parts = {}
@@ -228,9 +238,7 @@ def _cohort_flow(run: Run) -> Drawn:
         people = rows.drop_duplicates("patient_id")
         if len(rows):
             parts[split] = (len(rows), len(people), int((people["label"].astype(int) == 1).sum()))
-    excluded = exclusion_reasons(run)
-    words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
-    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+    return parts
 
 
 def _learning_curves(run: Run) -> Drawn:
