@@ -63,7 +63,7 @@ class FittingTable:
         for (name, *cells), style in self.rows:
             yield Text(f"{self.headings[0]} {name}".strip(), style=f"bold {style}".strip(), overflow="fold")
             block = Table.grid(padding=(0, 2, 0, 0))
-            block.add_column(no_wrap=True)
+            block.add_column(no_wrap=True, min_width=max(map(cell_len, self.headings[1:])))
             block.add_column(overflow="fold")
             for heading, cell in zip(self.headings[1:], cells, strict=True):
                 if cell not in ("", "-"):

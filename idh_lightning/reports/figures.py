@@ -133,15 +133,24 @@ def learning_curves(
                     color="#8b3a62",
                 )
         if len(ends) > 1:
-            every = max(1, len(ends) // 5)
+            told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
             top = axes.secondary_xaxis("top")
-            top.set_xticks(ends.to_numpy()[::every], [str(int(epoch)) for epoch in ends.index[::every]])
+            top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
             top.tick_params(labelsize=8, colors=MUTED, length=2)
             top.spines["top"].set_color(RULE)
             top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
         if len(keys) > 1 and number == 0:
             axes.legend(frameon=False)
     return figure
+
+
+def spaced(places: NDArray[np.float64], *, least: float) -> list[int]:
+    """Indices of ascending places that keep a distance from each other, the first and as many more as there is room."""
+    kept: list[int] = []
+    for index, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= least:
+            kept.append(index)
+    return kept
 
 
 def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
@@ -322,6 +331,7 @@ def decision_curve(
     *,
     band: Mapping[str, Any] | None = None,
     prevalence: float | None = None,
+    last: float | None = None,
     title: str = "Decision curve",
 ) -> Figure:
     """Return net benefit over threshold probabilities: the model against age and against treating all or none.
@@ -331,12 +341,17 @@ def decision_curve(
             as references and `model` on top.
         band: `low` and `high`, net benefit at the same thresholds: the 95 % band of the model.
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
+        last: Threshold up to which the curves are drawn, since beyond it single patients make them jump.
         title: Names the patients.
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
     figure = _figure(5.6, 4.6)
     axes = figure.add_subplot()
+    if last is not None and (curves["threshold"] <= last).sum() > 1:
+        kept = (curves["threshold"] <= last).to_numpy()
+        curves = curves[kept]
+        band = None if band is None else {end: np.asarray(band[end], dtype=float)[kept] for end in ("low", "high")}
     looks = {
         "treat_none": (MUTED, ":", 1.2),
         "treat_all": (MUTED, "--", 1.2),

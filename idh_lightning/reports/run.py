@@ -25,6 +25,9 @@ _LINE = {"slope": 1.0, "intercept": 0.0}
 
 PARTS = ("train", "validation", "test")
 
+FEWEST_CALLED = 5
+"""The decision curve ends where fewer patients are called mutant: there each one of them makes it jump."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -327,11 +330,13 @@ def _decision_curve(run: Run) -> Drawn:
         pd.DataFrame(benefit).rename(columns={"thresholds": "threshold"}),
         band=curves.get("band"),
         prevalence=people["label"].mean() if len(people) else None,
+        last=people["probability"].nlargest(FEWEST_CALLED).min() if len(people) else None,
         title="Decision curve, test patients",
     )
     return (
         figure,
-        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities.",
+        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities, as far as "
+        f"the model calls {FEWEST_CALLED} patients mutant.",
     )
 
 
