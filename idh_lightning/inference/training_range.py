@@ -340,10 +340,11 @@ class TrainingRange:
             if not low / slack <= value <= high * slack:
                 words, unit, remedy = _GEOMETRY[name]
                 far = f"{value / high:.2f} times the greatest" if value > high else f"{value / low:.2f} times the least"
+                here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
                 yield Doubt(
                     check=name,
-                    text=f"{words} is {value:.3g} {unit}; training studies have {low:.3g} to "
-                    f"{high:.3g} {unit}, so this is {far}. {remedy}",
+                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is {far}. "
+                    f"{remedy}",
                     withheld=False,
                 )
 

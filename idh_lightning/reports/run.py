@@ -335,8 +335,8 @@ def _decision_curve(run: Run) -> Drawn:
     )
     return (
         figure,
-        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities, as far as "
-        f"the model calls {FEWEST_CALLED} patients mutant.",
+        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities, up to "
+        f"the one from which {FEWEST_CALLED} patients are called mutant.",
     )
 
 
