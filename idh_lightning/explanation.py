@@ -93,6 +93,8 @@ class MapComparison:
         sequences: Sequence[str],
         folder: Path,
         others: Mapping[str, Sequence[StemTailNetwork]] | None = None,
+        cohort: str = "",
+        trained_on: str = "",
     ) -> dict[str, Any]:
         """Write all that is said of the maps into a folder, and return the content of explanations.json.
 
@@ -109,6 +111,8 @@ class MapComparison:
             sequences: Names of the channels.
             folder: To write into.
             others: Networks whose maps are compared with those of `network`, by check: "other seed", "permuted labels".
+            cohort: Name of the cohort of the studies.
+            trained_on: Name of the cohort that the network was trained on.
         """
         methods = build.methods(self.methods, network)
         names = [method.name for method in methods]
@@ -134,6 +138,8 @@ class MapComparison:
         content: dict[str, Any] = {
             "default": {"method": default.method, "why": default.why},
             "studies": len(studies),
+            "cohort": cohort,
+            "trained_on": trained_on,
             "confidence": self.confidence,
             "mean_ranks": ranks.dropna().to_dict(),
             "seconds_per_study": seconds,
@@ -455,6 +461,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         sequences=prepared.cohort.sequences,
         folder=folder,
         others=others,
+        cohort=prepared.cohort.name,
+        trained_on=str(model.recipe.get("cohort", "")),
     )
     summarise(content, folder)
     return content

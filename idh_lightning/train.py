@@ -204,6 +204,8 @@ def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassi
         learnt=results.learnt,
         sequences=prepared.cohort.sequences,
         folder=run_folder,
+        cohort=prepared.cohort.name,
+        trained_on=prepared.cohort.name,
     )
 
 

@@ -80,8 +80,8 @@ def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do(
     )
     assert re.fullmatch(
         r"intensities of T1: \S+ % of its brain lie below a z-score of -?\d+\.\d\d; training studies have "
-        r"-?\d\.\d\d to -?\d\.\d\d\. As a whole its distance from the mean training study is \d\.\d\d, \d+\.\d times the "
-        r"0\.\d\d that 95% of patients like the 199 validation ones stay below\. Check that the file is T1, .*",
+        r"-?\d\.\d\d to -?\d\.\d\d\. As a whole its distance from the mean training study is \d\.\d\d, \d+\.\d "
+        r"times the 0\.\d\d that 95% of patients like the 199 validation ones stay below\. Check that the file is .*",
         texts["intensity_of_T1"],
     ), texts["intensity_of_T1"]
     assert re.search(r"differ by 2\.\d\d z-scores; training studies have 0\.\d\d to 0\.\d\d", texts["roughness_of_T2"])

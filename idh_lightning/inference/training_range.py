@@ -343,8 +343,8 @@ class TrainingRange:
                 here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
                 yield Doubt(
                     check=name,
-                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is {far}. "
-                    f"{remedy}",
+                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is "
+                    f"{far}. {remedy}",
                     withheld=False,
                 )
 

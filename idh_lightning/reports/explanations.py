@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def write_explanations_page(folder: Path) -> Path:
             )
     content: dict[str, Any] = json.loads((folder / "explanations.json").read_text(encoding="utf-8"))
     scores = pd.read_csv(folder / "explanations.csv")
-    run = read_run(folder)
+    read = read_run(folder)
+    known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
+    run = replace(read, provenance=known | dict(read.provenance))
     page = (
         environment("reports")
         .get_template("explanations.html.j2")
