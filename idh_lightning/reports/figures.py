@@ -341,15 +341,23 @@ def decision_curve(
             as references and `model` on top.
         band: `low` and `high`, net benefit at the same thresholds: the 95 % band of the model.
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
-        last: Threshold up to which the curves are drawn, since beyond it single patients make them jump.
+        last: Threshold up to which the curves are drawn, since beyond it single patients make them jump. They end
+            before it where the model falls below the axis: a piece that comes up again further on is chance.
         title: Names the patients.
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
     figure = _figure(5.6, 4.6)
     axes = figure.add_subplot()
-    if last is not None and (curves["threshold"] <= last).sum() > 1:
-        kept = (curves["threshold"] <= last).to_numpy()
+    names = [name for name in curves.columns if name != "threshold"]
+    top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
+    note = "higher is better; net benefit = true calls − weighted false calls, per patient"
+    below = curves.loc[curves["model"] < -0.12 * top, "threshold"] if "model" in curves else curves["threshold"][:0]
+    end = min([last if last is not None else 1.0, *below])
+    kept = (curves["threshold"] <= end).to_numpy()
+    if 1 < kept.sum() < len(kept):
+        why = "the model does harm" if len(below) and end == below.min() else "the model calls too few mutant"
+        note += f"\nnot drawn beyond {end:.0%}, where {why}"
         curves = curves[kept]
         band = None if band is None else {end: np.asarray(band[end], dtype=float)[kept] for end in ("low", "high")}
     looks = {
@@ -361,16 +369,14 @@ def decision_curve(
     if band is not None:
         axes.fill_between(curves["threshold"], band["low"], band["high"], color=SKY, alpha=0.25, linewidth=0)
     spare = iter([(GREEN, (0, (5, 1)), 1.6), (PURPLE, (0, (3, 1, 1, 1)), 1.6), (VERMILLION, (0, (1, 1)), 1.6)] * 3)
-    names = [name for name in curves.columns if name != "threshold"]
     for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
         colour, style, width = looks.get(name) or next(spare)
         label = {"treat_all": "call everyone mutant", "treat_none": "call no one mutant"}.get(name)
         label = label or name.replace("_", " ")
         axes.plot(curves["threshold"], curves[name], color=colour, linestyle=style, linewidth=width, label=label)
-    top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
     axes.set_ylim(-0.12 * top, 1.12 * top)
     axes.set_xlim(float(curves["threshold"].min()), float(curves["threshold"].max()))
-    _dress(axes, title, "higher is better; net benefit = true calls − weighted false calls, per patient")
+    _dress(axes, title, note)
     axes.set_xlabel("threshold: P(mutant) from which one would act")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("net benefit")
