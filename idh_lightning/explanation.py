@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from idh_lightning import build
@@ -49,13 +48,11 @@ from idh_lightning.overrides import reads_text
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
+from idh_lightning.terminal import FittingTable
 from idh_lightning.train import quieten, refuse_other_sequences
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 
 logger = logging.getLogger(__name__)
-
-TABLE_WIDTH = 130
-"""Characters that the printed table needs, also where the terminal is narrower or there is none."""
 
 CURVES = ("deletion", "insertion", "random_deletion", "random_insertion")
 
@@ -98,6 +95,8 @@ class MapComparison:
         sequences: Sequence[str],
         folder: Path,
         others: Mapping[str, Sequence[StemTailNetwork]] | None = None,
+        cohort: str = "",
+        trained_on: str = "",
     ) -> dict[str, Any]:
         """Write all that is said of the maps into a folder, and return the content of explanations.json.
 
@@ -114,6 +113,8 @@ class MapComparison:
             sequences: Names of the channels.
             folder: To write into.
             others: Networks whose maps are compared with those of `network`, by check: "other seed", "permuted labels".
+            cohort: Name of the cohort of the studies.
+            trained_on: Name of the cohort that the network was trained on.
         """
         methods = build.methods(self.methods, network)
         names = [method.name for method in methods]
@@ -139,6 +140,8 @@ class MapComparison:
         content: dict[str, Any] = {
             "default": {"method": default.method, "why": default.why},
             "studies": len(studies),
+            "cohort": cohort,
+            "trained_on": trained_on,
             "confidence": self.confidence,
             "mean_ranks": ranks.dropna().to_dict(),
             "seconds_per_study": seconds,
@@ -467,6 +470,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         sequences=prepared.cohort.sequences,
         folder=folder,
         others=others,
+        cohort=prepared.cohort.name,
+        trained_on=str(model.recipe.get("cohort", "")),
     )
     summarise(content, folder)
     return content
@@ -525,11 +530,8 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
     sane: dict[str, bool] = {}
     for row in content["sanity"]:
         sane[row["method"]] = sane.get(row["method"], True) and row["passed"]
-    table = Table(
-        title=f"Maps of {content['studies']} studies: means (in brackets: of the {REFERENCE_MAP})", title_justify="left"
-    )
-    for heading in ("method", *(metric.short for metric in LOCALISATION.values()), "faithful", "sane", "s / study"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    headings = ("method", *(metric.short for metric in LOCALISATION.values()), "faithful", "sane", "s / study")
+    table = FittingTable(f"Maps of {content['studies']} studies: means (in brackets: of the {REFERENCE_MAP})", headings)
     for method in dict.fromkeys(name for name, _ in found):
         cells = []
         for score in LOCALISATION:
@@ -545,14 +547,14 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
             "-" if faithful is None else number(faithful["faithfulness"]["value"]),
             passed,
             "-" if spent is None else number(spent),
-            style="dim" if method.startswith(BASELINE) else None,
+            style="dim" if method.startswith(BASELINE) else "",
         )
-    console = Console(soft_wrap=True, width=max(Console().width, TABLE_WIDTH))
+    console = Console()
     console.print(table)
     console.print(content["default"]["why"], highlight=False)
     for name in ("explanations.html", "explanations.csv", "explanations.json", "sanity.csv", "explanations"):
         if (folder / name).exists():
-            console.print(f"{name:>20}  {folder / name}", highlight=False)
+            console.print(f"{name:>20}  {folder / name}", soft_wrap=True, highlight=False)
 
 
 @reads_text

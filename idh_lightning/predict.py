@@ -10,8 +10,6 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from idh_lightning.cohort import NewStudy
 from idh_lightning.config import CONF_DIR
@@ -26,6 +24,7 @@ from idh_lightning.inference.dicom import (
     series_table,
 )
 from idh_lightning.overrides import reads_text
+from idh_lightning.terminal import FittingTable
 
 SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
@@ -92,25 +91,17 @@ def _studies_of_series(
 
 
 def _summarise(answers: Sequence[Answer], output: Path) -> None:
-    table = Table(title="IDH status", title_justify="left")
-    for heading in (
-        "study",
-        "status",
-        "P(mutant)",
-        "interval",
-        "called",
-        "cannot be excluded",
-        "why, and what to know",
-    ):
-        table.add_column(heading, overflow="fold")
+    headings = ("study", "status", "P(mutant)", "interval", "called", "cannot be excluded", "why, and what to know")
+    table = FittingTable("IDH status", headings, ("study", headings[-1]), headings[1:])
     for one in answers:
         number = ("-", "-", "-", "-")
         if one.probability is not None and one.low is not None and one.high is not None:
             interval = f"{one.low:.2f} to {one.high:.2f}"
-            number = (f"{one.probability:.2f}", interval, str(one.decision), str(one.prediction_set))
+            number = (f"{one.probability:.2f}", interval, str(one.decision), one.prediction_set or "-")
         first, *others = (*one.reasons, *one.warnings, "")
         words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
-        table.add_row(*(Text(cell) for cell in (one.study_id, one.status, *number, words)))
+        words = f"unlike the training studies: {words}" if one.unlike else words
+        table.add_row(one.study_id, one.status, *number, words)
     console = Console()
     console.print(table)
     for name in ("predictions.csv", "predictions.json"):

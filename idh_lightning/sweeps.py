@@ -14,12 +14,12 @@ import pandas as pd
 import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from sklearn.ensemble import RandomForestRegressor
 
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.files import replacing, write_text
 from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
+from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
 
@@ -184,10 +184,8 @@ def complete_folds(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
 
 
 def _print(console: Console, table: pd.DataFrame, title: str) -> None:
-    shown = Table(title=title, title_justify="left")
     plain = [name for name in map(str, table) if not name.endswith(("_low", "_high"))]
-    for name in plain:
-        shown.add_column(name)
+    shown = FittingTable(title, plain)
     for row in table.to_dict("records"):
         cells = []
         for name in plain:

@@ -19,7 +19,6 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from idh_lightning import build
 from idh_lightning.allocation import freed_memory_kept
@@ -40,6 +39,7 @@ from idh_lightning.reports.run import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, number
 from idh_lightning.runstate import RunState, adopt, follow, read_last
 from idh_lightning.stopping import stops_on_signals
+from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,8 @@ def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassi
         learnt=results.learnt,
         sequences=prepared.cohort.sequences,
         folder=run_folder,
+        cohort=prepared.cohort.name,
+        trained_on=prepared.cohort.name,
     )
 
 
@@ -268,9 +270,7 @@ def write_features(described: Described, run_folder: Path) -> pd.DataFrame | Non
 
 def summarise(metrics: dict[str, Any], run_folder: Path) -> None:
     """Print the test metrics with their intervals, and where everything is."""
-    table = Table(title="Test patients", title_justify="left")
-    for heading in ("metric", "value", "95 % interval", "n"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table = FittingTable("Test patients", ("metric", "value", "95 % interval", "n"))
     for metric in SUMMARY_METRICS:
         found = as_estimate(metrics.get("test", {}).get(metric))
         if found is not None:

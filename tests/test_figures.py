@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,6 +39,50 @@ def words(figure: Figure) -> str:
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     return "\n".join([figure.get_suptitle(), *titles, *texts])
+
+
+def test_a_decision_curve_ends_where_the_model_does_harm_or_calls_too_few() -> None:
+    curves = pd.DataFrame({"threshold": [0.1, 0.3, 0.5, 0.7, 0.9], "model": [0.2, 0.1, 0.02, -0.3, 0.1]})
+    curves["treat_none"] = 0.0
+    band = {"low": [0.1] * 5, "high": [0.3] * 5}
+    for last, end, why in ((None, 0.7, "the model does harm"), (0.6, 0.5, "the model calls too few mutant")):
+        figure = figures.decision_curve(curves, band=band, prevalence=0.25, last=last)
+        drawn = line(figure, "model").get_xdata()
+        assert max(drawn) == end
+        assert figure.axes[0].get_xlim()[1] == end
+        assert why in words(figure)
+    whole = figures.decision_curve(curves.assign(model=0.1), band=band, prevalence=0.25)
+    assert max(line(whole, "model").get_xdata()) == 0.9
+    assert "not drawn" not in words(whole)
+
+
+def test_epochs_along_the_top_do_not_lie_on_each_other() -> None:
+    for epochs in (3, 8, 30, 200):
+        log = pd.DataFrame(
+            {"epoch": range(epochs), "step": np.cumsum(np.r_[[1] * (epochs // 2), [10] * (epochs - epochs // 2)])}
+        )
+        log["train/loss"] = log["val/loss"] = 0.5
+        for narrow in (False, True):
+            figure = figures.learning_curves(log, narrow=narrow)
+            figure.draw_without_rendering()
+            (top,) = figure.axes[0].child_axes
+            boxes = [label.get_window_extent() for label in top.get_xticklabels() if label.get_text()]
+            assert len(boxes) > 1
+            assert all(one.x1 + 2 < other.x0 for one, other in pairwise(boxes)), (epochs, narrow)
+
+
+def test_a_forest_plot_for_a_telephone_is_narrow_and_its_words_do_not_lie_on_each_other() -> None:
+    rows = [
+        ("# age", Estimate(None)),
+        ("tumour size, shape, intensity", Estimate(0.9, 0.8, 0.97, 120)),
+        ("b", Estimate(None)),
+    ]
+    figure = figures.forest(rows, title="A title that is longer than a telephone is wide, by far", narrow=True)
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == figures.NARROW
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def test_an_estimate_is_written_with_its_interval() -> None:

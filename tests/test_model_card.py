@@ -25,8 +25,8 @@ def test_the_card_counts_patients_and_gives_results_with_their_intervals(tmp_pat
     assert text == (tmp_path / "model_card.md").read_text()
     assert "| train | 4 | 8 | 2 |" in text
     assert "| ROC-AUC | 0.75 | 0.50 to 0.90 | 2 |" in text
-    assert "The patients are synthetic" in text
-    assert "not for clinical use" in text
+    assert "These patients are synthetic" in text
+    assert "**Not for clinical use** · **Trained on synthetic patients**" in text
 
 
 def test_the_card_says_what_was_not_scored(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,58 @@ def test_maps_lie_on_the_patients_own_flair(predictor: Predictor, patient: Path,
     assert f"{answer.probability:.2f}" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (tmp_path / "out" / "patient.png").stat().st_size > 0
+
+
+# Studies unlike the training ones
+
+
+def test_a_study_unlike_the_training_ones_gets_no_conformal_statement_and_the_first_line_says_so(
+    run: Path, tmp_path: Path
+) -> None:
+    write_study(tmp_path / "new", "patient", seed=100, mask=False, skull=True)
+    done = command(f"checkpoint={run}", f"input={tmp_path / 'new'}", "output=out", "withhold=false", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["studies"]
+    assert told["status"] == "flagged"
+    assert 0 <= told["probability"] <= 1
+    assert told["prediction_set"] is None
+    assert "skull" in told["unlike"]
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert table["prediction_set"].isna().all()
+    page = (tmp_path / "out" / told["page"]).read_text()
+    words = text_of(page)
+    assert words.index("unlike the studies that the network was trained on (skull") < words.index("P(mutant)")
+    assert "can be excluded" not in words
+    assert "cannot be excluded" not in words + done.stdout.replace("cannot be excluded ", "")
+    assert "unlike the training studies" in done.stdout
+
+
+def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
+    predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    (answer,) = predictor.answers(new_studies(patient), tmp_path / "out")
+    assert answer.unlike == ()
+    assert answer.prediction_set is not None
+    assert "Classes that cannot be excluded at 90 % coverage" in text_of(answer.page.read_text())
+
+
+def test_the_page_says_that_it_is_not_for_clinical_use_and_when_the_patients_were_synthetic(
+    run: Path, patient: Path, tmp_path: Path
+) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    for cohort, synthetic in (("phantom", True), ("ucsf_pdgm", False)):
+        content["recipe"]["cohort"] = cohort
+        torch.save(content, tmp_path / f"{cohort}.ckpt")
+        (answer,) = Predictor(tmp_path / f"{cohort}.ckpt").answers(new_studies(patient), tmp_path / cohort)
+        page = answer.page.read_text()
+        assert '<span class="stamp">Not for clinical use</span>' in page
+        assert ('<span class="stamp">Trained on synthetic patients</span>' in page) == synthetic
+
+
+def text_of(page: str) -> str:
+    """Return what stands on a page, without its style and its viewer."""
+    body = re.sub(r'srcdoc="[^"]*"', "", page[page.index("<body>") :])
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
 # Ensembles and intervals

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from scipy.special import expit
 
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
+from idh_lightning.reports.caveats import caveats
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
-from idh_lightning.reports.run import write_figures
+from idh_lightning.reports.run import read_run, write_figures
 
 HOSTILE = "<script>alert(1)</script>"
 SEQUENCES = ("FLAIR", "T1", "T1c", "T2")
@@ -490,6 +492,44 @@ async def look(report: Path, profile: Path) -> dict[str, Any]:
             "turning": turning,
             "words": words,
         }
+
+
+def test_the_caveats_of_a_run_stand_under_its_headline_before_any_number(report: Path) -> None:
+    page = report.read_text()
+    listed = page[page.index('<ul class="warning"') : page.index('<ul class="tiles">')]
+    for words in (
+        "These patients are synthetic",
+        "Only 9 mutant test patients of 42",
+        "The network started untrained, and 21% of its parameters stayed so",
+        "chosen on 30 validation patients only, 6 of the rarer class",
+    ):
+        assert words in listed
+    assert page.index("ranks a random mutant") < page.index(listed)
+    for badge in ("Not for clinical use", "Trained on synthetic patients"):
+        assert f'<span class="stamp">{badge}</span>' in page[: page.index("<h1>")]
+
+
+def test_caveats_name_what_is_weak_and_nothing_else(tables: Path) -> None:
+    run = read_run(tables)
+    sizes = {"n": 120, "n_mutant": 30}
+    metrics = {**run.metrics, "calibration": {"n": 120}, "splits": {"validation": sizes}}
+    provenance = {"cohort": "ucsf_pdgm", "weights": {"source": "timm tf_efficientnet_b7"}, "epochs": 20}
+    sound = replace(run, metrics=metrics, provenance=provenance)
+    assert caveats(sound) == []
+    untrained = {"source": "none", "requested": "auto"}
+    for changed, words in (
+        ({"provenance": {**provenance, "epochs": 3}}, "It was trained for 3 epochs only"),
+        ({"provenance": {**provenance, "weights": untrained}}, "The network started untrained: no pretrained weights"),
+        ({"provenance": {**provenance, "trained_on": "phantom"}}, "The network was trained on synthetic patients"),
+        ({"metrics": {**metrics, "calibration": {"n": 8}}}, "chosen on 8 validation patients only"),
+        (
+            {"metrics": {**metrics, "calibration": {"runs": {"0": {"n": 90}, "1": {"n": 8}}}}},
+            "on 8 validation patients",
+        ),
+        ({"cohort": pd.concat([run.cohort, run.cohort.tail(1).assign(split="train")])}, "more than one partition"),
+    ):
+        (told,) = caveats(replace(sound, **changed))
+        assert words in told
 
 
 @needs_chromium

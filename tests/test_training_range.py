@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -61,6 +63,36 @@ def test_studies_of_another_kind_are_withheld_and_the_reason_is_given() -> None:
     (near,) = some_studies(1, 5)
     assert not found.doubts(near, stripped=True, present=NAMES)
     assert [doubt.check for doubt in found.doubts(near, stripped=False, present=NAMES)] == ["skull"]
+
+
+def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do() -> None:
+    found = learnt()
+    (far,) = some_studies(1, 4, shift=8.0)
+    far = replace(far, geometry={"least_voxel_edge_mm": 5.0, "brain_ml": 700.0}, roughness=far.roughness + 2)
+    texts = {doubt.check: doubt.text for doubt in found.doubts(far, stripped=False, present=NAMES)}
+    low, high = found.geometry["brain_ml"]
+    brain = f"the volume of the brain is 700 mL; training studies have {low:.0f} to {high:.0f} mL, so this is 0.5"
+    assert texts["brain_ml"].startswith(brain)
+    assert "times the least. Check the spacing" in texts["brain_ml"]
+    assert re.search(
+        r"shortest edge of a voxel is 5 mm; training studies have 1 to 1 mm, so this is 5.00 times the greatest\. \w+",
+        texts["least_voxel_edge_mm"],
+    )
+    assert re.fullmatch(
+        r"intensities of T1: \S+ % of its brain lie below a z-score of -?\d+\.\d\d; training studies have "
+        r"-?\d\.\d\d to -?\d\.\d\d\. As a whole its distance from the mean training study is \d\.\d\d, \d+\.\d "
+        r"times the 0\.\d\d that 95% of patients like the 199 validation ones stay below\. Check that the file is .*",
+        texts["intensity_of_T1"],
+    ), texts["intensity_of_T1"]
+    assert re.search(r"differ by 2\.\d\d z-scores; training studies have 0\.\d\d to 0\.\d\d", texts["roughness_of_T2"])
+    assert re.search(
+        r"distance \d+\.\d; training studies have \d\.\d\d to \d\.\d\d\. .*No single cause", texts["features"]
+    )
+    assert "removed in 100% of 100 training studies. Strip it" in texts["skull"]
+    same = replace(some_studies(1, 5)[0], correlation=np.ones((4, 4)))
+    (first, *_) = found.doubts(same, stripped=True, present=NAMES)
+    assert "FLAIR and T1 are the same image (correlation 1.0000" in first.text
+    assert all(text.endswith((".", ")")) for text in texts.values())
 
 
 def test_a_range_gives_the_same_verdicts_after_a_checkpoint() -> None:

@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from idh_lightning import build
 from idh_lightning.files import replacing, write_json
+from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,7 @@ def growth_figure(points: Sequence[Point]) -> Figure:
 
 
 def _show(points: Sequence[Point]) -> None:
-    table = Table(title="Growth")
-    for heading in ("setting", "value", "way", "s per study", "peak MB"):
-        table.add_column(heading, justify="left" if heading in ("setting", "way") else "right")
+    table = FittingTable("Growth", ("setting", "value", "way", "s per study", "peak MB"), left=("way",))
     for point in points:
         cells = f"{point.value:g}", point.way, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
         table.add_row(point.axis, *cells)

@@ -14,7 +14,6 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from idh_lightning import build
@@ -24,6 +23,7 @@ from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.memory_plan import free_bytes
 from idh_lightning.models import StemTailNetwork, training_memory
+from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
 
@@ -220,20 +220,8 @@ def _peak() -> float:
 
 
 def _show(rows: Sequence[Row], where: str) -> None:
-    table = Table(title=f"Memory of training in MB, {where}")
-    for heading in (
-        "",
-        "batch",
-        "precision",
-        "parameters",
-        "trainable",
-        "activations",
-        "optimizer",
-        "told",
-        "peak",
-        "share",
-    ):
-        table.add_column(heading, justify="right" if heading else "left")
+    numbers = ("parameters", "trainable", "activations", "optimizer", "told", "peak", "share")
+    table = FittingTable(f"Memory of training in MB, {where}", ("", "batch", "precision", *numbers))
     whole = {(row.batch, row.precision): row.peak_mb or row.told_mb for row in reversed(rows)}
     for row in rows:
         table.add_row(

@@ -25,7 +25,6 @@ import torchio as tio
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from idh_lightning import build
@@ -36,6 +35,7 @@ from idh_lightning.errors import ConfigError
 from idh_lightning.files import replacing, write_json
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.convolutions import restore_convolutions
+from idh_lightning.terminal import FittingTable
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -431,9 +431,8 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
 
 def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
     console = Console()
-    table = Table(title=f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}")
-    for heading in ("way", "s per study", "times as fast", "peak MB", "on the GPU"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    title = f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}"
+    table = FittingTable(title, ("way", "s per study", "times as fast", "peak MB", "on the GPU"))
     for one in measured:
         ratio = _ratio(measured, one)
         cells = (
@@ -449,7 +448,7 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
         table.add_row(TITLES[one.way], *cells)
     console.print(table)
     if seconds:
-        table = Table("task", "what it does", "s per study", title="Per study")
+        table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))
         for task, value in seconds.items():
             table.add_row(task, TASKS[task], f"{value:.2f}")
         console.print(table)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Literal
 
 import pandas as pd
-from rich.table import Table
-from rich.text import Text
 
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.overrides import to_paste
+from idh_lightning.terminal import FittingTable
 
 
 def assemble(
@@ -102,20 +101,19 @@ def refused(cohort: Cohort) -> tuple[Exclusion, ...]:
     )
 
 
-def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> Table:
+def faults_table(cohort: Cohort, *, rows_per_check: int = 20) -> FittingTable:
     """Return the faults as a table for the screen, errors first; long lists are cut and say by how much."""
-    table = Table(title=f"Cohort {cohort.name}: what was found", show_lines=False)
-    for heading in ("severity", "check", "where", "found", "expected", "remedy"):
-        table.add_column(heading, overflow="fold")
+    words = ("where", "found", "expected", "remedy")
+    table = FittingTable(f"Cohort {cohort.name}: what was found", ("", "check", *words), words, ("check",))
     for (severity, check), found in by_check(cohort.faults).items():
         groups = by_message(found)
         for group in groups[:rows_per_check]:
             fault = group[0]
             cells = (severity, _words(check), place_of(group), fault.found, fault.expected, fault.remedy)
-            table.add_row(*(Text(cell) for cell in cells), style="red" if severity == "error" else "yellow")
+            table.add_row(*cells, style="red" if severity == "error" else "yellow")
         if len(groups) > rows_per_check:
             left = sum(map(len, groups[rows_per_check:]))
-            table.add_row(severity, _words(check), f"... and {left} more in the cohort report")
+            table.add_row(severity, _words(check), f"... and {left} more in the cohort report", "", "", "")
     return table
 
 

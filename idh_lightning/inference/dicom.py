@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from rich.table import Table
-from rich.text import Text
 
 from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
 from idh_lightning.cohort.files import walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import replacing
+from idh_lightning.terminal import FittingTable
 
 FEWEST_SLICES = 8
 
@@ -104,11 +103,10 @@ def dicom_series(folder: Path) -> list[Series]:
     )
 
 
-def series_table(series: Sequence[Series]) -> Table:
+def series_table(series: Sequence[Series]) -> FittingTable:
     """Return what was found and guessed, for the screen."""
-    table = Table(title="DICOM series", title_justify="left")
-    for heading in ("number", "description", "slices", "TE, ms", "TR, ms", "TI, ms", "contrast", "guess", "why"):
-        table.add_column(heading, overflow="fold")
+    headings = ("number", "description", "slices", "TE, ms", "TR, ms", "TI, ms", "contrast", "guess", "why")
+    table = FittingTable("DICOM series", headings, ("description", "why"), ("contrast", "guess"))
     for one in series:
         times = ("" if ms is None else f"{ms:g}" for ms in (one.echo_ms, one.repetition_ms, one.inversion_ms))
         cells = (
@@ -120,7 +118,7 @@ def series_table(series: Sequence[Series]) -> Table:
             one.guess,
             one.why,
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*cells)
     return table
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
 from idh_lightning.files import replacing, write_text
+from idh_lightning.pages import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
 from idh_lightning.reports.turning import turning_frames, turning_view
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
@@ -66,11 +66,12 @@ def write_page(
         return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
 
     viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)
-    environment = Environment(
-        loader=PackageLoader("idh_lightning.inference", "."), autoescape=True, undefined=StrictUndefined
-    )
     conformal = [member.learnt.conformal for member in predictor.members]
-    page = environment.get_template("study.html.j2").render(
+    cohorts = sorted({str(member.recipe.get("cohort", "")) for member in predictor.members})
+    page = render(
+        "inference/study.html.j2",
+        title=f"{answer.study_id}: IDH status from MRI",
+        badges=badges(*cohorts),
         answer=answer,
         files={name: path.name for name, path in study.files.items()},
         sets=SETS,
@@ -78,7 +79,7 @@ def write_page(
         confidence=predictor.confidence,
         coverage=min(one.coverage for one in conformal),
         checkpoints=[str(member.file) for member in predictor.members],
-        cohorts=sorted({str(member.recipe.get("cohort", "")) for member in predictor.members}),
+        cohorts=cohorts,
         picture=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
         viewer=viewer,
     )

@@ -49,8 +49,8 @@ QUIET = ("duplicate_image", "skull_not_stripped", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
 
 COLUMNS = (
-    "study_id", "status", "probability", "low", "high", "decision", "prediction_set", "reason", "warnings", "map",
-    "page", "elapsed_s",
+    "study_id", "status", "probability", "low", "high", "decision", "prediction_set", "unlike", "reason", "warnings",
+    "map", "page", "elapsed_s",
 )  # fmt: skip
 
 
@@ -66,7 +66,9 @@ class Answer:
         low: Lower end of the interval; see `combined`.
         high: Upper end.
         decision: "mutant" or "wildtype", at the operating point of the checkpoint.
-        prediction_set: "wildtype", "mutant", "both" (not certain) or "none" (unlike either).
+        prediction_set: "wildtype", "mutant", "both" (not certain) or "none" (unlike either); None where `unlike` is not
+            empty, since such a set covers only studies like those that it was calibrated on.
+        unlike: The checks by which it is unlike the training studies, or could not be compared with them.
         reasons: Why there is no answer.
         warnings: What to know about the answer.
         members: Probability by each checkpoint.
@@ -82,6 +84,7 @@ class Answer:
     high: float | None = None
     decision: str | None = None
     prediction_set: str | None = None
+    unlike: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     members: tuple[float, ...] = ()
@@ -277,10 +280,14 @@ class Predictor:
         if output is not None:
             files["map_file"] = output / f"{new.study_id}_cam.nii.gz"
             write_map(cam * (np.asarray(stored.brain) > 0), stored, files["map_file"])
+        unlike = tuple(dict.fromkeys(doubt.check.replace("_", " ") for doubt in doubts if doubt.unlike))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
         if not withheld or (not self.withhold and not damaged):
             warnings = (*withheld, *warnings)
             answer = {**self._number(stored), "status": "flagged" if warnings else "answered", "warnings": warnings}
+            if unlike:
+                answer["prediction_set"] = None
+        answer["unlike"] = unlike
         if output is not None:
             answer |= files
             full = Answer(study_id=new.study_id, **answer)
@@ -326,23 +333,32 @@ class Predictor:
     def _doubts_of_files(self, faults: Sequence[Fault]) -> list[Doubt]:
         return [
             Doubt(
-                check=fault.check, text=f"{fault.found}; expected {fault.expected}", withheld=fault.check in WITHHOLDING
+                check=fault.check,
+                text=f"{fault.found}; expected {fault.expected}. {fault.remedy}",
+                withheld=fault.check in WITHHOLDING,
+                unlike=fault.check in WITHHOLDING,
             )
             for fault in faults
             if fault.severity == "warning" and fault.check not in QUIET
-        ]  # fmt: skip
+        ]
 
     def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[Doubt]:
         """Return the doubts of all members, each kind once."""
         present = [name for name, there in zip(self.sequences, stored.presence, strict=True) if there]
         found: dict[str, Doubt] = {}
         if absent := [name for name in self.sequences if name not in present]:
-            text = f"{', '.join(absent)} is missing and was filled with zero"
+            text = (
+                f"{', '.join(absent)} is missing and was filled with zero, so the others could not be compared whole "
+                "with the training studies. Add the file."
+            )
             found["missing"] = Doubt(check="missing_sequence", text=text, withheld=False)
         seen: Likeness | None = None
         for member in self.members:
             if member.training_range is None:
-                text = "not compared with the training studies: the checkpoint does not say what they looked like"
+                text = (
+                    "not compared with the training studies: the checkpoint does not say what they looked like. Train "
+                    "again for one that does."
+                )
                 found["unknown_range"] = Doubt(check="unknown_range", text=text, withheld=False)
                 continue
             seen = likeness(stored, member.network)
@@ -407,6 +423,7 @@ def write_tables(answers: Sequence[Answer], predictor: Predictor, output: Path) 
             "high": one.high,
             "decision": one.decision,
             "prediction_set": one.prediction_set,
+            "unlike": list(one.unlike),
             "reason": list(one.reasons),
             "warnings": list(one.warnings),
             "map": name(one.map_file),
@@ -416,7 +433,7 @@ def write_tables(answers: Sequence[Answer], predictor: Predictor, output: Path) 
         for one in answers
     ]
     table = pd.DataFrame(rows)
-    for column in ("reason", "warnings"):
+    for column in ("unlike", "reason", "warnings"):
         table[column] = table[column].map(" | ".join)
     write_text(output / "predictions.csv", table.reindex(columns=list(COLUMNS)).to_csv(index=False))
     content = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -34,6 +34,20 @@ CLEARLY_OTHER = 0.97
 _SLACK = {"least_voxel_edge_mm": 1.5, "greatest_voxel_edge_mm": 1.5}
 _OTHER_SLACK = 1.15
 
+_BRAIN_REMEDY = "Check the spacing in the header, the field of view and the skull-stripping."
+_GEOMETRY = {
+    "least_voxel_edge_mm": ("the shortest edge of a voxel", "mm", "Check the spacing in the header."),
+    "greatest_voxel_edge_mm": (
+        "the longest edge of a voxel (slice thickness)", "mm",
+        "Take a series with slices as thin as in training, or train on studies like this one.",
+    ),
+    "brain_ml": ("the volume of the brain", "mL", _BRAIN_REMEDY),
+    "brain_height_mm": ("the height of the brain", "mm", _BRAIN_REMEDY),
+    "brain_length_mm": ("the length of the brain, front to back,", "mm", _BRAIN_REMEDY),
+    "brain_width_mm": ("the width of the brain", "mm", _BRAIN_REMEDY),
+}  # fmt: skip
+"""Of `Likeness.geometry`: its words, its unit, and what to do where a study lies outside the training range."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doubt:
@@ -41,13 +55,15 @@ class Doubt:
 
     Attributes:
         check: Short fixed name.
-        text: What was found and what the training studies have.
+        text: What was measured, its value, what the training studies have, and what to do.
         withheld: Whether no probability may be given; else the answer is flagged.
+        unlike: Whether the study is therefore no draw from the patients that the conformal sets were made for.
     """
 
     check: str
     text: str
     withheld: bool
+    unlike: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +130,7 @@ class TrainingRange:
         spread: Statistic -> its standard deviation there, from the median absolute deviation.
         limit: Of the largest standardised statistic.
         expected_false_alarms: Share of further patients like the validation ones that will exceed it.
+        measured: Name as in `plain_numbers` -> least and greatest of the training studies; empty in older checkpoints.
     """
 
     sequences: tuple[str, ...]
@@ -131,6 +148,7 @@ class TrainingRange:
     spread: Mapping[str, float]
     limit: float
     expected_false_alarms: float
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def learn(
@@ -174,7 +192,11 @@ class TrainingRange:
         rank = min(math.ceil(round((len(worst) + 1) * (1 - false_alarms), 9)), len(worst))
         ratios = sorted(found._other_naming(one)[0] for one in validation)
         lowest = ratios[max(math.floor((len(ratios) + 1) * false_alarms) - 1, 0)]
+        numbers = [found.plain_numbers(one) for one in training]
         changed = {
+            "measured": {
+                name: [min(row[name] for row in numbers), max(row[name] for row in numbers)] for name in numbers[0]
+            },
             "centre": centre,
             "spread": spread,
             "limit": float(worst[rank - 1]),
@@ -192,6 +214,16 @@ class TrainingRange:
             **{f"roughness of {name}": float(value) + 0.05 for name, value in zip(self.sequences, rough, strict=True)},
             "features": self.features.distance(study.features) + 1e-3,
         }
+
+    def plain_numbers(self, study: Likeness) -> dict[str, float]:
+        """Return what a reader can check of a study's looks: percentiles, steps between voxels, distance."""
+        percentiles = {
+            f"{name} {percentile:g}": float(value)
+            for name, values in zip(self.sequences, study.profiles, strict=True)
+            for percentile, value in zip(PERCENTILES, values, strict=True)
+        }
+        steps = {f"{name} step": math.exp(rough) for name, rough in zip(self.sequences, study.roughness, strict=True)}
+        return {**percentiles, **steps, "features": self.features.distance(study.features)}
 
     def doubts(self, study: Likeness, *, stripped: bool, present: Collection[str]) -> list[Doubt]:
         """Return every way in which a study is unlike the training ones; none where it is like them.
@@ -224,15 +256,20 @@ class TrainingRange:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Return the range that `to_dict` described."""
-        content = {item.name: state[item.name] for item in fields(cls)}
+        content = {"measured": {}} | {item.name: state[item.name] for item in fields(cls) if item.name in state}
         clouds = {name: Cloud(**content[name]) for name in ("order", "features")}
         return cls(**content | clouds | {"sequences": tuple(content["sequences"])})
 
     def _same_images(self, study: Likeness, here: Sequence[int]) -> Iterable[Doubt]:
         for first, second in itertools.combinations(here, 2):
-            if study.correlation[first, second] > SAME_IMAGE:
-                names = f"{self.sequences[first]} and {self.sequences[second]}"
-                yield Doubt(check="same_image", text=f"{names} are the same image; expected two", withheld=True)
+            found = study.correlation[first, second]
+            if found > SAME_IMAGE:
+                yield Doubt(
+                    check="same_image",
+                    text=f"{self.sequences[first]} and {self.sequences[second]} are the same image (correlation "
+                    f"{found:.4f} within the brain; two sequences stay below {SAME_IMAGE}). Name the right file.",
+                    withheld=True,
+                )
 
     def _other_naming(self, study: Likeness) -> tuple[float, tuple[int, ...]]:
         """Return the best naming of the sequences other than the given, and its distance over that of the given."""
@@ -256,9 +293,11 @@ class TrainingRange:
             for name, place in zip(self.sequences, places, strict=True)
             if self.sequences[place] != name
         ]
+        given = self.order.distance(study.order(range(len(self.sequences))))
         yield Doubt(
             check="sequence_identity",
-            text=f"{' and '.join(moved)} (distance {ratio:.2f} of the given naming)",
+            text=f"{' and '.join(moved)}: so named, the contrasts between sequences lie {ratio * given:.1f} standard "
+            f"deviations from the mean training study; as given, {given:.1f}. Check which file is which.",
             withheld=ratio < self.order_limit,
         )
 
@@ -277,35 +316,76 @@ class TrainingRange:
         if best > plain:
             yield Doubt(
                 check="orientation",
-                text=f"turned or upside down, the head fits the training studies better ({best:.2f}) than as its "
-                f"header states ({plain:.2f})",
+                text=f"turned or upside down, the head correlates with the mean training study at {best:.2f}, as its "
+                f"header states at {plain:.2f} (of 1.30). Look at the picture; if it lies wrongly, convert again from "
+                "DICOM.",
                 withheld=best > plain + TURNED,
             )
 
     def _acquisition(self, study: Likeness, stripped: bool) -> Iterable[Doubt]:
         if (self.stripped >= 0.95 and not stripped) or (self.stripped <= 0.05 and stripped):
-            there, training = ("removed", "has") if stripped else ("there", "has no")
+            found, remedy = (
+                ("removed", "Give the images with their skull.")
+                if stripped
+                else ("there", "Strip it from all sequences.")
+            )
             yield Doubt(
-                check="skull", text=f"the skull is {there}; the training cohort {training} skulls", withheld=False
+                check="skull",
+                text=f"the skull is {found}; it was removed in {self.stripped:.0%} of {self.training} training "
+                f"studies. {remedy}",
+                withheld=False,
             )
         for name, (low, high) in self.geometry.items():
             slack, value = _SLACK.get(name, _OTHER_SLACK), study.geometry[name]
             if not low / slack <= value <= high * slack:
-                quantity, _, unit = name.rpartition("_")
+                words, unit, remedy = _GEOMETRY[name]
+                far = f"{value / high:.2f} times the greatest" if value > high else f"{value / low:.2f} times the least"
+                here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
                 yield Doubt(
                     check=name,
-                    text=f"{quantity.replace('_', ' ')} is {value:.3g} {unit}; training studies have {low:.3g} to "
-                    f"{high:.3g}",
+                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is "
+                    f"{far}. {remedy}",
                     withheld=False,
                 )
 
     def _looks(self, study: Likeness) -> Iterable[Doubt]:
+        numbers = self.plain_numbers(study)
         for name, value in self.statistics(study).items():
             limit = math.exp(self.centre[name] + self.limit * self.spread[name])
             if value > limit:
+                what, remedy = self._look_in_words(name, numbers)
                 yield Doubt(
                     check=name.replace(" ", "_"),
-                    text=f"{name}: {value / limit:.2f} times the limit that {self.expected_false_alarms:.0%} of "
-                    "patients like the validation ones exceed",
+                    text=f"{what}. As a whole its distance from the mean training study is {value:.2f}, "
+                    f"{value / limit:.1f} times the {limit:.2f} that {1 - self.expected_false_alarms:.0%} of patients "
+                    f"like the {self.validation} validation ones stay below. {remedy}",
                     withheld=value > FAR * limit,
                 )
+
+    def _look_in_words(self, name: str, numbers: Mapping[str, float]) -> tuple[str, str]:
+        """Return what was measured beside the training range, and what to do, of one of the `statistics`."""
+        kind, _, sequence = name.partition(" of ")
+        row = name
+        if kind == "intensity":
+            mean = dict(zip(PERCENTILES, self.profiles[self.sequences.index(sequence)].tolist(), strict=True))
+
+            def outside(percentile: float) -> float:
+                value = numbers[f"{sequence} {percentile:g}"]
+                low, high = self.measured.get(f"{sequence} {percentile:g}", [mean[percentile]] * 2)
+                return max(low - value, value - high) / (high - low + 0.1)
+
+            worst = max(PERCENTILES, key=outside)
+            row = f"{sequence} {worst:g}"
+            what = f"intensities of {sequence}: {worst:g} % of its brain lie below a z-score of {numbers[row]:.2f}"
+            remedy = f"Check that the file is {sequence}, that its skull is treated as in training, and its bias field."
+        elif kind == "roughness":
+            row = f"{sequence} step"
+            what = f"noise and sharpness of {sequence}: neighbouring voxels differ by {numbers[row]:.2f} z-scores"
+            remedy = "Check for noise, motion, smoothing, and resampling from thick slices."
+        else:
+            what = f"features of the network's first layers: Mahalanobis distance {numbers[row]:.1f}"
+            remedy = "No single cause can be named: look at the picture beside those of training studies."
+        if row in self.measured:
+            low, high = self.measured[row]
+            what += f"; training studies have {low:.2f} to {high:.2f}"
+        return what, remedy

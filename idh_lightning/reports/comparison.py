@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.files import write_text
+from idh_lightning.pages import badges, environment
+from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cells import Table, signed
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.folds import each_run, spread_table
-from idh_lightning.reports.html import environment, inlined, provenance_table, synthetic
+from idh_lightning.reports.html import inlined, provenance_table
 from idh_lightning.reports.run import Run, as_estimate, read_run, save_figures
 from idh_lightning.reports.vocabulary import METRICS, number, p_value_words
 
@@ -24,21 +26,16 @@ def write_comparison(run_folder: Path) -> Path:
     run = read_run(run_folder)
     drawn = save_figures(run)
     page = (
-        environment()
+        environment("reports")
         .get_template("comparison.html.j2")
         .render(
             title="IDH status from MRI: runs compared",
             place="/".join(run.folder.resolve().parts[-2:]),
-            warnings=[
-                *synthetic(run),
-                *(
-                    f"{folder} came to no predictions and is not compared."
-                    for folder in run.node("runs", "left_out") or []
-                ),
-            ],
+            badges=badges(trained_on(run)),
+            caveats=caveats(run),
             headline=_headline(run),
             tiles=[],
-            figures=inlined(run, drawn),
+            figures=inlined(run.folder, drawn),
             runs=_runs(run),
             pairs=_pairs(run),
             spread=spread_table(run),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
 from idh_lightning.explain.sanity import BOUNDS
 from idh_lightning.explain.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import write_text
+from idh_lightning.pages import badges, environment
 from idh_lightning.reports import figures
+from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cells import Table, count
-from idh_lightning.reports.html import Picture, environment, picture
+from idh_lightning.reports.html import Picture, inlined, picture
 from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.run import as_estimate
+from idh_lightning.reports.run import as_estimate, read_run, save_figure
 from idh_lightning.reports.vocabulary import LOCALISATION, in_words, number
 
 logger = logging.getLogger(__name__)
@@ -50,14 +54,18 @@ def write_explanations_page(folder: Path) -> Path:
             )
     content: dict[str, Any] = json.loads((folder / "explanations.json").read_text(encoding="utf-8"))
     scores = read_table(folder / "explanations.csv")
+    read = read_run(folder)
+    known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
+    run = replace(read, provenance=known | dict(read.provenance))
     page = (
-        environment()
+        environment("reports")
         .get_template("explanations.html.j2")
         .render(
             title="Maps of IDH status: methods compared",
             place="/".join(folder.resolve().parts[-2:]),
             headline=_headline(content),
-            warnings=[],
+            badges=badges(trained_on(run)),
+            caveats=caveats(run),
             tiles=_tiles(content),
             figures=_figures(folder, content, scores),
             localisation=localisation_tables(pd.DataFrame(content["scores"])) if content["scores"] else [],
@@ -109,7 +117,7 @@ def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Picture]:
-    drawn: dict[str, tuple[Figure, str]] = {}
+    drawn: dict[str, tuple[Callable[..., Figure], str]] = {}
     columns = {
         score: metric.short for score, metric in LOCALISATION.items() if score in scores and scores[score].notna().any()
     }
@@ -117,28 +125,25 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
     if columns:
         muted = [name for name in scores["method"].unique() if str(name).startswith(BASELINE)]
         drawn["map_scores"] = (
-            figures.score_distributions(scores, columns, chosen=method, muted=muted),
+            partial(figures.score_distributions, scores, columns, chosen=method, muted=muted),
             f"Scores of each study by each method; {method} is coloured, baselines are grey.",
         )
     if content["faithfulness"]:
         curves = {name: found["curves"] for name, found in content["faithfulness"].items()}
         fractions = next(iter(content["faithfulness"].values()))["fractions"]
         drawn["faithfulness"] = (
-            figures.faithfulness_curves(fractions, curves),
+            partial(figures.faithfulness_curves, fractions, curves),
             "Probability of the predicted class while the hottest voxels are replaced, or brought back.",
         )
     if content["cascade"]:
         drawn["cascade"] = (
-            figures.cascade_curves(pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
+            partial(figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
             "Rank correlation with the map of the trained network while the network is randomised.",
         )
-    pictures = {}
-    for name, (figure, words) in drawn.items():
-        path = folder / "figures" / f"{name}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150)
-        pictures[name] = picture(path, words)
-    return pictures
+    shown: dict[str, str] = {}
+    for name, (draw, words) in drawn.items():
+        shown |= save_figure(draw, words, folder / "figures" / f"{name}.png")
+    return inlined(folder, shown)
 
 
 def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:

@@ -8,6 +8,7 @@ Source: Okabe & Ito 2008, Color Universal Design.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from idh_lightning.reports.vocabulary import METRICS, number
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
 WILDTYPE_COLOUR, MUTANT_COLOUR = BLUE, VERMILLION
+
+NARROW = 4.6
+"""Inches: a figure of this width can be read on a telephone."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,16 @@ class Estimate:
         return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"
 
 
-def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max") -> Figure:
+def learning_curves(
+    log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max", narrow: bool = False
+) -> Figure:
     """Return loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
 
     Args:
         log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.
         monitor: Column whose best value is marked (the checkpoint that was kept), or None.
         mode: "max" or "min": which value of `monitor` is best.
+        narrow: For a telephone: one panel under the other.
     """
     logged = {str(name) for name in log.columns if log[name].notna().any()}
     rates = sorted(name for name in logged if name == "lr" or name.startswith("lr-"))[:1]
@@ -77,7 +84,7 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
     ]
     panels = [(title, [key for key in keys if key in logged]) for title, keys in panels]
     panels = [(title, keys) for title, keys in panels if keys]
-    columns = 2 if len(panels) > 1 else 1
+    columns = 2 if len(panels) > 1 and not narrow else 1
     lines = -(-len(panels) // columns)
     figure = _figure(3.9 * columns, 3.1 * max(lines, 1))
     looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
@@ -131,15 +138,24 @@ def learning_curves(log: pd.DataFrame, *, monitor: str | None = None, mode: str 
                     color="#8b3a62",
                 )
         if len(ends) > 1:
-            every = max(1, len(ends) // 5)
+            told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
             top = axes.secondary_xaxis("top")
-            top.set_xticks(ends.to_numpy()[::every], [str(int(epoch)) for epoch in ends.index[::every]])
+            top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
             top.tick_params(labelsize=8, colors=MUTED, length=2)
             top.spines["top"].set_color(RULE)
             top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
         if len(keys) > 1 and place == 0:
             axes.legend(frameon=False)
     return figure
+
+
+def spaced(places: NDArray[np.float64], *, least: float) -> list[int]:
+    """Indices of ascending places that keep a distance from each other, the first and as many more as there is room."""
+    kept: list[int] = []
+    for index, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= least:
+            kept.append(index)
+    return kept
 
 
 def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
@@ -320,6 +336,7 @@ def decision_curve(
     *,
     band: Mapping[str, Any] | None = None,
     prevalence: float | None = None,
+    last: float | None = None,
     title: str = "Decision curve",
 ) -> Figure:
     """Return net benefit over threshold probabilities: the model against age and against treating all or none.
@@ -329,12 +346,25 @@ def decision_curve(
             as references and `model` on top.
         band: `low` and `high`, net benefit at the same thresholds: the 95 % band of the model.
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
+        last: Threshold up to which the curves are drawn, since beyond it single patients make them jump. They end
+            before it where the model falls below the axis: a piece that comes up again further on is chance.
         title: Names the patients.
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
     figure = _figure(5.6, 4.6)
     axes = figure.add_subplot()
+    names = [name for name in curves.columns if name != "threshold"]
+    top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
+    note = "higher is better; net benefit = true calls − weighted false calls, per patient"
+    below = curves.loc[curves["model"] < -0.12 * top, "threshold"] if "model" in curves else curves["threshold"][:0]
+    end = min([last if last is not None else 1.0, *below])
+    kept = (curves["threshold"] <= end).to_numpy()
+    if 1 < kept.sum() < len(kept):
+        why = "the model does harm" if len(below) and end == below.min() else "the model calls too few mutant"
+        note += f"\nnot drawn beyond {end:.0%}, where {why}"
+        curves = curves[kept]
+        band = None if band is None else {end: np.asarray(band[end], dtype=float)[kept] for end in ("low", "high")}
     looks = {
         "treat_none": (MUTED, ":", 1.2),
         "treat_all": (MUTED, "--", 1.2),
@@ -344,16 +374,14 @@ def decision_curve(
     if band is not None:
         axes.fill_between(curves["threshold"], band["low"], band["high"], color=SKY, alpha=0.25, linewidth=0)
     spare = iter([(GREEN, (0, (5, 1)), 1.6), (PURPLE, (0, (3, 1, 1, 1)), 1.6), (VERMILLION, (0, (1, 1)), 1.6)] * 3)
-    names = [name for name in curves.columns if name != "threshold"]
     for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
         colour, style, width = looks.get(name) or next(spare)
         label = {"treat_all": "call everyone mutant", "treat_none": "call no one mutant"}.get(name)
         label = label or name.replace("_", " ")
         axes.plot(curves["threshold"], curves[name], color=colour, linestyle=style, linewidth=width, label=label)
-    top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
     axes.set_ylim(-0.12 * top, 1.12 * top)
     axes.set_xlim(float(curves["threshold"].min()), float(curves["threshold"].max()))
-    _dress(axes, title, "higher is better; net benefit = true calls − weighted false calls, per patient")
+    _dress(axes, title, note)
     axes.set_xlabel("threshold: P(mutant) from which one would act")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("net benefit")
@@ -368,6 +396,7 @@ def forest(
     reference: tuple[str, float] | None = None,
     xlabel: str = METRICS["auroc"].name,
     xlim: tuple[float, float] | None = None,
+    narrow: bool = False,
 ) -> Figure:
     """Return estimates with their intervals, one per line, with n and the numbers written out.
 
@@ -378,13 +407,15 @@ def forest(
         reference: (name, value) of a vertical line, for example the whole test set, or None.
         xlabel: What the values are.
         xlim: Limits of the axis; None takes them from the intervals.
+        narrow: For a telephone: names and numbers stand above the intervals instead of beside them.
     """
-    figure = _figure(7.8, 1.25 + 0.33 * len(rows))
+    figure = _figure(NARROW, 1.5 + 0.46 * len(rows)) if narrow else _figure(7.8, 1.25 + 0.33 * len(rows))
+    title = textwrap.fill(title, 40) if narrow else title
     figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     axes = figure.add_subplot()
     drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
-    for x, heading in ((1.02, "n"), (1.12, "value (95 % interval)")):
+    for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95 % interval)")):
         axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
         if name.startswith("# "):
@@ -394,6 +425,13 @@ def forest(
                 axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
             axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
         colour = MUTED if estimate.value is None else INK
+        if narrow:
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            above = beside | {"fontsize": 9, "parse_math": False, "bbox": paper}
+            count = "" if estimate.n is None else f", n = {estimate.n}"
+            axes.text(0.0, position - 0.36, f"{_shorten(name, 30)}{count}", color=INK, **above)
+            axes.text(1.0, position - 0.36, _shorten(estimate.text, 24), color=colour, ha="right", **above)
+            continue
         axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
         axes.text(1.12, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
     words = xlabel
@@ -402,7 +440,12 @@ def forest(
         words = f"{xlabel} (dashed line: {reference[0]}, {reference[1]:.2f})"
     _dress(axes)
     axes.set_yticks(range(len(rows)), [_shorten(name.removeprefix("# "), 34) for name, _ in rows])
-    for tick, (name, _) in zip(axes.get_yticklabels(), rows, strict=True):
+    if narrow:
+        for position, (name, _) in enumerate(rows):
+            if name.startswith("# "):
+                axes.text(0.0, position, name[2:], fontweight="bold", parse_math=False, **(beside | {"fontsize": 9}))
+        axes.set_yticks([])
+    for tick, (name, _) in zip(axes.get_yticklabels(), rows, strict=False):
         tick.set_parse_math(False)
         if name.startswith("# "):
             tick.set_fontweight("bold")
@@ -475,7 +518,7 @@ METHOD_LOOKS = (
 
 
 def score_distributions(
-    scores: pd.DataFrame, columns: Mapping[str, str], *, chosen: str, muted: Sequence[str] = ()
+    scores: pd.DataFrame, columns: Mapping[str, str], *, chosen: str, muted: Sequence[str] = (), narrow: bool = False
 ) -> Figure:
     """Return each score of each method as points, one per study, with the mean and the middle half.
 
@@ -484,11 +527,12 @@ def score_distributions(
         columns: Column -> title of its panel.
         chosen: Method whose points are coloured.
         muted: Methods that stand for comparison, drawn in grey.
+        narrow: For a telephone.
     """
     methods = list(dict.fromkeys(scores["method"]))
-    across = 3
+    across = 1 if narrow else 3
     down = -(-len(columns) // across)
-    figure = _figure(11.0, down * (0.95 + 0.31 * len(methods)))
+    figure = _figure(NARROW if narrow else 11.0, down * (0.95 + 0.31 * len(methods)))
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     rng = np.random.default_rng(0)
     for place, axis in enumerate(axes.flat):
@@ -516,19 +560,24 @@ def score_distributions(
     return figure
 
 
-def faithfulness_curves(fractions: ArrayLike, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def faithfulness_curves(
+    fractions: ArrayLike, curves: Mapping[str, Mapping[str, Sequence[float]]], *, narrow: bool = False
+) -> Figure:
     """Return the probability of the predicted class while voxels go and come in the order of each method's map.
 
     Args:
         fractions: Share of the brain, 0 to 1.
         curves: Method -> deletion, insertion, random_deletion, random_insertion: mean over studies at each fraction.
+        narrow: For a telephone.
     """
-    figure = _figure(10.4, 4.2)
+    figure = _figure(NARROW, 8.4) if narrow else _figure(10.4, 4.2)
     titles = {
         "deletion": ("Deletion", "hottest voxels replaced first: lower is better"),
         "insertion": ("Insertion", "hottest voxels brought back first: higher is better"),
     }
-    for axes, (name, (title, note)) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+    for axes, (name, (title, note)) in zip(
+        figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True), titles.items(), strict=True
+    ):
         for place, (method, theirs) in enumerate(curves.items()):
             colour, style = METHOD_LOOKS[place % len(METHOD_LOOKS)]
             axes.plot(fractions, theirs[name], color=colour, linestyle=style, linewidth=1.8, label=method)
@@ -539,18 +588,20 @@ def faithfulness_curves(fractions: ArrayLike, curves: Mapping[str, Mapping[str, 
         axes.set_xscale("function", functions=(np.sqrt, np.square))
         axes.set_xlim(0, 1)
     figure.axes[0].set_ylabel("probability of the predicted class")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    place = "outside lower left" if narrow else "outside right upper"
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=place, frameon=False, fontsize=9)
     return figure
 
 
-def cascade_curves(agreement: pd.DataFrame, *, bound: float) -> Figure:
+def cascade_curves(agreement: pd.DataFrame, *, bound: float, narrow: bool = False) -> Figure:
     """Return how alike maps stay while more and more of the network is randomised.
 
     Args:
         agreement: `method`, `module` (in the order in which they are randomised) and `spearman` (mean over studies).
         bound: Below which a map must be in the end.
+        narrow: For a telephone.
     """
-    figure = _figure(10.4, 3.9)
+    figure = _figure(NARROW, 5.2) if narrow else _figure(10.4, 3.9)
     axes = figure.add_subplot()
     modules = list(dict.fromkeys(agreement["module"]))
     for place, (method, theirs) in enumerate(agreement.groupby("method", sort=False)):
@@ -563,7 +614,7 @@ def cascade_curves(agreement: pd.DataFrame, *, bound: float) -> Figure:
     axes.set_xticks(range(len(modules) + 1), ["as trained", *modules], rotation=35, ha="right")
     _dress(axes, "Maps of a network that forgets", "each module is randomised on top of those to its left")
     axes.set_ylabel("rank correlation with the map")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left" if narrow else "outside right upper", frameon=False, fontsize=9)
     return figure
 
 

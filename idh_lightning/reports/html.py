@@ -10,22 +10,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from idh_lightning.cohort import SEQUENCES
-from idh_lightning.errors import EvaluationError
+from idh_lightning.cohort.checks import counted
 from idh_lightning.evaluation import Folds
 from idh_lightning.explain.summary import summarised
 from idh_lightning.files import write_text
+from idh_lightning.pages import badges, environment
+from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cells import Table, cell, count, signed
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.external import external_section
 from idh_lightning.reports.folds import fold_tables
 from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.panels import CROSS
-from idh_lightning.reports.run import PARTS, Run, as_estimate, exclusion_reasons, read_run, save_figures
+from idh_lightning.reports.run import (
+    PARTS,
+    Run,
+    as_estimate,
+    cohort_parts,
+    exclusion_reasons,
+    read_run,
+    save_figures,
+)
 from idh_lightning.reports.turning import save_gif, turning_frames, turning_view
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
 from idh_lightning.reports.vocabulary import (
@@ -139,19 +148,21 @@ def write_report(run_folder: Path) -> Path:
     gallery = _gallery(run)
     telling = _telling(run, gallery)
     page = (
-        environment()
+        environment("reports")
         .get_template("report.html.j2")
         .render(
             title=_title(run),
             place="/".join(run.folder.resolve().parts[-2:]),
-            warnings=_warnings(run),
+            badges=badges(trained_on(run)),
+            caveats=caveats(run),
             headline=_headline(run),
             tiles=_tiles(run),
-            figures=inlined(run, drawn),
+            figures=inlined(run.folder, drawn),
             protocol=_protocol(run),
             external=external_section(run),
             folds=fold_tables(run),
             learns=run.node("external") is None and run.node("runs") is None,
+            flow=_flow(run),
             cohort=_cohort_table(run),
             exclusions=_exclusions(run),
             metrics=_metrics_table(
@@ -187,20 +198,9 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def environment() -> Environment:
-    """Return what renders the templates; everything that comes from a table is escaped."""
-    return Environment(
-        loader=PackageLoader("idh_lightning.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def inlined(run: Run, drawn: Mapping[str, str]) -> dict[str, Picture]:
-    """Return the figures of a run, file name -> words, as pictures by name."""
-    return {name.removesuffix(".png"): picture(run.folder / "figures" / name, words) for name, words in drawn.items()}
+def inlined(folder: Path, drawn: Mapping[str, str]) -> dict[str, Picture]:
+    """Return the figures of a run folder, file name -> words, as pictures by name."""
+    return {name.removesuffix(".png"): picture(folder / "figures" / name, words) for name, words in drawn.items()}
 
 
 def _title(run: Run) -> str:
@@ -258,42 +258,6 @@ def _headline(run: Run) -> list[str]:
     return sentences
 
 
-def synthetic(run: Run) -> list[str]:
-    """Return what a reader must know where the patients are synthetic."""
-    found = []
-    cohort = str(run.provenance.get("cohort", ""))
-    control = run.config.get("control", "natural")
-    if "phantom" in cohort:
-        found.append(
-            "These patients are synthetic. The numbers say whether the machinery works, not how well MRI shows IDH "
-            "status in people."
-        )
-        if control != "natural":
-            words = {
-                "trivial": "one certain sign was drawn into every mutant, so the AUC must be about 1",
-                "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
-            }
-            found.append(f"Control run: {words.get(str(control), 'labels were shuffled, so the AUC must hold 0.5')}.")
-    return found
-
-
-def _warnings(run: Run) -> list[str]:
-    """Return what a reader must know before believing a number."""
-    found = synthetic(run)
-    auroc = run.auroc
-    if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
-        found.append("The interval holds 0.5: on these patients the model cannot be told from guessing.")
-    people = run.patients("test")
-    if len(people):
-        mutant, wildtype = int(people["label"].sum()), int((people["label"] == 0).sum())
-        if min(mutant, wildtype) < 10:
-            rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
-            found.append(f"Only {rarer} test patients: every interval below is wide for that reason.")
-    for folder in run.node("runs", "left_out") or []:
-        found.append(f"{folder} came to no predictions and is not among the folds.")
-    return found
-
-
 def _protocol(run: Run) -> str:
     """Return when test patients were looked at, and by what."""
     if run.node("external") is not None:
@@ -339,6 +303,26 @@ def _metrics_table(run: Run, metrics: Mapping[str, Metric], caption: str, *, raw
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
     return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
+
+
+def _flow(run: Run) -> dict[str, list[tuple[str, ...]]] | None:
+    """Boxes of the flow of patients, step -> lines of each box, as in the cohort report."""
+    parts = cohort_parts(run)
+    if not parts:
+        return None
+    reasons = exclusion_reasons(run)
+    studies, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
+    boxes = {"read": [(f"{counted(studies + sum(reasons.values()), 'study', 'studies')} found",)]}
+    if reasons:
+        lines = (f"{n} × {reason}" for reason, n in reasons.items())
+        boxes["excluded"] = [(f"{sum(reasons.values())} left out", *lines)]
+    used = f"{counted(studies, 'study', 'studies')} of {counted(patients, 'patient')}"
+    boxes["used"] = [(used, f"{mutant} mutant ({mutant / patients:.0%})")]
+    boxes["split"] = [
+        (name, f"{counted(people, 'patient')}, {counted(n, 'study', 'studies')}", f"{m} mutant, {people - m} wildtype")
+        for name, (n, people, m) in parts.items()
+    ]
+    return boxes
 
 
 def _cohort_table(run: Run) -> Table | None:

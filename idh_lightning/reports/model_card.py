@@ -9,6 +9,8 @@ import pandas as pd
 
 from idh_lightning.explain.scores import BASELINE
 from idh_lightning.files import write_text
+from idh_lightning.pages import badges
+from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.run import PARTS, Run, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS, number
 
@@ -36,8 +38,10 @@ def _lines(run: Run) -> Iterator[str]:
     cohort = str(run.provenance.get("cohort", "unknown"))
     sequences = ", ".join(run.provenance.get("sequences", [])) or "unknown"
     yield f"# IDH status of gliomas from MRI, trained on {cohort}"
-    yield from ("", "Predicts P(IDH mutant) of a glioma from MRI. Research software, **not for clinical use**.", "")
-    yield from ("## What it is", "")
+    yield from ("", "Predicts P(IDH mutant) of a glioma from MRI. Research software.", "")
+    yield from (" · ".join(f"**{badge}**" for badge in badges(trained_on(run))), "")
+    yield from (f"- {sentence}" for sentence in caveats(run))
+    yield from ("", "## What it is", "")
     yield f"- Input: {sequences}, one study, as NIfTI or DICOM; preprocessing is in the checkpoint."
     yield "- Output: calibrated probability with an interval, a call at the stored threshold, a conformal set, a map."
     backbone, cut = _value(run.config, "model", "backbone"), _value(run.config, "model", "trainable_from")
@@ -77,8 +81,6 @@ def _lines(run: Run) -> Iterator[str]:
     yield "- The intervals above cover chance among test patients, not a change of cohort."
     yield "- Maps show what moved the output, not where the tumour is; their scores stand above."
     yield "- Left and right cannot be verified from the images; the headers are believed."
-    if "phantom" in cohort:
-        yield "- The patients are synthetic: the numbers say nothing of how well MRI shows IDH status."
     yield from ("", "## Licence", "")
     yield "- Code: Apache-2.0."
     unknown = "The terms of the images decide what these weights may be used for; this run does not know them."

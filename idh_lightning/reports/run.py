@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, in_words
 
 PARTS = ("train", "validation", "test")
+
+FEWEST_CALLED = 5
+"""The decision curve ends where fewer patients are called mutant: there each one of them makes it jump."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,19 +165,39 @@ def save_figures(run: Run) -> dict[str, str]:
         path = run.folder / "figures" / f"{name}.png"
         if drawn is None:
             # What an earlier evaluation drew must not stand beside the numbers of this one.
-            path.unlink(missing_ok=True)
+            for old in (path, path.parent / "narrow" / path.name):
+                old.unlink(missing_ok=True)
             continue
         figure, words = drawn
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150)
-        shown[path.name] = words
+        shown |= save_figure(figure, words, path)
     return shown
 
 
-Drawn = tuple[Figure, str] | None
+def save_figure(figure: Figure | Callable[..., Figure], words: str, path: Path) -> dict[str, str]:
+    """Write a figure, and one for narrow screens where it is given as what draws both; return file name -> words."""
+    drawn = {path.name: figure} if isinstance(figure, Figure) else {path.name: figure()}
+    if not isinstance(figure, Figure):
+        drawn[f"narrow/{path.name}"] = figure(narrow=True)
+    for name, one in drawn.items():
+        with replacing(path.parent / name) as temporary:
+            one.savefig(temporary, dpi=150)
+    return dict.fromkeys(drawn, words)
+
+
+Drawn = tuple[Figure | Callable[..., Figure], str] | None
 
 
 def _cohort_flow(run: Run) -> Drawn:
+    parts = cohort_parts(run)
+    if parts is None:
+        return None
+    excluded = exclusion_reasons(run)
+    words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
+    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+
+
+def cohort_parts(run: Run) -> dict[str, tuple[int, int, int]] | None:
+    """Studies, patients and mutant patients of each split, or None where the run has no table of its cohort."""
     if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
         return None
     parts = {}
@@ -183,9 +206,7 @@ def _cohort_flow(run: Run) -> Drawn:
         people = rows.drop_duplicates("patient_id")
         if len(rows):
             parts[split] = (len(rows), len(people), int((people["label"].astype(int) == 1).sum()))
-    excluded = exclusion_reasons(run)
-    words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
-    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+    return parts
 
 
 def _learning_curves(run: Run) -> Drawn:
@@ -196,7 +217,7 @@ def _learning_curves(run: Run) -> Drawn:
     metric, mode = str(monitor.get("metric", "val/loss")), str(monitor.get("mode", "max"))
     epochs = int(run.log["epoch"].max()) + 1
     words = f"Learning curves over {epochs} epochs: loss, accuracy and ROC-AUC of studies, learning rate."
-    return figures.learning_curves(run.log, monitor=metric, mode=mode), words
+    return partial(figures.learning_curves, run.log, monitor=metric, mode=mode), words
 
 
 def _confusion_matrix(run: Run) -> Drawn:
@@ -275,11 +296,13 @@ def _decision_curve(run: Run) -> Drawn:
         pd.DataFrame(benefit).rename(columns={"thresholds": "threshold"}),
         band=curves.get("band"),
         prevalence=people["label"].mean() if len(people) else None,
+        last=people["probability"].nlargest(FEWEST_CALLED).min() if len(people) else None,
         title="Decision curve, test patients",
     )
     return (
         figure,
-        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities.",
+        "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities, up to "
+        f"the one from which {FEWEST_CALLED} patients are called mutant.",
     )
 
 
@@ -303,9 +326,8 @@ def _subgroups(run: Run) -> Drawn:
     whole = run.auroc
     reference = ("all test patients", whole.value) if whole is not None and whole.value is not None else None
     words = "; ".join(f"{name}: {estimate.text}" for name, estimate in rows if not name.startswith("# "))
-    return figures.forest(
-        rows, title="ROC-AUC in groups of test patients", reference=reference
-    ), f"Forest plot. {words}."
+    draw = partial(figures.forest, rows, title="ROC-AUC in groups of test patients", reference=reference)
+    return draw, f"Forest plot. {words}."
 
 
 def _shift(run: Run) -> Drawn:
@@ -319,7 +341,8 @@ def _shift(run: Run) -> Drawn:
         return None
     ends = [x for _, e in rows for x in (e.low, e.high, e.value) if x is not None] or [0.0]
     reach = max(1.0, *(abs(x) for x in ends)) * 1.05
-    figure = figures.forest(
+    figure = partial(
+        figures.forest,
         rows,
         title="How these patients differ from the training patients",
         reference=("no difference", 0.0),
@@ -339,7 +362,8 @@ def _runs(run: Run) -> Drawn:
         if (estimate := as_estimate(found.get("auroc"))) is not None
     ]
     words = "; ".join(f"{name}: ROC-AUC {estimate.text}" for name, estimate in rows)
-    return figures.forest(rows, title="The runs on the same test patients", reference=("guessing", 0.5)), f"{words}."
+    draw = partial(figures.forest, rows, title="The runs on the same test patients", reference=("guessing", 0.5))
+    return draw, f"{words}."
 
 
 def _baselines(run: Run) -> Drawn:
@@ -349,8 +373,11 @@ def _baselines(run: Run) -> Drawn:
     known = [(name, estimate) for name, estimate in rows if estimate is not None]
     if len(known) < 2:
         return None
-    figure = figures.forest(
-        known, title="The model, its parts, and what is known without a network", reference=("guessing", 0.5)
+    figure = partial(
+        figures.forest,
+        known,
+        title="The model, its parts, and what is known without a network",
+        reference=("guessing", 0.5),
     )
     return figure, "; ".join(f"{name}: ROC-AUC {estimate.text}" for name, estimate in known) + "."
 
