@@ -496,7 +496,7 @@ def test_columns_go_by_the_names_that_are_usual_and_it_is_said(tmp_path: Path, n
     assert cohort.studies[0].age_years == 50
     for role, name in names.items():
         assert f"{role} from {name!r}" in cohort.notes[0]
-    assert "never given to the network: 'grade'" in cohort.notes[0]
+    assert "no column for T2, mask; carried along, never given to the network: 'grade'" in cohort.notes[0]
 
 
 def test_a_table_that_names_patients_only_has_one_study_of_each(tmp_path: Path) -> None:
