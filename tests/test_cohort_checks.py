@@ -208,9 +208,9 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
         settle(copy.reader().read(), on_error="raise")
     lines = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
     assert len(lines) == 2
-    assert "5 studies (UCSF-PDGM-0001, UCSF-PDGM-0002, UCSF-PDGM-0003 and 2 more): IDH is 'IDH pos.'" in lines[1]
-    assert "'cohort.vocabulary={IDH pos.: wildtype}' or 'cohort.vocabulary={IDH pos.: mutant}'" in lines[1]
-    assert "'cohort.vocabulary={0: wildtype, 1: mutant}'" in lines[0]
+    assert "5 studies (UCSF-PDGM-0001, UCSF-PDGM-0002, UCSF-PDGM-0003 and 2 more): IDH is 'IDH pos.'" in lines[0]
+    assert "'cohort.vocabulary={IDH pos.: wildtype}' or 'cohort.vocabulary={IDH pos.: mutant}'" in lines[0]
+    assert "'cohort.vocabulary={0: wildtype, 1: mutant}'" in lines[1]
     assert "cohort.on_error=exclude, or 'cohort.exclude=[UCSF-PDGM-0001," in str(raised.value)
 
 
@@ -307,11 +307,11 @@ def test_the_exclusions_table_says_who_and_why(copy: UCSFCopy) -> None:
 
 
 def test_the_table_of_faults_shows_every_fault_and_cuts_long_lists_with_a_count(copy: UCSFCopy) -> None:
-    copy.table["IDH"] = "[red]pending"
+    copy.table["IDH"] = [f"[red]pending {number}" for number in range(len(copy.table))]
     screen = io.StringIO()
     Console(file=screen, width=300).print(faults_table(copy.reader().read(), rows_per_check=4))
     text = screen.getvalue()
-    assert text.count("'[red]pending'") == 4
+    assert text.count("'[red]pending ") == 4
     assert "... and 9 more" in text
 
 

@@ -67,10 +67,10 @@ def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["r
     errors = open_errors(everything)
     blocking = [f for f in errors if on_error == "raise" or f.study_id is None]
     if blocking:
-        raise CohortError(_list_of(cohort.name, blocking))
+        raise CohortError(_list_of(everything, blocking))
     left = everything.without(refused(everything))
     if not left.studies:
-        details = f"\n{_list_of(cohort.name, errors)}" if errors else ""
+        details = f"\n{_list_of(everything, errors)}" if errors else ""
         raise CohortError(
             f"cohort {cohort.name}: no study is left, {len(left.exclusions)} are excluded; "
             f"expected some of each label. Correct the table, the folder or cohort.exclude.{details}"
@@ -155,16 +155,15 @@ def exclusions_table(cohort: Cohort) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["study_id", "patient_id", "reason"])
 
 
-def _list_of(name: str, errors: Sequence[Fault]) -> str:
+def _list_of(cohort: Cohort, errors: Sequence[Fault]) -> str:
     """Return one message about all errors, those that say the same of several studies said once."""
-    studies = sorted(
-        {fault.study_id for fault in errors if fault.study_id is not None and names_a_file(fault.study_id)}
-    )
-    out = f", or {to_paste('cohort.exclude', studies)}" if len(studies) <= 30 else ""
-    lines = [
-        f"cohort {name}: {counted(len(errors), 'error')}. Correct them"
-        + (f", or leave these studies out: cohort.on_error=exclude{out}" if studies else ".")
-    ]
+    faulty = {fault.study_id for fault in errors if fault.study_id is not None}
+    named = sorted(filter(names_a_file, faulty))
+    ways = ""
+    if faulty and len({study.label for study in cohort.studies if study.study_id not in faulty}) > 1:
+        by_name = f", or {to_paste('cohort.exclude', named)}" if len(named) == len(faulty) <= 30 else ""
+        ways = f", or leave these studies out: cohort.on_error=exclude{by_name}"
+    lines = [f"cohort {cohort.name}: {counted(len(errors), 'error')}. Correct them{ways or '.'}"]
     for (_, check), found in by_check(errors).items():
         lines += [f"{_words(check)} ({len(found)}):"]
         lines += [f"  - {replace(group[0], where=place_of(group))}" for group in by_message(found)]

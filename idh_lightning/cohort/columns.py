@@ -109,11 +109,13 @@ def unused_images(table: pd.DataFrame, found: Mapping[str, str], path: Path) -> 
             )  # fmt: skip
 
 
-def describe_columns(header: Iterable[str], found: Mapping[str, str]) -> str:
-    """Return in words which column is used for what, and which are not used."""
+def describe_columns(header: Iterable[str], found: Mapping[str, str], wanted: Iterable[str]) -> str:
+    """Return in words which column is used for what, which are not used, and which of the wanted roles have none."""
     used = ", ".join(role if role == name else f"{role} from {name!r}" for role, name in found.items())
     rest = [name for name in header if name not in found.values()]
     carried = ", ".join(map(repr, rest[:20])) + (f" and {len(rest) - 20} more" if len(rest) > 20 else "")
+    lacking = ", ".join(role for role in wanted if role in _OF_FILES and role not in found)
+    used += f"; no column for {lacking}" if lacking else ""
     return f"used {used}; carried along, never given to the network: {carried or 'none'}"
 
 

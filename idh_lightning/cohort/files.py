@@ -116,7 +116,7 @@ def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
         return None, f"no {what}"
     path = candidates[0]
     if _is(path, "dir"):
-        return None, f"{what} is the folder {str(path)[-200:]!r}; expected a file, or one image in it"
+        return None, f"{what} is {str(path)[-200:]!r}, which is not there as a file but as a folder"
     if not _is(path, "file"):
         return None, f"{what} is {str(path)[-200:]!r}, which is not there"
     return (path, "") if path.name.endswith(NIFTI) else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")

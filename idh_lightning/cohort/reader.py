@@ -151,7 +151,7 @@ class Reader(ABC):
         self._notes.append(
             f"{path.name}: {counted(len(table), 'row')} of "
             f"{counted(table[self.column('study_id')].nunique(), 'study', 'studies')}, {table.attrs['read_as']}; "
-            f"{describe_columns(table.columns, self._matched)}."
+            f"{describe_columns(table.columns, self._matched, wanted)}."
         )
         return table
 

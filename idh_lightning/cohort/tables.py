@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import io
 import re
@@ -73,8 +72,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def _separated(path: Path) -> tuple[pd.DataFrame, str]:
     """Return the cells of a text table, its header among them, and in words how they were told apart."""
     text = path.read_text(encoding="utf-8-sig")
-    if stated := re.match(r"sep=(.)\r?\n", text):  # what Excel writes and reads
-        text = "\n" + text[stated.end() :]
+    if stated := re.match(r"sep=(.)\r?\n", text):  # for Excel, which does not show this line
+        text = text[stated.end() :]
     line = next((line for line in text.splitlines() if line.strip()), "")
     unquoted = re.sub(r'"[^"]*"', "", line)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -82,10 +81,8 @@ def _separated(path: Path) -> tuple[pd.DataFrame, str]:
     # Without header=None pandas renames the second of two equal columns instead of complaining.
     cells = pd.read_csv(
         io.StringIO(text), sep=separator, header=None, dtype=str, na_filter=False, skip_blank_lines=False,
-        low_memory=False, quoting=csv.QUOTE_MINIMAL,
+        low_memory=False,
     ).map(_text)  # fmt: skip
-    if stated:
-        cells = cells.iloc[1:]
     read_as = f"separated by {_SEPARATORS.get(separator, repr(separator))}"
     if separator == "," or cells.empty:
         return cells, read_as
