@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError
@@ -37,6 +40,33 @@ MAY_DIFFER: tuple[str, ...] = (
 
 
 _SET_ANEW = ("hydra.mode=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+
+
+class WritableFolder(Callback):
+    """Ends the program where its run folder cannot be written, before Hydra makes it and ends in a traceback."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Try the folder of a run."""
+        HydraConfig.instance().set_config(config)  # its name holds the choice of the cohort
+        _require_writable(Path(config.hydra.run.dir), "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Try the folder of a sweep."""
+        _require_writable(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+
+
+def _require_writable(folder: Path, key: str) -> None:
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        # Hydra makes a warning of an exception in a callback; SystemExit is none.
+        sys.stderr.write(
+            f"\nStorageError: {there}: cannot be written ({error.strerror}), so {folder} cannot be made; expected a "
+            f"folder that this user may write. Start in a folder of your own, or add {key}=FOLDER.\n"
+        )
+        sys.exit(2)
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:

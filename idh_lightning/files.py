@@ -17,6 +17,9 @@ from idh_lightning.errors import UNWRITABLE
 
 _log = logging.getLogger(__name__)
 
+PATIENCE_S = 5.0
+"""Before whoever waits for a lock is told so."""
+
 UNFINISHED = ".writing-"
 """How the names of files begin that are being written, or were when their process was killed."""
 
@@ -93,7 +96,7 @@ def locked(path: Path, *, needed: bool = False) -> Iterator[str]:
 def _acquire(lock: BaseFileLock) -> None:
     """Wait for a lock; whoever waits for more than seconds is told for what."""
     try:
-        lock.acquire(timeout=5)
+        lock.acquire(timeout=PATIENCE_S)
     except Timeout:
         remedy = " If no run is there, delete the file." if isinstance(lock, SoftFileLock) else ""
         _log.info("Waiting for another run, which holds %s.%s", lock.lock_file, remedy)

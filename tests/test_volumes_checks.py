@@ -7,6 +7,7 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.ndimage
 from tiny_studies import (
     RADII_MM,
     in_brain,
@@ -22,7 +23,7 @@ from tiny_studies import (
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.errors import VolumeError
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore
-from idh_lightning.volumes.checks import check_repeats_between
+from idh_lightning.volumes.checks import check_repeats_between, has_wrapped
 from idh_lightning.volumes.reading import read_header, read_voxels
 
 
@@ -200,6 +201,110 @@ def test_a_constant_image(study):
     assert "every voxel is 7" in only(study, "constant_image", "error", study.files["T1c"]).found
 
 
+# Numbers that did not fit --------------------------------------------------------------------------------------------
+
+
+def brightest_wrapped(voxels):
+    """Stretch an image so that its brightest voxels do not fit 16 bits, and let them go round."""
+    bright = voxels * (32768 / np.percentile(voxels[voxels > 0], 98))
+    return bright.astype(np.int64).astype(np.int16)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_bright_voxels_that_went_round_to_negative_numbers_are_refused(study, name, dtype):
+    changed(study.files[name], brightest_wrapped, dtype=dtype)
+    assert "negative" in only(study, "wrapped_voxels", "error", study.files[name]).found
+
+
+def test_bright_scalp_that_went_round_is_refused(tmp_path):
+    size = (50, 58, 44)
+    study = write_study(tmp_path, affine=ras_affine(size=size), size=size, skull=True)
+    changed(study.files["T1"], lambda voxels: (voxels * 50).astype(np.int64).astype(np.int16))
+    assert "wrapped_voxels" in {fault.check for fault in faults_of(study)}
+
+
+SOUND_NEGATIVES = {
+    "z-scores": lambda v: np.where(v > 0, (v - v[v > 0].mean()) / v[v > 0].std(), 0),
+    "z-scores above their background": lambda v: np.where(v > 0, (v - v[v > 0].mean()) / v[v > 0].std(), -9),
+    "z-scores stretched over 16 bits": lambda v: np.where(v > 0, (v - 340) * 80.0, 0).clip(-32768, 32767).round(),
+    "air of -1000": lambda v: np.where(v > 0, v / 8.0, -1000),
+    "padding of -32768 at the corners": lambda v: np.where(np.indices(v.shape).sum(0) < 9, -32768, v),
+    "ringing": lambda v: scipy.ndimage.shift(v.astype(np.float32), 0.4, order=3),
+    "ringing of a fifth": lambda v: v + 0.2 * scipy.ndimage.laplace(v.astype(np.float32)).clip(-v.max(), 0),
+    "one dark voxel": lambda v: np.where(np.arange(v.size).reshape(v.shape) == 38000, -300, v),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND_NEGATIVES)
+def test_negative_numbers_that_belong_there_are_not_taken_for_wrapped_ones(study, kind):
+    for path in study.files.values():
+        voxels = SOUND_NEGATIVES[kind](np.asarray(nib.load(path).dataobj))
+        assert not has_wrapped(np.asarray(voxels, dtype=np.float32).T), path.name
+
+
+# A background that is not one number ---------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+RESIDUES = {
+    "of 1e-3": lambda v: np.where(v > 0, v, 1e-3 * RANDOM.random(v.shape)),
+    "on both sides of 0": lambda v: v + RANDOM.normal(0, 1e-3 * v.max(), v.shape),
+    "about -1": lambda v: v - 1 + RANDOM.normal(0, 1e-3, v.shape),
+    "none, all is 0.5 higher": lambda v: v + 0.5,
+    "none, all is 1e-3 higher": lambda v: v + 1e-3,
+    "of z-scores": lambda v: SOUND_NEGATIVES["z-scores"](v) + RANDOM.normal(0, 1e-3, v.shape),
+    "of z-scores above it": lambda v: (
+        SOUND_NEGATIVES["z-scores above their background"](v) + RANDOM.random(v.shape) / 1e3
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RESIDUES)
+def test_a_residue_where_a_stripped_image_should_be_zero_is_no_skull(study, kind):
+    before = Preprocessing(32)(study)
+    for path in study.files.values():
+        changed(path, lambda voxels: RESIDUES[kind](voxels), dtype=np.float64)
+    after = Preprocessing(32)(study)
+    assert after.faults == ()
+    assert dice(after.brain, before.brain) > 0.99
+    assert np.abs(after.image - before.image)[:, (after.brain & before.brain) > 0].mean() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_what_splines_swing_beside_the_brain_is_no_brain(study, dtype):
+    affine, size = ras_affine(spacing=(2.0, 2.0, 2.0), size=(80, 96, 76)), (80, 96, 76)
+    for path in (*study.files.values(), study.mask):
+        order, kept = (0, np.uint8) if path == study.mask else (3, dtype)
+        changed(path, lambda v: scipy.ndimage.zoom(v.astype(np.float32), 2, order=order), affine, kept)  # noqa: B023
+    volume = Preprocessing(32)(study)
+    assert volume.faults == ()
+    truth = 4 / 3 * np.pi * np.prod(RADII_MM)
+    assert volume.brain.sum() * (200 / 32) ** 3 == pytest.approx(truth, rel=0.08)
+    assert in_brain(points_mm(affine, size)).any()
+
+
+def dice(one, other):
+    return 2 * ((one > 0) & (other > 0)).sum() / ((one > 0).sum() + (other > 0).sum())
+
+
+# Parts that were lost ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blank", "severity"), [(slice(26, None), "error"), (slice(19, 22), "error"), (slice(32, None), "warning")]
+)
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_sequence_of_which_a_part_is_blank_is_found_where_a_cohort_is_prepared(study, name, blank, severity):
+    def without(voxels):
+        voxels[:, :, blank] = 0
+        return voxels
+
+    changed(study.files[name], without)
+    lost = [fault for fault in faults_of(study) if fault.check == "lost_part"]
+    assert [fault.severity for fault in lost] == [severity]
+    assert lost[0].found.startswith(f"{name} shows nothing in ")
+
+
 def test_an_empty_mask(study):
     changed(study.mask, np.zeros_like, dtype=np.uint8)
     only(study, "empty_mask", "error", study.mask)
@@ -213,6 +318,67 @@ def test_a_mask_without_background(study):
 def test_a_mask_of_probabilities(study):
     changed(study.mask, lambda voxels: voxels * 0.7, dtype=np.float32)
     only(study, "mask_not_labels", "error", study.mask)
+
+
+@pytest.mark.parametrize("factor", [1.0000153, 0.99999])
+def test_labels_that_were_saved_again_as_nearly_whole_numbers_are_the_same_mask(study, factor):
+    changed(study.mask, lambda voxels: voxels * 4, dtype=np.uint8)
+    before = Preprocessing(24)(study)
+    changed(study.mask, lambda voxels: voxels * factor + np.where(voxels == 0, 1e-5, 0), dtype=np.float32)
+    after = Preprocessing(24)(study)
+    assert after.faults == ()
+    assert np.array_equal(after.mask, before.mask)
+
+
+@pytest.mark.parametrize("factor", [0.3, 100.3, 1 / 255])
+def test_probabilities_are_refused_whatever_their_unit(study, factor):
+    changed(study.mask, lambda voxels: voxels * factor, dtype=np.float32)
+    only(study, "mask_not_labels", "error", study.mask)
+
+
+def test_a_probability_in_256_steps_is_no_mask(study):
+    steps = np.random.default_rng(0).integers(1, 255, (40, 48, 38))
+    changed(study.mask, lambda voxels: voxels * steps, dtype=np.uint8)
+    assert "different values" in only(study, "mask_not_labels", "error", study.mask).found
+
+
+@pytest.mark.parametrize(
+    ("change", "voxels_below"),
+    [
+        (lambda tumour, brain: np.where(tumour, 1, -1), "-1 stands in 99"),
+        (lambda tumour, brain: np.where(tumour, 4, np.where(brain, 0, -1)), "-1 stands in"),
+        (lambda tumour, brain: np.where(tumour, 0, -1), "-1 stands in 99"),
+        (lambda tumour, brain: np.where(tumour, -1, 0), "-1 stands in 0"),
+    ],
+    ids=["-1 and 1", "-1 beside the head, 0 in it", "-1 and 0", "the tumour is -1"],
+)
+def test_a_mask_with_negative_numbers_is_read_and_what_they_are_taken_for_is_said(study, change, voxels_below):
+    before = Preprocessing(24)(study).mask
+    points = points_mm(ras_affine(), (40, 48, 38))
+    changed(study.mask, lambda voxels: change(voxels > 0, in_brain(points)), dtype=np.int16)
+    assert voxels_below in only(study, "negative_labels", "warning", study.mask).found
+    assert np.array_equal(Preprocessing(24)(study).mask, before)
+
+
+def test_a_mask_that_is_inverted_is_called_full(study):
+    changed(study.mask, lambda voxels: 1 - voxels, dtype=np.uint8)
+    assert "99" in only(study, "full_mask", "error", study.mask).found
+
+
+@pytest.mark.parametrize("tissues", [3, 1], ids=["a segmentation of three tissues", "a brain mask"])
+def test_a_mask_that_covers_the_brain_is_not_taken_for_a_tumour(study, tissues):
+    brain = in_brain(points_mm(ras_affine(), (40, 48, 38)))
+    labels = 1 + np.random.default_rng(0).integers(0, tissues, brain.shape)
+    changed(study.mask, lambda voxels: brain * labels, dtype=np.uint8)
+    fault = only(study, "mask_of_the_brain", "error", study.mask)
+    assert "100% of the brain" in fault.found
+    assert "1 100%" in fault.found if tissues == 1 else "1 33%, 2 33%, 3 33%" in fault.found
+
+
+def test_a_tumour_that_fills_a_third_of_the_brain_is_one(study):
+    points = points_mm(ras_affine(), (40, 48, 38))
+    changed(study.mask, lambda voxels: in_brain(points) & (points[..., 0] < -12), dtype=np.uint8)
+    assert not {fault.check for fault in faults_of(study)} & {"mask_of_the_brain", "misaligned_mask"}
 
 
 def test_a_mask_of_several_labels_is_a_mask(study):

@@ -269,6 +269,8 @@ class VolumeStore:
         if place.exists():
             try:
                 entry = _verified_entry(place)
+            except _OutdatedError:
+                pass
             except _DamageError as damage:
                 notes.append(f"{place}, study {study.study_id}: {damage}; it is made anew")
         if entry is None:
@@ -354,6 +356,10 @@ class _DamageError(Exception):
     """An entry is not as it was written, or not there."""
 
 
+class _OutdatedError(_DamageError):
+    """An entry is whole, and less is known of its images than this version would say."""
+
+
 def _files_of(study: Study, sequences: Sequence[str]) -> dict[str, Path]:
     files = {name: study.files[name] for name in sequences if name in study.files}
     return files if study.mask is None else files | {"mask": study.mask}
@@ -380,7 +386,7 @@ def _read_entry(folder: Path) -> dict[str, Any]:
         if entry["format"] != FORMAT or entry["key"] != folder.name:
             raise _DamageError(f"{_ENTRY} is of another entry")
         if entry.get("checks") != CHECKS:
-            raise _DamageError("its images were checked by another version")
+            raise _OutdatedError("its images were checked by another version")
         for name, array in entry["arrays"].items():
             size = (folder / f"{name}.npy").stat().st_size
             if size != array["bytes"]:
