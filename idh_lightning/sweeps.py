@@ -19,6 +19,7 @@ from sklearn.ensemble import RandomForestRegressor
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.files import replacing, write_text
 from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
+from idh_lightning.reports.vocabulary import number
 from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
@@ -190,9 +191,9 @@ def _print(console: Console, table: pd.DataFrame, title: str) -> None:
         cells = []
         for name in plain:
             value = row[name]
-            cell = f"{value:.3f}" if isinstance(value, float) and np.isfinite(value) else str(value)
+            cell = number(value) if isinstance(value, float) and np.isfinite(value) else str(value)
             if f"{name}_low" in row and np.isfinite(row[f"{name}_low"]):
-                cell += f" ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
+                cell += f" ({number(row[f'{name}_low'])} to {number(row[f'{name}_high'])})"
             cells.append("-" if cell in ("nan", "None") else cell)
         shown.add_row(*cells)
     console.print(shown)

@@ -202,7 +202,7 @@ def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: 
         for step in range(epoch * 5, epoch * 5 + 5):
             logger.log_metrics({"lr": 0.1 * step, "epoch": epoch}, step=step)
             logger.log_metrics({"train/loss_step": 1.0 / (step + 1), "epoch": epoch}, step=step)
-        values = {"loss": 0.5 - 0.1 * epoch, "accuracy": 0.6, "auroc": [0.6, 0.9, 0.7, 0.8][epoch]}
+        values = {"loss": 0.5 - 0.1 * epoch, "study_accuracy": 0.6, "study_auroc": [0.6, 0.9, 0.7, 0.8][epoch]}
         logger.log_metrics({**{f"val/{k}": v for k, v in values.items()}, "epoch": epoch}, step=epoch * 5 + 4)
         logger.log_metrics(
             {f"train/{'loss_epoch' if k == 'loss' else k}": v for k, v in values.items()} | {"epoch": epoch},
@@ -211,7 +211,7 @@ def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: 
     logger.save()
     figure = figures.learning_curves(pd.read_csv(tmp_path / "metrics.csv"), monitor="val/study_auroc", mode="max")
     titles = [next(text.get_text() for text in axes.texts) for axes in figure.axes]
-    assert titles == ["Loss", "Accuracy", "AUROC", "Learning rate"]
+    assert titles == ["Loss", "Accuracy of studies at 0.5", "ROC-AUC of studies", "Learning rate"]
     np.testing.assert_allclose(line(figure, "validation", 2).get_xdata(), [4, 9, 14, 19])
     np.testing.assert_allclose(line(figure, "validation", 2).get_ydata(), [0.6, 0.9, 0.7, 0.8])
     np.testing.assert_allclose(line(figure, "training, batch").get_xdata(), np.arange(20))

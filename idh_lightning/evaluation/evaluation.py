@@ -300,7 +300,8 @@ class Evaluation:
             "curves": {split: self._curves(patients) for split, patients in parts.items()},
         }
         area = measured["test"]["auroc"]
-        log.info("Test ROC-AUC %.3f [%s, %s] on %d patients", area["value"], area["low"], area["high"], area["n"])
+        interval = "" if area["low"] is None else f" ({area['low']:.2f} to {area['high']:.2f})"
+        log.info("Test ROC-AUC %.2f%s, n = %d patients", area["value"], interval, area["n"])
         return metrics
 
     def _learn(self, studies: pd.DataFrame) -> Learnt:

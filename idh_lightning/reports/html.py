@@ -502,18 +502,14 @@ def _localisation(run: Run) -> list[Table]:
 
 def _calls(run: Run) -> list[Call]:
     """Return the test studies with what the model says of their patients, the most certain first."""
-    people = run.patients("test")
-    if people.empty or run.learnt is None:
+    people, learnt = run.patients("test"), run.learnt
+    if people.empty or learnt is None:
         return []
-    thresholds = {
-        name: learnt.operating_point.threshold
-        for name, learnt in (run.learnt.of_run if isinstance(run.learnt, Folds) else {None: run.learnt}).items()
-    }
     calls = []
     for row in run.predictions[run.predictions["split"] == "test"].to_dict("records"):
         patient = people.loc[row["patient_id"]]
-        threshold = thresholds[row["run"] if isinstance(run.learnt, Folds) else None]
-        p = float(patient["probability"])
+        own = learnt.of_run[str(row["run"])] if isinstance(learnt, Folds) else learnt
+        p, threshold = float(patient["probability"]), own.operating_point.threshold
         reach = 1 - threshold if patient["predicted"] else threshold
         calls.append(
             Call(
@@ -639,7 +635,9 @@ def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
 
 def _predictions(run: Run) -> Table | None:
     people = run.patients("test").sort_values("probability", ascending=False)
-    studies = run.predictions.groupby("patient_id")["study_id"].agg(", ".join) if len(people) else {}
+    if people.empty:
+        return None
+    studies = run.predictions.groupby("patient_id")["study_id"].agg(", ".join)
     rows = [
         [
             str(patient),
@@ -653,7 +651,7 @@ def _predictions(run: Run) -> Table | None:
     ]
     head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
     caption = "Every test patient, from surely mutant to surely wildtype"
-    return Table(caption, head, rows, (0, 1, 2, 4, 5)) if rows else None
+    return Table(caption, head, rows, (0, 1, 2, 4, 5))
 
 
 def _weights_words(run: Run) -> str | None:

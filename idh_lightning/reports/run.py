@@ -90,7 +90,8 @@ class Run:
         """Calibration, threshold and prediction sets of the run, of its folds, or None where it has none of its own."""
         if not {"operating_point", "calibration", "conformal", "baselines"} <= self.metrics.keys():
             return None
-        return (Folds if "runs" in self.metrics["calibration"] else Learnt).from_metrics(self.metrics)
+        pooled = "runs" in self.metrics["calibration"]
+        return Folds.from_metrics(self.metrics) if pooled else Learnt.from_metrics(self.metrics)
 
     def folder_of(self, study_id: str) -> Path:
         """Return the folder that holds the maps and panels of a study: that of its run where folds are pooled."""
