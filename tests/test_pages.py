@@ -26,17 +26,18 @@ LONG = "a_study_of_a_hospital_whose_identifiers_are_very_long_indeed_and_have_no
 CEILED = tuple(f"{name}_ceiling" for name in CEILINGS)
 
 MEASURE = """<pre id="seen"></pre><script>
-const seen = [];
-for (const frame of document.querySelectorAll("iframe")) frame.onload = () => {
+addEventListener("load", () => {  // of all frames
+const seen = [...document.querySelectorAll("iframe")].map(frame => {
   const page = frame.contentDocument, root = page.scrollingElement;
   page.querySelectorAll("details").forEach(one => one.open = true);
   const wide = [...page.querySelectorAll("table")].filter(one => one.scrollWidth > one.parentElement.clientWidth + 1
     || one.getBoundingClientRect().right > root.clientWidth + 1);
   const cut = [...page.querySelectorAll("td, th")].filter(one => one.scrollWidth > one.clientWidth + 1);
   const texts = [...wide, ...cut].map(one => one.innerText.slice(0, 80));
-  seen.push({page: frame.id, width: Number(frame.width), reach: root.scrollWidth, cut: texts});
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-};
+  return {page: frame.id, width: Number(frame.width), reach: root.scrollWidth, cut: texts};
+});
+document.getElementById("seen").textContent = JSON.stringify(seen);
+});
 </script>"""
 
 

@@ -280,7 +280,8 @@ class Predictor:
         if output is not None:
             files["map_file"] = output / f"{new.study_id}_cam.nii.gz"
             write_map(cam * (np.asarray(stored.brain) > 0), stored, files["map_file"])
-        unlike = tuple(dict.fromkeys(doubt.check.replace("_", " ") for doubt in doubts if doubt.unlike))
+        checks = (doubt.check.removesuffix("_mm").removesuffix("_ml") for doubt in doubts if doubt.unlike)
+        unlike = tuple(dict.fromkeys(check.replace("_", " ") for check in checks))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
         if not withheld or (not self.withhold and not damaged):
             warnings = (*withheld, *warnings)

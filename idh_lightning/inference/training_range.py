@@ -39,7 +39,7 @@ _GEOMETRY = {
     "least_voxel_edge_mm": ("the shortest edge of a voxel", "mm", "Check the spacing in the header."),
     "greatest_voxel_edge_mm": (
         "the longest edge of a voxel (slice thickness)", "mm",
-        "Take a series with slices as thin as in training, or train on studies like this one.",
+        "Take a series with slices like those in training, or train on studies like this one.",
     ),
     "brain_ml": ("the volume of the brain", "mL", _BRAIN_REMEDY),
     "brain_height_mm": ("the height of the brain", "mm", _BRAIN_REMEDY),
@@ -354,11 +354,12 @@ class TrainingRange:
             limit = math.exp(self.centre[name] + self.limit * self.spread[name])
             if value > limit:
                 what, remedy = self._look_in_words(name, numbers)
+                whole = "" if name == "features" else f"As a whole it lies {value:.2f} from the mean training study: "
                 yield Doubt(
                     check=name.replace(" ", "_"),
-                    text=f"{what}. As a whole its distance from the mean training study is {value:.2f}, "
-                    f"{value / limit:.1f} times the {limit:.2f} that {1 - self.expected_false_alarms:.0%} of patients "
-                    f"like the {self.validation} validation ones stay below. {remedy}",
+                    text=f"{what}. {whole}{value / limit:.2f} times the {limit:.2f} that "
+                    f"{1 - self.expected_false_alarms:.0%} of patients like the {self.validation} validation ones stay "
+                    f"below. {remedy}",
                     withheld=value > FAR * limit,
                 )
 
@@ -383,7 +384,7 @@ class TrainingRange:
             what = f"noise and sharpness of {sequence}: neighbouring voxels differ by {numbers[row]:.2f} z-scores"
             remedy = "Check for noise, motion, smoothing, and resampling from thick slices."
         else:
-            what = f"features of the network's first layers: Mahalanobis distance {numbers[row]:.1f}"
+            what = f"features of the network's first layers: Mahalanobis distance {numbers[row]:.2f} from the mean"
             remedy = "No single cause can be named: look at the picture beside those of training studies."
         if row in self.measured:
             low, high = self.measured[row]

@@ -486,6 +486,8 @@ def _conformal(run: Run) -> Table | None:
     caption = "Prediction sets: the classes that cannot be excluded"
     if promised is not None:
         caption += f"; {promised:.0%} of each class shall be covered"
+    if run.node("external") is not None:
+        caption += ", which holds for patients like the validation ones alone: here it is measured, not promised"
     return Table(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
 
 
