@@ -214,13 +214,16 @@ class RunFolder(Callback):
                     if key == "hydra.sweep.dir":  # Hydra composes the runs of a sweep anew
                         config.hydra.overrides.hydra.append(f"{key}={_quoted(folder)}")
             self._held.enter_context(claimed(folder))
+            if command and (folder / ".hydra" / "config.yaml").is_file():
+                _keep_recipe(config, folder, command)
+        except ConfigError:
+            self._held.close()
+            raise
         except PermissionError as error:
             raise StorageError(
                 f"{folder}: cannot be written ({error.strerror}: {error.filename}); expected a folder for the results "
                 f"of this run. Start in another folder, or give {'output' if 'output' in config else key}=FOLDER."
             ) from error
-        if command and (folder / ".hydra" / "config.yaml").is_file():
-            _keep_recipe(config, folder, command)
 
 
 def made_anew(folder: Path) -> Path:

@@ -46,12 +46,12 @@ def claimed(run_folder: Path) -> Iterator[None]:
     """
     run_folder = run_folder.absolute()
     run_folder.mkdir(parents=True, exist_ok=True)
-    owner = run_folder / ".running.json"
+    owner = run_folder / ".running"
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(run_folder / ".running.lock", timeout=PATIENCE_S, is_singleton=True))
         except Timeout as error:
-            who = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
+            who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
             raise ConfigError(
                 f"{run_folder}: a run is going on there ({who}); expected a folder that nobody writes into. Wait for "
                 "its end, or give another folder."
@@ -62,7 +62,7 @@ def claimed(run_folder: Path) -> Iterator[None]:
             logger.warning(
                 "%s cannot be locked (%s), so take care that no two runs are started in it.", run_folder, error.strerror
             )
-        write_json(owner, {"host": socket.gethostname(), "process": os.getpid()})
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
         held.callback(owner.unlink, missing_ok=True)
         yield
 
