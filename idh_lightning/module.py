@@ -19,6 +19,9 @@ from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.objectives import focus_loss
 
+LARGE_WEIGHT = 1e4
+"""No weight comes near in a training that goes well: those of an EfficientNet-B7 stay below 100."""
+
 
 class IDHClassifier(lightning.LightningModule):
     """Learns to tell IDH-mutant from IDH-wildtype glioma.
@@ -167,15 +170,15 @@ class IDHClassifier(lightning.LightningModule):
         broken = [
             study for study, one in zip(batch.study_ids, given, strict=True) if not bool(torch.isfinite(one).all())
         ]
-        weights = all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters())
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.network.parameters())
         if broken:
             cause = (
                 f"the values of {', '.join(broken)} are not finite before anything is learnt from them. Look at these "
                 "studies, or leave them out with cohort.exclude=[ID,...]"
             )
-        elif not weights:
+        elif not largest < LARGE_WEIGHT:
             cause = (
-                "the weights have become so in an earlier step, as with a learning rate that is too high. Begin a new "
+                f"the largest weight has become {largest:.3g}, as with a learning rate that is too high. Begin a new "
                 "run with a lower optimizer.lr, or with trainer.precision=32-true"
             )
         else:
@@ -185,6 +188,6 @@ class IDHClassifier(lightning.LightningModule):
             )
         return (
             f"{stage}/loss: not finite in epoch {self.current_epoch}, step {self.global_step}, in the "
-            f"batch of {', '.join(batch.study_ids)}; expected a number. Likely cause: {cause}. checkpoints/ holds what "
-            "was learnt before; --resume would come to this step again."
+            f"batch of {', '.join(batch.study_ids)}; expected a number. Likely cause: {cause}. What was learnt before "
+            "is kept in checkpoints; --resume would come to this step again."
         )

@@ -18,6 +18,7 @@ import lightning
 import pandas as pd
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,7 @@ from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.cohort.seen import MEANS
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, SplitError, exits_with_message
+from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
@@ -114,11 +115,6 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         state.begin("fit")
         _fit(config, prepared, model, data, trainer, curves, provenance, state, start)
         if trainer.is_global_zero:
-            if not (run_folder / "checkpoints" / "best.ckpt").is_file():
-                raise CheckpointError(
-                    f"{run_folder}: training ended before its first validation, so that there is no best checkpoint; "
-                    "expected one epoch at least. Give more trainer.max_time or trainer.max_steps."
-                )
             if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
                 best = run_folder / "checkpoints" / "best.ckpt"
                 build.add_to_checkpoint(best, training_range=remembered.to_dict())
@@ -237,8 +233,17 @@ def _fit(
         if bank is not None:
             provenance.add_seconds("bank", bank.elapsed_s)
             provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
-        with freed_memory_kept():  # what filling the bank has freed went back
-            trainer.fit(model, datamodule=data, ckpt_path=state.last)
+        try:
+            with freed_memory_kept():  # what filling the bank has freed went back
+                trainer.fit(model, datamodule=data, ckpt_path=state.last)
+        except (RuntimeError, MisconfigurationException) as error:  # early stopping misses what it looks at
+            if not trainer.fit_loop.done or config.monitor.metric in trainer.callback_metrics:
+                raise
+            raise ConfigError(
+                f"training ended after {trainer.global_step} steps, before its first validation; expected one epoch at "
+                "least, since the best checkpoint is chosen by validation. Give more trainer.max_steps or "
+                "trainer.max_time."
+            ) from error
 
 
 def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:

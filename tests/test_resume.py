@@ -367,10 +367,12 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     monkeypatch.setattr(runstate, "PATIENCE_S", 0.2)
-    with pytest.raises(ConfigError, match=rf"a run is going on there .*{process.pid}"), claimed(tmp_path):
-        pass
-    process.kill()
-    process.wait()
+    try:
+        with pytest.raises(ConfigError, match=rf"a run is going on there .*{process.pid}"), claimed(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
     with claimed(tmp_path), claimed(tmp_path):
         pass
 

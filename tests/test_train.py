@@ -417,6 +417,17 @@ def test_the_other_switches_of_lightning_work(
     assert set(json.loads((run / "finished.json").read_text())) == {"fit", "test"}
 
 
+@pytest.mark.slow
+def test_a_training_that_ends_before_its_first_validation_says_so(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    short = ["+trainer.max_steps=1", "~callbacks.progress", "name=x", "stages=[fit,test]"]
+    with pytest.raises(ConfigError, match=r"ended after 1 steps, before its first validation.*trainer\.max_steps"):
+        train_module.run(composed("train", *SMALL, *short, f"paths.run={tmp_path / 'run'}"))
+    assert not (tmp_path / "run" / "finished.json").exists()
+
+
 def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
     """Write a table of two studies whose files are absent, after a change."""
     table = pd.DataFrame(
