@@ -18,11 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -96,6 +98,14 @@ def checked(config: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(config, resolve=True)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     check_config(plain, dict(choices))  # type: ignore[arg-type]
+    if "trainer" in config:
+        try:  # what Lightning itself refuses, a device that is not there or a word that it does not know
+            _trainer(config.trainer, logger=False, enable_checkpointing=False)
+        except (MisconfigurationException, InstantiationException, TypeError, ValueError, ImportError) as error:
+            raise ConfigError(
+                f"trainer: Lightning refuses these settings: {error} Expected some that it knows. Correct trainer.*, "
+                "or take trainer=default."
+            ) from error
     return config
 
 
@@ -209,10 +219,24 @@ def fingerprint(prepared: PreparedCohort) -> str:
     return hashlib.sha256(json.dumps([[*map(str, row), keys[row[0]]] for row in rows]).encode()).hexdigest()
 
 
-def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
-    """Return an untrained model for the sequences of a cohort."""
-    network = factory(config.model)(in_channels=len(prepared.cohort.sequences))
-    return IDHClassifier(
+def classifier(config: DictConfig, prepared: PreparedCohort, start: Path | None = None) -> IDHClassifier:
+    """Return a model to train for the sequences of a cohort.
+
+    Args:
+        config: With the groups model, objective, optimizer and scheduler.
+        prepared: The cohort.
+        start: A checkpoint that it begins with; None for the weights that `model.weights` says.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit.
+    """
+    if start is None:
+        network = factory(config.model)(in_channels=len(prepared.cohort.sequences))
+    else:
+        network = factory({**config.model, "weights": LATER})(in_channels=len(prepared.cohort.sequences))
+        _, content = read_checkpoint(start)
+        network.weights_origin = WeightsOrigin(**content["recipe"]["weights"])
+    model = IDHClassifier(
         network=network,
         objective=instantiate_section(config.objective),
         optimizer=factory(_optimizer(config)),
@@ -220,6 +244,19 @@ def classifier(config: DictConfig, prepared: PreparedCohort) -> IDHClassifier:
         weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
         recipe=recipe(config, prepared, network.weights_origin),
     )
+    if start is not None:
+        differ = [key for key in ("preprocessing", "sequences") if content["recipe"][key] != model.recipe[key]]
+        if differ:
+            found, expected = (", ".join(str(of[key]) for key in differ) for of in (content["recipe"], model.recipe))
+            raise CheckpointError(
+                f"{start}: learnt from other {' and '.join(differ)}: {found}; expected {expected}. Use the settings of "
+                "its run."
+            )
+        try:
+            model.load_state_dict(content["state_dict"])
+        except RuntimeError as error:
+            raise _unusable(start, error) from error
+    return model
 
 
 def recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin) -> dict[str, Any]:
@@ -439,8 +476,11 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
     for each in loggers:
         if isinstance(each, Tracker):
             each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
-    made: lightning.Trainer = factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
+    return _trainer(config.trainer, callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
+
+
+def _trainer(section: DictConfig, **settings: Any) -> lightning.Trainer:
+    made: lightning.Trainer = factory(OmegaConf.merge(section, {"precision": precision(section)}))(**settings)
     return made
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from idh_lightning import switches
 from idh_lightning.errors import ConfigError
 from idh_lightning.overrides import TEXT_KEYS
 
@@ -185,6 +186,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
             "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
         )
+    yield from switches.refused(config)
     calibrate_on = config.get("data", {}).get("calibrate_on", "training")
     if calibrate_on not in ("training", "synthetic"):
         yield f"data.calibrate_on: found '{calibrate_on}'; expected training or synthetic. Correct it."

@@ -63,6 +63,10 @@ class MemoryShortageError(IDHError, MemoryError):
     """Training needs more memory than is free, or ran out of it. The text names settings that need less."""
 
 
+class TrainingError(IDHError, ArithmeticError):
+    """A loss is not finite. What was learnt before is kept; the text names the batch and the likely cause."""
+
+
 class StorageError(IDHError, OSError):
     """A disk is full or may not be written. What was there before is whole; see to it and go on with `--resume`."""
 
@@ -138,7 +142,8 @@ class Stopped(BaseException):
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
 
-    It goes inside `hydra.main`, which else would print a traceback of its own.
+    It goes inside `hydra.main`, which else would print a traceback of its own. Relative paths count from where the
+    command was started, also with `hydra.job.chdir=true`: cohort, store and bank are shared by all runs.
 
     In a sweep the error goes on to Hydra after its message, so that the other runs take place and Hydra ends with
     status 1.
@@ -150,6 +155,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     @wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if HydraConfig.initialized():
+                os.chdir(HydraConfig.get().runtime.cwd)
             return main(*args, **kwargs)
         except BaseException as error:
             stopped = _find_stopped(error)

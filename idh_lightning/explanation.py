@@ -14,6 +14,7 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import track
@@ -48,6 +49,7 @@ from idh_lightning.overrides import reads_text
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
+from idh_lightning.runstate import started_in
 from idh_lightning.terminal import FittingTable
 from idh_lightning.train import quieten, refuse_other_sequences
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
@@ -66,8 +68,8 @@ class MapComparison:
         studies: How many are explained, spread over both labels; None for all.
         batch_size: Studies explained at once.
         faithfulness_studies: Studies whose voxels are deleted and inserted; 0 for none.
-        sanity_studies: Studies whose maps are compared with those of randomised networks and of moved volumes; 0 for
-            none.
+        sanity_studies: Studies whose maps are compared with those of randomised networks and of moved volumes, at
+            least 2; 0 for none.
         sequence_studies: Studies whose sequences are swapped; 0 for none.
         donors: Other patients who give sequences.
         bootstrap: Resamples of the studies, for intervals.
@@ -126,7 +128,16 @@ class MapComparison:
         summary = summarised(scores, resamples=self.bootstrap, confidence=self.confidence)
 
         faithfulness = self._faithfulness(network, store, _some(studies, self.faithfulness_studies), methods)
-        sanity, cascades = self._sanity(network, store, _some(studies, self.sanity_studies), methods, others or {})
+        checked = _some(studies, max(self.sanity_studies, 2)) if self.sanity_studies else []
+        if self.sanity_studies and len(checked) != self.sanity_studies:
+            logger.warning(
+                "Sanity checks take %s: explanation.sanity_studies is %d, of %d explained; at least 2 are needed, "
+                "since random networks get their BatchNorm from them.",
+                f"{len(checked)} studies" if len(checked) > 1 else "no study",
+                self.sanity_studies,
+                len(studies),
+            )
+        sanity, cascades = self._sanity(network, store, checked, methods, others or {})
         if not sanity.empty:
             write_text(folder / "sanity.csv", sanity.to_csv(index=False))
             write_text(folder / "cascade.csv", cascades.to_csv(index=False))
@@ -438,10 +449,10 @@ def run(config: DictConfig) -> dict[str, Any]:
             f"output: {folder} is the folder of a run; expected one of its own. Give another, or add 'explain' to the "
             "stages of that run."
         )
-    if (config.other_seeds or config.permuted_labels) and config.explanation.sanity_studies < 2:
+    if (config.other_seeds or config.permuted_labels) and not config.explanation.sanity_studies:
         raise ConfigError(
-            f"other_seeds, permuted_labels: found runs to compare maps with, and {config.explanation.sanity_studies} "
-            "studies to do it on; expected at least 2. Set explanation.sanity_studies, or name no runs."
+            "other_seeds, permuted_labels: found runs to compare maps with, and explanation.sanity_studies=0; expected "
+            "at least 1. Set it, or name no runs."
         )
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
@@ -510,14 +521,31 @@ def _take_over(config: DictConfig, recipe: Mapping[str, Any], run_of: Path | Non
                     "not known; expected a run folder. Give one, or cohort=..."
                 )
             recorded: Any = OmegaConf.load(written)
+            start = started_in(run_of.parent.parent)
+            for section in (recorded.cohort, recorded.split):
+                _make_absolute(section, start)
             for key in ("cohort", "data", "split", "control", "seed", "fold"):
                 config[key] = recorded[key]
+            given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
             for key in ("data", "store", "bank"):
-                config.paths[key] = recorded.paths[key]
+                if not any(one.startswith(f"paths.{key}=") for one in given):
+                    config.paths[key] = str(start / recorded.paths[key])
         config.data.preprocessing = recipe["preprocessing"]
         config.data.missing = recipe["preprocessing"]["missing"]
         if "sequences" in config.cohort:
             config.cohort.sequences = recipe["sequences"]
+
+
+def _make_absolute(section: DictConfig, start: Path) -> None:
+    """Have the files and folders that a section of a recipe names count from a folder."""
+    for key in section:
+        if OmegaConf.is_missing(section, key):
+            continue
+        value = section._get_node(key)
+        if isinstance(value, DictConfig):
+            _make_absolute(value, start)
+        elif key in ("folder", "table", "file") and not OmegaConf.is_interpolation(section, key):
+            section[key] = str(start / str(section[key]))
 
 
 def _device(wanted: str) -> str:

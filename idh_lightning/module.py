@@ -15,8 +15,12 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from idh_lightning.batches import Batch, FeatureBatch
+from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.objectives import focus_loss
+
+LARGE_WEIGHT = 1e4
+"""No weight comes near in a training that goes well: those of an EfficientNet-B7 stay below 100."""
 
 
 class IDHClassifier(lightning.LightningModule):
@@ -54,6 +58,8 @@ class IDHClassifier(lightning.LightningModule):
         self.scheduler = scheduler
         self.weight_decay = weight_decay
         self.recipe = recipe or {}
+        self.planned_steps: int | None = None
+        """Of a training that is gone on with: the optimizer steps of its schedule."""
         metrics = MetricCollection({"study_accuracy": BinaryAccuracy(), "study_auroc": BinaryAUROC()})
         # A ModuleDict refuses the key "train", which is one of its methods.
         self.metrics = nn.ModuleDict(
@@ -89,7 +95,15 @@ class IDHClassifier(lightning.LightningModule):
         if self.optimizer is None or self.scheduler is None:
             raise RuntimeError("this model was built to predict; give it an optimizer and a scheduler to fit it")
         optimizer = self.optimizer(timm.optim.param_groups_weight_decay(self.network, self.weight_decay))
-        scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        if self.planned_steps not in (None, total_steps):
+            raise CheckpointError(
+                f"this training was planned for {self.planned_steps} steps of the optimizer and would now have "
+                f"{total_steps}; expected the same number, since the learning rate follows a schedule. Go on with as "
+                "many devices, epochs and studies per step as before, or train on from the weights that it has, with a "
+                "schedule of their own: checkpoint=RUN_FOLDER/checkpoints/best.ckpt in a new folder."
+            )
+        scheduler = self.scheduler(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def configure_gradient_clipping(
@@ -105,9 +119,10 @@ class IDHClassifier(lightning.LightningModule):
         """
         by_norm = str(gradient_clip_algorithm or "norm").rsplit(".", 1)[-1].lower() == "norm"
         refused = self.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        if by_norm and gradient_clip_val and not refused:
+        if gradient_clip_val and not refused:
+            clip = nn.utils.clip_grad_norm_ if by_norm else nn.utils.clip_grad_value_
             for part in self.network.parts():
-                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+                clip(part.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -144,6 +159,36 @@ class IDHClassifier(lightning.LightningModule):
             focus = focus_loss(answer.tumour, shares)
             loss, taught = loss + weight * focus, taught + weight * focus
             self.log(f"{stage}/focus", focus.detach(), on_step=False, **log)  # type: ignore[arg-type]
+        if not bool(torch.isfinite(taught)):
+            raise TrainingError(self._why_not_finite(batch, stage))
         self.log(f"{stage}/loss", loss.detach(), on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
         return taught, answer
+
+    def _why_not_finite(self, batch: Batch | FeatureBatch, stage: str) -> str:
+        """Return where a loss was not finite, its likely cause, and the way on."""
+        given = batch.features if isinstance(batch, FeatureBatch) else batch.volumes
+        broken = [
+            study for study, one in zip(batch.study_ids, given, strict=True) if not bool(torch.isfinite(one).all())
+        ]
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.network.parameters())
+        if broken:
+            cause = (
+                f"the values of {', '.join(broken)} are not finite before anything is learnt from them. Look at these "
+                "studies, or leave them out with cohort.exclude=[ID,...]"
+            )
+        elif not largest < LARGE_WEIGHT:
+            cause = (
+                f"the largest weight has become {largest:.3g}, as with a learning rate that is too high. Begin a new "
+                "run with a lower optimizer.lr, or with trainer.precision=32-true"
+            )
+        else:
+            cause = (
+                "weights and volumes are finite, so numbers grew too large on the way, as they do in 16 bits. Begin a "
+                "new run with trainer.precision=32-true, or with a lower optimizer.lr"
+            )
+        return (
+            f"{stage}/loss: not finite in epoch {self.current_epoch}, step {self.global_step}, in the "
+            f"batch of {', '.join(batch.study_ids)}; expected a number. Likely cause: {cause}. What was learnt before "
+            "is kept in checkpoints; --resume would come to this step again."
+        )

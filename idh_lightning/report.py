@@ -33,7 +33,7 @@ from idh_lightning.overrides import reads_text
 from idh_lightning.reports.comparison import write_comparison
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.run import Run, read_run
-from idh_lightning.sweeps import complete_folds, read_runs, report_sweep
+from idh_lightning.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
 from idh_lightning.train import quieten, summarise
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,10 @@ class SweepReport(Callback):
         """Report the sweep: sweep.csv and pictures in its folder, and in `pooled` the report of its folds."""
         folder = Path(config.hydra.sweep.dir)
         report_sweep(folder)
-        groups = complete_folds(read_runs(folder))
+        runs = read_runs(folder)
+        groups = complete_folds(runs)
+        if not groups:
+            say_how_to_compare(folder, runs)
         for number, group in enumerate(groups):
             folders = {run.folder.name: run.folder for run in group}
             report_runs(

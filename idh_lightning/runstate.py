@@ -4,26 +4,97 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
-from idh_lightning.errors import CheckpointError
-from idh_lightning.files import UNFINISHED, replacing, write_json
+from idh_lightning.errors import CheckpointError, ConfigError
+from idh_lightning.files import UNFINISHED, replacing, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "fit": ("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+    "fit": ("checkpoints/best.ckpt",),
     "test": ("predictions.csv",),
     "explain": ("explanations.json", "explanations.html"),
     "report": ("metrics.json", "report.html"),
 }
 """Stage -> the files without which it is not finished."""
+
+LATER_STARTS = ".hydra/later"
+"""Where Hydra writes what a run was started with again: the recipe in .hydra stays as it was first written."""
+
+PATIENCE_S = 10
+"""How long a folder may still be held by the worker processes of a killed run."""
+
+
+@contextmanager
+def claimed(run_folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that no other process writes into it; a process that has died holds nothing.
+
+    Raises:
+        ConfigError: If another process does.
+    """
+    run_folder = run_folder.absolute()
+    run_folder.mkdir(parents=True, exist_ok=True)
+    owner = run_folder / ".running"
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(run_folder / ".running.lock", timeout=PATIENCE_S, is_singleton=True))
+        except Timeout as error:
+            who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+            raise ConfigError(
+                f"{run_folder}: a run is going on there ({who}); expected a folder that nobody writes into. Wait for "
+                "its end, or give another folder."
+            ) from error
+        except PermissionError:
+            raise
+        except OSError as error:  # a network file system without locks
+            logger.warning(
+                "%s cannot be locked (%s), so take care that no two runs are started in it.", run_folder, error.strerror
+            )
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+        held.callback(owner.unlink, missing_ok=True)
+        yield
+
+
+def started_in(run_folder: Path) -> Path:
+    """Return the folder that relative paths in the recipe of a run count from; it may have been moved with the run.
+
+    Raises:
+        CheckpointError: If it is no longer there.
+    """
+    file = run_folder / ".hydra" / "hydra.yaml"
+    if not file.is_file():
+        return Path.cwd()
+    runtime = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["runtime"]
+    start, written, here = Path(runtime["cwd"]), Path(runtime["output_dir"]), run_folder.absolute()
+    inside = written.relative_to(start).parts if written.is_relative_to(start) else ()
+    if inside and here.parts[-len(inside) :] == inside:
+        return Path(*here.parts[: -len(inside)])
+    if not start.is_dir():
+        raise CheckpointError(
+            f"{run_folder}: started in {start}, which is not there; expected that folder, since relative paths of its "
+            "cohort and volumes count from it. Move the run back to its place in a copy of it, or name another cohort: "
+            "cohort=... paths.store=..."
+        )
+    return start
+
+
+def keep_recipe(run_folder: Path) -> None:
+    """Make what a run was started with its recipe if it has none: the first start of a run of a sweep gone on with."""
+    for file in (run_folder / LATER_STARTS).glob("*.yaml"):
+        if not (place := run_folder / ".hydra" / file.name).exists():
+            write_text(place, file.read_text(encoding="utf-8"))
 
 
 class RunState:
@@ -70,27 +141,45 @@ class RunState:
             write_json(self._file, self._finished)
 
     def finish(self, stage: str) -> None:
-        """Note that a stage is finished."""
+        """Note that a stage is finished; of a finished training, the file that it could go on from is removed."""
         self._finished[stage] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self._file, self._finished)
+        if stage == "fit":
+            (self.run_folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+
+
+def weights_of(other: Path) -> Path | None:
+    """Return the checkpoint whose weights are to be trained on, with a schedule of their own; None to go on instead.
+
+    Args:
+        other: A `.ckpt`, or the folder of a run: of a finished one best.ckpt, of another one the training goes on.
+
+    Raises:
+        CheckpointError: If there is neither.
+    """
+    if other.is_file() and other.name != "last.ckpt":
+        return other
+    source = other if other.is_dir() else other.parent.parent
+    best, last = (source / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    finished = RunState(source, go_on=True).is_finished("fit") or not last.is_file()
+    if other.is_dir() and best.is_file() and finished:
+        return best
+    if not last.is_file():
+        raise CheckpointError(
+            f"{other}: holds no training to go on with and no weights; expected a run folder or a .ckpt in its "
+            "checkpoints. Give one of them."
+        )
+    return None
 
 
 def adopt(other: Path, run_folder: Path) -> None:
     """Copy the state of another run's training into a run folder, so that it goes on there.
 
     Args:
-        other: A run folder, or its checkpoints/last.ckpt.
+        other: A run folder that holds a last.ckpt, or that file.
         run_folder: Gets best.ckpt, last.ckpt and metrics.csv; the other run stays as it is.
-
-    Raises:
-        CheckpointError: If there is no last.ckpt.
     """
     source = other if other.is_dir() else other.parent.parent
-    if not (source / "checkpoints" / "last.ckpt").is_file() or (other.is_file() and other.name != "last.ckpt"):
-        raise CheckpointError(
-            f"{other}: holds no training to go on with; expected a run folder or its checkpoints/last.ckpt. "
-            "Give one of them, or stages=[test,report] to test a model as it is."
-        )
     if source.resolve() == run_folder.resolve():
         return
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):

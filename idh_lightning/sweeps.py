@@ -17,6 +17,7 @@ from rich.console import Console
 from sklearn.ensemble import RandomForestRegressor
 
 from idh_lightning.errors import ConfigError, EvaluationError
+from idh_lightning.evaluation import relation
 from idh_lightning.files import replacing, write_text
 from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
 from idh_lightning.reports.vocabulary import number
@@ -182,6 +183,24 @@ def complete_folds(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
         else:
             logger.warning("%d of %d folds are there, so they are not pooled.", len(members), folds)
     return complete
+
+
+def say_how_to_compare(folder: Path, runs: Sequence[SweepRun]) -> None:
+    """Print the command that compares the runs of a sweep, or why they cannot be compared."""
+    tested = {run.folder.name: pd.read_csv(run.folder / "predictions.csv") for run in runs if run.metrics}
+    if len(tested) < 2:
+        return
+    try:
+        found = relation(tested)
+    except EvaluationError:
+        logger.warning(
+            "The runs have different test patients (varied: %s), so they can be neither compared nor pooled. Keep "
+            "split.seed and vary seed for runs on the same patients, or use sweep=folds.",
+            ", ".join(varied_settings(runs)),
+        )
+        return
+    if found == "same patients":
+        logger.info("To compare them on their test patients: python -m idh_lightning.report runs=%s", folder)
 
 
 def _print(console: Console, table: pd.DataFrame, title: str) -> None:

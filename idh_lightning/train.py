@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import lightning
 import pandas as pd
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -24,9 +26,10 @@ from idh_lightning import build
 from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
+from idh_lightning.cohort.seen import MEANS
 from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, exits_with_message
+from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
@@ -37,7 +40,7 @@ from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, number
-from idh_lightning.runstate import RunState, adopt, follow, read_last
+from idh_lightning.runstate import RunState, adopt, claimed, follow, keep_recipe, read_last, weights_of
 from idh_lightning.stopping import stops_on_signals
 from idh_lightning.terminal import FittingTable
 
@@ -51,7 +54,12 @@ def run(config: DictConfig) -> dict[str, Any]:
     quieten()
     build.checked(config)
     run_folder = Path(config.paths.run)
-    run_folder.mkdir(parents=True, exist_ok=True)
+    with claimed(run_folder) if build.is_first_process() else nullcontext():
+        keep_recipe(run_folder)
+        return _run(config, run_folder)
+
+
+def _run(config: DictConfig, run_folder: Path) -> dict[str, Any]:
     logger.info("Run folder: %s", run_folder)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     began = time.perf_counter()
@@ -80,17 +88,23 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         metrics = report(config, prepared) if "report" in config.stages else {}
         summarise(metrics, run_folder)
         return metrics
-    state = _state(config, run_folder)
+    state, start = _state(config, run_folder)
     data = build.data_module(config, prepared)
     known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
     to_fit = "fit" in config.stages and not state.is_finished("fit")
     if to_fit:
-        model = build.classifier(config, prepared)
+        model = build.classifier(config, prepared, start)
+        if start is not None:
+            refuse_learnt_from(prepared, start)
+            known["trained_on_from"] = str(start.absolute())
+            logger.info("Training on from the weights of %s, with a schedule of its own.", start)
     else:
         of_this_run = "fit" in config.stages or config.checkpoint in (None, "last")
         checkpoint = run_folder if of_this_run else Path(config.checkpoint)
         model = build.load_classifier(checkpoint)
         refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
+        if not of_this_run:
+            refuse_learnt_from(prepared, build.checkpoint_file(checkpoint))
     known["overrides"] = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     known["volumes_sha256"] = build.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
@@ -104,7 +118,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     curves = [each for each in trainer.loggers if isinstance(each, CurveLogger)]
     if to_fit:
         state.begin("fit")
-        _fit(config, prepared, model, data, trainer, curves, provenance, state)
+        _fit(config, prepared, model, data, trainer, curves, provenance, state, start)
         if trainer.is_global_zero:
             if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
                 best = run_folder / "checkpoints" / "best.ckpt"
@@ -136,24 +150,60 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         began = time.perf_counter()
         metrics = report(config, prepared)
         provenance.add_seconds("report", time.perf_counter() - began)
+        provenance.record["disk_mb"] = disk_mb(config)
         provenance.write()
         for tracker in (each for each in trainer.loggers if isinstance(each, Tracker)):
             tracker.log_results(metrics)
         state.finish("report")
     summarise(metrics, run_folder)
+    _say_disk_use(config)
     return metrics
 
 
-def _state(config: DictConfig, run_folder: Path) -> RunState:
-    """Return how far the run has come; with `checkpoint=` a folder or last.ckpt and a fit, after taking that over."""
+SHARED = {"data": "synthetic cohorts", "store": "preprocessed volumes", "bank": "features of the stem"}
+"""Folders of `paths` that runs share -> what they hold."""
+
+
+def disk_mb(config: DictConfig) -> dict[str, int]:
+    """Return the size of the run folder, of its checkpoints, and of the folders that it shares with other runs."""
+    run_folder = Path(config.paths.run)
+    folders = {"run": run_folder, "checkpoints": run_folder / "checkpoints"}
+    folders |= {name: Path(config.paths[name]) for name in SHARED}
+    return {
+        name: round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6)
+        for name, folder in folders.items()
+        if folder.is_dir()
+    }
+
+
+def _say_disk_use(config: DictConfig) -> None:
+    sizes = disk_mb(config)
+    shared = [f"{sizes[name]} MB {what} ({config.paths[name]})" for name, what in SHARED.items() if name in sizes]
+    Console(soft_wrap=True).print(
+        f"{'on disk':>16}  {sizes['run']} MB this run ({sizes.get('checkpoints', 0)} MB checkpoints); shared by all "
+        f"runs and made again if removed: {', '.join(shared) or 'nothing'}",
+        highlight=False,
+    )
+
+
+def _state(config: DictConfig, run_folder: Path) -> tuple[RunState, Path | None]:
+    """Return how far the run has come, and the checkpoint whose weights it begins with.
+
+    With `checkpoint=` an unfinished run and a fit, that run is taken over first; with a finished one or a .ckpt, a
+    training of its own begins with the weights.
+    """
     go_on = config.checkpoint == "last"
-    adopting = "fit" in config.stages and config.checkpoint and not go_on
-    if build.is_first_process() and adopting:
-        adopt(Path(config.checkpoint), run_folder)
-    state = RunState(run_folder, go_on=go_on or bool(adopting))
+    other = Path(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
+    start = None if other is None else weights_of(other)
+    adopting = other is not None and start is None
+    if other is not None and adopting and build.is_first_process():
+        adopt(other, run_folder)
+    state = RunState(run_folder, go_on=go_on or adopting)
     if build.is_first_process() and go_on:
         state.clean()
-    return state
+        for stage in (stage for stage in config.stages if state.is_finished(stage)):
+            logger.info("Stage %s is finished; it is not done again.", stage)
+    return state, start
 
 
 def _fit(
@@ -165,17 +215,19 @@ def _fit(
     curves: Sequence[CurveLogger],
     provenance: Provenance,
     state: RunState,
+    start: Path | None,
 ) -> None:
-    """Train, from the beginning or from where last.ckpt stands."""
+    """Train, from the beginning, from the weights of another run, or from where last.ckpt stands."""
     place: Any = {"accumulate": int(config.data.accumulate), "on_gpu": build.on_gpu(config.trainer)}
     provenance.record["memory_gb"] = require_memory(model, data, **place)
-    if state.last is None:
+    if state.last is None and start is None:
         provenance.record["batch_norm_calibrated_on"] = build.calibrate(config, prepared, model, data)
-    else:
+    elif state.last is not None:
         content = read_last(state.last, model.recipe)
         follow(state.last, content)
         model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
         steps = int(content["global_step"])
+        model.planned_steps = next((one.get("total_steps") for one in content["lr_schedulers"]), None)
         for each in curves:
             each.keep(steps)
         provenance.resumed(epochs=int(content["epoch"]), steps=steps)
@@ -188,8 +240,17 @@ def _fit(
             provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
             if bank.note:
                 provenance.record["bank"]["lock"] = bank.note
-        with freed_memory_kept():  # what filling the bank has freed went back
-            trainer.fit(model, datamodule=data, ckpt_path=state.last)
+        try:
+            with freed_memory_kept():  # what filling the bank has freed went back
+                trainer.fit(model, datamodule=data, ckpt_path=state.last)
+        except (RuntimeError, MisconfigurationException) as error:  # early stopping misses what it looks at
+            if not trainer.fit_loop.done or config.monitor.metric in trainer.callback_metrics:
+                raise
+            raise ConfigError(
+                f"training ended after {trainer.global_step} steps, before its first validation; expected one epoch at "
+                "least, since the best checkpoint is chosen by validation. Give more trainer.max_steps or "
+                "trainer.max_time."
+            ) from error
 
 
 def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:
@@ -249,6 +310,28 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
         build.add_to_checkpoint(best, model_card=card)
     metrics: dict[str, Any] = results.metrics
     return metrics
+
+
+def refuse_learnt_from(prepared: build.PreparedCohort, checkpoint: Path) -> None:
+    """Raise a SplitError if a network learnt from patients by whom it would now be chosen or tested.
+
+    They are known by identifier where the cohort is that of the checkpoint, else by the voxels of their images.
+    """
+    content = build.read_checkpoint(checkpoint)[1]
+    if "development" not in content:
+        logger.warning("%s: its run wrote no report, so who trained it cannot be compared with the split.", checkpoint)
+        return
+    development, studies = Development.from_dict(content["development"]), build.studies_by_split(prepared)
+    means = MEANS if development.cohort == prepared.cohort.name else ("image",)
+    now = [*studies["validation"], *studies["test"]]
+    fingerprints = {study.study_id: list(prepared.store.open(study).fingerprints.values()) for study in now}
+    for split, before in (("test", ("train", "validation")), ("validation", ("train",))):
+        if found := development.seen.find(studies[split], fingerprints, means=means, splits=before):
+            raise SplitError(
+                f"{checkpoint}: learnt from {len(found)} of the {len(studies[split])} {split} studies, such as "
+                f"{found[0].study.study_id}; expected patients that it has not seen. Use the split of its run: "
+                f"split=given split.file={checkpoint.parent.parent / 'cohort.csv'}"
+            )
 
 
 def refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoint: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import PredictionWriter
+from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss
@@ -196,3 +197,66 @@ def test_a_model_built_to_predict_says_that_it_cannot_fit(data: IDHDataModule, t
     model = IDHClassifier(network=Oracle(1.0), objective=FocalLoss())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="built to predict"):
         quiet_trainer(tmp_path).fit(model, datamodule=data)
+
+
+class Bursts(nn.Module):
+    """A loss that is not finite from some step on; in validation or in training."""
+
+    def __init__(self, after: int, *, training: bool) -> None:
+        super().__init__()
+        self.after, self.where, self.seen = after, training, 0
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.seen += logits.requires_grad == self.where
+        return nn.functional.cross_entropy(logits, labels) * (np.nan if self.seen > self.after else 1.0)
+
+
+@pytest.mark.parametrize(("after", "training"), [(8, True), (2, False)])
+def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_weights(
+    data: IDHDataModule, tmp_path: Path, after: int, training: bool
+) -> None:
+    """Epochs have 4 batches of training and 2 of validation, and the loss of a training batch is asked for twice."""
+    model = learner()
+    model.objective = Bursts(after, training=training)
+    best = ModelCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss", save_weights_only=True)
+    trainer = quiet_trainer(tmp_path, best, epochs=4, enable_checkpointing=True)
+    with pytest.raises(
+        TrainingError, match=r"loss: not finite in epoch 1, step \d, in the batch of [tv]\d{3}, .*Likely"
+    ):
+        trainer.fit(model, datamodule=data)
+    kept = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
+
+
+def test_the_study_whose_values_are_not_finite_is_named(
+    data: IDHDataModule, fake_store: FakeStore, tmp_path: Path
+) -> None:
+    broken = data.studies["train"][5]
+    fake_store.put(broken, np.full((2, 32, 32, 32), np.inf))
+    with pytest.raises(TrainingError, match=f"the values of {broken.study_id} are not finite"):
+        quiet_trainer(tmp_path).fit(learner(), datamodule=data)
+
+
+def test_training_does_not_go_on_with_a_schedule_of_another_length(data: IDHDataModule, tmp_path: Path) -> None:
+    model = learner()
+    model.planned_steps = 12
+    with pytest.raises(CheckpointError, match=r"planned for 12 steps .* would now have 4.*checkpoint=RUN_FOLDER"):
+        quiet_trainer(tmp_path).fit(model, datamodule=data)
+
+
+def test_gradients_are_clipped_by_value_where_that_is_asked_for(data: IDHDataModule, tmp_path: Path) -> None:
+    largest: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_before_zero_grad(
+            self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: object
+        ) -> None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            largest.extend(float(each.abs().max()) for each in gradients)
+
+    model = learner()
+    model.optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    clipping = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value", "precision": "bf16-mixed"}
+    quiet_trainer(tmp_path, Watch(), **clipping).fit(model, datamodule=data)
+    assert max(largest) == pytest.approx(1e-3)

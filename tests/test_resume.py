@@ -20,11 +20,11 @@ import psutil
 import pytest
 import torch
 
-from idh_lightning import stopping
+from idh_lightning import runstate, stopping
 from idh_lightning.callbacks import CurveLogger, WholeCheckpointIO
-from idh_lightning.commandline import expanded
+from idh_lightning.commandline import RunFolder, expanded, made_anew
 from idh_lightning.errors import CheckpointError, ConfigError, Stopped, StorageError, exits_with_message
-from idh_lightning.runstate import RunState, adopt, follow, read_last
+from idh_lightning.runstate import RunState, adopt, claimed, follow, read_last, started_in, weights_of
 
 SMALL = [
     "model=efficientnet_b0",
@@ -70,8 +70,8 @@ def epochs_in(run: Path) -> int:
     return int(pd.read_csv(file)["epoch"].max()) if file.is_file() else -1
 
 
-def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert isinstance(content, dict)
     return content
 
@@ -100,15 +100,15 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
     last = run / "checkpoints" / "last.ckpt"
     written = last.stat().st_mtime_ns
     process = start(workplace, "--resume", "outputs/ended")
-    wait_for(lambda: last.stat().st_mtime_ns != written, process)
+    wait_for(lambda: not last.exists() or last.stat().st_mtime_ns != written, process)
     process.kill()
     assert "Going on from" in end_of(process)
     assert not (run / "predictions.csv").exists()
     assert "Going on from" in end_of(start(workplace, "--resume", "outputs/ended"))
     assert (run / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
-    for name in ("last", "best"):
-        mine, theirs = weights(run, name), weights(whole, name)
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    mine, theirs = weights(run), weights(whole)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert not last.exists(), "a finished training goes nowhere"
     log, expected = (pd.read_csv(place / "metrics.csv")["val/loss"].dropna().tolist() for place in (run, whole))
     assert log == expected
 
@@ -171,11 +171,8 @@ def test_what_is_finished_is_not_done_again(workplace: Path) -> None:
     run = workplace / "outputs" / "copy"
     (run / "report.html").unlink()
     (run / "checkpoints" / ".writing-abc.ckpt").write_bytes(b"left by a killed process")
-    before = {
-        name: (run / name).stat().st_mtime_ns
-        for name in ("checkpoints/last.ckpt", "explanations.csv")
-        if (run / name).exists()
-    }
+    kept = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "explanations.csv")
+    before = {name: (run / name).stat().st_mtime_ns for name in kept}
     said = end_of(start(workplace, "--resume", "outputs/copy"))
     assert (run / "report.html").is_file(), said
     assert "Epoch" not in said
@@ -340,8 +337,131 @@ def test_a_run_that_was_taken_over_remembers_the_best_checkpoint_beside_it(tmp_p
     state = torch.load(last, weights_only=True)["callbacks"]["best"]
     assert state["best_model_path"] == str(tmp_path / "new" / "checkpoints" / "best.ckpt")
     assert state["best_k_models"] == {state["best_model_path"]: 0.7}
-    with pytest.raises(CheckpointError, match="holds no training"):
-        adopt(tmp_path / "old" / "checkpoints" / "best.ckpt", tmp_path / "third")
+    assert weights_of(tmp_path / "old") is None
+    assert weights_of(last) is None
+
+
+def test_of_a_finished_run_the_weights_are_trained_on_and_of_no_run_nothing(tmp_path: Path) -> None:
+    last = checkpoint(tmp_path / "old", seed=0)
+    best = last.with_name("best.ckpt")
+    assert weights_of(best) == best
+    RunState(tmp_path / "old", go_on=True).finish("fit")
+    assert not last.exists()
+    assert weights_of(tmp_path / "old") == best
+    with pytest.raises(CheckpointError, match="holds no training to go on with and no weights"):
+        weights_of(tmp_path / "nothing")
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from idh_lightning.runstate import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    monkeypatch.setattr(runstate, "PATIENCE_S", 0.2)
+    try:
+        with pytest.raises(ConfigError, match=rf"a run is going on there .*{process.pid}"), claimed(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with claimed(tmp_path), claimed(tmp_path):
+        pass
+
+
+def test_two_runs_of_one_second_get_a_folder_each(tmp_path: Path) -> None:
+    made = [made_anew(tmp_path / "12-00-00_phantom") for _ in range(3)]
+    assert [place.name for place in made] == ["12-00-00_phantom", "12-00-00_phantom_2", "12-00-00_phantom_3"]
+
+
+def claim(folder: Path, *task: str, command: str = "train") -> Any:
+    """Return what the configuration becomes where a command is started in a folder."""
+    from hydra import compose, initialize_config_dir
+
+    from idh_lightning.config import CONF_DIR
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        given = [*task, f"hydra.run.dir={folder}"]
+        config = compose(command, overrides=given, return_hydra_config=True)
+    RunFolder().on_run_start(config, config_name=command)
+    return config
+
+
+def recorded(folder: Path, *task: str, finished: bool = True) -> dict[Path, bytes]:
+    """Write the recipe and the best checkpoint of a run, and return what is in its folder."""
+    from omegaconf import OmegaConf
+
+    config = {key: value for key, value in claim(folder, *task)._content.items() if key != "hydra"}
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {one}\n" for one in task))
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "best.ckpt").touch()
+    if finished:
+        RunState(folder, go_on=True).finish("fit")
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_is_not_gone_on_with_by_another_recipe_and_the_way_on_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
+) -> None:
+    run = tmp_path / "run"
+    before = recorded(run, "seed=3", finished=finished)
+    with pytest.raises(SystemExit, match="2"):
+        claim(run, "seed=3", "trainer.max_epochs=7", "checkpoint=last")
+    start = run if finished else run / "checkpoints" / "best.ckpt"
+    said = capsys.readouterr().err
+    assert "trainer.max_epochs was 3, is 7" in said
+    assert f"python -m idh_lightning.train seed=3 trainer.max_epochs=7 checkpoint={start}\n" in said
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_the_recipe_of_a_finished_run_is_never_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(tmp_path, "seed=3")
+    for task in (["checkpoint=last"], ["stages=[explain,report]", "explanation.studies=4"]):
+        assert claim(tmp_path, "seed=3", *task).hydra.output_subdir == ".hydra/later"
+    for command, task in (("train", ["seed=3"]), ("evaluate", ["checkpoint=x", "cohort.table=y"])):
+        with pytest.raises(SystemExit, match="2"):
+            claim(tmp_path, *task, command=command)
+        assert "holds a finished run; expected an empty folder" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_off_before_its_first_epoch_begins_with_its_weights_again(tmp_path: Path) -> None:
+    recorded(tmp_path / "run", "checkpoint=elsewhere", finished=False)
+    again = ["checkpoint=elsewhere", f"hydra.run.dir='{tmp_path / 'run'}'"]
+    assert expanded(["--resume", str(tmp_path / "run")]) == again
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    assert expanded(["--resume", str(tmp_path / "run")]) == [*again, "checkpoint=last"]
+
+
+def test_relative_paths_of_a_run_count_from_where_it_was_started_or_moved_to(tmp_path: Path) -> None:
+    run = tmp_path / "there" / "outputs" / "run"
+    (run / ".hydra").mkdir(parents=True)
+
+    def started(folder: Path) -> None:
+        runtime = {"cwd": str(folder), "output_dir": str(folder / "outputs" / "run")}
+        (run / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": runtime}}))
+
+    started(tmp_path / "there")
+    assert started_in(run) == tmp_path / "there"
+    started(tmp_path / "gone")
+    assert started_in(run) == tmp_path / "there", "the folder was moved as a whole"
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    with pytest.raises(CheckpointError, match=r"started in .*gone, which is not there"):
+        started_in(alone)
+    (tmp_path / "gone").mkdir()
+    assert started_in(alone) == tmp_path / "gone"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

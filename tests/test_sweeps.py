@@ -27,7 +27,15 @@ from idh_lightning.commandline import expanded
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
 from idh_lightning.reports.sweeps import curve, parallel_coordinates
-from idh_lightning.sweeps import complete_folds, importances, read_runs, remaining_trials, report_sweep
+from idh_lightning.runstate import keep_recipe
+from idh_lightning.sweeps import (
+    complete_folds,
+    importances,
+    read_runs,
+    remaining_trials,
+    report_sweep,
+    say_how_to_compare,
+)
 
 SMALL = [
     "model=efficientnet_b0",
@@ -273,8 +281,47 @@ def test_a_sweep_folder_gives_its_own_command_again(tmp_path: Path) -> None:
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
     }
     OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
-    expected = ["--multirun", "sweep=folds", f"hydra.sweep.dir='{tmp_path}'", "checkpoint=last", "seed=1"]
-    assert expanded(["--resume", str(tmp_path), "seed=1"]) == expected
+    expected = [
+        "--multirun", "sweep=folds", f"hydra.sweep.dir='{tmp_path}'", "checkpoint=last",
+        "hydra.output_subdir=.hydra/later", "trainer.devices=1",
+    ]  # fmt: skip
+    assert expanded(["--resume", str(tmp_path), "trainer.devices=1"]) == expected
+    with pytest.raises(ConfigError, match=r"found seed, which would make the recipes of its runs false"):
+        expanded(["--resume", str(tmp_path), "seed=1", "hydra.sweeper.n_trials=9"])
+
+
+def test_a_run_that_a_sweep_comes_to_later_gets_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / ".hydra" / "later").mkdir(parents=True)
+    for name in ("config", "overrides"):
+        (tmp_path / ".hydra" / "later" / f"{name}.yaml").write_text("later")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("first")
+    keep_recipe(tmp_path)
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == "later"
+    assert (tmp_path / ".hydra" / "overrides.yaml").read_text() == "first"
+
+
+def test_the_end_of_a_sweep_says_whether_its_runs_can_be_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        fake_run(tmp_path / "same" / str(number), {"seed": str(number)}, 0.7)
+        fake_run(tmp_path / "other" / str(number), {"split.seed": str(number)}, 0.7)
+    file = tmp_path / "other" / "1" / "predictions.csv"
+    table = pd.read_csv(file)
+    table.replace({"SNone0": "S9", "SNone1": "S8"}).to_csv(file, index=False)
+    with caplog.at_level("INFO"):
+        say_how_to_compare(tmp_path / "same", read_runs(tmp_path / "same"))
+        assert f"python -m idh_lightning.report runs={tmp_path / 'same'}" in caplog.text
+        say_how_to_compare(tmp_path / "other", read_runs(tmp_path / "other"))
+    assert "different test patients (varied: split.seed)" in caplog.text
+    assert "Keep split.seed and vary seed" in caplog.text
+
+
+def test_training_seeds_do_not_change_who_is_tested() -> None:
+    for split in ("holdout", "kfold"):
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            config = compose("train", overrides=["seed=5", f"split={split}"])
+        assert config.split.seed == 0
 
 
 @pytest.mark.parametrize("choice", ["sweep=folds", "sweep=grid", "experiment=learning_curve", "trainer=ddp"])

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from idh_lightning import build, evaluate
 from idh_lightning import train as train_module
 from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, CohortError, ConfigError
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 
 SMALL = [
     "cohort.patients=40",
@@ -70,7 +70,6 @@ def test_a_run_leaves_everything_that_was_promised(run_folder: Path) -> None:
         "exclusions.csv",
         "cohort_report.html",
         "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
         "predictions.csv",
         "metrics.json",
         "explanations.csv",
@@ -126,9 +125,6 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     assert content["model_card"] == (run_folder / "model_card.md").read_text()
     assert content["training_range"]["sequences"] == content["recipe"]["sequences"]
     assert len(content["calibration_covariance"]) == 2
-    assert torch.load(run_folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)[
-        "optimizer_states"
-    ]
     model = build.load_classifier(run_folder)
     assert not model.training
     again = train(
@@ -250,9 +246,11 @@ def test_a_checkpoint_refuses_the_images_it_was_trained_on_under_any_name(
     for wrong, message in (("seen=ignore", "seen: found 'ignore'"), ("seen_by=[name]", "seen_by: found")):
         with pytest.raises(ConfigError, match=message):
             evaluate.run(composed("evaluate", *asked, wrong, f"paths.run={tmp_path / 'run'}"))
-    last = run_folder / "checkpoints" / "last.ckpt"
+    content = torch.load(run_folder / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save({key: content[key] for key in ("recipe", "state_dict")}, tmp_path / "early.ckpt")
+    early = f"checkpoint={tmp_path / 'early.ckpt'}"
     with pytest.raises(CheckpointError, match="holds no threshold, calibration and patients"):
-        evaluate.run(composed("evaluate", *asked[1:], f"checkpoint={last}", f"paths.run={tmp_path / 'run'}"))
+        evaluate.run(composed("evaluate", *asked[1:], early, f"paths.run={tmp_path / 'run'}"))
 
 
 @pytest.mark.slow
@@ -297,6 +295,137 @@ def test_on_the_internal_test_patients_external_validation_repeats_the_run(
     assert (folder / "figures" / "shift.png").is_file()
     for name in ("explanations.csv", "features.csv", "provenance.json", "cohort.csv"):
         assert (folder / name).is_file(), name
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_trained_on_from_its_weights_with_a_schedule_of_its_own(
+    run_folder: Path, workplace: Path
+) -> None:
+    said = train(workplace, *SMALL, f"checkpoint={run_folder}", "trainer.max_epochs=1", "hydra.run.dir=outputs/on")
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "with a schedule of its own" in said.stdout
+    provenance = json.loads((workplace / "outputs" / "on" / "provenance.json").read_text())
+    assert provenance["trained_on_from"] == str(run_folder / "checkpoints" / "best.ckpt")
+    assert provenance["epochs"] == 1
+    first = float(pd.read_csv(workplace / "outputs" / "on" / "metrics.csv")["val/loss"].dropna().iloc[0])
+    before = pd.read_csv(run_folder / "metrics.csv")["val/loss"].dropna()
+    assert abs(first - before.min()) < abs(first - before.iloc[0]) or first < before.iloc[0]
+
+
+@pytest.mark.slow
+def test_a_network_is_neither_tested_nor_trained_on_where_it_learnt_from_the_test_patients(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    for stages in ("[test,report]", "[fit]"):
+        config = composed(
+            "train", *SMALL, "name=x", f"checkpoint={run_folder}", f"stages={stages}", "split.seed=1",
+            f"paths.run={tmp_path / 'run'}", "~callbacks.progress",
+        )  # fmt: skip
+        with pytest.raises(SplitError, match=r"learnt from \d+ of the \d+ test studies.*split=given split\.file="):
+            train_module.run(config)
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_takes_on_disk_and_a_changed_working_folder_makes_nothing_anew(
+    run_folder: Path, workplace: Path
+) -> None:
+    sizes = json.loads((run_folder / "provenance.json").read_text())["disk_mb"]
+    assert set(sizes) == {"run", "checkpoints", "data", "store", "bank"}
+    done = train(workplace, *SMALL, "stages=[fit]", "hydra.job.chdir=true", "hydra.run.dir=outputs/chdir")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shared by all runs and made again if removed" in done.stdout
+    assert not (workplace / "outputs" / "chdir" / "outputs").exists()
+    provenance = json.loads((workplace / "outputs" / "chdir" / "provenance.json").read_text())
+    assert provenance["bank"]["computed"] == provenance["volumes"]["built"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_is_explained_from_any_folder_with_its_own_cohort_and_volumes(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = [f"explanation.{which}_studies=0" for which in ("faithfulness", "sequence")]
+    done = train(
+        tmp_path, f"checkpoint={run_folder}", "output=maps", "methods=[grad_cam]", "explanation.studies=4",
+        "explanation.sanity_studies=1", *few, module="explain",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"maps"}
+    assert "Sanity checks take 2 studies: explanation.sanity_studies is 1" in done.stdout
+    assert len(pd.read_csv(tmp_path / "maps" / "sanity.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        (["+trainer.fast_dev_run=true"], r"trainer\.fast_dev_run: found True.*cohort\.patients=40"),
+        (["+trainer.limit_val_batches=0"], r"trainer\.limit_val_batches: found 0.*cohort\.exclude"),
+        (["+trainer.limit_test_batches=1"], r"trainer\.limit_test_batches: found 1"),
+        (["+trainer.overfit_batches=1"], r"trainer\.overfit_batches: found 1.*split\.training_patients"),
+        (["+trainer.val_check_interval=0.5"], r"trainer\.val_check_interval: .*limit_train_batches"),
+        (["+trainer.enable_checkpointing=false"], r"trainer\.enable_checkpointing"),
+        (["+trainer.barebones=true"], r"trainer\.barebones"),
+        (["+trainer.logger=false"], r"trainer\.logger: .*logger=csv"),
+        (["+trainer.callbacks=[]"], r"trainer\.callbacks: .*group `callbacks`"),
+        (["trainer.inference_mode=true"], r"trainer\.inference_mode"),
+        (["trainer.use_distributed_sampler=true"], r"trainer\.use_distributed_sampler"),
+        (["trainer.reload_dataloaders_every_n_epochs=0"], r"trainer\.reload_dataloaders"),
+        (["+trainer.sync_batchnorm=true"], r"trainer\.sync_batchnorm"),
+        (["+trainer.enable_progress_bar=false"], r"trainer\.enable_progress_bar: .*~callbacks\.progress"),
+        (["trainer.accumulate_grad_batches=3"], r"trainer\.accumulate_grad_batches: .*data\.accumulate"),
+        (["+trainer.strategy=fsdp"], r"trainer\.strategy: found fsdp.*trainer=ddp"),
+        (["trainer.max_epochs=-1"], r"trainer\.max_epochs: found -1"),
+        (["+trainer.check_val_every_n_epoch=4"], r"check_val_every_n_epoch: found 4 with trainer\.max_epochs=3"),
+        (["+trainer.max_steps=0"], r"trainer\.max_steps: found 0"),
+        (["~callbacks.best"], r"callbacks\.best: found none"),
+        (["trainer.precision=foo"], r"trainer: Lightning refuses these settings: .*foo"),
+        (["trainer.devices=0", "trainer.accelerator=cpu"], r"trainer: Lightning refuses these settings: .*0"),
+    ],
+)
+def test_a_switch_of_lightning_that_a_run_cannot_honour_is_refused_before_anything_starts(
+    switches: list[str], message: str, tmp_path: Path
+) -> None:
+    config = composed("train", *switches, "name=x", f"paths.run={tmp_path / 'run'}", f"paths.data={tmp_path / 'data'}")
+    with pytest.raises(ConfigError, match=message):
+        train_module.run(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "+trainer.limit_train_batches=1",
+        "+trainer.max_steps=3",
+        "+trainer.min_epochs=2",
+        "trainer.num_sanity_val_steps=2",
+        "+trainer.check_val_every_n_epoch=2",
+        "+trainer.profiler=simple",
+        "+trainer.detect_anomaly=true",
+        "+trainer.gradient_clip_algorithm=value",
+        "trainer.deterministic=true",
+    ],
+)
+def test_the_other_switches_of_lightning_work(
+    switch: str, run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    quick = ["callbacks.explanations.test=false", "callbacks.explanations.every_epochs=0", "~callbacks.progress"]
+    run = tmp_path / "run"
+    train_module.run(composed("train", *SMALL, *quick, switch, "name=x", "stages=[fit,test]", f"paths.run={run}"))
+    assert (run / "predictions.csv").is_file()
+    assert set(json.loads((run / "finished.json").read_text())) == {"fit", "test"}
+
+
+@pytest.mark.slow
+def test_a_training_that_ends_before_its_first_validation_says_so(
+    run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    short = ["+trainer.max_steps=1", "~callbacks.progress", "name=x", "stages=[fit,test]"]
+    with pytest.raises(ConfigError, match=r"ended after 1 steps, before its first validation.*trainer\.max_steps"):
+        train_module.run(composed("train", *SMALL, *short, f"paths.run={tmp_path / 'run'}"))
+    assert not (tmp_path / "run" / "finished.json").exists()
 
 
 def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
