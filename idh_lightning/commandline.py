@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from idh_lightning.config import CONF_DIR
+from idh_lightning.entry import composed
 from idh_lightning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -113,11 +111,7 @@ def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
 
 
 def _composed(overrides: Sequence[str]) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=False)
-    GlobalHydra.instance().clear()
-    return composed
+    return OmegaConf.to_container(composed("train", overrides), resolve=False)
 
 
 def _differences(now: Any, then: Any, path: str = "") -> Iterator[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import numpy as np
 import pandas as pd
@@ -23,8 +22,8 @@ from torch import Tensor
 from idh_lightning import build
 from idh_lightning.callbacks.explanations import beside_drawing, ceilings_of, drawing, panel_of, rows_of
 from idh_lightning.cohort import SPLITS, Study
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
+from idh_lightning.entry import entry
+from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import Learnt
 from idh_lightning.explain import (
     ANY_SIGN,
@@ -546,8 +545,7 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
             console.print(f"{name:>20}  {folder / name}", highlight=False)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="explain")
-@exits_with_message
+@entry("explain")
 def main(config: DictConfig) -> None:
     """Explain what the command line composes."""
     run(config)

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from idh_lightning.cohort import NewStudy
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import ConfigError, exits_with_message
+from idh_lightning.entry import entry
+from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Answer, Predictor, write_tables
 from idh_lightning.inference.dicom import (
     Series,
@@ -116,8 +115,7 @@ def _summarise(answers: Sequence[Answer], output: Path) -> None:
         console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
-@exits_with_message
+@entry("predict")
 def main(config: DictConfig) -> None:
     """Answer for what the command line names; the exit status is 3 where a study has no answer."""
     if not all(answer.given for answer in run(config)):

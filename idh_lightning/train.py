@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import pandas as pd
 import wandb
@@ -26,7 +25,7 @@ from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.commandline import expanded
-from idh_lightning.config import CONF_DIR
+from idh_lightning.entry import entry
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
@@ -313,8 +312,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-@exits_with_message
+@entry("train")
 def main(config: DictConfig) -> float | None:
     """Run what the command line composes.
 
