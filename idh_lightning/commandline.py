@@ -56,6 +56,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
                 rest = list(arguments)
                 del rest[index]
                 folder = argument.partition("=")[2] or (rest.pop(index) if index < len(rest) else "")
+                if not folder:
+                    raise ConfigError(f"{option}: found no folder after it; expected one. Give {option} RUN_FOLDER.")
                 changed = {_key(one) for one in rest}
                 kept = [one for one in _overrides(option, Path(folder).absolute()) if _key(one) not in changed]
                 return [*kept, *rest]

@@ -92,6 +92,8 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Sections that are no object's keyword arguments -> the keys they may have."""
 
+_COUNTS = tuple(f"benchmark.{name}" for name in ("studies", "repeats", "views", "epochs", "training_studies"))
+
 _KINDS: dict[str, Any] = {
     "seed": int,
     "fold": int,
@@ -104,7 +106,10 @@ _KINDS: dict[str, Any] = {
     "part": Literal["train", "validation", "test"],
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,
+    "data.batches.workers": int | None,  # null: chosen for the machine
     "benchmark.measure": Literal["ways", "memory", "growth"],
+    "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    **dict.fromkeys(_COUNTS, int),
 }
 """Keys of plain sections -> what their values may be."""
 
@@ -120,6 +125,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cohort.patients": (1, math.inf),
     "optimizer.lr": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),
+    "split.validation": (0, 1),
+    "split.test": (0, 1),
+    "split.training_patients": (1, math.inf),
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
 }
 """Keys -> smallest and largest value; what has a class of its own to check it is not here."""
 
@@ -142,7 +151,8 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None], *
 
     Args:
         config: The composed configuration as plain dictionaries and lists, interpolations resolved.
-        choices: Config group -> the file chosen, as Hydra reports it; used to name the file of a wrong key.
+        choices: Config group -> the file chosen, as Hydra reports it; used to name the file of a wrong key. "" -> the
+            file of the command.
         command: What was typed, to be repeated with what is missing.
 
     Raises:
@@ -153,7 +163,7 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None], *
         whole = f"{command} {shlex.join(examples)}" if command else " ".join(examples)
         raise ConfigError(f"{', '.join(missing)}: found none; expected a value. For example: {whole}")
     known = dotted_keys(config)
-    faults = [*_misread(config, "", choices, known), *_contradictions(config, choices)]
+    faults = [*_absent(choices), *_misread(config, "", choices, known), *_contradictions(config, choices)]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -165,6 +175,21 @@ def _missing(section: Any, path: str = "") -> Iterator[str]:
         if value == "???":
             yield inner
         yield from _missing(value, inner)
+
+
+def _absent(choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield one message per optional choice that conf/ has no file for: Hydra goes on without it."""
+    for group, chosen in choices.items():
+        if group and chosen and (CONF_DIR / group).is_dir() and not (CONF_DIR / group / f"{chosen}.yaml").is_file():
+            yield no_such_choice(group, chosen)
+
+
+def no_such_choice(group: str, chosen: object) -> str:
+    """Message for a choice that conf/ has no file for."""
+    files = sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
+    near = near_words(str(chosen), files)
+    hint = f" Did you mean {group}={near[0]}?" if near else ""
+    return f"{group}: found '{chosen}'; expected one of {', '.join(files)}.{hint} Correct it."
 
 
 def example_of(key: str) -> str:
@@ -239,16 +264,17 @@ def _misread(section: Any, path: str, choices: Mapping[str, str | None], known: 
             others = [one for one in known if one != inner and not one.startswith(f"{inner}.")]
             near = near_words(str(key), list(allowed))[:1] or near_keys(inner, others)
             hint = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+            expected = f"one of {', '.join(allowed)}" if path else "one that is there without a +"
             yield (
                 f"{_file_of(inner, choices)}: found the key '{inner}', which {reader} does not know; "
-                f"expected one of {', '.join(allowed)}.{hint} Correct or remove it."
+                f"expected {expected}.{hint} Correct or remove it."
             )
         kind = _KINDS.get(inner, kinds.get(str(key), Any))
         low, high = _RANGES.get(inner, (-math.inf, math.inf))
         if inner not in _OWN_WORDS and not _fits(value, kind):
             yield f"{_file_of(inner, choices)}: found {inner}={_shown(value)}; expected {_in_words(kind)}. Correct it."
         elif isinstance(value, int | float) and not low <= value <= high:
-            ends = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            ends = f"at least {low}" if high == math.inf else f"{low} to {high}"
             yield f"{_file_of(inner, choices)}: found {inner}={value}; expected {ends}. Correct it."
         yield from _misread(value, inner, choices, known)
 
@@ -262,8 +288,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in inner
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if origin in (list, tuple, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        return isinstance(value, list) and (not inner or all(_fits(one, inner[0]) for one in value))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        alike = inner if origin is not tuple else ()
+        return isinstance(value, list) and all(_fits(one, alike[0]) for one in value if alike)
     if isinstance(kind, type) and kind in _PLAIN_KINDS:
         return isinstance(value, _PLAIN_KINDS[kind]) and (kind in (bool, object) or not isinstance(value, bool))
     return True
@@ -321,7 +348,7 @@ def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
     """Return the file, or the two files, in which a key can have been written."""
     group = path.split(".")[0]
     chosen, experiment = choices.get(group), choices.get("experiment")
-    file = f"conf/{group}/{chosen}.yaml" if chosen else "conf/train.yaml"
+    file = f"conf/{group}/{chosen}.yaml" if chosen else f"conf/{choices.get('', 'train')}.yaml"
     return f"{file} or conf/experiment/{experiment}.yaml" if experiment else file
 
 
@@ -334,6 +361,10 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
             "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
         )
+    split = config.get("split") or {}
+    if "folds" in split and not 0 <= split["fold"] < split["folds"] * split["repeats"]:
+        last = split["folds"] * split["repeats"] - 1
+        yield f"fold: found {split['fold']} of {split['folds']} folds; expected 0 to {last}. Correct fold or split.folds."
     calibrate_on = config.get("data", {}).get("calibrate_on", "training")
     if calibrate_on not in ("training", "synthetic"):
         yield f"data.calibrate_on: found '{calibrate_on}'; expected training or synthetic. Correct it."
@@ -345,8 +376,8 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             f"control: found '{control or 'null'}' with cohort={choices.get('cohort')}; expected cohort=phantom, since "
             "only the synthetic cohort has controls. Remove the control."
         )
-    explained = str(config.get("explain", {}).get("_target_", ""))
-    if explained.endswith(".Evidence") and config.get("model", {}).get("focus", True) is None:
+    explained = str((config.get("explain") or {}).get("_target_", ""))
+    if explained.endswith(".Evidence") and (config.get("model") or {}).get("focus", True) is None:
         yield NEEDS_LOCATOR
     monitor = config.get("monitor", {})
     if isinstance(monitor, Mapping) and monitor:

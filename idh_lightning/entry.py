@@ -26,7 +26,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from idh_lightning.config import CONF_DIR, check_config, dotted_keys, near_keys, near_words, takes
+from idh_lightning.config import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
@@ -58,7 +58,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
                 plain: Any = OmegaConf.to_container(config, resolve=True)
             except OmegaConfBaseException as error:
                 raise _refusal(error, name, overrides) from error
-            check_config(plain, dict(HydraConfig.get().runtime.choices), command=command_line(name, overrides))
+            check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
             return task(config)
 
         @wraps(task)
@@ -122,14 +122,17 @@ def _set(name: str, value: str | None) -> None:
 
 def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigError:
     """Error that says what is wrong with each override, or what Hydra says where nothing is known to be wrong."""
-    overrides = [one for one in arguments if ("=" in one and not one.startswith("-")) or one.startswith("~")]
     parser = OverridesParser.create()
     parsed, faults = [], []
-    for text in overrides:
+    swept = bool({"-m", "--multirun"} & set(arguments)) or "hydra.mode=MULTIRUN" in arguments
+    for text in arguments:
+        if text.startswith("-"):
+            continue
         try:
             parsed += parser.parse_overrides([text])
         except OverrideParseException:
             faults.append(_unreadable(text))
+    faults += [_several(one) for one in parsed if one.is_sweep_override() and not swept]
     faults = faults or [*_wrong_choices(parsed), *_unknown_keys(name, parsed, list(arguments))]
     said = " ".join(str(error).split())
     return ConfigError(
@@ -139,7 +142,9 @@ def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigErr
 
 
 def _unreadable(text: str) -> str:
-    key, _, value = text.partition("=")
+    key, sign, value = text.partition("=")
+    if not sign:
+        return f"{text}: found no '=' in it; expected KEY=VALUE, such as seed=1. Correct it."
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')
     return (
         f"{key}: found {value or 'nothing'}, which cannot be read as a value; expected one with brackets and quotes "
@@ -149,18 +154,24 @@ def _unreadable(text: str) -> str:
     )
 
 
+def _several(one: Override) -> str:
+    key, _, value = str(one.input_line).partition("=")
+    text = shlex.quote(f'{key}="{value}"')
+    return (
+        f"{key}: found several values, {value}; expected one. For a run with each of them add -m; a list is written "
+        f"{key}=[{value}], and text with a comma {text}."
+    )
+
+
 def _wrong_choices(overrides: Sequence[Override]) -> Iterator[str]:
     """Yield one message per choice that conf/ has no file for."""
     for one in overrides:
         place = one.key_or_group
         if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(one.value(), Mapping):
             continue
-        files = sorted(file.stem for file in (CONF_DIR / place).glob("*.yaml"))
         for choice in _values(one):
-            if choice is not None and str(choice) not in files:
-                near = near_words(str(choice), files)
-                hint = f" Did you mean {place}={near[0]}?" if near else ""
-                yield f"{place}: found '{choice}'; expected one of {', '.join(files)}.{hint} Correct it."
+            if choice is not None and not (CONF_DIR / place / f"{choice}.yaml").is_file():
+                yield no_such_choice(place, choice)
 
 
 def _values(override: Override) -> list[Any]:
@@ -186,7 +197,7 @@ def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]
         if key in known or one.is_add() or one.is_force_add() or key.startswith("hydra/"):
             continue
         value = text.partition("=")[2]
-        near = [f"+{key}"] if takes(plain, key) else near_keys(key, known)
+        near = [f"+{key}"] if takes(plain, key) and not one.is_delete() else near_keys(key, known)
         message = f"{key}: {name} has no such setting; expected a key of conf/{name}.yaml or of the files it chooses."
         if near:
             sign = "~" if one.is_delete() else ""

@@ -430,9 +430,9 @@ def run(config: DictConfig) -> dict[str, Any]:
             f"other_seeds, permuted_labels: found runs to compare maps with, and {config.explanation.sanity_studies} "
             "studies to do it on; expected at least 2. Set explanation.sanity_studies, or name no runs."
         )
+    device = build.device(str(config.device))
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
-    device = _device(str(config.device))
     others = {
         check: [_like(model.recipe, Path(other)).to(device).eval() for other in runs]
         for check, runs in (("other seed", config.other_seeds), ("permuted labels", config.permuted_labels))
@@ -503,10 +503,6 @@ def _take_over(config: DictConfig, recipe: Mapping[str, Any], run_of: Path | Non
         config.data.missing = recipe["preprocessing"]["missing"]
         if "sequences" in config.cohort:
             config.cohort.sequences = recipe["sequences"]
-
-
-def _device(wanted: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def summarise(content: Mapping[str, Any], folder: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from idh_lightning.cohort import NewStudy
-from idh_lightning.entry import entry
+from idh_lightning.entry import command_line, entry
 from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Answer, Predictor, write_tables
 from idh_lightning.inference.dicom import (
@@ -40,11 +40,11 @@ def run(config: DictConfig) -> list[Answer]:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     files = sequences_named(settings)
     source = settings["input"]
-    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
-    if bool(files) == (source is not None) and not series:
+    if not files and source is None:
         raise ConfigError(
-            f"input: found {source} and the files {files or 'none'}; expected one of the two. Give input=FOLDER, or "
-            "flair=... t1=... t1c=... t2=..."
+            "input: found none, and no file is named; expected one of the two. For example: "
+            + command_line("predict", [f"checkpoint={settings['checkpoint']}", "input=/data/new_patient"])
+            + ", or in place of input: flair=A.nii.gz t1=B.nii.gz t1c=C.nii.gz t2=D.nii.gz"
         )
     predictor = Predictor(
         settings["checkpoint"],
@@ -53,6 +53,12 @@ def run(config: DictConfig) -> list[Answer]:
         confidence=settings["confidence"],
         device=settings["device"],
     )
+    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
+    if files and source is not None and not series:
+        raise ConfigError(
+            f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series go "
+            "with a folder of DICOM files only."
+        )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
     if series:

@@ -185,6 +185,7 @@ class Predictor:
         Raises:
             CheckpointError: If one cannot be used, or they do not go together.
         """
+        self.device = build.device(device)
         self.members = [Member.load(path) for path in checkpoints_in(checkpoint)]
         first = self.members[0]
         for other in self.members[1:]:
@@ -197,7 +198,6 @@ class Predictor:
         self.views = views
         self.withhold = withhold
         self.confidence = confidence
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         for member in self.members:
             member.network.to(self.device).eval()
         self.sequences: tuple[str, ...] = tuple(first.recipe["sequences"])
