@@ -166,7 +166,7 @@ def _absent_devices(config: DictConfig) -> Iterator[str]:
     if asked in ("gpu", "cuda") and not there:
         yield f"trainer.accelerator: found {asked}, {NO_GPU} Set trainer.accelerator=auto."
     elif on_gpu(settings) and isinstance(settings.devices, int) and settings.devices > there:
-        yield f"trainer.devices: found {settings.devices}; expected at most the {there} GPUs that torch finds. Set it so."
+        yield f"trainer.devices: found {settings.devices}; expected at most the {there} that torch finds. Set it so."
 
 
 def _absent_files(config: DictConfig) -> Iterator[str]:

@@ -364,7 +364,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
     split = config.get("split") or {}
     if "folds" in split and not 0 <= split["fold"] < split["folds"] * split["repeats"]:
         last = split["folds"] * split["repeats"] - 1
-        yield f"fold: found {split['fold']} of {split['folds']} folds; expected 0 to {last}. Correct fold or split.folds."
+        yield f"fold: found {split['fold']} of {split['folds']} folds; expected 0 to {last}. Correct it or split.folds."
     calibrate_on = config.get("data", {}).get("calibrate_on", "training")
     if calibrate_on not in ("training", "synthetic"):
         yield f"data.calibrate_on: found '{calibrate_on}'; expected training or synthetic. Correct it."

@@ -53,7 +53,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         @exits_with_message
         def checked(config: DictConfig) -> Any:
             begun.append(True)
-            overrides = list(HydraConfig.get().overrides.task)
+            overrides = task_overrides()
             try:
                 plain: Any = OmegaConf.to_container(config, resolve=True)
             except OmegaConfBaseException as error:
@@ -95,6 +95,14 @@ def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) ->
             config = compose(name, overrides=list(overrides), return_hydra_config=hydra_too)
     GlobalHydra.instance().clear()
     return config
+
+
+def task_overrides() -> list[str]:
+    """Overrides of the run that is under way, as they were typed; none outside Hydra."""
+    if not HydraConfig.initialized():
+        return []
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(typed)
 
 
 def command_line(name: str, overrides: Sequence[str]) -> str:

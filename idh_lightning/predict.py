@@ -56,8 +56,8 @@ def run(config: DictConfig) -> list[Answer]:
     series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
     if files and source is not None and not series:
         raise ConfigError(
-            f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series go "
-            "with a folder of DICOM files only."
+            f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series "
+            "go with a folder of DICOM files only."
         )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)

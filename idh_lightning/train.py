@@ -15,7 +15,6 @@ from typing import Any
 import lightning
 import pandas as pd
 import wandb
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +24,7 @@ from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
 from idh_lightning.commandline import expanded
-from idh_lightning.entry import entry
+from idh_lightning.entry import entry, task_overrides
 from idh_lightning.errors import CheckpointError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, read_table
 from idh_lightning.files import write_json, write_text
@@ -87,7 +86,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         checkpoint = run_folder if of_this_run else Path(config.checkpoint)
         model = build.load_classifier(checkpoint)
         refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
-    known["overrides"] = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    known["overrides"] = task_overrides()
     known["volumes_sha256"] = build.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
     trainer = build.trainer(config, prepared, known)

@@ -222,7 +222,7 @@ class Reader(ABC):
                     "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
                     f"exactly one NIfTI file for {sequence}",
                     "Leave one of them in place." if ambiguous
-                    else "Restore the file, add the study to cohort.exclude, or set data.missing=zero.",
+                    else "Restore the file, add the study to cohort.exclude, or train with data.missing=zero.",
                     error=ambiguous or self.missing == "error",
                 )  # fmt: skip
         if not files and self.missing == "zero":

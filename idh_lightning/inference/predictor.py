@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 import time
 from collections import deque
@@ -239,7 +240,7 @@ class Predictor:
     def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[Answer]:
         """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
-        usable = [new.study for new in studies if new.study is not None and not _too_large(new.study)]
+        usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
         store = VolumeStore(folder, self.preprocessing, self.sequences)
         faults = store.prepare(usable).faults if usable else ()
         share_s = (time.perf_counter() - began) / len(studies)
@@ -262,8 +263,8 @@ class Predictor:
         study = new.study
         if study is None:
             return {"status": "failed", "reasons": (new.problem,)}
-        if too_large := _too_large(study):
-            return {"status": "failed", "reasons": (too_large,)}
+        if unfit := self._unfit(study):
+            return {"status": "failed", "reasons": (unfit,)}
         errors = [str(fault) for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
             return {"status": "failed", "reasons": tuple(errors)}
@@ -287,6 +288,19 @@ class Predictor:
             full = Answer(study_id=new.study_id, **answer)
             answer["draw"] = lambda: {"page": write_page(full, study, stored, cam, self, output)}
         return answer
+
+    def _unfit(self, study: Study) -> str:
+        """Return why a study cannot be read, in words, or ""."""
+        absent = [name for name in self.sequences if name not in study.files]
+        if not absent or (self.preprocessing.missing == "zero" and len(absent) < len(self.sequences)):
+            return _too_large(study)
+        files = {name: str(study.files.get(name, f"/data/{name}.nii.gz")) for name in self.sequences}
+        words = [f"checkpoint={self.members[0].file}", *(f"{name.lower()}={file}" for name, file in files.items())]
+        return (
+            f"{', '.join(absent)} is missing; expected {', '.join(self.sequences)}, which the network was trained on. Name "
+            f"the files: python -m idh_lightning.predict {shlex.join(words)}; or take a network trained with "
+            "data.missing=zero, which may lack some."
+        )
 
     def _number(self, stored: StoredVolume) -> dict[str, Any]:
         """Return probability, interval, decision and set."""
