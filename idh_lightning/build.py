@@ -30,7 +30,7 @@ from rich.console import Console
 from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
+from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO, tracking_mode
 from idh_lightning.cohort import (
     SEQUENCES,
     SPLITS,
@@ -122,6 +122,9 @@ def rehearse(config: DictConfig) -> None:
         faults += _fault("optimizer, scheduler", lambda: _schedule(config))
     if config.get("model"):
         faults += _fault("model", lambda: _sketch(config, made))
+    for section in (config.get("logger") or {}).values():
+        if str(section._target_).endswith("wandb_logger"):
+            faults += _fault("logger", lambda mode=section.mode: tracking_mode(mode))
     faults += _fault("explanation", lambda: _method_files(getattr(made.get("explanation"), "methods", None)))
     if faults:
         raise ConfigError("\n".join(faults))
@@ -531,22 +534,25 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
         ours = str(section._target_).startswith(_OUR_CALLBACKS)
         extra = {"run_folder": run_folder, "sequences": prepared.cohort.sequences} if ours else {}
         callbacks.append(factory(section)(**extra))
+    found = [_logger(config, section) for section in config.logger.values()]
+    loggers: list[Logger] = [each for each in found if each is not None]
+    for each in loggers:
+        if isinstance(each, Tracker):
+            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            if each.note:
+                known = {**known, "tracking": f"offline: {each.note}"}
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
         BatchSeed(seed=int(config.seed)),
     ]
-    loggers: list[Logger] = [_logger(config, section) for section in config.logger.values()]
-    for each in loggers:
-        if isinstance(each, Tracker):
-            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     settings = OmegaConf.merge(config.trainer, {"precision": precision(config.trainer)})
     made: lightning.Trainer = factory(settings)(callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
     return made
 
 
-def _logger(config: DictConfig, section: DictConfig) -> Logger:
-    """Return a logger; a tracked run gets its place in a sweep and in a cross-validation."""
+def _logger(config: DictConfig, section: DictConfig) -> Logger | None:
+    """Return a logger, None if it is disabled; a tracked run gets its place in a sweep and in a cross-validation."""
     if not str(section._target_).endswith("wandb_logger"):
         made: Logger = instantiate_section(section)
         return made
@@ -556,7 +562,7 @@ def _logger(config: DictConfig, section: DictConfig) -> Logger:
         settings["group"] = Path(hydra.sweep.dir).name
     if settings["job_type"] is None and "folds" in config.split:
         settings["job_type"] = f"fold {config.fold}"
-    tracker: Logger = factory(settings)(run_folder=Path(config.paths.run))
+    tracker: Logger | None = factory(settings)(run_folder=Path(config.paths.run))
     return tracker
 
 

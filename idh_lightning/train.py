@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning
 import pandas as pd
-import wandb
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,7 @@ from rich.table import Table
 from idh_lightning import build
 from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
-from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
+from idh_lightning.callbacks import CurveLogger, Provenance, Tracker, finish_tracking
 from idh_lightning.commandline import expanded
 from idh_lightning.entry import entry, task_overrides
 from idh_lightning.errors import CheckpointError, exits_with_message
@@ -61,8 +60,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     try:
         metrics = _stages(config, prepared, prepare_s=time.perf_counter() - began)
     finally:
-        # A second W&B run in this process, as in a sweep, would else go on in the first one's record.
-        wandb.finish()
+        finish_tracking()
     return metrics
 
 

@@ -297,8 +297,8 @@ class Predictor:
         files = {name: str(study.files.get(name, f"/data/{name}.nii.gz")) for name in self.sequences}
         words = [f"checkpoint={self.members[0].file}", *(f"{name.lower()}={file}" for name, file in files.items())]
         return (
-            f"{', '.join(absent)} is missing; expected {', '.join(self.sequences)}, which the network was trained on. Name "
-            f"the files: python -m idh_lightning.predict {shlex.join(words)}; or take a network trained with "
+            f"{', '.join(absent)} is missing; expected {', '.join(self.sequences)}, which the network was trained on. "
+            f"Name the files: python -m idh_lightning.predict {shlex.join(words)}; or take a network trained with "
             "data.missing=zero, which may lack some."
         )
 
