@@ -610,3 +610,15 @@ def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_pa
     for there, back in KEYS:
         assert shots[there] != shots["ring"], f"{there} moves the cross"
         assert shots[back] == shots["ring"], f"{back} moves it back"
+
+
+def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Path) -> None:
+    from idh_lightning.reports.checklist import checklist
+    from idh_lightning.reports.run import read_run
+
+    rows = checklist(read_run(report.parent))
+    numbers = [int(row.items.split(",")[0].removeprefix("CLAIM ")) for row in rows if row.items.startswith("CLAIM")]
+    assert numbers == list(range(1, 45))
+    answered = {row.items.split(",")[0] for row in rows if row.answer is not None}
+    assert {"CLAIM 12", "CLAIM 19", "CLAIM 21", "CLAIM 32", "CLAIM 33", "CLAIM 35", "CLAIM 38", "CLAIM 43"} <= answered
+    assert "44 items of CLAIM (2024 update)" in Parsed(report.read_text()).text
