@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,9 @@ from rich.console import Console
 from torch import Tensor
 
 from idh_lightning.batches import BankReport, FeatureBankDataModule, IDHDataModule
-from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
+from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO, tracking_mode
 from idh_lightning.cohort import (
+    SEQUENCES,
     SPLITS,
     Cohort,
     Study,
@@ -43,7 +44,7 @@ from idh_lightning.cohort import (
     write_cohort_report,
 )
 from idh_lightning.config import CONF_DIR, check_config
-from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError, IDHError, SplitError
 from idh_lightning.explain import Method
 from idh_lightning.files import locked, replacing, write_text
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin, calibrate_batch_norm
@@ -54,6 +55,8 @@ from idh_lightning.volumes import PrepareReport, Preprocessing, VolumeStore
 logger = logging.getLogger(__name__)
 
 _OUR_CALLBACKS = "idh_lightning.callbacks."
+
+NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia-smi` lists and this torch can use."
 
 CALIBRATION_VOLUMES = 32
 """Volumes from which an untrained network takes its BatchNorm statistics."""
@@ -98,8 +101,9 @@ def checked(config: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(config, resolve=True)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     check_config(plain, dict(choices))  # type: ignore[arg-type]
+    rehearse(config)
     if "trainer" in config:
-        try:  # what Lightning itself refuses, a device that is not there or a word that it does not know
+        try:  # what Lightning itself refuses, a word that it does not know, say
             _trainer(config.trainer, logger=False, enable_checkpointing=False)
         except (MisconfigurationException, InstantiationException, TypeError, ValueError, ImportError) as error:
             raise ConfigError(
@@ -107,6 +111,113 @@ def checked(config: DictConfig) -> DictConfig:
                 "or take trainer=default."
             ) from error
     return config
+
+
+def rehearse(config: DictConfig) -> None:
+    """Make everything that needs no study, so that a wrong setting is refused before any volume is prepared.
+
+    The network is made without memory for its weights; a file or tag of weights is read into that all the same.
+
+    Raises:
+        ConfigError: Listing what cannot be made, and a device, checkpoint or file that is not there.
+    """
+    faults = [*_absent_devices(config), *_absent_files(config)]
+    made: dict[str, Any] = {}
+    for section in ("objective", "split", "augment", "explain", "explanation", "evaluation"):
+        if config.get(section):
+            faults += _fault(section, lambda name=section: made.update({name: instantiate_section(config[name])}))
+    if config.get("optimizer"):
+        faults += _fault("optimizer, scheduler", lambda: _schedule(config))
+    if config.get("model"):
+        faults += _fault("model", lambda: _sketch(config, made))
+    for section in (config.get("logger") or {}).values():
+        if str(section._target_).endswith("wandb_logger"):
+            faults += _fault("logger", lambda mode=section.mode: tracking_mode(mode))
+    faults += _fault("explanation", lambda: _method_files(getattr(made.get("explanation"), "methods", None)))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _fault(section: str, make: Callable[[], object]) -> list[str]:
+    """Return what is wrong with a section, in words, after making what it describes."""
+    try:
+        make()
+    except Exception as error:
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, IDHError):
+            told = told.__cause__
+        if told is not None:
+            return [str(told)]
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        words = " ".join(str(cause).split())
+        return [f"{section}: {type(cause).__name__}: {words}; expected settings that go together. Correct {section}."]
+    return []
+
+
+def _schedule(config: DictConfig) -> None:
+    optimizer = factory(_optimizer(config))([torch.nn.Parameter(torch.zeros(1))])
+    factory(config.scheduler)(optimizer, total_steps=100)
+
+
+def _sketch(config: DictConfig, made: Mapping[str, Any]) -> None:
+    """Make the network in outline, and find in it the layers that are to be explained."""
+    weights = LATER if config.model.weights == "auto" else config.model.weights  # auto takes what there is
+    channels = len((config.get("cohort") or {}).get("sequences") or SEQUENCES)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = factory({**config.model, "weights": weights})(in_channels=channels)
+    layers = getattr(made.get("explain"), "layer", None) or ()
+    with network.watch(*([layers] if isinstance(layers, str) else layers)):
+        pass
+
+
+def _absent_devices(config: DictConfig) -> Iterator[str]:
+    settings = config.get("trainer") or {}
+    asked, there = settings.get("accelerator", "auto"), torch.cuda.device_count()
+    if asked in ("gpu", "cuda") and not there:
+        yield f"trainer.accelerator: found {asked}, {NO_GPU} Set trainer.accelerator=auto."
+    elif on_gpu(settings) and isinstance(settings.devices, int) and settings.devices > there:
+        yield f"trainer.devices: found {settings.devices}; expected at most the {there} that torch finds. Set it so."
+
+
+def _absent_files(config: DictConfig) -> Iterator[str]:
+    split = config.get("split") or {}
+    if (file := split.get("file")) and not Path(file).is_file():
+        yield f"split.file: {file}: no such file; expected the cohort.csv of a run, or a table like it. Correct it."
+    checkpoint, stages = config.get("checkpoint"), set(config.get("stages") or ())
+    if checkpoint not in (None, "last") and stages:
+        try:
+            if "fit" not in stages:
+                checkpoint_file(Path(checkpoint))
+            elif not Path(checkpoint).exists():
+                yield f"checkpoint: {checkpoint}: there is no such run; expected a run folder. Correct checkpoint."
+        except CheckpointError as error:
+            yield str(error)
+    run_folder = Path(config.paths.run)
+    if stages and stages <= {"explain", "report"} and not (run_folder / "predictions.csv").is_file():
+        yield (
+            f"{run_folder / 'predictions.csv'}: there is no such file; expected the predictions of the run that is to "
+            "be explained or reported. Add 'test' to stages, or name the folder of that run: hydra.run.dir=RUN."
+        )
+
+
+def device(wanted: str) -> torch.device:
+    """Return the device of a setting: "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(wanted)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: found {wanted}; expected auto, cpu, cuda or cuda:N. Correct it.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: found {wanted}, {NO_GPU} Set device=auto.")
+    return found
 
 
 def prepare(
@@ -319,7 +430,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         if not {"recipe", "state_dict"} <= set(content):
             raise ValueError("it has no recipe or no weights")
-    except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of any kind, where the file holds anything else
         raise _unusable(file, error) from error
     return file, content
 
@@ -348,16 +459,21 @@ def methods(names: Sequence[str] | None, network: StemTailNetwork) -> list[Metho
     Raises:
         ConfigError: If there is no such file.
     """
-    files = {path.stem: path for path in sorted((CONF_DIR / "explain").glob("*.yaml"))}
     if names is None:
-        names = [name for name in files if network.focus is not None or name != "evidence"]
-    unknown = [name for name in names if name not in files]
-    if unknown or not names:
+        names = [name for name in _method_files(None) if network.focus is not None or name != "evidence"]
+    return [instantiate_section(OmegaConf.load(file)) for file in _method_files(names).values()]
+
+
+def _method_files(names: Sequence[str] | None) -> dict[str, Path]:
+    """Return name -> file in conf/explain of methods of explanation, None for all; unknown names are refused."""
+    files = {path.stem: path for path in sorted((CONF_DIR / "explain").glob("*.yaml"))}
+    unknown = [name for name in names or () if name not in files]
+    if unknown or (names is not None and not names):
         raise ConfigError(
             f"methods: found {', '.join(unknown) or 'none'}; expected names of files in conf/explain: "
             f"{', '.join(files)}. Correct the names, or write a file for a method of your own."
         )
-    return [instantiate_section(OmegaConf.load(files[name])) for name in names]
+    return {name: files[name] for name in (files if names is None else names)}
 
 
 def map_comparison(config: DictConfig) -> Any:
@@ -467,15 +583,18 @@ def trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, ob
         ours = str(section._target_).startswith(_OUR_CALLBACKS)
         extra = {"run_folder": run_folder, "sequences": prepared.cohort.sequences} if ours else {}
         callbacks.append(factory(section)(**extra))
+    found = [_logger(config, section) for section in config.logger.values()]
+    loggers: list[Logger] = [each for each in found if each is not None]
+    for each in loggers:
+        if isinstance(each, Tracker):
+            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            if each.note:
+                known = {**known, "tracking": f"offline: {each.note}"}
     callbacks += [
         PredictionWriter(run_folder=run_folder, cohort_table=prepared.table),
         Provenance(run_folder=run_folder, known=known),
         BatchSeed(seed=int(config.seed)),
     ]
-    loggers: list[Logger] = [_logger(config, section) for section in config.logger.values()]
-    for each in loggers:
-        if isinstance(each, Tracker):
-            each.log_recipe(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     return _trainer(config.trainer, callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
 
 
@@ -484,8 +603,8 @@ def _trainer(section: DictConfig, **settings: Any) -> lightning.Trainer:
     return made
 
 
-def _logger(config: DictConfig, section: DictConfig) -> Logger:
-    """Return a logger; a tracked run gets its place in a sweep and in a cross-validation."""
+def _logger(config: DictConfig, section: DictConfig) -> Logger | None:
+    """Return a logger, None if it is disabled; a tracked run gets its place in a sweep and in a cross-validation."""
     if not str(section._target_).endswith("wandb_logger"):
         made: Logger = instantiate_section(section)
         return made
@@ -495,7 +614,7 @@ def _logger(config: DictConfig, section: DictConfig) -> Logger:
         settings["group"] = Path(hydra.sweep.dir).name
     if settings["job_type"] is None and "folds" in config.split:
         settings["job_type"] = f"fold {config.fold}"
-    tracker: Logger = factory(settings)(run_folder=Path(config.paths.run))
+    tracker: Logger | None = factory(settings)(run_folder=Path(config.paths.run))
     return tracker
 
 
@@ -521,7 +640,7 @@ def optimizer_settings(name: str) -> dict[str, Any]:
 
 def on_gpu(trainer: DictConfig) -> bool:
     """Return whether a trainer of these settings uses a GPU."""
-    return torch.cuda.is_available() and trainer.accelerator in ("auto", "gpu", "cuda")
+    return torch.cuda.is_available() and trainer.get("accelerator") in ("auto", "gpu", "cuda")
 
 
 def instantiate_section(section: Any) -> Any:

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from idh_lightning.config import CONF_DIR
+from idh_lightning.entry import composed
 from idh_lightning.errors import ConfigError, StorageError, exits_with_message
 from idh_lightning.overrides import as_text
 from idh_lightning.runstate import LATER_STARTS, RunState, claimed
@@ -73,6 +71,8 @@ def expanded(arguments: Sequence[str]) -> list[str]:
                 rest = list(arguments)
                 del rest[index]
                 folder = argument.partition("=")[2] or (rest.pop(index) if index < len(rest) else "")
+                if not folder:
+                    raise ConfigError(f"{option}: found no folder after it; expected one. Give {option} RUN_FOLDER.")
                 changed = {_key(one) for one in rest}
                 place = Path(folder).absolute()
                 if option == "--resume" and (place / "multirun.yaml").is_file():
@@ -151,11 +151,7 @@ def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
 
 
 def _composed(overrides: Sequence[str]) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=False)
-    GlobalHydra.instance().clear()
-    return composed
+    return OmegaConf.to_container(composed("train", overrides), resolve=False)
 
 
 def _differences(now: Any, then: Any, path: str = "") -> Iterator[str]:

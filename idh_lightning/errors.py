@@ -15,6 +15,9 @@ from typing import ParamSpec, Self, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Environment variable that, set to 1, asks for the traceback of an error as well."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -145,8 +148,7 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     It goes inside `hydra.main`, which else would print a traceback of its own. Relative paths count from where the
     command was started, also with `hydra.job.chdir=true`: cohort, store and bank are shared by all runs.
 
-    In a sweep the error goes on to Hydra after its message, so that the other runs take place and Hydra ends with
-    status 1.
+    In a sweep the error goes on to Hydra after its message, so that the other runs take place.
 
     With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
     through unchanged: it is a defect, and its traceback is what we want to see.
@@ -166,11 +168,13 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
             ours = _find_ours(error)
             if ours is None:
                 raise
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if os.environ.get(FULL_ERROR) == "1":
                 raise
-            sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n(HYDRA_FULL_ERROR=1 shows where it was raised.)\n")
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
+            if not hasattr(error, "shown"):  # else by the run of a sweep that it ended
+                sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n({FULL_ERROR}=1 shows where it was raised.)\n")
+                if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                    error.shown = True  # type: ignore[attr-defined]
+                    raise
             sys.exit(2)
 
     return guarded

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,8 +16,8 @@ from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.callbacks import Provenance
 from idh_lightning.cohort import Cohort, Exclusion
 from idh_lightning.cohort.seen import MEANS
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, CohortError, ConfigError, exits_with_message
+from idh_lightning.entry import entry
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError
 from idh_lightning.evaluation import (
     Development,
     Learnt,
@@ -29,7 +28,6 @@ from idh_lightning.evaluation import (
     read_table,
 )
 from idh_lightning.files import write_json, write_text
-from idh_lightning.overrides import reads_text
 from idh_lightning.reports.html import write_report
 from idh_lightning.train import quieten, refuse_other_sequences, summarise, write_features
 from idh_lightning.volumes import VolumeStore
@@ -196,9 +194,7 @@ def _take_over(config: DictConfig, recipe: dict[str, Any]) -> None:
             config.cohort.sequences = recipe["sequences"]
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
-@exits_with_message
+@entry("evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate what the command line composes."""
     run(config)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import numpy as np
 import pandas as pd
@@ -23,8 +22,8 @@ from torch import Tensor
 from idh_lightning import build
 from idh_lightning.callbacks.explanations import beside_drawing, drawing, panel_of, reference_maps_of, rows_of
 from idh_lightning.cohort import SPLITS, Study
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import CheckpointError, ConfigError, exits_with_message
+from idh_lightning.entry import entry
+from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import Learnt
 from idh_lightning.explain import (
     ANY_SIGN,
@@ -45,7 +44,6 @@ from idh_lightning.explain.sequence_importance import shapley
 from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.overrides import reads_text
 from idh_lightning.phantom import Evidence, evidence_file
 from idh_lightning.reports.explanations import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
@@ -454,9 +452,9 @@ def run(config: DictConfig) -> dict[str, Any]:
             "other_seeds, permuted_labels: found runs to compare maps with, and explanation.sanity_studies=0; expected "
             "at least 1. Set it, or name no runs."
         )
+    device = build.device(str(config.device))
     file = build.checkpoint_file(Path(config.checkpoint))
     model, learnt = build.load_classifier(file), learnt_of(file)
-    device = _device(str(config.device))
     others = {
         check: [_like(model.recipe, Path(other)).to(device).eval() for other in runs]
         for check, runs in (("other seed", config.other_seeds), ("permuted labels", config.permuted_labels))
@@ -548,10 +546,6 @@ def _make_absolute(section: DictConfig, start: Path) -> None:
             section[key] = str(start / str(section[key]))
 
 
-def _device(wanted: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
 def summarise(content: Mapping[str, Any], folder: Path) -> None:
     """Print all methods with all scores and seconds per study, and the default method and why."""
     found = {(row["method"], row["score"]): row for row in content["scores"] if row["group"] == "all"}
@@ -585,9 +579,7 @@ def summarise(content: Mapping[str, Any], folder: Path) -> None:
             console.print(f"{name:>20}  {folder / name}", soft_wrap=True, highlight=False)
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="explain")
-@exits_with_message
+@entry("explain")
 def main(config: DictConfig) -> None:
     """Explain what the command line composes."""
     run(config)

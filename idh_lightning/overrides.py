@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.types import Quote, QuotedString
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 TEXT_KEYS = re.compile(
     r"name|checkpoint|input|flair|t1|t1c|t2|output|runs|other_seeds|permuted_labels|paths\.\w+|split\.(file|site)"
@@ -25,17 +19,6 @@ TEXT_KEYS = re.compile(
 _QUOTED = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
 _SPELLING = re.compile(rf"\s*({_QUOTED}|(?:\\.|[^\\,:])+?)\s*:\s*(\w+)\s*(?:,|$)")
 _FUNCTION = re.compile(r"(range|interval|sort|shuffle|glob|tag|str|int|float|bool)\(")
-
-
-def reads_text(main: Callable[P, R]) -> Callable[P, R]:
-    """Make an entry point hand identifiers and paths of its command line to Hydra as text; it goes around it."""
-
-    @wraps(main)
-    def reading(*args: P.args, **kwargs: P.kwargs) -> R:
-        sys.argv[1:] = as_text(sys.argv[1:])
-        return main(*args, **kwargs)
-
-    return reading
 
 
 def as_text(arguments: Sequence[str]) -> list[str]:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from idh_lightning.cohort import NewStudy
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import ConfigError, exits_with_message
+from idh_lightning.entry import command_line, entry
+from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Answer, Predictor, write_tables
 from idh_lightning.inference.dicom import (
     Series,
@@ -23,7 +22,6 @@ from idh_lightning.inference.dicom import (
     sequences_named,
     series_table,
 )
-from idh_lightning.overrides import reads_text
 from idh_lightning.terminal import FittingTable
 
 SOME_WITHOUT_ANSWER = 3
@@ -41,11 +39,11 @@ def run(config: DictConfig) -> list[Answer]:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     files = sequences_named(settings)
     source = settings["input"]
-    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
-    if bool(files) == (source is not None) and not series:
+    if not files and source is None:
         raise ConfigError(
-            f"input: found {source} and the files {files or 'none'}; expected one of the two. Give input=FOLDER, or "
-            "flair=... t1=... t1c=... t2=..."
+            "input: found none, and no file is named; expected one of the two. For example: "
+            + command_line("predict", [f"checkpoint={settings['checkpoint']}", "input=/data/new_patient"])
+            + ", or in place of input: flair=A.nii.gz t1=B.nii.gz t1c=C.nii.gz t2=D.nii.gz"
         )
     predictor = Predictor(
         settings["checkpoint"],
@@ -54,6 +52,12 @@ def run(config: DictConfig) -> list[Answer]:
         confidence=settings["confidence"],
         device=settings["device"],
     )
+    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
+    if files and source is not None and not series:
+        raise ConfigError(
+            f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series "
+            "go with a folder of DICOM files only."
+        )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
     if series:
@@ -108,9 +112,7 @@ def _summarise(answers: Sequence[Answer], output: Path) -> None:
         console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
-@exits_with_message
+@entry("predict")
 def main(config: DictConfig) -> None:
     """Answer for what the command line names; the exit status is 3 where a study has no answer."""
     if not all(answer.given for answer in run(config)):

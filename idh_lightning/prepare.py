@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
@@ -12,10 +11,8 @@ from rich.progress import track
 
 from idh_lightning import build
 from idh_lightning.cohort import Cohort
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import exits_with_message
+from idh_lightning.entry import entry
 from idh_lightning.files import replacing
-from idh_lightning.overrides import reads_text
 from idh_lightning.reports.panels import study_panel
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
@@ -51,9 +48,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
             figure.savefig(temporary, dpi=90)
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")
-@exits_with_message
+@entry("prepare")
 def main(config: DictConfig) -> None:
     """Prepare the cohort that the command line composes."""
     run(config)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 from hydra.experimental.callback import Callback
@@ -16,8 +15,8 @@ from rich.console import Console
 
 from idh_lightning import build
 from idh_lightning.callbacks import Provenance
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import ConfigError, EvaluationError, exits_with_message
+from idh_lightning.entry import entry
+from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
     Evaluation,
     Fold,
@@ -29,7 +28,6 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import replacing, write_json, write_text
-from idh_lightning.overrides import reads_text
 from idh_lightning.reports.comparison import write_comparison
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.run import Run, read_run
@@ -254,9 +252,7 @@ def _natural(path: Path) -> tuple[int, str]:
     return (int(path.name) if path.name.isdecimal() else -1, path.name)
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="report")
-@exits_with_message
+@entry("report")
 def main(config: DictConfig) -> None:
     """Report the runs that the command line names."""
     run(config)

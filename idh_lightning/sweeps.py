@@ -231,10 +231,10 @@ def remaining_trials(folder: Path, asked: int) -> int:
     if not (folder / "sweep.db").is_file():
         return asked
     (summary,) = optuna.get_all_study_summaries(storage)
-    study = optuna.load_study(summary.study_name, storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.enqueue_trial(trial.params)
-        study._storage.set_trial_state(trial._trial_id, optuna.trial.TrialState.FAIL)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     finished = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
     if finished >= asked:
         raise ConfigError(

@@ -13,11 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import pandas as pd
-import wandb
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -25,17 +22,16 @@ from rich.console import Console
 from idh_lightning import build
 from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.batches import IDHDataModule
-from idh_lightning.callbacks import CurveLogger, Provenance, Tracker
+from idh_lightning.callbacks import CurveLogger, Provenance, Tracker, finish_tracking
 from idh_lightning.cohort.seen import MEANS
 from idh_lightning.commandline import expanded
-from idh_lightning.config import CONF_DIR
+from idh_lightning.entry import entry, task_overrides
 from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
 from idh_lightning.memory_plan import advising, require_memory
 from idh_lightning.module import IDHClassifier
-from idh_lightning.overrides import reads_text
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run import as_estimate
@@ -74,8 +70,7 @@ def _run(config: DictConfig, run_folder: Path) -> dict[str, Any]:
     try:
         metrics = _stages(config, prepared, prepare_s=time.perf_counter() - began)
     finally:
-        # A second W&B run in this process, as in a sweep, would else go on in the first one's record.
-        wandb.finish()
+        finish_tracking()
     return metrics
 
 
@@ -105,7 +100,7 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
         if not of_this_run:
             refuse_learnt_from(prepared, build.checkpoint_file(checkpoint))
-    known["overrides"] = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    known["overrides"] = task_overrides()
     known["volumes_sha256"] = build.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
     trainer = build.trainer(config, prepared, known)
@@ -396,9 +391,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-@exits_with_message
+@entry("train")
 def main(config: DictConfig) -> float | None:
     """Run what the command line composes.
 

@@ -549,3 +549,15 @@ def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_pa
     with Image.open(report.parent / "figures" / "cam" / f"{study_id}.png") as panel:
         cross_mm = [float(x) for x in panel.info[CROSS].split()]
     assert seen["words"][1:] == [plane_words(plane, cross_mm) for plane in ("axial", "coronal", "sagittal")]
+
+
+def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Path) -> None:
+    from idh_lightning.reports.checklist import checklist
+    from idh_lightning.reports.run import read_run
+
+    rows = checklist(read_run(report.parent))
+    numbers = [int(row.items.split(",")[0].removeprefix("CLAIM ")) for row in rows if row.items.startswith("CLAIM")]
+    assert numbers == list(range(1, 45))
+    answered = {row.items.split(",")[0] for row in rows if row.answer is not None}
+    assert {"CLAIM 12", "CLAIM 19", "CLAIM 21", "CLAIM 32", "CLAIM 33", "CLAIM 35", "CLAIM 38", "CLAIM 43"} <= answered
+    assert "44 items of CLAIM (2024 update)" in Parsed(report.read_text()).text

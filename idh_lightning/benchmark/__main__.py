@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
 from idh_lightning.benchmark import growth, memory, ways
-from idh_lightning.config import CONF_DIR
-from idh_lightning.errors import exits_with_message
-from idh_lightning.overrides import reads_text
+from idh_lightning.entry import entry
 from idh_lightning.train import quieten
 
 MEASURES = {"ways": ways.run, "memory": memory.run, "growth": growth.run}
 
 
-@reads_text
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="benchmark")
-@exits_with_message
+@entry("benchmark")
 def main(config: DictConfig) -> None:
     """Measure what the command line composes."""
     quieten()

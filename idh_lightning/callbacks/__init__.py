@@ -4,7 +4,7 @@ from idh_lightning.callbacks.explanations import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
 from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO
-from idh_lightning.callbacks.tracking import Tracker, wandb_logger
+from idh_lightning.callbacks.tracking import Tracker, finish_tracking, tracking_mode, wandb_logger
 
 __all__ = [
     "BatchSeed",
@@ -14,5 +14,7 @@ __all__ = [
     "Provenance",
     "Tracker",
     "WholeCheckpointIO",
+    "finish_tracking",
+    "tracking_mode",
     "wandb_logger",
 ]

@@ -8,13 +8,22 @@ import logging
 import netrc
 import os
 import secrets
+import shlex
+import socket
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import pandas as pd
-import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+if TYPE_CHECKING:
+    import wandb
 
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation import read_table
@@ -24,6 +33,14 @@ logger = logging.getLogger(__name__)
 
 FIGURES: tuple[str, ...] = ("roc", "precision_recall", "confusion_matrix", "reliability", "learning_curves")
 """Figures of a run that show groups of patients only."""
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+CHECK_S = 5.0
+"""Longest time in which the server must take a connection; else the run goes offline."""
+
+INIT_S = 30.0
+"""Longest time in which it must answer then."""
 
 
 class Tracker(WandbLogger):
@@ -41,25 +58,52 @@ class Tracker(WandbLogger):
         images: bool = False,
         identifiers: bool = False,
         model: bool = False,
+        note: str = "",
         **settings: Any,
     ) -> None:
-        """See `wandb_logger`; further settings are those of wandb.init."""
+        """See `wandb_logger`; `note` is why the run is offline against its wish, further settings are wandb.init's."""
         if images and not identifiers:
             raise ConfigError(
                 "logger.wandb.images: found true with identifiers=false; expected both, since Grad-CAM panels bear the "
                 "name of their study. Set logger.wandb.identifiers=true as well, or leave images out."
             )
+        wandb = _wandb()
+        self.note = note
         self.run_folder = run_folder
         self.images = images
         self.identifiers = identifiers
         self.model = model
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="hidden")
+        quiet.init_timeout = INIT_S
         if "WANDB_SWEEP_ID" not in os.environ:  # the agent of a W&B sweep names its runs itself
             # A resumed run goes on under its name.
             name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
             settings |= {"id": name, "resume": "allow"}
         super().__init__(save_dir=save_dir, log_model=False, settings=quiet, **settings)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> wandb.Run:
+        """The run of W&B; offline, with a word about it, where the server does not take it."""
+        if self._experiment is None:
+            try:
+                _ = super().experiment
+            except _wandb().errors.Error as error:  # no answer, a key that is not valid, no leave for the project
+                if self._wandb_init["mode"] == "offline":
+                    raise
+                self._go_offline(" ".join(str(error).split()))
+                _ = super().experiment
+            if self._wandb_init["mode"] == "offline":
+                folder = Path(self._experiment.dir).parent  # type: ignore[attr-defined]
+                logger.info("Weights & Biases is offline; later: wandb sync %s", shlex.quote(str(folder)))
+        return self._experiment
+
+    def _go_offline(self, why: str) -> None:
+        logger.warning("Weights & Biases cannot be had (%s); going on offline.", why)
+        self.note = why
+        finish_tracking()
+        self._wandb_init["mode"] = "offline"
 
     def log_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Record the configuration without folders, files and identifiers of excluded patients."""
@@ -71,7 +115,7 @@ class Tracker(WandbLogger):
         Args:
             metrics: Content of metrics.json.
         """
-        run = self.experiment
+        wandb, run = _wandb(), self.experiment
         for split in ("validation", "test"):
             for name, entry in metrics.get(split, {}).items():
                 if isinstance(entry, Mapping) and entry.get("value") is not None:
@@ -117,12 +161,12 @@ def wandb_logger(
     name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    mode: Mode = "auto",
     images: bool = False,
     identifiers: bool = False,
     model: bool = False,
-) -> Tracker:
-    """Return a logger that uploads only if the user asked for it.
+) -> Tracker | None:
+    """Return a logger that uploads only if the user asked for it; None where tracking is disabled.
 
     Args:
         run_folder: Holds the run's files.
@@ -131,18 +175,23 @@ def wandb_logger(
         name: Of the run.
         group: Of the run, for sweeps.
         job_type: What the run is in its group, for example a fold.
-        mode: "auto" is online if an API key is set or stored by `wandb login`, else offline.
+        mode: See `tracking_mode`.
         images: Whether Grad-CAM panels, which show slices and the name of the study, may be recorded.
         identifiers: Whether study and patient identifiers may be recorded; else keyed hashes stand for them.
         model: Whether best.ckpt is recorded as an artefact.
 
     Raises:
-        ConfigError: If images are allowed and identifiers are not.
+        ConfigError: If images are allowed and identifiers are not; and see `tracking_mode`.
     """
-    if mode == "auto":
-        mode = "online" if _logged_in() else "offline"
-        logger.info("Weights & Biases is %s.", mode)
+    mode, note = tracking_mode(mode), ""
+    if mode == "disabled":
+        logger.info("Weights & Biases is disabled: nothing is written for it.")
+        return None
+    if mode == "online" and (why := _unreachable(os.environ.get("WANDB_BASE_URL") or _wandb().Settings().base_url)):
+        logger.warning("Weights & Biases cannot be had (%s); going on offline.", why)
+        mode, note = "offline", why
     return Tracker(
+        note=note,
         run_folder=run_folder,
         save_dir=save_dir,
         images=images,
@@ -172,10 +221,73 @@ def _hidden(name: str, key: bytes) -> str:
     return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12]
 
 
+def tracking_mode(mode: Mode) -> Mode:
+    """Return what a mode means in this environment, without asking the network or the user.
+
+    What the configuration says comes first, then WANDB_MODE and WANDB_DISABLED; else it is online if an API key is set
+    or was stored by `wandb login`, and offline without.
+
+    Raises:
+        ConfigError: If wandb cannot be imported, or is to be online without an API key.
+    """
+    said = os.environ.get("WANDB_MODE", "").lower()
+    if mode == "auto" and (said == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes")):
+        return "disabled"
+    if mode == "disabled":
+        return mode
+    _wandb()
+    if mode == "auto" and said in ("offline", "dryrun"):
+        return "offline"
+    if _logged_in():
+        return "offline" if mode == "offline" else "online"
+    if mode == "online" or said in ("online", "run", "shared"):
+        asked = "logger.wandb.mode=online" if mode == "online" else f"WANDB_MODE={said}"
+        raise ConfigError(
+            f"logger.wandb.mode: found {asked} and no API key; expected one. Give it with `wandb login` or "
+            "WANDB_API_KEY=..., or record the run here: logger.wandb.mode=offline"
+        )
+    return "offline"
+
+
+def finish_tracking() -> None:
+    """End the run of W&B that is open in this process, if there is one; the next would else go on in its record."""
+    if "wandb" in sys.modules:
+        _wandb().finish()
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except Exception as error:  # whatever a broken installation raises
+        raise ConfigError(
+            f"logger: wandb cannot be imported ({type(error).__name__}: {error}); expected the package, which only "
+            "logger=wandb needs. pip install --upgrade wandb, or choose logger=csv"
+        ) from error
+    return wandb
+
+
+def _unreachable(address: str) -> str:
+    """Return why a server takes no connection, or "" if it, or the proxy before it, does."""
+    url = urlparse(getproxies().get(urlparse(address).scheme, address))
+    port = url.port or (443 if url.scheme == "https" else 80)
+    found = [f"{url.hostname} did not answer within {CHECK_S:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((url.hostname, port), timeout=CHECK_S).close()
+            found[0] = ""
+        except OSError as error:
+            found[0] = f"{url.hostname}: {error}"
+
+    # Looking a name up takes no timeout.
+    asking = threading.Thread(target=connect, daemon=True)
+    asking.start()
+    asking.join(CHECK_S)
+    return found[0]
+
+
 def _logged_in() -> bool:
     """Return whether an API key is at hand, without asking the network or the user."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

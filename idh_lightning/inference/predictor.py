@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import tempfile
 import time
 from collections import deque
@@ -187,6 +188,7 @@ class Predictor:
         Raises:
             CheckpointError: If one cannot be used, or they do not go together.
         """
+        self.device = build.device(device)
         self.members = [Member.load(path) for path in checkpoints_in(checkpoint)]
         first = self.members[0]
         for other in self.members[1:]:
@@ -199,7 +201,6 @@ class Predictor:
         self.views = views
         self.withhold = withhold
         self.confidence = confidence
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         for member in self.members:
             member.network.to(self.device).eval()
         self.sequences: tuple[str, ...] = tuple(first.recipe["sequences"])
@@ -241,7 +242,7 @@ class Predictor:
     def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[Answer]:
         """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
-        usable = [new.study for new in studies if new.study is not None and not _too_large(new.study)]
+        usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
         store = VolumeStore(folder, self.preprocessing, self.sequences)
         faults = store.prepare(usable).faults if usable else ()
         share_s = (time.perf_counter() - began) / len(studies)
@@ -264,8 +265,8 @@ class Predictor:
         study = new.study
         if study is None:
             return {"status": "failed", "reasons": (new.problem,)}
-        if too_large := _too_large(study):
-            return {"status": "failed", "reasons": (too_large,)}
+        if unfit := self._unfit(study):
+            return {"status": "failed", "reasons": (unfit,)}
         errors = [str(fault) for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
             return {"status": "failed", "reasons": tuple(errors)}
@@ -294,6 +295,19 @@ class Predictor:
             full = Answer(study_id=new.study_id, **answer)
             answer["draw"] = lambda: {"page": write_page(full, study, stored, cam, self, output)}
         return answer
+
+    def _unfit(self, study: Study) -> str:
+        """Return why a study cannot be read, in words, or ""."""
+        absent = [name for name in self.sequences if name not in study.files]
+        if not absent or (self.preprocessing.missing == "zero" and len(absent) < len(self.sequences)):
+            return _too_large(study)
+        files = {name: str(study.files.get(name, f"/data/{name}.nii.gz")) for name in self.sequences}
+        words = [f"checkpoint={self.members[0].file}", *(f"{name.lower()}={file}" for name, file in files.items())]
+        return (
+            f"{', '.join(absent)} is missing; expected {', '.join(self.sequences)}, which the network was trained on. "
+            f"Name the files: python -m idh_lightning.predict {shlex.join(words)}; or take a network trained with "
+            "data.missing=zero, which may lack some."
+        )
 
     def _number(self, stored: StoredVolume) -> dict[str, Any]:
         """Return probability, interval, decision and set."""

@@ -1,7 +1,7 @@
-"""The items of two reporting guidelines that a run can answer from its own files, with the answers.
+"""Two reporting guidelines: every item of CLAIM 2024, with an answer where the run's own files have one.
 
-Source: Mongan et al. 2020, CLAIM (its 42 items), doi:10.1148/ryai.2020200029; Collins et al. 2024, TRIPOD+AI,
-doi:10.1136/bmj-2023-078378.
+Source: Tejani et al. 2024, CLAIM 2024 update (its 44 items, in words of our own), doi:10.1148/ryai.240300; Collins et
+al. 2024, TRIPOD+AI, doi:10.1136/bmj-2023-078378.
 """
 
 from __future__ import annotations
@@ -33,32 +33,54 @@ class Answer:
 def checklist(run: Run) -> list[Answer]:
     """Return the items in the order of a paper: data, model, training, evaluation, results."""
     return [
+        Answer("CLAIM 1", "Does the title name the kind of AI?", None),
+        Answer("CLAIM 2", "Does the abstract say design, methods, results and conclusions?", None),
+        Answer("CLAIM 3", "What is the background, and what is the model meant for?", None),
+        Answer("CLAIM 4", "What are the aims and hypotheses?", None),
+        Answer("CLAIM 5", "Is the study prospective or retrospective?", None),
+        Answer("CLAIM 6", "What is the goal of the study?", None),
         Answer("CLAIM 7, TRIPOD+AI 5a", "Where do the data come from?", _source(run)),
         Answer("CLAIM 8, TRIPOD+AI 6b", "Who was eligible, who was left out?", _eligible(run)),
         Answer("CLAIM 9, TRIPOD+AI 7", "How were the images prepared?", _settings(run, "data", "preprocessing")),
-        Answer("CLAIM 13, TRIPOD+AI 11", "How were missing data handled?", _missing(run)),
-        Answer("CLAIM 14, TRIPOD+AI 8a", "What is predicted?", _outcome(run)),
-        Answer("CLAIM 19, TRIPOD+AI 10", "How large is the sample?", _sizes(run)),
-        Answer("CLAIM 20, TRIPOD+AI 12a", "How were patients assigned to partitions?", _settings(run, "split")),
-        Answer("CLAIM 21", "At which level are partitions disjoint?", _disjoint(run)),
+        Answer("CLAIM 10", "Was part of the data selected, and how?", None),
+        Answer("CLAIM 11", "How were the data de-identified?", None),
+        Answer("CLAIM 12, TRIPOD+AI 11", "How were missing data handled?", _missing(run)),
+        Answer("CLAIM 13", "How were the images acquired?", None),
+        Answer(
+            "CLAIM 14, TRIPOD+AI 8a", "What is predicted, and how is the reference standard defined?", _outcome(run)
+        ),
+        Answer("CLAIM 15", "Why this reference standard?", None),
+        Answer("CLAIM 16", "Who annotated, with which training?", None),
+        Answer("CLAIM 17", "How were the test data annotated?", None),
+        Answer("CLAIM 18", "How far do annotators agree?", None),
+        Answer("CLAIM 19, TRIPOD+AI 12a", "How were patients assigned to partitions?", _settings(run, "split")),
+        Answer("TRIPOD+AI 13", "How was class imbalance handled?", _imbalance(run)),
+        Answer("CLAIM 20", "At which level are partitions disjoint?", _disjoint(run)),
+        Answer("CLAIM 21, TRIPOD+AI 10", "How many patients were to be tested, and why so many?", _sizes(run)),
         Answer("CLAIM 22, TRIPOD+AI 12c", "What is the model?", _model(run)),
         Answer("CLAIM 23", "With which software and hardware?", _software(run)),
         Answer("CLAIM 24", "How were parameters initialised?", _initialised(run)),
         Answer("CLAIM 25, TRIPOD+AI 12c", "How was it trained?", _training(run)),
         Answer("CLAIM 26", "How was the final model chosen?", _chosen(run)),
-        Answer("TRIPOD+AI 13", "How was class imbalance handled?", _imbalance(run)),
+        Answer("CLAIM 27", "Are models combined, and how?", None),
         Answer("CLAIM 28, TRIPOD+AI 12e", "How is performance measured?", _measures(run)),
         Answer("CLAIM 29", "How is uncertainty measured?", _uncertainty(run)),
         Answer("TRIPOD+AI 12f", "Was the model updated or recalibrated?", _recalibrated(run)),
         Answer("CLAIM 30", "Is the result robust?", _robust(run)),
         Answer("CLAIM 31", "How is the model explained?", _explained(run)),
-        Answer("CLAIM 32", "Was it tested on external data?", _external(run)),
-        Answer("CLAIM 33, TRIPOD+AI 20a", "What is the flow of participants?", _flow(run)),
-        Answer("CLAIM 34, TRIPOD+AI 20b", "Who are the participants in each partition?", _demographics(run)),
-        Answer("CLAIM 35, TRIPOD+AI 23a", "What is the performance, with intervals?", _performance(run)),
-        Answer("TRIPOD+AI 14 and 23b", "Does performance differ between groups?", _groups(run)),
-        Answer("CLAIM 37", "Which cases failed?", _failures(run)),
-        Answer("CLAIM 41, TRIPOD+AI 18f and 22", "Where are the code and the full model?", _code(run)),
+        Answer("CLAIM 32", "Was it tested on data of its own source?", _internal(run)),
+        Answer("CLAIM 33", "Was it tested on external data?", _external(run)),
+        Answer("CLAIM 34", "Is a clinical trial registered?", None),
+        Answer("CLAIM 35, TRIPOD+AI 20a", "How many were included and left out?", _flow(run)),
+        Answer("CLAIM 36, TRIPOD+AI 20b", "Who are the participants in each partition?", _demographics(run)),
+        Answer("CLAIM 37, TRIPOD+AI 14 and 23b", "Does performance differ between groups?", _groups(run)),
+        Answer("CLAIM 38, TRIPOD+AI 23a", "What is the performance, with intervals?", _performance(run)),
+        Answer("CLAIM 39", "Which cases failed?", _failures(run)),
+        Answer("CLAIM 40", "What are the limits of the study?", None),
+        Answer("CLAIM 41", "What follows for practice?", None),
+        Answer("CLAIM 42", "Where is the full protocol?", _protocol(run)),
+        Answer("CLAIM 43, TRIPOD+AI 18f and 22", "Where are the code, the full model and the data?", _code(run)),
+        Answer("CLAIM 44", "Who paid, and in which role?", None),
     ]
 
 
@@ -197,6 +219,14 @@ def _explained(run: Run) -> str | None:
     return f"{methods} for {run.explanations['study_id'].nunique()} test studies, scored against the tumour masks."
 
 
+def _internal(run: Run) -> str | None:
+    if run.node("test") is None:
+        return None
+    if run.node("validation") is None and run.node("runs") is None:
+        return "No: the tested cohort is not the one that the model was trained on."
+    return "Yes: test patients of the same cohort, who had no part in training or choosing."
+
+
 def _external(run: Run) -> str | None:
     if run.node("test") is None:
         return None
@@ -235,6 +265,10 @@ def _failures(run: Run) -> str | None:
         return None
     wrong = int((people["predicted"] != people["label"]).sum())
     return f"{wrong} of {len(people)} test patients are called wrong; the table of test patients names them."
+
+
+def _protocol(run: Run) -> str | None:
+    return "Every setting is in .hydra/config.yaml of the run folder." if run.config else None
 
 
 def _code(run: Run) -> str | None:

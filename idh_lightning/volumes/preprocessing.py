@@ -199,7 +199,7 @@ def _read(
     absent = [name for name in sequences if name not in files]
     faults = []
     if absent and (missing == "error" or len(absent) == len(sequences)):
-        remedy = "Add the files, exclude the study, or set data.missing=zero."
+        remedy = "Add the files, exclude the study, or train with data.missing=zero."
         faults.append(place.fault("missing_sequence", f"{', '.join(absent)} is missing", "all sequences", remedy))
     images, geometries = {}, {}
     for name, path in files.items():
