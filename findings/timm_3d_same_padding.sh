@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # timm_3d 1.0.1 (PyPI): `Conv3dSame`, its convolution with TensorFlow's "SAME" padding, gives each axis the padding of
-# another one: the first that of the third, the second that of the first, the third that of the second. "SAME" means ceil(size / stride) cells along every axis, so of
-# (4, 5, 4) cells at stride 2 come (2, 3, 2); it gives (2, 2, 2), without a message. Where the edges are alike nothing is
-# seen. Every `tf_efficientnet_*` of timm_3d is made of these. Its issue 9, mended by its pull request 8, not released.
+# another one: the first that of the third, the second that of the first, the third that of the second. "SAME" means
+# ceil(size / stride) cells along every axis, so of (4, 5, 4) cells at stride 2 come (2, 3, 2); it gives (2, 2, 2), without
+# a message. Where the edges are alike nothing is seen. Every `tf_efficientnet_*` of timm_3d is made of these. Its issue 9,
+# mended by its pull request 8, not released.
 # Seen with timm_3d 1.0.1, timm 1.0.31 and torch 2.14.1. Ends with status 0 while this is so.
 set -euo pipefail
 folder=$(mktemp -d)
