@@ -141,13 +141,13 @@ def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
     apart = pd.Series(
         {one.study_id: run(one.image[None].astype(np.float32))["probability"][0] for one in studies}
     ) - predictions.reindex([one.study_id for one in studies])
-    worst = apart.abs().idxmax()
+    worst = str(apart.abs().idxmax())
     if not apart.abs().max() <= STORED_TOLERANCE:
         raise ModelError(
             f"{path}: the probability of study {worst} would be {predictions[worst] + apart[worst]:.4f}, {file} says "
-            f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If this {member.file.name} "
-            "made them, its stem was rounded to half precision by so much: copy it out of the run folder and export the "
-            "copy, which is compared with the network in float32 alone."
+            f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If made by this "
+            f"{member.file.name}, its stem was rounded to half precision by so much: copy it out of the run folder and "
+            "export the copy, which is compared with the network in float32 alone."
         )
     return f", its probabilities by at most {apart.abs().max():.1e} from {file} ({len(studies)} test studies)"
 
