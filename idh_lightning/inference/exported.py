@@ -130,7 +130,8 @@ def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
     folder = member.file.absolute().parent.parent
     file = folder / "predictions.csv"
     if member.file.name != "best.ckpt" or not file.is_file():
-        return f"; not compared with predictions of the run, since {file} is not there"
+        why = f"{file} is not there" if member.file.name == "best.ckpt" else "they are made by its best.ckpt"
+        return f"; not compared with predictions of the run, since {why}"
     predictions = pd.read_csv(file, dtype={"study_id": str})
     predictions = predictions[predictions["split"] == "test"].set_index("study_id")["probability"]
     store = _store_of(folder, member)
