@@ -11,7 +11,10 @@ from idh_lightning.models import convolutions
 from idh_lightning.models.convolutions import (
     DepthwiseConv3d,
     PointwiseConv3d,
+    SameConv3d,
+    _convolved,
     _Depthwise,
+    correct_padding,
     restore_convolutions,
     swap_convolutions,
     zeros_around,
@@ -41,28 +44,52 @@ def agrees(stock: nn.Conv3d, ours: nn.Conv3d, x: torch.Tensor) -> None:
     batch=st.integers(1, 3),
     channels=st.integers(2, 4),
     shape=st.tuples(*[st.integers(1, 7)] * 3),
-    size=st.integers(1, 7),
     edge=st.sampled_from([3, 5]),
     stride=st.sampled_from([1, 2]),
-    kind=st.sampled_from([nn.Conv3d, Conv3dSame]),
+    kind=st.sampled_from([nn.Conv3d, SameConv3d]),
 )
 def test_output_and_both_gradients_are_those_of_torch(
     batch: int,
     channels: int,
     shape: tuple[int, int, int],
-    size: int,
     edge: int,
     stride: int,
     kind: type[nn.Conv3d],
 ) -> None:
-    if kind is Conv3dSame:
-        shape = (size, size, size)  # timm_3d 1.0.1 mistakes the axes of others
     stock = depthwise(channels, edge, kind, stride=stride).double()
     x = torch.randn(batch, channels, *shape, dtype=torch.double, requires_grad=True)
-    ours = DepthwiseConv3d.of(stock, Conv3dSame)
+    ours = DepthwiseConv3d.of(stock)
     agrees(stock, ours, x)
     pads = zeros_around(ours, x.shape, same=ours.same)
-    torch.testing.assert_close(ours._by_torch(x, pads), stock(x))  # as for many cells on a GPU
+    torch.testing.assert_close(_convolved(ours, x, pads), stock(x))  # as for many cells on a GPU
+
+
+def padded_by_tensorflow(axis: torch.Tensor, edge: int, stride: int) -> torch.Tensor:
+    """Return the last axis with the zeros of TensorFlow's "SAME", written down from its documentation."""
+    size = axis.shape[-1]
+    total = max(edge - (stride if size % stride == 0 else size % stride), 0)
+    return nn.functional.pad(axis, (total // 2, total - total // 2))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+    edge=st.sampled_from([3, 5]),
+    stride=st.sampled_from([1, 2]),
+    groups=st.sampled_from([1, 4]),
+)
+def test_every_axis_is_padded_as_its_own_length_needs(
+    shape: tuple[int, int, int], edge: int, stride: int, groups: int
+) -> None:
+    network = nn.Sequential(Conv3dSame(4, 4, edge, stride, groups=groups))
+    correct_padding(network)
+    x = torch.randn(2, 4, *shape)
+    padded = x
+    for axis in (2, 3, 4):
+        padded = padded_by_tensorflow(padded.movedim(axis, -1), edge, stride).movedim(-1, axis)
+    expected = nn.functional.conv3d(padded, network[0].weight, network[0].bias, stride, groups=groups)
+    assert list(expected.shape[2:]) == [-(-size // stride) for size in shape]
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("most_cells", [0, 10**9])
@@ -75,14 +102,14 @@ def test_every_way_to_the_gradients_gives_the_same(
     monkeypatch.setattr(convolutions, "layout", lambda _: layout)
     stock = depthwise(3, 5, stride=2).double()
     x = torch.randn(2, 3, 6, 3, 4, dtype=torch.double, requires_grad=True)
-    agrees(stock, DepthwiseConv3d.of(stock, Conv3dSame), x)
+    agrees(stock, DepthwiseConv3d.of(stock), x)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_pointwise_convolution_is_that_of_torch(bias: bool) -> None:
     stock = nn.Conv3d(3, 5, 1, bias=bias).double()
     x = torch.randn(2, 3, 4, 3, 2, dtype=torch.double, requires_grad=True)
-    agrees(stock, PointwiseConv3d.of(stock, Conv3dSame), x)
+    agrees(stock, PointwiseConv3d.of(stock), x)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -95,7 +122,7 @@ def test_gradients_agree_with_finite_differences(stride: int) -> None:
 @pytest.mark.parametrize("stock", [depthwise(4), nn.Conv3d(4, 64, 1)])
 def test_only_the_input_is_kept_for_the_backward_pass(stock: nn.Conv3d) -> None:
     network = nn.Sequential(stock)
-    swap_convolutions(network, Conv3dSame)
+    swap_convolutions(network)
     x = torch.randn(2, 4, 3, 3, 3, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), kept_for_backward(network.parameters()) as kept:
         result = network(x)
@@ -106,7 +133,7 @@ def test_only_the_input_is_kept_for_the_backward_pass(stock: nn.Conv3d) -> None:
 def test_the_weight_is_shared_and_keeps_its_name() -> None:
     stock = nn.Sequential(depthwise(), nn.Conv3d(3, 5, 1), nn.Conv3d(5, 2, 3))
     weights, names = list(stock.parameters()), stock.state_dict().keys()
-    swap_convolutions(stock, Conv3dSame)
+    swap_convolutions(stock)
     assert [type(layer) for layer in stock] == [DepthwiseConv3d, PointwiseConv3d, nn.Conv3d]
     assert all(one is other for one, other in zip(stock.parameters(), weights, strict=True))
     assert stock.state_dict().keys() == names
@@ -116,10 +143,10 @@ def test_the_weight_is_shared_and_keeps_its_name() -> None:
 
 
 def test_the_stock_convolutions_come_back_as_they_were() -> None:
-    stock = nn.Sequential(depthwise(4, 5, Conv3dSame, stride=2, padding=0), nn.Conv3d(4, 2, 1, bias=False))
+    stock = nn.Sequential(depthwise(4, 5, SameConv3d, stride=2, padding=0), nn.Conv3d(4, 2, 1, bias=False))
     x = torch.randn(1, 4, 7, 7, 7)
     expected, told = stock(x), repr(stock)
-    swap_convolutions(stock, Conv3dSame)
+    swap_convolutions(stock)
     assert repr(stock) != told
     restore_convolutions(stock)
     assert repr(stock) == told
@@ -129,7 +156,7 @@ def test_the_stock_convolutions_come_back_as_they_were() -> None:
 @pytest.mark.parametrize("stock", [depthwise(), nn.Conv3d(3, 5, 1, bias=False)], ids=["depthwise", "pointwise"])
 def test_under_autocast_it_computes_in_bfloat16(stock: nn.Conv3d) -> None:
     ours = nn.Sequential(stock)
-    swap_convolutions(ours, Conv3dSame)
+    swap_convolutions(ours)
     x = torch.randn(1, 3, 4, 4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = ours(x), stock(x)
@@ -152,6 +179,6 @@ def test_under_autocast_it_computes_in_bfloat16(stock: nn.Conv3d) -> None:
     ids=str,
 )
 def test_other_convolutions_are_left_alone(other: nn.Module, kind: type[DepthwiseConv3d | PointwiseConv3d]) -> None:
-    assert not kind.fits(other, Conv3dSame)
+    assert not kind.fits(other)
     with pytest.raises(ValueError, match="cannot stand for it"):
-        kind.of(other, Conv3dSame)
+        kind.of(other)

@@ -98,7 +98,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
         f"checkpoint={run}",
         f"output={place / 'out'}",
         f"paths.store={place / 'store'}",
-        "methods=[grad_cam,layer_cam]",
+        "methods=[grad_cam,layer_cam,evidence]",
         *(f"other_seeds=[{other}]", f"permuted_labels=[{other}]"),
         "cohort=phantom",
         f"cohort.folder={phantom.folder.parent}",
@@ -114,7 +114,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> None:
     content = json.loads((explained / "explanations.json").read_text())
     scores = pd.read_csv(explained / "explanations.csv")
-    names = ["Grad-CAM of entry", "LayerCAM of blocks.2"]
+    names = ["Grad-CAM of entry", "LayerCAM of blocks.2", "Evidence"]
     assert list(content["seconds_per_study"]) == names
     assert content["default"]["method"] in names
     assert set(scores["method"]) == {*names, "baseline: brain mask", "baseline: centre of the brain"}
@@ -190,6 +190,8 @@ def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"found runs to compare maps with, and explanation\.sanity_studies=0"):
         explanation.run(configured(*settings, "explanation.sanity_studies=0"))
     network = build.load_classifier(run).network
+    assert "Evidence" in {method.name for method in build.methods(None, network)}
+    network.focus = None
     assert "Evidence" not in {method.name for method in build.methods(None, network)}
     with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
         build.methods(["grad_cam", "guess"], network)

@@ -11,13 +11,15 @@ from torch import nn
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
+from idh_lightning.models.convolutions import restore_convolutions
 from idh_lightning.models.folded import FoldedStem
 
 Maker = Callable[..., StemTailNetwork]
 
 
-def volumes(batch: int = 2, channels: int = 4, edge: int = 32) -> torch.Tensor:
-    return torch.randn(batch, channels, edge, edge, edge, generator=torch.Generator().manual_seed(1))
+def volumes(batch: int = 2, channels: int = 4, edge: int | tuple[int, int, int] = 32) -> torch.Tensor:
+    edges = edge if isinstance(edge, tuple) else (edge,) * 3
+    return torch.randn(batch, channels, *edges, generator=torch.Generator().manual_seed(1))
 
 
 def test_default_network_is_b7_with_the_parameter_counts_of_its_last_two_stages() -> None:
@@ -83,9 +85,9 @@ def moved(network: StemTailNetwork) -> StemTailNetwork:
 
 
 @pytest.mark.parametrize("cut", ["bn1", "blocks.0", "blocks.3", "blocks.5.2", "conv_head", "bn2", "classifier"])
-@pytest.mark.parametrize("edge", [32, 33, 36])
+@pytest.mark.parametrize("edge", [32, 33, 36, (24, 33, 26)], ids=str)
 def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
-    small_network: Maker, cut: str, edge: int
+    small_network: Maker, cut: str, edge: int | tuple[int, int, int]
 ) -> None:
     network = moved(small_network(trainable_from=cut, stem_precision="float32"))
     x = volumes(3, edge=edge)
@@ -95,8 +97,10 @@ def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
     torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("edge", [32, 33])
-def test_a_stem_folded_for_a_gpu_computes_the_same_for_several_studies_at_once(small_network: Maker, edge: int) -> None:
+@pytest.mark.parametrize("edge", [32, 33, (24, 33, 26)], ids=str)
+def test_a_stem_folded_for_a_gpu_computes_the_same_for_several_studies_at_once(
+    small_network: Maker, edge: int | tuple[int, int, int]
+) -> None:
     network = moved(small_network(stem_precision="float32", focus="blocks.2"))
     network.fold_stem = False
     folded = FoldedStem(network._stem_modules(), torch.float32, onednn=False)
@@ -111,6 +115,19 @@ def test_a_locator_sees_the_same_in_a_folded_stem(small_network: Maker, focus: s
     folded = network.stem(volumes(edge=33))
     network.fold_stem = False
     torch.testing.assert_close(folded, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("edges", [(49, 65, 49), (24, 33, 26)], ids=str)
+def test_what_is_explained_and_what_is_timed_the_plain_way_is_the_network_that_predicts(
+    small_network: Maker, edges: tuple[int, int, int]
+) -> None:
+    network = moved(small_network(stem_precision="float32", tail_precision="float32")).eval()
+    x = volumes(2, edge=edges)
+    with torch.no_grad():
+        expected = network(x)
+        torch.testing.assert_close(network.explainable_forward(x), expected, rtol=1e-3, atol=1e-4)
+        restore_convolutions(network.network)  # as the benchmark's plain way does
+        torch.testing.assert_close(network.network(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_folding_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:

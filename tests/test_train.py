@@ -22,11 +22,12 @@ from idh_lightning import build, evaluate
 from idh_lightning import train as train_module
 from idh_lightning.config import CONF_DIR
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
+from idh_lightning.inference.exported import export
 
 SMALL = [
     "cohort.patients=40",
     "cohort.spacing_mm=4",
-    "data.grid=32",
+    "data.grid=[25,33,25]",  # as the default, odd edges that differ
     "data.batches.workers=1",
     "model=efficientnet_b0",
     "model.weights=none",
@@ -207,18 +208,28 @@ def test_methods_of_explanation_are_compared_in_the_folder_of_a_run(
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
     monkeypatch.chdir(workplace)
     few = [f"explanation.{which}_studies=0" for which in ("faithfulness", "sanity", "sequence")]
-    stages = ["stages=[explain,report]", "explanation.methods=[grad_cam,layer_cam]"]
+    stages = ["stages=[explain,report]", "explanation.methods=[grad_cam,layer_cam,evidence]"]
     train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", *stages, *few))
     for name in ("metrics.json", "predictions.csv", "provenance.json"):
         assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
     scores = pd.read_csv(folder / "explanations.csv")
     baselines = {"baseline: brain mask", "baseline: centre of the brain", "baseline: mean tumour of training"}
-    assert set(scores["method"]) == {"Grad-CAM of entry", "LayerCAM of blocks.2", *baselines}
+    assert set(scores["method"]) == {"Grad-CAM of entry", "LayerCAM of blocks.2", "Evidence", *baselines}
     assert "LayerCAM of blocks.2" in (folder / "explanations.html").read_text()
     assert 'href="explanations.html"' in (folder / "report.html").read_text()
     called = pd.read_csv(folder / "predictions.csv").query("split == 'test'").set_index("study_id")
     right = scores.drop_duplicates("study_id").set_index("study_id")["right"]
     assert (right == (called["predicted"] == called["label"]).reindex(right.index)).all()
+
+
+@pytest.mark.slow
+def test_the_network_of_a_run_is_exported_and_gives_the_predictions_of_the_run(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "idh_lightning.inference.exported")
+    export(run_folder, tmp_path / "model.pt2", form="torch_export")
+    tested = pd.read_csv(run_folder / "predictions.csv").query("split == 'test'")
+    assert f"({len(tested)} test studies)" in caplog.text
 
 
 def external_table(run_folder: Path, file: Path, split: str, *, prefix: str) -> Path:

@@ -130,7 +130,8 @@ def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
     folder = member.file.absolute().parent.parent
     file = folder / "predictions.csv"
     if member.file.name != "best.ckpt" or not file.is_file():
-        return f"; not compared with predictions of the run, since {file} is not there"
+        why = f"{file} is not there" if member.file.name == "best.ckpt" else "they are made by its best.ckpt"
+        return f"; not compared with predictions of the run, since {why}"
     predictions = pd.read_csv(file, dtype={"study_id": str})
     predictions = predictions[predictions["split"] == "test"].set_index("study_id")["probability"]
     store = _store_of(folder, member)
@@ -141,11 +142,11 @@ def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
     apart = pd.Series(
         {one.study_id: run(one.image[None].astype(np.float32))["probability"][0] for one in studies}
     ) - predictions.reindex([one.study_id for one in studies])
-    worst = apart.abs().idxmax()
+    worst = str(apart.abs().idxmax())
     if not apart.abs().max() <= STORED_TOLERANCE:
         raise ModelError(
             f"{path}: the probability of study {worst} would be {predictions[worst] + apart[worst]:.4f}, {file} says "
-            f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If they were made by this "
+            f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If made by this "
             f"{member.file.name}, its stem was rounded to half precision by so much: copy it out of the run folder and "
             "export the copy, which is compared with the network in float32 alone."
         )

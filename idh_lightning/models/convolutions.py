@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 class SameConv3d(nn.Conv3d):
     """A convolution that pads its input so that ceil(size / stride) cells come out, whatever the parity of each edge.
 
-    timm_3d 1.0.1 pads the first axis as the second needs it, the second as the third, and the third as the first, which
+    timm_3d 1.0.1 pads the first axis as the third needs it, the second as the first, and the third as the second, which
     differs where one edge is odd and another even (its issue 9, mended by its pull request 8, which is not released).
     """
 
