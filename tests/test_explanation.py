@@ -217,3 +217,12 @@ def test_a_study_without_a_mask_has_no_reference(phantom: PhantomCohort, tmp_pat
         mask = None
 
     assert reference_maps_of(None, [], WithoutMask()) == {}  # type: ignore[arg-type]
+
+
+def test_the_interval_of_a_mean_holds_it_or_is_not_given() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(1, 30))
+        kinds = (rng.random(n) < 0.1, rng.lognormal(0, 3, n), rng.random(n).round(1), np.zeros(n))
+        mean, low, high = mean_with_interval(kinds[seed % 4].astype(float), resamples=200)
+        assert np.isnan(low) or low <= mean <= high, seed
