@@ -583,7 +583,7 @@ def _turning(run: Run) -> tuple[Call, Markup] | None:
 
 def _images(run: Run, study_id: str) -> tuple[dict[str, Path], Path | None, Path | None]:
     """Return the sequences, the map and the mask of a study, as far as they are still where the run left them."""
-    rows = run.cohort[run.cohort["study_id"] == study_id]
+    rows = run.cohort[run.cohort["study_id"] == study_id] if "study_id" in run.cohort else run.cohort
     names = {name.lower(): name for name in (*SEQUENCES, "mask") if name.lower() in rows}
     listed = {name: Path(str(path)) for column, name in names.items() for path in rows[column].dropna()}
     files = {name: path for name, path in listed.items() if path.is_file()}
