@@ -43,17 +43,18 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
 
 
 def flow_boxes(flow: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
-    """Boxes of the flow diagram, step -> lines of each box, its heading first: read, excluded, used, split.
+    """Boxes of the flow diagram, step -> lines of each box, its heading first: read, excluded, refused, used, split.
 
     Args:
         flow: As `cohort_flow` returns it.
     """
     parts = {str(step): part for step, part in flow.groupby("step", sort=False)}
     boxes = {"read": [("Read", _counts(parts["read"]))]}
-    if "excluded" in parts:
-        reasons = (f"{group}: {_counts(part)}" for group, part in parts["excluded"].groupby("group"))
-        boxes["excluded"] = [(f"Excluded: {_counts(parts['excluded'])}", *reasons)]
-    boxes["used"] = [("Used", *_labels(parts["used"]))]
+    for step in ("excluded", "refused"):
+        if step in parts:
+            reasons = (f"{group}: {_counts(part)}" for group, part in parts[step].groupby("group"))
+            boxes[step] = [(f"{step.capitalize()}: {_counts(parts[step])}", *reasons)]
+    boxes["used"] = [("Without an error" if "refused" in parts else "Used", *_labels(parts["used"]))]
     if "split" in parts:
         boxes["split"] = [
             (str(split).capitalize(), *_labels(part)) for split, part in parts["split"].groupby("group", sort=False)
