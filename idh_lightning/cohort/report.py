@@ -56,7 +56,7 @@ def flow_boxes(flow: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
         flow: As `cohort_flow` returns it.
     """
     parts = {str(step): part for step, part in flow.groupby("step", sort=False)}
-    boxes = {"read": [("Read", _counts(parts["read"]))]}
+    boxes: dict[str, list[tuple[str, ...]]] = {"read": [("Read", _counts(parts["read"]))]}
     for step in ("excluded", "refused"):
         if step in parts:
             reasons = (f"{group}: {_counts(part)}" for group, part in parts[step].groupby("group"))

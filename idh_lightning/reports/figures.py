@@ -588,8 +588,8 @@ def faithfulness_curves(
         axes.set_xscale("function", functions=(np.sqrt, np.square))
         axes.set_xlim(0, 1)
     figure.axes[0].set_ylabel("probability of the predicted class")
-    place = "outside lower left" if narrow else "outside right upper"
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=place, frameon=False, fontsize=9)
+    where = "outside lower left" if narrow else "outside right upper"
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=where, frameon=False, fontsize=9)
     return figure
 
 

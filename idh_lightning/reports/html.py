@@ -312,7 +312,9 @@ def _flow(run: Run) -> dict[str, list[tuple[str, ...]]] | None:
         return None
     reasons = exclusion_reasons(run)
     studies, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
-    boxes = {"read": [(f"{counted(studies + sum(reasons.values()), 'study', 'studies')} found",)]}
+    boxes: dict[str, list[tuple[str, ...]]] = {
+        "read": [(f"{counted(studies + sum(reasons.values()), 'study', 'studies')} found",)]
+    }
     if reasons:
         lines = (f"{n} × {reason}" for reason, n in reasons.items())
         boxes["excluded"] = [(f"{sum(reasons.values())} left out", *lines)]
