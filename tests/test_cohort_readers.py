@@ -741,6 +741,17 @@ def test_labels_in_conflict_between_sources_are_errors(tmp_path: Path) -> None:
         read(Combined(readers=readers))
 
 
+def test_what_to_paste_for_a_source_of_a_combination_names_its_place(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(idh=["wildtype", "positive"]).to_csv(path, index=False)
+    faults = Combined(readers={"lgg": Table(table=path)}).read().faults
+    assert [
+        "'cohort.readers.lgg.vocabulary={positive: mutant}'" in f.remedy for f in faults if f.severity == "error"
+    ] == [True]
+    with pytest.raises(CohortError, match=r"Correct cohort.readers.lgg.table"):
+        Combined(readers={"lgg": Table(table=tmp_path / "none.csv")}).read()
+
+
 def test_a_combination_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cohort.readers: none"):
         Combined(readers={}).read()

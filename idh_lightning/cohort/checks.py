@@ -161,7 +161,12 @@ def _list_of(cohort: Cohort, errors: Sequence[Fault]) -> str:
     named = sorted(filter(names_a_file, faulty))
     ways = ""
     if faulty and len({study.label for study in cohort.studies if study.study_id not in faulty}) > 1:
-        by_name = f", or {to_paste('cohort.exclude', named)}" if len(named) == len(faulty) <= 30 else ""
+        combined = any("cohort" in study.carried for study in cohort.studies)  # where each source has its own list
+        by_name = (
+            ""
+            if combined or len(named) < len(faulty) or len(named) > 30
+            else f", or {to_paste('cohort.exclude', named)}"
+        )
         ways = f", or leave these studies out: cohort.on_error=exclude{by_name}"
     lines = [f"cohort {cohort.name}: {counted(len(errors), 'error')}. Correct them{ways or '.'}"]
     for (_, check), found in by_check(errors).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +40,12 @@ class Combined:
         """
         if not self.readers:
             raise ConfigError("cohort.readers: none; expected at least one. Add one under a name of its source.")
-        cohorts = {source: reader.read() for source, reader in self.readers.items()}
+        cohorts = {}
+        for source, reader in self.readers.items():
+            try:
+                cohorts[source] = reader.read()
+            except CohortError as error:
+                raise CohortError(_placed(str(error), source)) from error
         common = tuple(s for s in SEQUENCES if all(s in cohort.sequences for cohort in cohorts.values()))
         offers = "; ".join(f"{source} has {', '.join(cohort.sequences)}" for source, cohort in cohorts.items())
         if not common:
@@ -70,6 +76,11 @@ class Combined:
         )
 
 
+def _placed(text: str, source: str) -> str:
+    """Return a message with the settings of one source where they stand in the configuration of the combination."""
+    return re.sub(r"\bcohort\.(?=(vocabulary|columns|exclude|table|folder)\b)", f"cohort.readers.{source}.", text)
+
+
 def _identifiers(cohort: Cohort) -> set[str]:
     """Return every study identifier that a cohort mentions."""
     records: tuple[Study | Exclusion | Fault, ...] = (*cohort.studies, *cohort.exclusions, *cohort.faults)
@@ -85,5 +96,13 @@ def _rename(cohort: Cohort, names: Mapping[str, str], source: str) -> Cohort:
             for s in cohort.studies
         ),
         exclusions=tuple(replace(e, study_id=names.get(e.study_id, e.study_id)) for e in cohort.exclusions),
-        faults=tuple(replace(f, study_id=names.get(str(f.study_id), f.study_id)) for f in cohort.faults),
+        faults=tuple(
+            replace(
+                f,
+                study_id=names.get(str(f.study_id), f.study_id),
+                remedy=_placed(f.remedy, source),
+                where=_placed(f.where, source),
+            )
+            for f in cohort.faults
+        ),
     )
