@@ -128,11 +128,11 @@ class Preprocessing:
         faults += checks.check_brain(np.count_nonzero(brain) * voxel_ml, stripped, _place(study, files[reference]))
         faults += _bring_to_one_grid(study, images, reference, brain)
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
-        if MASK in arrays:
-            faults += checks.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
         if not checks.is_error(faults):
             shown = {name: image for name, image in images.items() if name != MASK}
             faults += check_lost_parts(shown, stripped=stripped, place=place)
+        if MASK in arrays:
+            faults += checks.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
