@@ -43,6 +43,7 @@ _REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }  # fmt: skip
 """Switch -> the values that are well, and why others are not, with what to use instead."""
 
+_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "None")
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
@@ -66,6 +67,11 @@ def refused(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"trainer.accumulate_grad_batches: found {trainer['accumulate_grad_batches']} with data.accumulate="
             f"{accumulate}; expected one number. Use data.accumulate."
+        )
+    if str(trainer.get("precision")) not in _PRECISIONS:
+        yield (
+            f"trainer.precision: found {trainer['precision']}; expected auto, 32-true, bf16-mixed or 16-mixed, since "
+            "the volumes and what is read of them are in 32 bits. Use one of these."
         )
     strategy = trainer.get("strategy", "auto")
     target = strategy.get("_target_", "") if isinstance(strategy, Mapping) else strategy

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,17 @@ def disk_mb(config: DictConfig) -> dict[str, int]:
     run_folder = Path(config.paths.run)
     folders = {"run": run_folder, "checkpoints": run_folder / "checkpoints"}
     folders |= {name: Path(config.paths[name]) for name in SHARED}
-    return {
-        name: round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6)
-        for name, folder in folders.items()
-        if folder.is_dir()
-    }
+    return {name: round(_bytes(folder) / 1e6) for name, folder in folders.items() if folder.is_dir()}
+
+
+def _bytes(folder: Path) -> int:
+    """Return the size of what is in a folder; other runs may write and remove files meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(place) / name).stat().st_size
+    return total
 
 
 def _say_disk_use(config: DictConfig) -> None:

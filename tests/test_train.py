@@ -389,7 +389,8 @@ def test_a_run_is_explained_from_any_folder_with_its_own_cohort_and_volumes(
         (["+trainer.check_val_every_n_epoch=4"], r"check_val_every_n_epoch: found 4 with trainer\.max_epochs=3"),
         (["+trainer.max_steps=0"], r"trainer\.max_steps: found 0"),
         (["~callbacks.best"], r"callbacks\.best: found none"),
-        (["trainer.precision=foo"], r"trainer: Lightning refuses these settings: .*foo"),
+        (["trainer.precision=bf16-true"], r"trainer\.precision: found bf16-true; expected auto, 32-true"),
+        (["+trainer.profiler=foo"], r"trainer: Lightning refuses these settings: .*foo"),
         (["trainer.devices=0", "trainer.accelerator=cpu"], r"trainer: Lightning refuses these settings: .*0"),
     ],
 )
