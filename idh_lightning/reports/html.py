@@ -555,10 +555,12 @@ def _viewer(run: Run, study_id: str) -> Markup | None:
     files, cam, mask = _images(run, study_id)
     if not files or cam is None:
         return None
-    at_mm = _cross_mm(run.folder_of(study_id) / "figures" / "cam" / f"{study_id}.png")
-    return drawn_or_reason(
-        "Slices to look through", study_id, lambda: slice_viewer(read_scene(files, cam, mask, at_mm), study_id)
-    )
+    panel = run.folder_of(study_id) / "figures" / "cam" / f"{study_id}.png"
+
+    def draw() -> Markup:
+        return slice_viewer(read_scene(files, cam, mask, _cross_mm(panel)), study_id)
+
+    return drawn_or_reason("Slices to look through", study_id, draw)
 
 
 def _turning(run: Run) -> tuple[Call, Markup] | None:
