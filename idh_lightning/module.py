@@ -20,7 +20,7 @@ from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.objectives import focus_loss
 
 LARGE_WEIGHT = 1e4
-"""No weight comes near in a training that goes well: those of an EfficientNet-B7 stay below 100."""
+"""No weight comes near in a training that goes well: after the default run none is above 24."""
 
 
 class IDHClassifier(lightning.LightningModule):
