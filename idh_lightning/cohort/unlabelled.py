@@ -118,8 +118,8 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
     for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
-        inner = {name: Path(folder) / name / "NIFTI" for name in subfolders}
-        inner = {name: children(place) for name, place in inner.items() if os.path.isdir(place)}  # noqa: PTH112
+        places = {name: Path(folder) / name / "NIFTI" for name in subfolders}
+        inner = {name: children(place) for name, place in places.items() if os.path.isdir(place)}  # noqa: PTH112
         inner |= {name: [unwrapped(Path(folder) / name)] for name in subfolders if name.lower().endswith(NIFTI)}
         deeper = [] if depth >= DEEPEST else sorted(set(subfolders) - set(inner))
         subfolders[:] = [name for name in deeper if not name.startswith(".")]
