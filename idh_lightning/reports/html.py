@@ -283,7 +283,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     for name, estimate in wanted:
         if estimate is not None and estimate.value is not None:
             interval = f"{estimate.interval}, " if estimate.interval else ""
-            tiles.append((name, number(estimate.value), f"{interval}n = {estimate.n}"))
+            tiles.append((name, number(estimate.value), f"{interval}{estimate.n} patients"))
     return tiles
 
 
