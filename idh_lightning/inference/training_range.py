@@ -373,7 +373,7 @@ class TrainingRange:
             def outside(percentile: float) -> float:
                 value = numbers[f"{sequence} {percentile:g}"]
                 low, high = self.measured.get(f"{sequence} {percentile:g}", [mean[percentile]] * 2)
-                return max(low - value, value - high) / (high - low + 0.1)
+                return float(max(low - value, value - high) / (high - low + 0.1))
 
             worst = max(PERCENTILES, key=outside)
             row = f"{sequence} {worst:g}"

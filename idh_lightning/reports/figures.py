@@ -588,8 +588,10 @@ def faithfulness_curves(
         axes.set_xscale("function", functions=(np.sqrt, np.square))
         axes.set_xlim(0, 1)
     figure.axes[0].set_ylabel("probability of the predicted class")
-    where = "outside lower left" if narrow else "outside right upper"
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=where, frameon=False, fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower left" if narrow else "outside right upper", frameon=False, fontsize=9
+    )
     return figure
 
 

@@ -160,7 +160,7 @@ def write_figures(run_folder: Path) -> dict[str, str]:
 
 def save_figures(run: Run) -> dict[str, str]:
     """Draw the figures of a run that was read. See `write_figures`."""
-    shown = {}
+    shown: dict[str, str] = {}
     for name, draw in _DRAWINGS.items():
         drawn = draw(run)
         path = run.folder / "figures" / f"{name}.png"
