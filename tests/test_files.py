@@ -140,9 +140,9 @@ def test_a_store_that_must_be_written_and_may_not_is_named_with_a_way_out(table:
 
 
 def test_a_synthetic_cohort_that_is_there_needs_no_lock(shared: Path) -> None:
-    PhantomCohort(shared / "data", patients=8, spacing_mm=6.0, workers=1).read()
+    PhantomCohort(shared / "data", patients=10, spacing_mm=6.0, workers=1).read()
     with second_user(shared):
-        assert len(PhantomCohort(shared / "data", patients=8, spacing_mm=6.0, workers=1).read().studies) >= 8
+        assert len(PhantomCohort(shared / "data", patients=10, spacing_mm=6.0, workers=1).read().studies) >= 10
 
 
 def test_a_folder_that_may_not_be_written_ends_with_one_message(
