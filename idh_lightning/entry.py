@@ -191,7 +191,8 @@ def _values(override: Override) -> list[Any]:
 
 def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]) -> Iterator[str]:
     """Yield one message per override of a key that the composed configuration does not have."""
-    choices, others = [], []
+    choices: list[Override] = []
+    others: list[Override] = []
     for one in overrides:
         is_choice = (CONF_DIR / one.key_or_group).is_dir() or one.key_or_group.startswith("hydra/")
         (choices if is_choice and one.package is None else others).append(one)

@@ -603,5 +603,5 @@ def test_a_wrong_setting_is_one_line_and_not_a_traceback(
     with pytest.raises(SystemExit, match="2"):
         main()
     error = capsys.readouterr().err
-    assert "cohort.control: 'wrong' is not known" in error
+    assert "control: found 'wrong'; expected natural" in error
     assert "Traceback" not in error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
+from idh_lightning.callbacks import tracking
 from idh_lightning.callbacks.tracking import Tracker, without_places
 from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.commandline import expanded
@@ -402,3 +404,53 @@ def test_no_folder_and_no_excluded_patient_is_in_what_wandb_is_told() -> None:
 def test_images_that_bear_names_need_leave_for_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="identifiers=true"):
         Tracker(run_folder=tmp_path, save_dir=str(tmp_path), images=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "setting", "meant"),
+    [
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, "auto", "disabled"),
+        ({"WANDB_DISABLED": "true", "WANDB_API_KEY": "k"}, "auto", "disabled"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k"}, "auto", "offline"),
+        ({"WANDB_MODE": "dryrun"}, "auto", "offline"),
+        ({"WANDB_API_KEY": "k"}, "auto", "online"),
+        ({}, "auto", "offline"),
+        ({"WANDB_MODE": "disabled"}, "offline", "offline"),
+        ({"WANDB_API_KEY": "k"}, "disabled", "disabled"),
+    ],
+)
+def test_wandb_is_as_its_environment_says_unless_the_configuration_says_more(
+    environment: dict[str, str], setting: Any, meant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracking.tracking_mode(setting) == meant
+    if meant == "disabled":
+        assert tracking.wandb_logger(run_folder=tmp_path / "run", save_dir=str(tmp_path / "run"), mode=setting) is None
+        assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_wandb_online_without_a_key_and_a_broken_wandb_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match="WANDB_MODE=online and no API key"):
+        tracking.tracking_mode("auto")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb cannot be imported"):
+        tracking.tracking_mode("offline")
+
+
+def test_a_server_that_takes_no_connection_is_known_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        assert "127.0.0.1" in tracking._unreachable(address)
+        free.listen(1)
+        assert tracking._unreachable(address) == ""

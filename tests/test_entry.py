@@ -1,0 +1,156 @@
+"""What users type wrongly: one message with the way on, exit status 2, and nothing prepared before it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from idh_lightning.config import near_keys
+from idh_lightning.entry import composed
+
+Refused = Callable[[str], str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line in an empty folder, and returns what it says; it must end with status 2 and no traceback."""
+
+    def run(line: str) -> str:
+        name, *arguments = shlex.split(line)
+        module = importlib.import_module("idh_lightning." + {"explain": "explanation"}.get(name, name))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            getattr(module, "command", module.main)()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert "Traceback" not in said
+        assert not (tmp_path / "outputs" / "data").exists(), "nothing is prepared"
+        assert os.environ.get("HYDRA_FULL_ERROR") is None
+        return " ".join(said.split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train lr=1e-4", "Did you mean optimizer.lr? Then: python -m idh_lightning.train optimizer.lr=1e-4"),
+        ("train +lr=1e-4", "Did you mean 'optimizer.lr'?"),
+        ("train epochs=3 seed=1", "Then: python -m idh_lightning.train trainer.max_epochs=3 seed=1"),
+        ("train trainer.limit_val_batches=1", "Then: python -m idh_lightning.train +trainer.limit_val_batches=1"),
+        ("train cohort=ucsf", "expected one of bids, brats, .* Did you mean cohort=ucsf_pdgm?"),
+        ("train cohrt=table", "Then: python -m idh_lightning.train cohort=table"),
+        ("train ~callbacks.early_stoping", "'~callbacks.early_stopping'"),
+        ("train experiment=low_memori", "experiment: found 'low_memori'; .* Did you mean experiment=low_memory?"),
+        ("predict chekpoint=x", "Then: python -m idh_lightning.predict checkpoint=x"),
+        ("predict checkpoint=x input=y +foo=1", "conf/predict.yaml: found the key 'foo'"),
+        ("export checkpoint=x fromat=onnx", "Did you mean format?"),
+    ],
+)
+def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant(refused: Refused, line: str, message: str) -> None:
+    import re
+
+    said = refused(line)
+    assert re.search(message.replace("?", r"\?").replace("~", "~").replace("+", r"\+"), said), said
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "example"),
+    [
+        ("train cohort=table", "cohort.table", "python -m idh_lightning.train cohort=table cohort.table="),
+        ("train split=given", "split.file", "python -m idh_lightning.train split=given split.file="),
+        ("prepare cohort=ucsf_pdgm", "cohort.folder, cohort.table", "cohort.folder=/data/cohort cohort.table="),
+        ("predict", "checkpoint", "python -m idh_lightning.predict checkpoint=outputs/"),
+        ("explain", "checkpoint", "python -m idh_lightning.explain checkpoint=outputs/"),
+        ("export", "checkpoint", "python -m idh_lightning.export checkpoint=outputs/"),
+        ("evaluate cohort.table=x.csv", "checkpoint", "cohort.table=x.csv checkpoint=outputs/"),
+        ("report", "runs", "python -m idh_lightning.report 'runs=[outputs/"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_command_line(refused: Refused, line: str, key: str, example: str) -> None:
+    said = refused(line)
+    assert f"{key}: found none; expected a value." in said
+    assert example in said
+
+
+def test_a_missing_checkpoint_is_answered_with_the_newest_run(refused: Refused, tmp_path: Path) -> None:
+    for number, day in enumerate(("2026-01-01", "2026-01-02")):
+        file = tmp_path / "outputs" / day / "10-00-00_phantom" / "checkpoints" / "best.ckpt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (number, number))
+    assert "export checkpoint=outputs/2026-01-02/10-00-00_phantom" in refused("export")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train seed=abc", "conf/train.yaml: found seed=abc; expected a whole number"),
+        ("train trainer.max_epochs=-3", "found trainer.max_epochs=-3; expected at least 1"),
+        ("train data.grid=abc", "expected a whole number or a list"),
+        ("train stages=fit", "stages: found fit; expected a list out of fit, test, explain, report"),
+        ("train seed=0,1", "seed: found several values, 0,1; expected one. For a run with each of them add -m"),
+        ("train cohort.table=a=b.csv", "'cohort.table=\"a=b.csv\"'"),
+        ("train nonsense", "nonsense: found no '=' in it; expected KEY=VALUE"),
+        ("train 'paths.run=${nope}'", "Interpolation key 'nope' not found"),
+        ("train model.backbone=nonsense", "model.backbone: found 'nonsense'"),
+        ("train model.trainable_from=blocks.9", "model.trainable_from: found 'blocks.9'"),
+        ("train model.weights=/nowhere", "model.weights: found '/nowhere'"),
+        ("train explain=grad_cam explain.layer=nope", "explain.layer: found 'nope'"),
+        ("train explanation.methods=[foo]", "methods: found foo"),
+        ("train scheduler.pct_start=7", "pct_start"),
+        ("train split=kfold fold=9", "fold: found 9 of 5 folds; expected 0 to 4"),
+        ("train split=given split.file=/nowhere.csv", "split.file: /nowhere.csv: no such file"),
+        ("train stages=[test] checkpoint=/nowhere", "/nowhere: there is no such file; expected a checkpoint"),
+        ("train stages=[report]", "predictions.csv: there is no such file"),
+        ("train --resume", "--resume: found no folder after it"),
+        ("predict checkpoint=x", "python -m idh_lightning.predict checkpoint=x input=/data/new_patient"),
+        ("predict checkpoint=x input=y device=tpu", "device: found tpu; expected auto, cpu, cuda"),
+        ("predict checkpoint=x input=y views=-1", "conf/predict.yaml: found views=-1; expected 0 to 1000"),
+        ("export checkpoint=/etc/passwd", "/etc/passwd: cannot be used"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_prepared(refused: Refused, line: str, message: str) -> None:
+    assert message in refused(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train trainer.accelerator=gpu", "predict checkpoint=x input=y device=cuda", "explain checkpoint=x device=cuda"],
+)
+def test_a_gpu_that_is_not_there_is_refused_with_the_way_on(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    said = refused(line)
+    assert "torch finds no such GPU on this machine" in said
+    assert "=auto." in said
+
+
+def test_options_may_stand_between_overrides(refused: Refused) -> None:
+    said = refused("train cohort=table -m seed=0,1")
+    assert "cohort.table: found none" in said
+    assert "unrecognized arguments" not in said
+    assert said.count("ConfigError") == 2, "one for each of the two runs, and none repeated at the end"
+
+
+def test_keys_that_end_alike_come_before_those_that_are_spelt_alike() -> None:
+    known = ["optimizer.lr", "optimizer.learn", "scheduler.max_lr", "hydra.lr"]
+    assert near_keys("lr", known) == ["optimizer.lr"]
+    assert near_keys("optimiser.lr", known)[0] == "optimizer.lr"
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "prepare", "benchmark", "evaluate", "report", "predict", "export", "phantom"]
+)
+def test_every_command_composes(name: str) -> None:
+    assert composed(name, [])
