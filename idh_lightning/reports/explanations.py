@@ -233,9 +233,9 @@ def _seconds(content: Mapping[str, Any]) -> Table | None:
 def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[str, str, Picture]]:
     """Return (which, words, panel) of the studies with the best and with the worst maps of a method."""
     theirs = scores[scores["method"] == method].dropna(subset=["auprc"]).sort_values("auprc", ascending=False)
-    number = min(CASES, len(theirs) // 2)
+    most = min(CASES, len(theirs) // 2)
     cases = []
-    for which, rows in (("best", theirs.head(number)), ("worst", theirs.tail(number).iloc[::-1])):
+    for which, rows in (("best", theirs.head(most)), ("worst", theirs.tail(most).iloc[::-1])):
         for row in rows.itertuples(index=False):
             path = folder / "figures" / "cam" / f"{row.study_id}.png"
             if path.is_file():

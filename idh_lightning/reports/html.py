@@ -499,7 +499,8 @@ def _localisation(run: Run) -> list[Table]:
     scores = run.explanations.drop(columns="right", errors="ignore")
     if {"study_id", "label", "predicted"} <= set(run.predictions.columns):
         # Whether the study is called right, not its patient: the map explains the logit of this study.
-        right = run.predictions.set_index("study_id").eval("predicted == label")
+        called = run.predictions.set_index("study_id")
+        right = called["predicted"] == called["label"]
         scores = scores.assign(right=scores["study_id"].map(right)).dropna(subset="right")
     return localisation_tables(summarised(scores))
 
@@ -648,12 +649,12 @@ def _predictions(run: Run) -> Table | None:
         [
             str(patient),
             str(studies[patient]),
-            CLASSES[int(row.label)],
-            number(row.probability),
-            CLASSES[int(row.predicted)],
-            "right" if row.predicted == row.label else "wrong",
+            CLASSES[int(row["label"])],
+            number(row["probability"]),
+            CLASSES[int(row["predicted"])],
+            "right" if row["predicted"] == row["label"] else "wrong",
         ]
-        for patient, row in zip(people.index, people.itertuples(index=False), strict=True)
+        for patient, row in zip(people.index, people.to_dict("records"), strict=True)
     ]
     head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
     caption = "Every test patient, from surely mutant to surely wildtype"
