@@ -276,7 +276,7 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
     if not tumour.any():
         return []  # already named as empty
     within = int(np.count_nonzero(tumour & brain))
-    inside, filled = within / np.count_nonzero(tumour), within / max(np.count_nonzero(brain), 1)
+    inside, filled = within / np.count_nonzero(tumour), within / max(int(np.count_nonzero(brain)), 1)
     if filled > MOST_TUMOUR:
         values, counts = np.unique(labels[tumour & brain], return_counts=True)
         shares = ", ".join(
