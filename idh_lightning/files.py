@@ -70,7 +70,7 @@ def locked(path: Path, *, needed: bool = False) -> Iterator[str]:
         OSError: If the file cannot be written and the lock is needed.
     """
     note = ""
-    lock: BaseFileLock | None = FileLock(path)
+    lock: BaseFileLock = FileLock(path)
     try:
         try:
             _acquire(lock)
@@ -83,14 +83,13 @@ def locked(path: Path, *, needed: bool = False) -> Iterator[str]:
     except OSError as error:
         if error.errno not in UNWRITABLE or needed:
             raise
-        lock, note = None, f"{path}: may not be written ({error.strerror}); going on without a lock"
+        note = f"{path}: may not be written ({error.strerror}); going on without a lock"
     if note:
         _log.warning(note)
     try:
         yield note
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
 
 
 def _acquire(lock: BaseFileLock) -> None:

@@ -22,14 +22,14 @@ def begin_worker(worker: int) -> None:
     the worker, which the loader notices.
     """
     ForkingPickler.register(torch.UntypedStorage, _through_file)
-    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined, method-assign]
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def _through_file(storage: torch.UntypedStorage) -> tuple[Any, ...]:
     if not storage.nbytes():
         return torch.UntypedStorage, (0,)
     with tempfile.TemporaryFile(prefix="idh_lightning_") as file:
-        file.write(memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy()))  # type: ignore[call-overload]
+        file.write(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
         file.flush()
         return _from_file, (DupFd(file.fileno()),)
 

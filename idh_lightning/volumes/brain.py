@@ -57,7 +57,7 @@ def foreground(voxels: NDArray[np.float32], voxel_mm3: float) -> tuple[Mask, boo
     most = STRIPPED_MOST_ML * 1000.0 / voxel_mm3
     air = np.float32(background(voxels))
     shown = voxels != air
-    few = np.count_nonzero(shown) <= most
+    few = bool(np.count_nonzero(shown) <= most)
     if few and voxels.min() >= air:
         return shown, True
     away = voxels - air

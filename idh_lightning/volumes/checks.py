@@ -234,7 +234,7 @@ def read_labels(voxels: NDArray[np.float32], place: Place) -> tuple[NDArray[np.f
     tumour is what is positive; where none is positive, it is what is not the most frequent number.
     """
     labels = np.round(voxels)
-    values = np.unique(labels[labels != 0]) if np.isfinite(voxels).all() else np.empty(0)
+    values: list[float] = np.unique(labels[labels != 0]).tolist() if np.isfinite(voxels).all() else []
     if len(values) > MOST_LABELS or not np.allclose(voxels, labels, rtol=1e-4, atol=1e-3):
         several = f"{len(values)} different values" if len(values) > MOST_LABELS else "fractions, NaN or Inf"
         return labels, [
@@ -245,7 +245,7 @@ def read_labels(voxels: NDArray[np.float32], place: Place) -> tuple[NDArray[np.f
                 "Name the segmentation file, or export it with nearest-neighbour interpolation.",
             )
         ]
-    if len(values) and values[0] < 0:
+    if values and values[0] < 0:
         share = np.count_nonzero(labels < 0) / labels.size
         outside = labels <= 0 if values[-1] > 0 else labels == (values[0] if share > 0.5 else 0)
         found = f"{', '.join(f'{value:g}' for value in values if value < 0)} stands in {share:.1%} of the mask's voxels"
@@ -276,7 +276,7 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
     if not tumour.any():
         return []  # already named as empty
     within = int(np.count_nonzero(tumour & brain))
-    inside, filled = within / np.count_nonzero(tumour), within / max(np.count_nonzero(brain), 1)
+    inside, filled = within / np.count_nonzero(tumour), within / max(int(np.count_nonzero(brain)), 1)
     if filled > MOST_TUMOUR:
         values, counts = np.unique(labels[tumour & brain], return_counts=True)
         shares = ", ".join(
