@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -125,17 +125,21 @@ def rehearse(config: DictConfig) -> None:
     made: dict[str, Any] = {}
     for section in ("objective", "split", "augment", "explain", "explanation", "evaluation"):
         if config.get(section):
-            faults += _fault(section, lambda name=section: made.update({name: instantiate_section(config[name])}))
+            faults += _fault(section, partial(_make, made, config, section))
     if config.get("optimizer"):
         faults += _fault("optimizer, scheduler", lambda: _schedule(config))
     if config.get("model"):
         faults += _fault("model", lambda: _sketch(config, made))
     for section in (config.get("logger") or {}).values():
         if str(section._target_).endswith("wandb_logger"):
-            faults += _fault("logger", lambda mode=section.mode: tracking_mode(mode))
+            faults += _fault("logger", partial(tracking_mode, section.mode))
     faults += _fault("explanation", lambda: _method_files(getattr(made.get("explanation"), "methods", None)))
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _make(made: dict[str, Any], config: DictConfig, section: str) -> None:
+    made[section] = instantiate_section(config[section])
 
 
 def _fault(section: str, make: Callable[[], object]) -> list[str]:
@@ -172,7 +176,7 @@ def _sketch(config: DictConfig, made: Mapping[str, Any]) -> None:
 
 
 def _absent_devices(config: DictConfig) -> Iterator[str]:
-    settings = config.get("trainer") or {}
+    settings: Any = config.get("trainer") or {}
     asked, there = settings.get("accelerator", "auto"), torch.cuda.device_count()
     if asked in ("gpu", "cuda") and not there:
         yield f"trainer.accelerator: found {asked}, {NO_GPU} Set trainer.accelerator=auto."

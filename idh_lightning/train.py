@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning
 import pandas as pd
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 

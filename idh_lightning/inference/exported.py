@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -132,8 +132,8 @@ def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
     if member.file.name != "best.ckpt" or not file.is_file():
         why = f"{file} is not there" if member.file.name == "best.ckpt" else "they are made by its best.ckpt"
         return f"; not compared with predictions of the run, since {why}"
-    predictions = pd.read_csv(file, dtype={"study_id": str})
-    predictions = predictions[predictions["split"] == "test"].set_index("study_id")["probability"]
+    table = read_table(file)
+    predictions = table[table["split"] == "test"].set_index("study_id")["probability"]
     store = _store_of(folder, member)
     studies = store.of_names(predictions.index)[:STORED_STUDIES] if store else []
     if not studies:
