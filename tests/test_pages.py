@@ -15,7 +15,7 @@ from test_report import run_report, write_run
 from test_reports import CHROMIUM, make_run
 
 from idh_lightning.cohort import HoldOut, settle, write_cohort_report
-from idh_lightning.explain.scores import CEILINGS, SCORES
+from idh_lightning.explain.scores import REFERENCED, SCORES
 from idh_lightning.inference import Answer
 from idh_lightning.pages import badges, render
 from idh_lightning.reports.explanations import write_explanations_page
@@ -23,7 +23,7 @@ from idh_lightning.reports.html import write_report
 
 LONG = "a_study_of_a_hospital_whose_identifiers_are_very_long_indeed_and_have_no_gap_" * 2
 
-CEILED = tuple(f"{name}_ceiling" for name in CEILINGS)
+CEILED = tuple(f"{name}_reference" for name in REFERENCED)
 
 MEASURE = """<pre id="seen"></pre><script>
 addEventListener("load", () => {  // of all frames

@@ -19,8 +19,8 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import pandas as pd
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 if TYPE_CHECKING:
     import wandb

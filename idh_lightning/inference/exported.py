@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from idh_lightning import build
 from idh_lightning.errors import ConfigError, ModelError
+from idh_lightning.evaluation import read_table
 from idh_lightning.files import replacing
 from idh_lightning.inference.predictor import Member
 from idh_lightning.models.convolutions import restore_convolutions

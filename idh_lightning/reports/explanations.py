@@ -236,10 +236,10 @@ def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[st
     most = min(CASES, len(theirs) // 2)
     cases = []
     for which, rows in (("best", theirs.head(most)), ("worst", theirs.tail(most).iloc[::-1])):
-        for row in rows.itertuples(index=False):
-            path = folder / "figures" / "cam" / f"{row.study_id}.png"
+        for row in rows.to_dict("records"):
+            path = folder / "figures" / "cam" / f"{row['study_id']}.png"
             if path.is_file():
-                told = "" if "right" not in scores else ", called right" if row.right else ", called wrong"
-                words = f"{row.study_id}: average precision {number(row.auprc)}{told}"
+                told = "" if "right" not in row else ", called right" if row["right"] else ", called wrong"
+                words = f"{row['study_id']}: average precision {number(row['auprc'])}{told}"
                 cases.append((which, words, picture(path, words, photograph=True)))
     return cases
