@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from idh_lightning.entry import composed
-from idh_lightning.errors import ConfigError, StorageError, exits_with_message
-from idh_lightning.overrides import as_text
+from idh_lightning.errors import ConfigError, IDHError, StorageError
+from idh_lightning.overrides import as_text, as_typed
 from idh_lightning.runstate import LATER_STARTS, RunState, claimed
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
                 if option == "--resume" and (place / "multirun.yaml").is_file():
                     _refuse_other_sweep(place, rest)
                 kept = [one for one in _overrides(option, place) if _key(one) not in changed]
-                return as_text([*kept, *rest])
+                return [*kept, *rest]
     return list(arguments)
 
 
@@ -191,12 +192,20 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Claim the folder of a run; end with a message if it is in use or holds a run with another recipe."""
-        # An exception here would only make Hydra warn.
-        exits_with_message(self._claim)(config, "hydra.run.dir", str(config_name))
+        HydraConfig.instance().set_config(config)  # the folder's name may hold a choice
+        self._claim_or_end(config, "hydra.run.dir", str(config_name))
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Claim the folder of a sweep; its runs claim theirs."""
-        exits_with_message(self._claim)(config, "hydra.sweep.dir", "")
+        HydraConfig.instance().set_config(config)
+        self._claim_or_end(config, "hydra.sweep.dir", "")
+
+    def _claim_or_end(self, config: DictConfig, key: str, command: str) -> None:
+        try:
+            self._claim(config, key, command)
+        except IDHError as error:  # which would only make Hydra warn
+            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+            sys.exit(2)
 
     def _claim(self, config: DictConfig, key: str, command: str) -> None:
         if int(getattr(rank_zero_only, "rank", 0)):  # of several processes of a run the first one has claimed it
@@ -217,9 +226,11 @@ class RunFolder(Callback):
             self._held.close()
             raise
         except OSError as error:
+            there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+            setting = "output" if "output" in config else key
             raise StorageError(
-                f"{folder}: cannot be written ({error.strerror}: {error.filename}); expected a folder for the results "
-                f"of this run. Start in another folder, or give {'output' if 'output' in config else key}=FOLDER."
+                f"{there}: cannot be written ({error.strerror}), so {folder} cannot be made; expected a folder that "
+                f"this user may write. Start in a folder of your own, or give {setting}=FOLDER."
             ) from error
 
 
@@ -262,7 +273,7 @@ def _keep_recipe(config: DictConfig, folder: Path, command: str) -> None:
         raise ConfigError(
             f"{folder}: {'a finished run' if finished else 'a run'} with another recipe: {'; '.join(different)}. "
             "Expected its own settings, since its recipe would be false. Leave the others out, or "
-            f"{way_on}: {shlex.join(['python', '-m', 'idh_lightning.train', *task])}"
+            f"{way_on}: {shlex.join(['python', '-m', 'idh_lightning.train', *map(as_typed, task)])}"
         )
     with read_write(config.hydra):
         config.hydra.output_subdir = LATER_STARTS

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from idh_lightning.config import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
-from idh_lightning.overrides import as_text
+from idh_lightning.overrides import as_text, as_typed
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
@@ -64,6 +64,8 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
 
         @wraps(task)
         def job(config: DictConfig) -> Any:
+            # Relative paths count from where the command was started, also with hydra.job.chdir=true.
+            os.chdir(HydraConfig.get().runtime.cwd)
             with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
                 return checked(config)
 
@@ -74,7 +76,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             arguments = sys.argv[1:]
             # So that Hydra raises what it finds wrong, instead of printing it in its own form.
             with _variable(FULL_ERROR, "1"), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="\\s*The version_base parameter is deprecated")
+                silence_hydra()
                 try:
                     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
                 except (HydraException, OmegaConfBaseException) as error:
@@ -91,11 +93,21 @@ def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) ->
     """Configuration that a command line gives, without running anything."""
     GlobalHydra.instance().clear()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="\\s*The version_base parameter is deprecated")
+        silence_hydra()
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             config = compose(name, overrides=list(overrides), return_hydra_config=hydra_too)
     GlobalHydra.instance().clear()
     return config
+
+
+def silence_hydra() -> None:
+    """Hide what Hydra 1.4 says of calls that Hydra 1.3 needs as they are."""
+    for message in (
+        "The version_base parameter is deprecated",
+        r"register_new_resolver\(\) is deprecated",
+        r"hydra\.utils\.instantiate\(\) resolved _target_=",
+    ):
+        warnings.filterwarnings("ignore", message=rf"\s*{message}")
 
 
 def task_overrides() -> list[str]:
@@ -108,7 +120,7 @@ def task_overrides() -> list[str]:
 
 def command_line(name: str, overrides: Sequence[str]) -> str:
     """Command as it is typed into a shell."""
-    return shlex.join(["python", "-m", f"idh_lightning.{name}", *overrides])
+    return shlex.join(["python", "-m", f"idh_lightning.{name}", *map(as_typed, overrides)])
 
 
 @contextmanager

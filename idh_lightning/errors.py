@@ -145,8 +145,7 @@ class Stopped(BaseException):
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     """Make an entry point end with one message and status 2, instead of a traceback, where an IDHError is raised.
 
-    It goes inside `hydra.main`, which else would print a traceback of its own. Relative paths count from where the
-    command was started, also with `hydra.job.chdir=true`: cohort, store and bank are shared by all runs.
+    It goes inside `hydra.main`, which else would print a traceback of its own.
 
     In a sweep the error goes on to Hydra after its message, so that the other runs take place.
 
@@ -157,8 +156,6 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     @wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            if HydraConfig.initialized():
-                os.chdir(HydraConfig.get().runtime.cwd)
             return main(*args, **kwargs)
         except BaseException as error:
             stopped = _find_stopped(error)

@@ -49,6 +49,12 @@ def as_text(arguments: Sequence[str]) -> list[str]:
     return converted
 
 
+def as_typed(argument: str) -> str:
+    """Return an override without the quotes that `as_text` put around its value."""
+    plain = re.sub(r"^([^=]+)='([^'\\]*)'$", r"\1=\2", argument)
+    return plain if as_text([plain]) == [argument] else argument
+
+
 def _spellings(value: str) -> list[tuple[str, str]] | None:
     """Return the pairs of `{spelling: label, ...}`, or None where the value is not that."""
     text = value.strip()

@@ -117,6 +117,8 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report the sweep: sweep.csv and pictures in its folder, and in `pooled` the report of its folds."""
         folder = Path(config.hydra.sweep.dir)
+        if not (folder / "multirun.yaml").is_file():  # it was refused before it began
+            return
         report_sweep(folder)
         runs = read_runs(folder)
         groups = complete_folds(runs)

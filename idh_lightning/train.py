@@ -26,7 +26,7 @@ from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker, finish_tracking
 from idh_lightning.cohort.seen import MEANS
 from idh_lightning.commandline import expanded
-from idh_lightning.entry import entry, task_overrides
+from idh_lightning.entry import entry, silence_hydra, task_overrides
 from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
 from idh_lightning.files import write_json, write_text
@@ -383,6 +383,7 @@ def _product(*factors: int) -> int:
 
 def quieten() -> None:
     """Hide warnings of libraries that a user can do nothing about."""
+    silence_hydra()
     for message in (
         "torch.jit.script. is deprecated",  # timm_3d 1.0.1
         ".*does not have many workers.*",  # the queue has its own
@@ -413,7 +414,9 @@ def main(config: DictConfig) -> float | None:
 @exits_with_message
 def command() -> None:
     """Read `--rerun` and `--resume`, then do what the command line says."""
-    OmegaConf.register_new_resolver("product", _product, replace=True)
+    with warnings.catch_warnings():
+        silence_hydra()
+        OmegaConf.register_new_resolver("product", _product, replace=True)
     sys.argv[1:] = expanded(sys.argv[1:])
     main()
 

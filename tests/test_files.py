@@ -176,5 +176,6 @@ def test_a_working_folder_that_may_not_be_written_ends_before_anything_with_one_
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+    assert "UserWarning" not in done.stderr
     assert f"{tmp_path / 'outputs'}: " in done.stderr
     assert "hydra.run.dir" in done.stderr or "hydra.sweep.dir" in done.stderr

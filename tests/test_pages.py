@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser import CHROMIUM, needs_chromium
 from cohort_files import write_ucsf_cohort
 from test_report import run_report, write_run
-from test_reports import CHROMIUM, make_run
+from test_reports import make_run
 
 from idh_lightning.cohort import HoldOut, settle, write_cohort_report
 from idh_lightning.explain.scores import REFERENCED, SCORES
@@ -105,7 +106,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the pages in")
+@needs_chromium
 def test_no_page_scrolls_sideways_and_no_table_is_cut_on_a_telephone_or_a_desk(
     pages: dict[str, Path], tmp_path: Path
 ) -> None:

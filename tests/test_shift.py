@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.stats import ks_2samp, norm, ttest_ind
 
-from idh_lightning.evaluation import auroc, compare_with_internal, covariate_shift, covariate_summary
-from idh_lightning.evaluation.discrimination import delong
+from idh_lightning.evaluation import compare_with_internal, covariate_shift, covariate_summary
+from idh_lightning.evaluation.discrimination import auroc_delong, delong
 from idh_lightning.evaluation.shift import difference_of_independent, study_covariates
 
 
@@ -101,7 +101,7 @@ def test_the_difference_of_two_samples_has_the_sum_of_their_delong_variances() -
     rng = np.random.default_rng(0)
     labels = [rng.permuted(np.repeat([0, 1], size)) for size in ((90, 50), (70, 30))]
     scores = [rng.normal(size=len(these)) + 0.8 * these for these in labels]
-    first, second = (auroc(these, score) for these, score in zip(labels, scores, strict=True))
+    first, second = (auroc_delong(these, score) for these, score in zip(labels, scores, strict=True))
     variances = [delong(these, score)[1][0, 0] for these, score in zip(labels, scores, strict=True)]
     found = difference_of_independent(first, second)
     half = norm.ppf(0.975) * math.sqrt(sum(variances))
@@ -118,7 +118,7 @@ def test_intervals_of_a_difference_cover_the_truth_in_95_of_100_pairs_of_cohorts
     covered = 0
     for _ in range(1000):
         there, here = (
-            auroc(these, rng.normal(size=len(these)) + shift * these)
+            auroc_delong(these, rng.normal(size=len(these)) + shift * these)
             for these, shift in zip(labels, shifts, strict=True)
         )
         found = difference_of_independent(there, here)

@@ -26,7 +26,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
     folder = tmp_path_factory.mktemp("cohort")
     heads = tiny_cohort(folder, 24)
     rows = [
-        {"study_id": study.study_id, "patient_id": study.patient_id, "idh": ("wildtype", "mutant")[index % 2]}
+        {"study_id": study.study_id, "patient_id": study.patient_id, "idh": ("wildtype", "mutant")[index // 2 % 2]}
         | {name: str(study.files[name]) for name in SEQUENCES}
         | {"tumor_segmentation": str(study.mask)}
         for index, study in enumerate(heads)
@@ -70,7 +70,7 @@ def test_another_cohort_is_evaluated_with_a_network_with_every_part(
 ) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         places = (f"paths.run={tmp_path / 'out'}", f"paths.store={run / 'store'}")
-        asked = (f"checkpoint={run}", "name=external", table_of(cohort), "seen=exclude", "evaluation.bootstrap=50")
+        asked = (f"checkpoint={run}", "name=external", table_of(cohort), "seen=exclude", "evaluation.bootstrap=100")
         config = compose("evaluate", overrides=[*asked, *places, "trainer.accelerator=cpu"])
     evaluate.run(config)
     found = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("study_id")["logit"]
@@ -87,7 +87,7 @@ def test_a_run_with_a_network_with_every_part_goes_on_after_its_training(
     shutil.copy(other / "checkpoints" / "best.ckpt", other / "checkpoints" / "last.ckpt")
     (other / "finished.json").write_text(json.dumps({"fit": "2025-01-01"}))
     stored = pd.read_csv(other / "predictions.csv").set_index("study_id")["logit"]
-    asked = ("cohort=table", table_of(cohort), "checkpoint=last", "evaluation.bootstrap=50", "trainer.accelerator=cpu")
+    asked = ("cohort=table", table_of(cohort), "checkpoint=last", "evaluation.bootstrap=100", "trainer.accelerator=cpu")
     train_module.run(settings_of(other, *asked, "split.validation=0.25", "split.test=0.25"))
     found = pd.read_csv(other / "predictions.csv").set_index("study_id")["logit"]
     both = found.index.intersection(stored.index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import traceback
 from multiprocessing import queues
 from multiprocessing.reduction import DupFd, ForkingPickler
@@ -35,7 +36,12 @@ def _through_file(storage: torch.UntypedStorage) -> tuple[Any, ...]:
 
 
 def _from_file(handle: Any) -> torch.UntypedStorage:
-    with os.fdopen(handle.detach(), "rb") as file:
+    try:
+        descriptor = handle.detach()
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        time.sleep(1.0)  # the loader is about to be told which worker has ended, and raises here
+        raise RuntimeError("DataLoader worker (pid unknown) ended before it had sent what it made") from error
+    with os.fdopen(descriptor, "rb") as file:
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c")).untyped_storage()
 
 

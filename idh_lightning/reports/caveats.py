@@ -53,13 +53,12 @@ def _test(run: Run) -> Iterator[str]:
     auroc = run.auroc
     if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
         yield "The interval holds 0.5: on these patients the model cannot be told from guessing."
-    people = run.patients("test")
-    if people.empty:
+    n, mutant = (run.number("splits", "test", key) for key in ("n", "n_mutant"))
+    if n is None or mutant is None:
         return
-    mutant, wildtype = int(people["label"].sum()), int((people["label"] == 0).sum())
-    if min(mutant, wildtype) < FEW_OF_A_CLASS:
-        rarer = f"{mutant} mutant" if mutant <= wildtype else f"{wildtype} wildtype"
-        yield f"Only {rarer} test patients of {len(people)}: every interval below is wide for that reason."
+    if min(mutant, n - mutant) < FEW_OF_A_CLASS:
+        rarer = f"{mutant:.0f} mutant" if 2 * mutant <= n else f"{n - mutant:.0f} wildtype"
+        yield f"Only {rarer} test patients of {n:.0f}: every interval below is wide for that reason."
 
 
 def _network(run: Run) -> Iterator[str]:
