@@ -27,7 +27,9 @@ LEARNT = Learnt(
     calibrator=Calibrator(slope=1.0, intercept=0.0),
     operating_point=OperatingPoint(threshold=0.4, rule="youden", target=None, sensitivity=0.8, specificity=0.8, n=8),
     conformal=ConformalSets(coverage=0.9, wildtype=0.7, mutant=0.7, n_wildtype=12, n_mutant=12),
-    baselines=dict.fromkeys(("age", "age_sex", "features", "deep", "reader", "model_age"), "not known of made-up heads"),
+    baselines=dict.fromkeys(
+        ("age", "age_sex", "features", "deep", "reader", "model_age"), "not known of made-up heads"
+    ),
 )
 
 GRID = (25, 33, 25)
