@@ -28,6 +28,8 @@ from idh_lightning.reports.caveats import caveats
 from idh_lightning.reports.html import write_report
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run import read_run, write_figures
+from idh_lightning.reports.vocabulary import group_in_words
+from idh_lightning.reports.vocabulary import number as printed
 
 HOSTILE = "<script>alert(1)</script>"
 SEQUENCES = ("FLAIR", "T1", "T1c", "T2")
@@ -562,3 +564,24 @@ def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Pat
     answered = {row.items.split(",")[0] for row in rows if row.answer is not None}
     assert {"CLAIM 12", "CLAIM 19", "CLAIM 21", "CLAIM 32", "CLAIM 33", "CLAIM 35", "CLAIM 38", "CLAIM 43"} <= answered
     assert "44 items of CLAIM (2024 update)" in Parsed(report.read_text()).text
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign_of_its_own() -> None:
+    assert [printed(-0.004), printed(-0.004, signed=True), printed(-0.04)] == ["0.00", "+0.00", "−0.04"]
+
+
+def test_groups_of_a_yes_or_no_column_are_named_in_words() -> None:
+    assert [group_in_words(name) for name in (True, "False", "grade 4")] == ["yes", "no", "grade 4"]
+
+
+def test_the_row_of_every_study_says_how_many_and_leaves_open_what_is_never_computed(run_folder: Path) -> None:
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    metrics["sensitivity_analyses"] = {
+        "every_study": {"n": 120, "n_mutant": 25, "studies": 121, "metrics": {"auroc": metrics["test"]["auroc"]}}
+    }
+    (run_folder / "metrics.json").write_text(json.dumps(metrics))
+    text = write_report(run_folder).read_text()
+    row = re.search(r"<tr>(?:(?!</tr>).)*every study instead of every patient.*?</tr>", text, re.DOTALL)
+    assert row is not None
+    assert "(121 studies)" in row[0]
+    assert "not computed in this run" not in row[0]

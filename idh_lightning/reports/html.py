@@ -45,6 +45,7 @@ from idh_lightning.reports.vocabulary import (
     METRICS,
     PREDICTION_SETS,
     Metric,
+    group_in_words,
     in_words,
     number,
     p_value_words,
@@ -453,7 +454,12 @@ def _subgroups(run: Run) -> Table | None:
         for group, found in section.get("groups", {}).items():
             values = [cell(as_estimate(found.get(key))) for key in ("auroc", "sensitivity", "specificity")]
             rows.append(
-                [f"{name.replace('_', ' ')}: {group}", str(found.get("n", "")), str(found.get("n_mutant", "")), *values]
+                [
+                    f"{name.replace('_', ' ')}: {group_in_words(group)}",
+                    str(found.get("n", "")),
+                    str(found.get("n_mutant", "")),
+                    *values,
+                ]
             )
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
@@ -467,10 +473,14 @@ def _sensitivity_analyses(run: Run) -> Table | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
-        values = [cell(as_estimate(metrics.get(key))) for key in ("auroc", "sensitivity", "specificity")]
+        estimates = [as_estimate(metrics.get(key)) for key in ("auroc", "sensitivity", "specificity")]
+        values = [cell(estimate) if estimate is not None else "" for estimate in estimates]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
-        rows.append([in_words(name, ANALYSES), str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
+        words = in_words(name, ANALYSES)
+        if name == "every_study" and "studies" in section:
+            words += f" ({section['studies']} studies)"
+        rows.append([words, str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     return Table("Does the result hold without some patients?", head, rows) if rows else None
 

@@ -19,7 +19,7 @@ from idh_lightning.evaluation import Folds, Learnt, patient_predictions, read_ta
 from idh_lightning.files import replacing
 from idh_lightning.reports import figures
 from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, in_words
+from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, group_in_words, in_words
 
 PARTS = ("train", "validation", "test")
 
@@ -318,7 +318,7 @@ def _subgroups(run: Run) -> Drawn:
             estimate = as_estimate(found.get("auroc"))
             if estimate is not None:
                 # The patients of the group, also where too few of a class leave no area.
-                rows.append((str(group), replace(estimate, n=found.get("n", estimate.n))))
+                rows.append((group_in_words(group), replace(estimate, n=found.get("n", estimate.n))))
         within = as_estimate(section.get("within_auroc"))
         if within is not None and within.value is not None:
             rows.append((f"within {name.replace('_', ' ')}", within))
