@@ -132,6 +132,10 @@ def _overrides(option: str, folder: Path) -> list[str]:
     return again if config["checkpoint"] and not begun else [*again, "checkpoint=last"]
 
 
+RESUMED_SEED = 1_000_003
+"""Of the sampler of a sweep that goes on, with the number of its trials so far."""
+
+
 def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
     """Return the command line of a sweep once more; of an Optuna sweep, for the trials that are still to do."""
     settings = [one for one in hydra["overrides"]["hydra"] if not one.startswith(_SET_ANEW)]
@@ -148,6 +152,8 @@ def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
             f"hydra.sweeper.n_trials={remaining_trials(folder, asked)}",
             f"hydra.sweep.subdir=from{first}_${{hydra.job.num}}",
         ]
+        if "seed" in (hydra["sweeper"].get("sampler") or {}):  # from the same seed it would draw the same trials again
+            again.append(f"hydra.sweeper.sampler.seed={RESUMED_SEED + first}")
     return again
 
 
@@ -200,8 +206,18 @@ class RunFolder(Callback):
         HydraConfig.instance().set_config(config)
         self._claim_or_end(config, "hydra.sweep.dir", "")
 
+    def _refuse_search_without_score(self, config: DictConfig) -> None:
+        missing = [stage for stage in ("test", "report") if stage not in config.get("stages", [])]
+        if "optuna" in str(config.hydra.sweeper.get("_target_")) and missing:
+            raise ConfigError(
+                f"stages: found no {' and no '.join(missing)} in a search by Optuna; expected both, since they give "
+                "the ROC-AUC of validation patients that it searches by. Leave stages out, or add them."
+            )
+
     def _claim_or_end(self, config: DictConfig, key: str, command: str) -> None:
         try:
+            if key == "hydra.sweep.dir":
+                self._refuse_search_without_score(config)
             self._claim(config, key, command)
         except IDHError as error:  # which would only make Hydra warn
             sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
@@ -210,7 +226,8 @@ class RunFolder(Callback):
     def _claim(self, config: DictConfig, key: str, command: str) -> None:
         if int(getattr(rank_zero_only, "rank", 0)):  # of several processes of a run the first one has claimed it
             return
-        given = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+        asked: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+        given = [*asked["hydra"], *asked["task"]]
         folder = Path(OmegaConf.select(config, key))
         try:
             if not any(one.startswith((f"{key}=", "output=")) for one in given):

@@ -208,6 +208,13 @@ def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]
     for one in overrides:
         is_choice = (CONF_DIR / one.key_or_group).is_dir() or one.key_or_group.startswith("hydra/")
         (choices if is_choice and one.package is None else others).append(one)
+    groups = {str(group) for group in composed(name, [], hydra_too=True).hydra.runtime.choices}
+    for one in [one for one in choices if not (one.is_add() or one.key_or_group in groups)]:
+        if not one.key_or_group.startswith("hydra/"):
+            choices.remove(one)
+            listed = ", ".join(sorted(group for group in groups if not group.startswith("hydra")))
+            group = one.key_or_group
+            yield f"{group}: {name} makes no such choice; expected one of {listed}. Leave {one.input_line} out."
     try:
         config = composed(name, [_first(one) for one in choices], hydra_too=True)
     except (HydraException, OmegaConfBaseException):

@@ -387,6 +387,7 @@ def quieten() -> None:
     for message in (
         "torch.jit.script. is deprecated",  # timm_3d 1.0.1
         ".*does not have many workers.*",  # the queue has its own
+        ".*smaller than the logging interval.*",  # a small cohort
         ".*Checkpoint directory .* exists.*",
         ".*Experiment logs directory .* exists.*",  # the run folder, which holds the configuration already
         ".*module.s. in eval mode at the start of training.*",  # the frozen stem

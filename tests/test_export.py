@@ -163,6 +163,11 @@ def test_why_a_file_was_not_compared_with_predictions_is_said(
     assert re.search(reason, exported._compared_with_predictions(lambda _: {}, member, Path("model.onnx")))
 
 
+def test_a_file_that_does_not_end_as_its_format_is_refused_before_the_network_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Give output=\S+exp\.onnx\."):
+        export(tmp_path / "nowhere", tmp_path / "exp", form="onnx")
+
+
 def test_an_unknown_format_is_named(run: Path) -> None:
     with pytest.raises(ConfigError, match="found 'tflite'"):
         export(run, form="tflite")  # type: ignore[arg-type]

@@ -274,6 +274,34 @@ def test_an_optuna_sweep_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
         remaining_trials(tmp_path, 3)
 
 
+def test_an_optuna_sweep_that_goes_on_draws_other_trials_and_not_the_finished_ones_again(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+
+    def drawn(seed: int, trials: int) -> list[float]:
+        study = optuna.create_study(
+            study_name="idh", storage=storage, load_if_exists=True, sampler=optuna.samplers.TPESampler(seed=seed)
+        )
+        study.optimize(lambda trial: trial.suggest_float("optimizer.lr", 0, 1), n_trials=trials)
+        return [trial.params["optimizer.lr"] for trial in study.trials][-trials:]
+
+    first = drawn(0, 2)
+    for number in range(2):
+        (tmp_path / str(number) / ".hydra").mkdir(parents=True)
+    hydra = {
+        "overrides": {"hydra": ["hydra.mode=MULTIRUN"], "task": ["sweep=optuna"]},
+        "sweeper": {"_target_": "hydra_plugins.optuna.Sweeper", "n_trials": 4, "sampler": {"seed": "${seed}"}},
+    }
+    OmegaConf.save({"hydra": hydra}, tmp_path / "multirun.yaml")
+    (seed,) = (
+        one.partition("=")[2]
+        for one in expanded(["--resume", str(tmp_path)])
+        if one.startswith("hydra.sweeper.sampler.seed=")
+    )
+    assert not set(drawn(int(seed), 2)) & set(first)
+
+
 def test_a_sweep_folder_gives_its_own_command_again(tmp_path: Path) -> None:
     hydra = {
         "overrides": {

@@ -88,6 +88,11 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     """
     if form not in get_args(Format):
         raise ConfigError(f"format: found '{form}'; expected one of {', '.join(get_args(Format))}. Correct it.")
+    if path is not None and path.suffix != SUFFIXES[form]:
+        raise ConfigError(
+            f"output: found {path}; expected a file that ends in {SUFFIXES[form]}, as format={form} gives. "
+            f"Give output={path.with_suffix(SUFFIXES[form])}."
+        )
     if form == "onnx":
         _require_packages()
     member = Member.load(checkpoint)
