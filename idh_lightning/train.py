@@ -137,7 +137,10 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         explain(config, prepared, model)
         provenance.add_seconds("explain", time.perf_counter() - began)
         state.finish("explain")
-    if "report" not in config.stages or not trainer.is_global_zero:
+    if not trainer.is_global_zero:
+        return {}
+    if "report" not in config.stages:
+        _say_disk_use(config)
         return {}
     if state.is_finished("report"):
         metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))

@@ -72,7 +72,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,7 +97,7 @@ def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_w
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

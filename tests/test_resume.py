@@ -54,7 +54,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def end_of(process: subprocess.Popen[str]) -> str:
-    return process.communicate(timeout=300)[0]
+    return process.communicate(timeout=900)[0]
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -60,7 +60,7 @@ def train(folder: Path, *arguments: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_SILENT": "true"},
     )

@@ -44,7 +44,7 @@ def train(folder: Path, *overrides: str, module: str = "train") -> subprocess.Co
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
