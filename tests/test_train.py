@@ -458,8 +458,8 @@ def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
-        (["modle.weights=none"], 1, "modle"),
-        (["objective.gama=1"], 1, "gama"),
+        (["modle.weights=none"], 2, "modle"),
+        (["objective.gama=1"], 2, "gama"),
         (["model.trainable_from=blocks.9", *SMALL], 2, "model.trainable_from: found 'blocks.9'"),
         (["cohort=ucsf_pdgm", "cohort.folder=nowhere", "cohort.table=nowhere.csv"], 2, "nowhere"),
         (["stages=[fit,tset]"], 2, "stages: found"),
