@@ -75,7 +75,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
             arguments = sys.argv[1:]
             # So that Hydra raises what it finds wrong, instead of printing it in its own form.
-            with _variable(FULL_ERROR, "1"), warnings.catch_warnings():
+            with _variable(FULL_ERROR, "1"), _hydra_as_before(), warnings.catch_warnings():
                 silence_hydra()
                 try:
                     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
@@ -132,6 +132,17 @@ def _variable(name: str, value: str | None) -> Iterator[None]:
         yield
     finally:
         _set(name, before)
+
+
+@contextmanager
+def _hydra_as_before() -> Iterator[None]:
+    """Leave no run's configuration behind for whoever calls a command from Python."""
+    state = HydraConfig.instance()
+    before = state.cfg
+    try:
+        yield
+    finally:
+        state.cfg = before
 
 
 def _set(name: str, value: str | None) -> None:

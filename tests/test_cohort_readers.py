@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pandas as pd
 import pytest
 import yaml
@@ -565,7 +566,6 @@ def test_the_separator_is_told_by_the_header_and_decimal_commas_are_read(
 
 
 def test_an_excel_table_is_read_with_its_leading_zeros(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
     path = table_cohort(tmp_path).with_suffix(".xlsx")
     book = openpyxl.Workbook()
     book.active.append(["study_id", "patient_id", "idh", "age_years", "FLAIR"])
@@ -574,15 +574,6 @@ def test_an_excel_table_is_read_with_its_leading_zeros(tmp_path: Path) -> None:
     book.save(path)
     (study,) = read(Table(table=path)).studies
     assert (study.study_id, study.patient_id, study.age_years) == ("0012", "0012", 51.5)
-
-
-def test_an_excel_table_without_its_package_is_one_sentence_with_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "t.xlsx").touch()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CohortError, match=r"t.xlsx: an Excel table.* Save the table as CSV .*pip install openpyxl"):
-        Table(table=tmp_path / "t.xlsx").read()
 
 
 def test_identifiers_keep_their_zeros_and_underscores(tmp_path: Path) -> None:

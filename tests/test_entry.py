@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from idh_lightning.config import near_keys
 from idh_lightning.entry import composed
@@ -34,6 +35,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert "Traceback" not in said
         assert not (tmp_path / "outputs" / "data").exists(), "nothing is prepared"
         assert os.environ.get("HYDRA_FULL_ERROR") is None
+        assert not HydraConfig.initialized(), "a command leaves no run behind in the process that calls it"
         return " ".join(said.split())
 
     return run

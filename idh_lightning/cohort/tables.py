@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -96,12 +95,7 @@ def _separated(path: Path) -> tuple[pd.DataFrame, str]:
 
 def _sheet(path: Path) -> tuple[pd.DataFrame, str]:
     """Return the cells of the first sheet of an Excel file, and its name; 0012 shown by a number format stays 0012."""
-    if importlib.util.find_spec("openpyxl") is None:
-        raise CohortError(
-            f"{path}: an Excel table, which only the package openpyxl reads; expected that package, or .csv. Save the "
-            "table as CSV (UTF-8), or run: pip install openpyxl"
-        )
-    import openpyxl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    import openpyxl
 
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     sheet = book.worksheets[0]
