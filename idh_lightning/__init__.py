@@ -2,7 +2,7 @@
 
 import importlib
 
-from idh_lightning.allocation import share_freed_memory
+from idh_lightning.machine import share_freed_memory
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]

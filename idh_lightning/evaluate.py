@@ -11,12 +11,10 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from idh_lightning import build
-from idh_lightning.allocation import freed_memory_kept
 from idh_lightning.callbacks import Provenance
+from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort, Exclusion
-from idh_lightning.cohort.seen import MEANS
-from idh_lightning.entry import entry
+from idh_lightning.cohort.leakage import MEANS
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError
 from idh_lightning.evaluation import (
     Development,
@@ -28,7 +26,9 @@ from idh_lightning.evaluation import (
     read_table,
 )
 from idh_lightning.files import write_json, write_text
-from idh_lightning.reports.html import write_report
+from idh_lightning.machine import freed_memory_kept
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.runs import assembly
 from idh_lightning.train import quieten, refuse_other_sequences, summarise, write_features
 from idh_lightning.volumes import VolumeStore
 
@@ -46,11 +46,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     quieten()
     _check_settings(config)
-    file = build.checkpoint_file(Path(config.checkpoint))
-    model = build.load_classifier(file)
+    file = assembly.checkpoint_file(Path(config.checkpoint))
+    model = assembly.load_classifier(file)
     learnt, development = _brought_along(file)
     _take_over(config, model.recipe)
-    build.checked(config)
+    assembly.checked(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     run_folder = Path(config.paths.run)
 
@@ -61,7 +61,7 @@ def run(config: DictConfig) -> dict[str, Any]:
             cohort, store, development, means=config.seen_by, exclude=config.seen == "exclude", checkpoint=file
         )
 
-    prepared = build.prepare(config, screen=screen)
+    prepared = assembly.prepare(config, screen=screen)
     refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, file)
     known = {
         "cohort": prepared.cohort.name,
@@ -70,17 +70,17 @@ def run(config: DictConfig) -> dict[str, Any]:
         "checkpoint": str(file),
         "trained_on": development.cohort,
     }
-    trainer = build.trainer(config, prepared, known)
+    trainer = assembly.trainer(config, prepared, known)
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
     provenance.add_seconds("prepare", time.perf_counter() - began)
-    data = build.data_module(config, prepared)
+    data = assembly.data_module(config, prepared)
     with freed_memory_kept():
         trainer.test(model, datamodule=data, verbose=False)
 
     began = time.perf_counter()
     described = describe(prepared.cohort.studies, prepared.store)
     predictions = run_folder / "predictions.csv"
-    evaluation = build.evaluation(config)
+    evaluation = assembly.evaluation(config)
     results = evaluation(
         read_table(predictions),
         read_table(run_folder / "cohort.csv"),

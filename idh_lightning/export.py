@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from idh_lightning.entry import entry
+from idh_lightning.cli.entry import entry
 from idh_lightning.inference.exported import export
 
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from idh_lightning.batches import Batch, FeatureBatch
+from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.objectives import focus_loss

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from idh_lightning.cli.entry import command_line, entry
+from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
-from idh_lightning.entry import command_line, entry
 from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Answer, Predictor, write_tables
 from idh_lightning.inference.dicom import (
@@ -22,7 +23,6 @@ from idh_lightning.inference.dicom import (
     sequences_named,
     series_table,
 )
-from idh_lightning.terminal import FittingTable
 
 SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""

@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from idh_lightning import build
+from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
-from idh_lightning.entry import entry
 from idh_lightning.files import replacing
 from idh_lightning.reports.panels import study_panel
+from idh_lightning.runs import assembly
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
 
@@ -23,9 +23,9 @@ def run(config: DictConfig) -> PrepareReport:
     Raises:
         CohortError: If there are errors and `cohort.on_error` is "raise".
     """
-    build.checked(config)
+    assembly.checked(config)
     folder = Path(config.paths.run)
-    prepared = build.prepare(config, must_split=False)
+    prepared = assembly.prepare(config, must_split=False)
     cohort, store, report = prepared.cohort, prepared.store, prepared.report
     if config.figures:
         write_figures(cohort, store, folder / "figures")

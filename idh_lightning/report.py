@@ -13,9 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from idh_lightning import build
 from idh_lightning.callbacks import Provenance
-from idh_lightning.entry import entry
+from idh_lightning.cli.entry import entry
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
     Evaluation,
@@ -28,10 +27,11 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import replacing, write_json, write_text
-from idh_lightning.reports.comparison import write_comparison
-from idh_lightning.reports.html import write_report
-from idh_lightning.reports.run import Run, read_run
-from idh_lightning.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
+from idh_lightning.reports.comparison_page import write_comparison
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_tables import Run, read_run
+from idh_lightning.runs import assembly
+from idh_lightning.runs.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
 from idh_lightning.train import quieten, summarise
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ def run(config: DictConfig) -> dict[str, Any]:
         EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
     """
     quieten()
-    build.checked(config)
+    assembly.checked(config)
     named = [] if OmegaConf.is_missing(config, "runs") or not config.runs else config.runs
     folders, left_out = run_folders([named] if isinstance(named, str) else list(named))
-    return report_runs(folders, build.evaluation(config), Path(config.paths.run), left_out=left_out)
+    return report_runs(folders, assembly.evaluation(config), Path(config.paths.run), left_out=left_out)
 
 
 def report_runs(
@@ -127,7 +127,7 @@ class SweepReport(Callback):
         for number, group in enumerate(groups):
             folders = {run.folder.name: run.folder for run in group}
             report_runs(
-                folders, build.evaluation(config), folder / ("pooled" if len(groups) == 1 else f"pooled_{number}")
+                folders, assembly.evaluation(config), folder / ("pooled" if len(groups) == 1 else f"pooled_{number}")
             )
 
 

@@ -20,26 +20,26 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from idh_lightning import build
-from idh_lightning.allocation import freed_memory_kept
-from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import CurveLogger, Provenance, Tracker, finish_tracking
-from idh_lightning.cohort.seen import MEANS
-from idh_lightning.commandline import expanded
-from idh_lightning.entry import entry, silence_hydra, task_overrides
+from idh_lightning.cli.entry import entry, silence_hydra, task_overrides
+from idh_lightning.cli.signals import stops_on_signals
+from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cohort.leakage import MEANS
+from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
 from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance, remember
-from idh_lightning.memory_plan import advising, require_memory
+from idh_lightning.machine import freed_memory_kept
 from idh_lightning.module import IDHClassifier
-from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
-from idh_lightning.reports.run import as_estimate
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_tables import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, number
-from idh_lightning.runstate import RunState, adopt, claimed, follow, keep_recipe, read_last, weights_of
-from idh_lightning.stopping import stops_on_signals
-from idh_lightning.terminal import FittingTable
+from idh_lightning.runs import assembly
+from idh_lightning.runs.memory import advising, require_memory
+from idh_lightning.runs.resuming import expanded
+from idh_lightning.runs.state import RunState, adopt, claimed, follow, keep_recipe, read_last, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivi
 def run(config: DictConfig) -> dict[str, Any]:
     """Go through the stages of a run and return its metrics: {split: {metric: {value, low, high, n}}}."""
     quieten()
-    build.checked(config)
+    assembly.checked(config)
     run_folder = Path(config.paths.run)
-    with claimed(run_folder) if build.is_first_process() else nullcontext():
+    with claimed(run_folder) if assembly.is_first_process() else nullcontext():
         keep_recipe(run_folder)
         return _run(config, run_folder)
 
@@ -60,7 +60,7 @@ def _run(config: DictConfig, run_folder: Path) -> dict[str, Any]:
     logger.info("Run folder: %s", run_folder)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     began = time.perf_counter()
-    prepared = build.prepare(config)
+    prepared = assembly.prepare(config)
     logger.info(
         "Cohort %s: %d studies of %d patients, sequences %s.",
         prepared.cohort.name,
@@ -75,21 +75,21 @@ def _run(config: DictConfig, run_folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
+def _stages(config: DictConfig, prepared: assembly.PreparedCohort, *, prepare_s: float) -> dict[str, Any]:
     run_folder = Path(config.paths.run)
     if set(config.stages) <= {"explain", "report"}:
         # No trainer is needed, and provenance.json goes on saying how the run was made.
         if "explain" in config.stages:
-            explain(config, prepared, build.load_classifier(run_folder))
+            explain(config, prepared, assembly.load_classifier(run_folder))
         metrics = report(config, prepared) if "report" in config.stages else {}
         summarise(metrics, run_folder)
         return metrics
     state, start = _state(config, run_folder)
-    data = build.data_module(config, prepared)
+    data = assembly.data_module(config, prepared)
     known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
     to_fit = "fit" in config.stages and not state.is_finished("fit")
     if to_fit:
-        model = build.classifier(config, prepared, start)
+        model = assembly.classifier(config, prepared, start)
         if start is not None:
             refuse_learnt_from(prepared, start)
             known["trained_on_from"] = str(start.absolute())
@@ -97,14 +97,14 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
     else:
         of_this_run = "fit" in config.stages or config.checkpoint in (None, "last")
         checkpoint = run_folder if of_this_run else Path(config.checkpoint)
-        model = build.load_classifier(checkpoint)
+        model = assembly.load_classifier(checkpoint)
         refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, checkpoint)
         if not of_this_run:
-            refuse_learnt_from(prepared, build.checkpoint_file(checkpoint))
+            refuse_learnt_from(prepared, assembly.checkpoint_file(checkpoint))
     known["overrides"] = task_overrides()
-    known["volumes_sha256"] = build.fingerprint(prepared)
+    known["volumes_sha256"] = assembly.fingerprint(prepared)
     known["weights"] = model.network.weights_origin.as_dict()
-    trainer = build.trainer(config, prepared, known)
+    trainer = assembly.trainer(config, prepared, known)
     provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
     provenance.add_seconds("prepare", prepare_s)
     provenance.record["volumes"] = {"built": prepared.report.built, "reused": prepared.report.reused}
@@ -118,10 +118,10 @@ def _stages(config: DictConfig, prepared: build.PreparedCohort, *, prepare_s: fl
         if trainer.is_global_zero:
             if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
                 best = run_folder / "checkpoints" / "best.ckpt"
-                build.add_to_checkpoint(best, training_range=remembered.to_dict())
+                assembly.add_to_checkpoint(best, training_range=remembered.to_dict())
             state.finish("fit")
         if "test" in config.stages:
-            model = build.load_classifier(run_folder)
+            model = assembly.load_classifier(run_folder)
     else:
         for each in curves:
             each.keep()
@@ -201,10 +201,10 @@ def _state(config: DictConfig, run_folder: Path) -> tuple[RunState, Path | None]
     other = Path(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
     start = None if other is None else weights_of(other)
     adopting = other is not None and start is None
-    if other is not None and adopting and build.is_first_process():
+    if other is not None and adopting and assembly.is_first_process():
         adopt(other, run_folder)
     state = RunState(run_folder, go_on=go_on or adopting)
-    if build.is_first_process() and go_on:
+    if assembly.is_first_process() and go_on:
         state.clean()
         for stage in (stage for stage in config.stages if state.is_finished(stage)):
             logger.info("Stage %s is finished; it is not done again.", stage)
@@ -213,7 +213,7 @@ def _state(config: DictConfig, run_folder: Path) -> tuple[RunState, Path | None]
 
 def _fit(
     config: DictConfig,
-    prepared: build.PreparedCohort,
+    prepared: assembly.PreparedCohort,
     model: IDHClassifier,
     data: IDHDataModule,
     trainer: lightning.Trainer,
@@ -223,10 +223,10 @@ def _fit(
     start: Path | None,
 ) -> None:
     """Train, from the beginning, from the weights of another run, or from where last.ckpt stands."""
-    place: Any = {"accumulate": int(config.data.accumulate), "on_gpu": build.on_gpu(config.trainer)}
+    place: Any = {"accumulate": int(config.data.accumulate), "on_gpu": assembly.on_gpu(config.trainer)}
     provenance.record["memory_gb"] = require_memory(model, data, **place)
     if state.last is None and start is None:
-        provenance.record["batch_norm_calibrated_on"] = build.calibrate(config, prepared, model, data)
+        provenance.record["batch_norm_calibrated_on"] = assembly.calibrate(config, prepared, model, data)
     elif state.last is not None:
         content = read_last(state.last, model.recipe)
         follow(state.last, content)
@@ -239,7 +239,7 @@ def _fit(
         logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
     with advising(model, data, **place):
         with freed_memory_kept():
-            bank = build.fill_bank(config, model, data)
+            bank = assembly.fill_bank(config, model, data)
         if bank is not None:
             provenance.add_seconds("bank", bank.elapsed_s)
             provenance.record["bank"] = {"computed": bank.computed, "reused": bank.reused}
@@ -258,7 +258,7 @@ def _fit(
             ) from error
 
 
-def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassifier) -> None:
+def explain(config: DictConfig, prepared: assembly.PreparedCohort, model: IDHClassifier) -> None:
     """Explain the test studies by all methods of `explanation`, and write what is said of the maps."""
     run_folder = Path(config.paths.run)
     predictions = run_folder / "predictions.csv"
@@ -267,9 +267,9 @@ def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassi
             f"{predictions}: there is no such file; expected calls to tell right from wrong. Add 'test' to stages."
         )
     refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, run_folder)
-    studies = build.studies_by_split(prepared)
-    results = build.evaluation(config)(read_table(predictions), read_table(run_folder / "cohort.csv"), None)
-    build.map_comparison(config)(
+    studies = assembly.studies_by_split(prepared)
+    results = assembly.evaluation(config)(read_table(predictions), read_table(run_folder / "cohort.csv"), None)
+    assembly.map_comparison(config)(
         model.network.eval(),
         prepared.store,
         studies["test"],
@@ -282,7 +282,7 @@ def explain(config: DictConfig, prepared: build.PreparedCohort, model: IDHClassi
     )
 
 
-def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]:
+def report(config: DictConfig, prepared: assembly.PreparedCohort) -> dict[str, Any]:
     """Turn predictions.csv into features.csv, metrics.json, figures and report.html, and return the metrics.
 
     What was learnt from validation patients (threshold, calibration, prediction sets) goes into the run's best.ckpt,
@@ -296,13 +296,13 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
     studies = prepared.cohort.studies
     described = describe(studies, prepared.store)
     features = write_features(described, run_folder)
-    results = build.evaluation(config)(read_table(file), read_table(run_folder / "cohort.csv"), features)
+    results = assembly.evaluation(config)(read_table(file), read_table(run_folder / "cohort.csv"), features)
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
         development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
-        build.add_to_checkpoint(
+        assembly.add_to_checkpoint(
             best,
             learnt=results.learnt.to_dict(),
             calibration_covariance=line_covariance(chosen["logit"], chosen["label"], results.learnt.calibrator),
@@ -312,21 +312,21 @@ def report(config: DictConfig, prepared: build.PreparedCohort) -> dict[str, Any]
     write_report(run_folder)
     card = write_model_card(run_folder)
     if best.is_file():
-        build.add_to_checkpoint(best, model_card=card)
+        assembly.add_to_checkpoint(best, model_card=card)
     metrics: dict[str, Any] = results.metrics
     return metrics
 
 
-def refuse_learnt_from(prepared: build.PreparedCohort, checkpoint: Path) -> None:
+def refuse_learnt_from(prepared: assembly.PreparedCohort, checkpoint: Path) -> None:
     """Raise a SplitError if a network learnt from patients by whom it would now be chosen or tested.
 
     They are known by identifier where the cohort is that of the checkpoint, else by the voxels of their images.
     """
-    content = build.read_checkpoint(checkpoint)[1]
+    content = assembly.read_checkpoint(checkpoint)[1]
     if "development" not in content:
         logger.warning("%s: its run wrote no report, so who trained it cannot be compared with the split.", checkpoint)
         return
-    development, studies = Development.from_dict(content["development"]), build.studies_by_split(prepared)
+    development, studies = Development.from_dict(content["development"]), assembly.studies_by_split(prepared)
     means = MEANS if development.cohort == prepared.cohort.name else ("image",)
     now = [*studies["validation"], *studies["test"]]
     fingerprints = {study.study_id: list(prepared.store.open(study).fingerprints.values()) for study in now}
@@ -397,7 +397,7 @@ def quieten() -> None:
         ".*LeafSpec.* is deprecated.*",  # lightning 2.6.6
     ):
         warnings.filterwarnings("ignore", message=message)
-    if not build.is_first_process():
+    if not assembly.is_first_process():
         logging.disable(logging.INFO)  # the first of several processes speaks for all
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)

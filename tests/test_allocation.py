@@ -16,7 +16,7 @@ BLOCK_MB = 100
 PROGRAM = f"""
 import resource
 import psutil
-from idh_lightning.allocation import freed_memory_kept
+from idh_lightning.machine import freed_memory_kept
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from idh_lightning.errors import ConfigError, VolumeError
-from idh_lightning.volumes.augment import (
+from idh_lightning.volumes.augmentation import (
     Augmentation,
     Intensity,
     RandomIntensity,

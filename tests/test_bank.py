@@ -12,12 +12,12 @@ import torch
 from conftest import FakeStore, studies_of
 from torch import nn
 
-from idh_lightning.batches import Batch, FeatureBankDataModule, FeatureBatch, IDHDataModule
-from idh_lightning.batches.bank import FeatureAugmentation
+from idh_lightning.data import Batch, FeatureBankDataModule, FeatureBatch, IDHDataModule
+from idh_lightning.data.feature_bank import FeatureAugmentation
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
-from idh_lightning.volumes.augment import Augmentation
+from idh_lightning.volumes.augmentation import Augmentation
 
 Maker = Callable[..., StemTailNetwork]
 

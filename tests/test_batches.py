@@ -11,9 +11,9 @@ from conftest import FakeStore, studies_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idh_lightning.batches import ClassBalancedSampler, Draw, ExternalDataModule, IDHDataModule, collate, to_subject
+from idh_lightning.data import ClassBalancedSampler, Draw, ExternalDataModule, IDHDataModule, collate, to_subject
 from idh_lightning.errors import SplitError
-from idh_lightning.volumes.augment import Augmentation
+from idh_lightning.volumes.augmentation import Augmentation
 
 LABELS = [0] * 17 + [1] * 5
 

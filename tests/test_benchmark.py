@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from idh_lightning.benchmark.growth import Point, growth_figure
-from idh_lightning.benchmark.ways import Measured, _check, _example, _record
+from idh_lightning.benchmark.pipelines import Measured, _check, _example, _record
 from idh_lightning.errors import ConfigError
 
 

@@ -23,10 +23,10 @@ from idh_lightning.cohort import (
     exclusions_table,
     faults_table,
     settle,
-    write_cohort_report,
 )
 from idh_lightning.cohort.checks import assemble
 from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.reports.cohort_page import write_cohort_report
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from idh_lightning.cohort import (
     exclusions_table,
     faults_table,
     settle,
-    write_cohort_report,
 )
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
+from idh_lightning.reports.cohort_page import write_cohort_report
 
 LAYOUTS: dict[str, tuple[type[FolderReader], list[str], list[tuple[str, str]], list[str]]] = {
     "ucsf_pdgm": (

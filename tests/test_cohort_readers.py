@@ -33,8 +33,8 @@ from idh_lightning.cohort import (
     settle,
 )
 from idh_lightning.cohort.identity import canonical_patient, parse_ucsf_pdgm
-from idh_lightning.cohort.tables import read_table
-from idh_lightning.config import CONF_DIR
+from idh_lightning.cohort.spreadsheet import read_table
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CohortError, ConfigError
 
 LAYOUTS = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from idh_lightning.config import CONF_DIR, check_config
+from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.errors import CohortError, ConfigError, exits_with_message
 
 CHOICES = {"model": "efficientnet_b7", "cohort": "phantom"}
@@ -36,7 +36,7 @@ def test_a_good_configuration_passes() -> None:
         ({"monitor": {"metric": "test/study_auroc", "mode": "max"}}, r"monitor\.metric: found 'test/study_auroc'"),
         ({"monitor": {"metric": "val/study_aurok", "mode": "max"}}, r"monitor\.metric: found 'val/study_aurok'"),
         ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
-        ({"explain": {"_target_": "idh_lightning.explain.Evidence"},
+        ({"explain": {"_target_": "idh_lightning.attribution.Evidence"},
           "model": {"_target_": "idh_lightning.models.StemTailNetwork", "focus": None}}, "needs a network with a loc"),
     ],
 )  # fmt: skip

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from timm_3d.layers.conv2d_same import Conv3dSame
 from torch import nn
 
-from idh_lightning.models import convolutions
-from idh_lightning.models.convolutions import (
+from idh_lightning.models.fast import convolutions
+from idh_lightning.models.fast.convolutions import (
     DepthwiseConv3d,
     PointwiseConv3d,
     SameConv3d,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from idh_lightning.config import near_keys
-from idh_lightning.entry import composed
+from idh_lightning.cli.entry import composed
+from idh_lightning.config.checks import near_keys
 
 Refused = Callable[[str], str]
 
@@ -24,7 +24,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(line: str) -> str:
         name, *arguments = shlex.split(line)
-        module = importlib.import_module("idh_lightning." + {"explain": "explanation"}.get(name, name))
+        module = importlib.import_module(f"idh_lightning.{name}")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -26,8 +26,8 @@ from idh_lightning.evaluation import (
 from idh_lightning.evaluation.baselines import Baseline, fit_baseline
 from idh_lightning.evaluation.discrimination import auroc_delong
 from idh_lightning.evaluation.intervals import Bootstrap
+from idh_lightning.evaluation.predictions import join
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
-from idh_lightning.evaluation.tables import join
 
 GRADE, DIAGNOSIS = "WHO CNS Grade", "Final pathologic diagnosis (WHO 2021)"
 

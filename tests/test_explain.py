@@ -12,10 +12,10 @@ from conftest import FakeStore, studies_of
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from idh_lightning.batches import IDHDataModule
-from idh_lightning.callbacks import explanations
+from idh_lightning.attribution import Evidence, GradCAM, localisation_scores
+from idh_lightning.callbacks import maps as explanations
+from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import ExplanationError, ModelError
-from idh_lightning.explain import Evidence, GradCAM, localisation_scores
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
 Maker = Callable[..., StemTailNetwork]

@@ -13,8 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from idh_lightning.config import CONF_DIR
-from idh_lightning.explain import (
+from idh_lightning.attribution import (
     Evidence,
     GradCAM,
     IntegratedGradients,
@@ -24,9 +23,10 @@ from idh_lightning.explain import (
     margin_lost,
     mirrored,
 )
-from idh_lightning.explain.perturbation import supervoxels
+from idh_lightning.attribution.perturbation import supervoxels
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.reader import GAIN
+from idh_lightning.models.radiomics import GAIN
 
 Maker = Callable[..., StemTailNetwork]
 

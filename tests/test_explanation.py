@@ -14,16 +14,17 @@ from hydra import compose, initialize_config_dir
 from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
-from idh_lightning import build, explanation
-from idh_lightning.callbacks.explanations import reference_maps_of
+from idh_lightning import explain as explanation
+from idh_lightning.attribution import SCORES
+from idh_lightning.attribution.sanity import BOUNDS
+from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
+from idh_lightning.callbacks.maps import reference_maps_of
 from idh_lightning.cohort import SEQUENCES
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
-from idh_lightning.explain import SCORES
-from idh_lightning.explain.sanity import BOUNDS
-from idh_lightning.explain.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.phantom import Evidence, PhantomCohort, evidence_file
-from idh_lightning.reports.explanations import write_explanations_page
+from idh_lightning.reports.explanations_page import write_explanations_page
+from idh_lightning.runs import assembly
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
 
 
@@ -189,12 +190,12 @@ def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -
     settings = (f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{run}]")
     with pytest.raises(ConfigError, match=r"found runs to compare maps with, and explanation\.sanity_studies=0"):
         explanation.run(configured(*settings, "explanation.sanity_studies=0"))
-    network = build.load_classifier(run).network
-    assert "Evidence" in {method.name for method in build.methods(None, network)}
+    network = assembly.load_classifier(run).network
+    assert "Evidence" in {method.name for method in assembly.methods(None, network)}
     network.focus = None
-    assert "Evidence" not in {method.name for method in build.methods(None, network)}
+    assert "Evidence" not in {method.name for method in assembly.methods(None, network)}
     with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
-        build.methods(["grad_cam", "guess"], network)
+        assembly.methods(["grad_cam", "guess"], network)
 
 
 def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: PhantomCohort, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tiny_checkpoint import tiny_cohort, write_run
 from torch import nn
 
 from idh_lightning.cohort import SEQUENCES, Study
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.inference import exported
 from idh_lightning.inference.exported import METADATA, SUFFIXES, Format, PortableNetwork, export, loaded

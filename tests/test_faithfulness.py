@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from idh_lightning.attribution.faithfulness import brain, deletion_insertion, healthy
+from idh_lightning.attribution.sequence_importance import shapley, swap
 from idh_lightning.errors import ExplanationError
-from idh_lightning.explain.faithfulness import brain, deletion_insertion, healthy
-from idh_lightning.explain.sequence_importance import shapley, swap
 
 EDGE = 12
 

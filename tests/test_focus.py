@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import FakeStore, studies_of
 
-from idh_lightning.batches import FeatureBankDataModule, FeatureBatch
-from idh_lightning.batches.subjects import collate, to_subject
+from idh_lightning.attribution import Evidence
+from idh_lightning.data import FeatureBankDataModule, FeatureBatch
+from idh_lightning.data.subjects import collate, to_subject
 from idh_lightning.errors import ModelError, ObjectiveError
-from idh_lightning.explain import Evidence
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.locator import cell_means, coarsen, fold, unfold
 from idh_lightning.module import IDHClassifier

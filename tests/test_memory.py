@@ -15,15 +15,16 @@ from conftest import FakeStore, studies_of
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from idh_lightning import build, memory_plan
-from idh_lightning.batches import FeatureBankDataModule, IDHDataModule
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import MemoryShortageError
-from idh_lightning.memory_plan import Plan, advising, is_shortage, lighter_plans, plan_of, require_memory
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
 from idh_lightning.models.memory import kept_for_backward
 from idh_lightning.models.network import _precision_on_cpu
 from idh_lightning.module import IDHClassifier
+from idh_lightning.runs import assembly
+from idh_lightning.runs import memory as memory_plan
+from idh_lightning.runs.memory import Plan, advising, is_shortage, lighter_plans, plan_of, require_memory
 
 Maker = Callable[..., StemTailNetwork]
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
@@ -176,13 +177,13 @@ def test_each_lighter_plan_keeps_less_for_the_backward_pass_and_the_last_one_nee
 
 def test_the_least_demanding_experiment_composes_and_its_optimizer_goes_with_the_schedule(small_network: Maker) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = build.checked(compose("train", ["experiment=low_memory", "name=least", "paths.run=unused"]))
+        config = assembly.checked(compose("train", ["experiment=low_memory", "name=least", "paths.run=unused"]))
     assert config.model.checkpoint_tail
     assert config.data.batches._target_.endswith("FeatureBankDataModule")
     parameters = [p for p in small_network().parameters() if p.requires_grad]
-    optimizer = build.factory(config.optimizer)(parameters)
+    optimizer = assembly.factory(config.optimizer)(parameters)
     assert isinstance(optimizer, timm.optim.Adafactor)
-    build.factory(config.scheduler)(optimizer, total_steps=10).step()
+    assembly.factory(config.scheduler)(optimizer, total_steps=10).step()
 
 
 def plan(overrides: str, gigabytes: float) -> Plan:
@@ -284,7 +285,7 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
 ) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
-    network = build.factory(config.model)(in_channels=4)
+    network = assembly.factory(config.model)(in_channels=4)
     edge = max(config.data.grid)  # the cube, which needs more
     data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)

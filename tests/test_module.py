@@ -13,8 +13,8 @@ from conftest import FakeStore, studies_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from idh_lightning.batches import IDHDataModule
 from idh_lightning.callbacks import PredictionWriter
+from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import Answer, StemTailNetwork
 from idh_lightning.module import IDHClassifier

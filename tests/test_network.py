@@ -11,8 +11,8 @@ from torch import nn
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
-from idh_lightning.models.convolutions import restore_convolutions
-from idh_lightning.models.folded import FoldedStem
+from idh_lightning.models.fast.convolutions import restore_convolutions
+from idh_lightning.models.fast.fused import FoldedStem
 
 Maker = Callable[..., StemTailNetwork]
 

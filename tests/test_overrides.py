@@ -12,10 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, parse_idh
-from idh_lightning.commandline import expanded
-from idh_lightning.config import CONF_DIR, check_config
+from idh_lightning.config.checks import CONF_DIR, check_config
+from idh_lightning.config.text import as_text, to_paste
 from idh_lightning.errors import ConfigError
-from idh_lightning.overrides import as_text, to_paste
+from idh_lightning.runs.resuming import expanded
 
 
 def composed(*arguments: str, name: str = "train") -> Any:

@@ -15,12 +15,13 @@ from cohort_files import write_ucsf_cohort
 from test_report import run_report, write_run
 from test_reports import make_run
 
-from idh_lightning.cohort import HoldOut, settle, write_cohort_report
-from idh_lightning.explain.scores import REFERENCED, SCORES
+from idh_lightning.attribution.scores import REFERENCED, SCORES
+from idh_lightning.cohort import HoldOut, settle
 from idh_lightning.inference import Answer
-from idh_lightning.pages import badges, render
-from idh_lightning.reports.explanations import write_explanations_page
-from idh_lightning.reports.html import write_report
+from idh_lightning.reports.cohort_page import write_cohort_report
+from idh_lightning.reports.explanations_page import write_explanations_page
+from idh_lightning.reports.page import badges, render
+from idh_lightning.reports.run_page import write_report
 
 LONG = "a_study_of_a_hospital_whose_identifiers_are_very_long_indeed_and_have_no_gap_" * 2
 

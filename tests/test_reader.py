@@ -10,11 +10,11 @@ from scipy.stats import skew
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from idh_lightning.batches import Batch
+from idh_lightning.attribution import Evidence
+from idh_lightning.data import Batch
 from idh_lightning.evaluation import Evaluation
-from idh_lightning.explain import Evidence
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.reader import TumourReader, intensities
+from idh_lightning.models.radiomics import TumourReader, intensities
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss
 

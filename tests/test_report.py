@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from idh_lightning import report
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import Evaluation, Learnt
-from idh_lightning.reports.html import write_report
 from idh_lightning.reports.model_card import write_model_card
-from idh_lightning.reports.run import read_run
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_tables import read_run
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -25,9 +25,9 @@ from scipy.special import expit
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.caveats import caveats
-from idh_lightning.reports.html import write_report
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
-from idh_lightning.reports.run import read_run, write_figures
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_tables import read_run, write_figures
 from idh_lightning.reports.vocabulary import group_in_words
 from idh_lightning.reports.vocabulary import number as printed
 
@@ -556,7 +556,7 @@ def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_pa
 
 def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Path) -> None:
     from idh_lightning.reports.checklist import checklist
-    from idh_lightning.reports.run import read_run
+    from idh_lightning.reports.run_tables import read_run
 
     rows = checklist(read_run(report.parent))
     numbers = [int(row.items.split(",")[0].removeprefix("CLAIM ")) for row in rows if row.items.startswith("CLAIM")]

@@ -20,11 +20,12 @@ import psutil
 import pytest
 import torch
 
-from idh_lightning import runstate, stopping
 from idh_lightning.callbacks import CurveLogger, WholeCheckpointIO
-from idh_lightning.commandline import RunFolder, expanded, made_anew
+from idh_lightning.cli import signals as stopping
 from idh_lightning.errors import CheckpointError, ConfigError, Stopped, StorageError, exits_with_message
-from idh_lightning.runstate import RunState, adopt, claimed, follow, read_last, started_in, weights_of
+from idh_lightning.runs import state as runstate
+from idh_lightning.runs.resuming import RunFolder, expanded, made_anew
+from idh_lightning.runs.state import RunState, adopt, claimed, follow, read_last, started_in, weights_of
 
 SMALL = [
     "model=efficientnet_b0",
@@ -118,7 +119,7 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     code = (
         "import os, sys, time\n"
         "from joblib import Parallel, delayed\n"
-        "from idh_lightning.stopping import end_with\n"
+        "from idh_lightning.cli.signals import end_with\n"
         "pool = Parallel(2, 'loky', initializer=end_with, initargs=(os.getpid(),))\n"
         "print(*set(pool(delayed(os.getpid)() for _ in range(8))), flush=True)\n"
         "time.sleep(600)\n"
@@ -358,7 +359,7 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from idh_lightning.runstate import claimed\n"
+        "from idh_lightning.runs.state import claimed\n"
         "with claimed(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
@@ -386,7 +387,7 @@ def claim(folder: Path, *task: str, command: str = "train") -> Any:
     """Return what the configuration becomes where a command is started in a folder."""
     from hydra import compose, initialize_config_dir
 
-    from idh_lightning.config import CONF_DIR
+    from idh_lightning.config.checks import CONF_DIR
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         given = [*task, f"hydra.run.dir={folder}"]
@@ -474,7 +475,7 @@ def test_a_run_whose_configuration_files_have_changed_is_not_repeated_silently(t
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from idh_lightning.config import CONF_DIR
+    from idh_lightning.config.checks import CONF_DIR
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", overrides=["seed=3"])

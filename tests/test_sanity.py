@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from idh_lightning.attribution import Evidence, GradCAM
+from idh_lightning.attribution.sanity import BOUNDS, between, cascade, modules_downwards, shifts, table
 from idh_lightning.errors import ExplanationError, ModelError
-from idh_lightning.explain import Evidence, GradCAM
-from idh_lightning.explain.sanity import BOUNDS, between, cascade, modules_downwards, shifts, table
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
 Maker = Callable[..., StemTailNetwork]

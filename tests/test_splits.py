@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from idh_lightning.cohort import AllTest, Cohort, GivenSplit, HoldOut, KFold, Study, cohort_table, verify_split
 from idh_lightning.cohort.splits import SPLIT_COLUMNS, SPLITS
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import SplitError
 
 

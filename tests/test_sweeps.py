@@ -25,12 +25,12 @@ from wandb.proto import wandb_internal_pb2
 from idh_lightning.callbacks import tracking
 from idh_lightning.callbacks.tracking import Tracker, without_places
 from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
-from idh_lightning.commandline import expanded
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
 from idh_lightning.reports.sweeps import curve, parallel_coordinates
-from idh_lightning.runstate import keep_recipe
-from idh_lightning.sweeps import (
+from idh_lightning.runs.resuming import expanded
+from idh_lightning.runs.state import keep_recipe
+from idh_lightning.runs.sweeps import (
     complete_folds,
     importances,
     read_runs,

@@ -18,11 +18,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from idh_lightning import build, evaluate
+from idh_lightning import evaluate
 from idh_lightning import train as train_module
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.inference.exported import export
+from idh_lightning.runs import assembly
 
 SMALL = [
     "cohort.patients=40",
@@ -126,7 +127,7 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     assert content["model_card"] == (run_folder / "model_card.md").read_text()
     assert content["training_range"]["sequences"] == content["recipe"]["sequences"]
     assert len(content["calibration_covariance"]) == 2
-    model = build.load_classifier(run_folder)
+    model = assembly.load_classifier(run_folder)
     assert not model.training
     again = train(
         workplace,
@@ -187,7 +188,7 @@ def test_reporting_again_changes_no_number_and_builds_no_network(
 ) -> None:
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
     for name in ("classifier", "load_classifier", "trainer", "data_module"):
-        monkeypatch.setattr(build, name, None)
+        monkeypatch.setattr(assembly, name, None)
     monkeypatch.chdir(workplace)
     train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", "stages=[report]"))
     for name in ("metrics.json", "predictions.csv", "features.csv", "provenance.json"):

@@ -16,7 +16,7 @@ from test_predict import cohort, run  # noqa: F401 - fixtures
 
 from idh_lightning.cohort import new_studies
 from idh_lightning.inference import Predictor, TrainingRange
-from idh_lightning.inference.likeness import PERCENTILES, Likeness, turned, turns
+from idh_lightning.ood.descriptor import PERCENTILES, Likeness, turned, turns
 
 NAMES = ("FLAIR", "T1", "T1c", "T2")
 

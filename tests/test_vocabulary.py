@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from idh_lightning.attribution import SCORES
+from idh_lightning.attribution.summary import LOWER_IS_BETTER
 from idh_lightning.evaluation import measure
-from idh_lightning.explain import SCORES
-from idh_lightning.explain.summary import LOWER_IS_BETTER
 from idh_lightning.module import IDHClassifier
-from idh_lightning.reports.explanations import _sequences
+from idh_lightning.reports.explanations_page import _sequences
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.vocabulary import COVARIATES, LOCALISATION, METRICS, in_words, number
 from idh_lightning.train import SUMMARY_METRICS, summarise

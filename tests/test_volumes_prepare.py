@@ -5,7 +5,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from tiny_studies import write_study
 
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.prepare import run
 

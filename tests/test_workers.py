@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from idh_lightning.batches.workers import begin_worker
+from idh_lightning.data.workers import begin_worker
 from idh_lightning.errors import WorkerError, exits_with_message
 
 VOLUME = (4, 48, 48, 48)

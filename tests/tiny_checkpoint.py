@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from scipy.special import expit
 from tiny_studies import write_study
 
-from idh_lightning import build
 from idh_lightning.cohort import SEQUENCES, Cohort, Study
-from idh_lightning.config import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.evaluation import Calibrator, ConformalSets, Development, Learnt, OperatingPoint, describe
 from idh_lightning.inference import remember
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.objectives import focus_loss
+from idh_lightning.runs import assembly
 from idh_lightning.volumes import PrepareReport, StoredVolume
 
 LEARNT = Learnt(
@@ -71,8 +71,8 @@ def write_run(run: Path, cohort: list[Study], *, seed: int = 0) -> Path:
 def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] = ()) -> tuple[pd.DataFrame, np.ndarray]:
     """Write the checkpoint as training does; return the splits and the calibrated probability of each study."""
     config = settings_of(run, f"seed={seed}")
-    store = build.factory(config.data.store)(
-        preprocessing=build.instantiate_section(config.data.preprocessing), sequences=SEQUENCES
+    store = assembly.factory(config.data.store)(
+        preprocessing=assembly.instantiate_section(config.data.preprocessing), sequences=SEQUENCES
     )
     report: PrepareReport = store.prepare(cohort, workers=1)
     splits = ["train"] * (len(cohort) // 2) + ["validation", "test"] * len(cohort)
@@ -81,9 +81,9 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
         {**columns, "label": [study.label for study in cohort], "split": splits[: len(cohort)], "fold": 0}
     )
     named = Cohort(name="tiny heads", sequences=SEQUENCES, studies=tuple(cohort))
-    prepared = build.PreparedCohort(cohort=named, splits=table, store=store, report=report)
+    prepared = assembly.PreparedCohort(cohort=named, splits=table, store=store, report=report)
     torch.manual_seed(seed)
-    model = build.classifier(config, prepared)
+    model = assembly.classifier(config, prepared)
     stored = [store.open(study) for study in cohort]
     logits = _taught(model.network, stored)
     data: Any = SimpleNamespace(store=store, studies={"train": cohort[: len(cohort) // 2], "validation": cohort[::2]})

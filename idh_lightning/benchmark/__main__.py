@@ -7,7 +7,7 @@ import sys
 from omegaconf import DictConfig
 
 from idh_lightning.benchmark import growth, memory, ways
-from idh_lightning.entry import entry
+from idh_lightning.cli.entry import entry
 from idh_lightning.train import quieten
 
 MEASURES = {"ways": ways.run, "memory": memory.run, "growth": growth.run}

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 
-from idh_lightning import build
+from idh_lightning.cli.tables import FittingTable
 from idh_lightning.files import replacing, write_json
-from idh_lightning.terminal import FittingTable
+from idh_lightning.runs import assembly
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Point:
     Attributes:
         axis: The setting.
         value: Its value.
-        way: See `idh_lightning.benchmark.ways.TITLES`.
+        way: See `idh_lightning.benchmark.pipelines.TITLES`.
         seconds_per_study: As there.
         peak_mb: As there.
     """
@@ -43,7 +43,7 @@ class Point:
 
 def run(config: DictConfig) -> list[Point]:
     """Measure each value of each setting in `benchmark.growth` in processes of their own; draw and write the result."""
-    build.checked(config)
+    assembly.checked(config)
     run_folder = Path(config.paths.run)
     overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("benchmark.measure=")]
     points = []

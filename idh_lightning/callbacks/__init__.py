@@ -1,6 +1,6 @@
 """Callbacks that draw and write; none of them learns."""
 
-from idh_lightning.callbacks.explanations import Explanations
+from idh_lightning.callbacks.maps import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
 from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from scipy.special import expit
 from torch import Tensor
 
-from idh_lightning.batches import Batch
 from idh_lightning.callbacks.gathering import gathered
-from idh_lightning.evaluation.tables import OPINIONS
+from idh_lightning.data import Batch
+from idh_lightning.evaluation.predictions import OPINIONS
 from idh_lightning.files import write_text
 
 

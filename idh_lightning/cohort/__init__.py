@@ -6,9 +6,8 @@ from idh_lightning.cohort.checks import exclusions_table, faults_table, open_err
 from idh_lightning.cohort.combined import Combined
 from idh_lightning.cohort.egd import EGD
 from idh_lightning.cohort.flow import cohort_flow
+from idh_lightning.cohort.leakage import SeenPatients, Sighting
 from idh_lightning.cohort.reader import Reader
-from idh_lightning.cohort.report import write_cohort_report
-from idh_lightning.cohort.seen import SeenPatients, Sighting
 from idh_lightning.cohort.splits import (
     SPLITS,
     AllTest,
@@ -59,5 +58,4 @@ __all__ = [
     "study_of_files",
     "verify_split",
     "without_left_out",
-    "write_cohort_report",
 ]

@@ -9,11 +9,11 @@ from typing import Literal
 
 import pandas as pd
 
+from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
-from idh_lightning.overrides import to_paste
-from idh_lightning.terminal import FittingTable
 
 
 def assemble(

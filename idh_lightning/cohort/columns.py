@@ -11,8 +11,8 @@ import pandas as pd
 
 from idh_lightning.cohort.files import NIFTI
 from idh_lightning.cohort.study import SEQUENCES, Fault
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError
-from idh_lightning.overrides import to_paste
 
 _USUAL: Mapping[str, str] = {
     "study_id": "id study study_name scan scan_id session session_id exam exam_id case case_id image_id",

@@ -22,10 +22,10 @@ from idh_lightning.cohort.columns import describe_columns, match_columns, requir
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
+from idh_lightning.cohort.spreadsheet import read_table
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
-from idh_lightning.cohort.tables import read_table
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
-from idh_lightning.overrides import to_paste
 
 LEAKING = re.compile(
     r"idh|(?<!age_at_)(?<!age at )diagnos|patholog|histolog|\bwho\b|grade|1p|19q|codel|mgmt|atrx|tert|surviv|\bos\b"

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
+from idh_lightning.cohort.spreadsheet import read_table
 from idh_lightning.cohort.study import Cohort, Exclusion
-from idh_lightning.cohort.tables import read_table
 from idh_lightning.errors import CohortError, SplitError
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")

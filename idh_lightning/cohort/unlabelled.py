@@ -13,8 +13,8 @@ from idh_lightning.cohort import bids, brats, egd, upenn_gbm
 from idh_lightning.cohort.columns import match_columns
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
+from idh_lightning.cohort.spreadsheet import TABLES, read_table
 from idh_lightning.cohort.study import SEQUENCES, Study
-from idh_lightning.cohort.tables import TABLES, read_table
 from idh_lightning.errors import CohortError
 
 DEEPEST = 6

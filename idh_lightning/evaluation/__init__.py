@@ -50,16 +50,16 @@ metrics), `pairs` (`names`, and as `comparisons`, with `p_holm`), `n` and `n_mut
 """
 
 from idh_lightning.evaluation.calibration import Calibrator
+from idh_lightning.evaluation.comparison import compare_all, compare_runs, pool, relation, spread
+from idh_lightning.evaluation.cross_validation import Folds
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import Described, Development, describe
 from idh_lightning.evaluation.discrimination import compare_auroc
-from idh_lightning.evaluation.evaluation import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.folds import Folds
-from idh_lightning.evaluation.learnt import Learnt
-from idh_lightning.evaluation.runs import compare_all, compare_runs, pool, relation, spread
+from idh_lightning.evaluation.postprocessing import Learnt
+from idh_lightning.evaluation.predictions import patient_predictions, per_patient, read_table
+from idh_lightning.evaluation.protocol import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
-from idh_lightning.evaluation.tables import patient_predictions, per_patient, read_table
 
 __all__ = [
     "Calibrator",

@@ -13,7 +13,7 @@ import pandas as pd
 from idh_lightning.cohort import SeenPatients, Study
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.shift import covariate_summary, study_covariates
-from idh_lightning.threads import side_by_side
+from idh_lightning.machine import side_by_side
 from idh_lightning.volumes import StoredVolume, VolumeStore
 
 log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
 from idh_lightning.cohort.files import walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import replacing
-from idh_lightning.terminal import FittingTable
 
 FEWEST_SLICES = 8
 

@@ -17,12 +17,12 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from idh_lightning import build
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import replacing
 from idh_lightning.inference.predictor import Member
-from idh_lightning.models.convolutions import restore_convolutions
+from idh_lightning.models.fast.convolutions import restore_convolutions
+from idh_lightning.runs import assembly
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _store_of(folder: Path, member: Member) -> VolumeStore | None:
         place = Path(working["hydra"]["runtime"]["cwd"]) / recorded["paths"]["store"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return VolumeStore(place, build.preprocessing_of(member.recipe, member.file), member.recipe["sequences"])
+    return VolumeStore(place, assembly.preprocessing_of(member.recipe, member.file), member.recipe["sequences"])
 
 
 def metadata(member: Member) -> dict[str, Any]:

@@ -21,16 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idh_lightning import build
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
 from idh_lightning.errors import CheckpointError, IDHError
 from idh_lightning.evaluation import Calibrator, Learnt
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
-from idh_lightning.inference.likeness import Likeness, likeness
-from idh_lightning.inference.page import write_page
-from idh_lightning.inference.training_range import Doubt, TrainingRange
 from idh_lightning.models import StemTailNetwork
+from idh_lightning.ood.descriptor import Likeness, likeness
+from idh_lightning.ood.detector import Doubt, TrainingRange
+from idh_lightning.reports.study_page import write_page
+from idh_lightning.runs import assembly
 from idh_lightning.volumes import StoredVolume, VolumeStore, write_map
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ class Member:
         Raises:
             CheckpointError: If it cannot be used, or the run ended before threshold and calibration were chosen.
         """
-        file, content = build.read_checkpoint(checkpoint)
-        model = build.load_classifier(file)
+        file, content = assembly.read_checkpoint(checkpoint)
+        model = assembly.load_classifier(file)
         if "learnt" not in content:
             raise CheckpointError(
                 f"{file}: has no operating point and no calibration; expected a best.ckpt of a run with the stages "
@@ -151,7 +151,7 @@ class Member:
             learnt=learnt,
             covariance=np.array(content.get("calibration_covariance", np.zeros((2, 2))), dtype=float),
             training_range=found,
-            explain=build.explanation_of(model.recipe, file),
+            explain=assembly.explanation_of(model.recipe, file),
         )
 
     @property
@@ -188,7 +188,7 @@ class Predictor:
         Raises:
             CheckpointError: If one cannot be used, or they do not go together.
         """
-        self.device = build.device(device)
+        self.device = assembly.device(device)
         self.members = [Member.load(path) for path in checkpoints_in(checkpoint)]
         first = self.members[0]
         for other in self.members[1:]:
@@ -204,7 +204,7 @@ class Predictor:
         for member in self.members:
             member.network.to(self.device).eval()
         self.sequences: tuple[str, ...] = tuple(first.recipe["sequences"])
-        self.preprocessing = build.preprocessing_of(first.recipe, first.file)
+        self.preprocessing = assembly.preprocessing_of(first.recipe, first.file)
 
     @property
     def threshold(self) -> float:

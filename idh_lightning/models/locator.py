@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idh_lightning.models.convolutions import layout
+from idh_lightning.models.fast.convolutions import layout
 
 GAIN = 64.0
 """How much faster the locator learns than its weights, as stored, would: it starts from nothing, at the learning rate

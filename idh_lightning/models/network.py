@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from idh_lightning.errors import ModelError
-from idh_lightning.models.convolutions import correct_padding, layout, swap_convolutions
-from idh_lightning.models.folded import FoldedStem, can_fold, is_switched_off
+from idh_lightning.models.fast.convolutions import correct_padding, layout, swap_convolutions
+from idh_lightning.models.fast.fused import FoldedStem, can_fold, is_switched_off
 from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
-from idh_lightning.models.reader import KINDS, TumourReader, intensities
+from idh_lightning.models.radiomics import KINDS, TumourReader, intensities
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -82,7 +82,7 @@ class StemTailNetwork(nn.Module):
 
     With `focus`, a locator tells from the features of an early stage where the tumour is, and what enters the tail is
     multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each place
-    is half of the explanation (see `idh_lightning.explain.Evidence`). A linear reader beside the tail judges what the
+    is half of the explanation (see `attribution.Evidence`). A linear reader beside the tail judges what the
     tumour is like there, where it lies and how large it is (see `TumourReader`); the logits are the mean of both
     opinions. Prediction needs no mask.
     """

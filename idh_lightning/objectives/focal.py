@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idh_lightning.errors import ObjectiveError
-from idh_lightning.objectives.focus import checked_focus
+from idh_lightning.objectives.mask import checked_focus
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from idh_lightning.entry import entry
+from idh_lightning.cli.entry import entry
 from idh_lightning.phantom.cohort import read_signs
 
 

@@ -21,6 +21,7 @@ from joblib.externals.loky import get_reusable_executor  # type: ignore[import-u
 from numpy.typing import NDArray
 from rich.progress import track
 
+from idh_lightning.cli.signals import end_with
 from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
@@ -30,7 +31,6 @@ from idh_lightning.phantom.anatomy import Grid
 from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients, list_studies
 from idh_lightning.phantom.lesion import Signs
 from idh_lightning.phantom.render import render_study
-from idh_lightning.stopping import end_with
 
 FORMAT = 6
 """Raised whenever the same settings would give other files, so that an old cohort is never taken for a new one."""

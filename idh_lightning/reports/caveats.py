@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from idh_lightning.cohort.checks import counted
-from idh_lightning.reports.run import Run
+from idh_lightning.reports.run_tables import Run
 
 FEW_EPOCHS = 5
 FEW_PATIENTS = 30

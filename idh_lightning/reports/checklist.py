@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idh_lightning.explain.scores import BASELINE
-from idh_lightning.reports.run import PARTS, Run, exclusion_reasons
+from idh_lightning.attribution.scores import BASELINE
+from idh_lightning.reports.run_tables import PARTS, Run, exclusion_reasons
 from idh_lightning.reports.vocabulary import ANALYSES, METRICS, in_words
 
 

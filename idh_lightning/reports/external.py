@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from idh_lightning.reports.cells import Table, cell, count, signed
-from idh_lightning.reports.run import Run, as_estimate
+from idh_lightning.reports.run_tables import Run, as_estimate
+from idh_lightning.reports.tables import Table, cell, count, signed
 from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, number, p_value_words
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from idh_lightning.explain.scores import BASELINE
-from idh_lightning.reports.cells import Table
+from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.tables import Table
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
 
 

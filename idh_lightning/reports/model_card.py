@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from idh_lightning.explain.scores import BASELINE
+from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.files import write_text
-from idh_lightning.pages import badges
 from idh_lightning.reports.caveats import caveats, trained_on
-from idh_lightning.reports.run import PARTS, Run, read_run
+from idh_lightning.reports.page import badges
+from idh_lightning.reports.run_tables import PARTS, Run, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS, number
 
 _RESULTS = (

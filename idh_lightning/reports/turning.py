@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from idh_lightning.files import replacing
+from idh_lightning.reports.page import render
 from idh_lightning.reports.panels import INK, MAP_COLOURS, MASK_COLOUR
-from idh_lightning.reports.viewer import SPACING_MM, Scene, rendered
+from idh_lightning.reports.viewer import SPACING_MM, Scene
 from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.brain import find_brain
 
@@ -84,7 +85,7 @@ def turning_view(frames: Sequence[Image.Image], name: str) -> Markup:
     data = io.BytesIO()
     strip.save(data, "WEBP", quality=75, method=4)
     source = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-    return rendered("turning.html.j2", source=source, frames=len(frames), width=width, height=height, name=name)
+    return render("turning.html.j2", source=source, frames=len(frames), width=width, height=height, name=name)
 
 
 def _emission_and_density(scene: Scene) -> NDArray[np.float32]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
+from idh_lightning.reports.page import render
 from idh_lightning.reports.panels import MAP_COLOURS, MAP_FLOOR, MAP_OPACITY, MASK_COLOUR, PLANES, head_box
 from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.checks import Place
@@ -111,14 +111,7 @@ def slice_viewer(scene: Scene, name: str) -> Markup:
         "floor": MAP_FLOOR,
         "outline": MASK_COLOUR,
     }
-    return rendered("viewer.html.j2", settings=settings, name=name, opacity=round(100 * MAP_OPACITY))
-
-
-def rendered(template: str, **values: object) -> Markup:
-    """HTML of a template of this folder, to be put into a page."""
-    loader = PackageLoader("idh_lightning.reports", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return Markup(environment.get_template(template).render(**values))
+    return render("viewer.html.j2", settings=settings, name=name, opacity=round(100 * MAP_OPACITY))
 
 
 def drawn_or_reason(what: str, name: str, draw: Callable[[], Markup]) -> Markup:

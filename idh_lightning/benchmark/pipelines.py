@@ -1,0 +1,473 @@
+"""Seconds and memory of training beside the plain way and MONAI's way, and of preparing, explaining and predicting."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import psutil
+import SimpleITK as sitk
+import torch
+import torchio as tio
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor, nn
+
+from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cohort import Study
+from idh_lightning.data import FeatureBankDataModule, IDHDataModule
+from idh_lightning.errors import ConfigError
+from idh_lightning.files import replacing, write_json
+from idh_lightning.machine import freed_memory_kept
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.models.fast.convolutions import restore_convolutions
+from idh_lightning.runs import assembly
+from idh_lightning.volumes import VolumeStore
+
+logger = logging.getLogger(__name__)
+
+HALVES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Arithmetic that Lightning's names of precisions stand for."""
+
+TITLES = {
+    "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32",
+    "on_the_fly": "this project, data=on_the_fly",
+    "bank": "this project, data=feature_bank, once it is filled",
+    "monai": "MONAI: CacheDataset, Rand3DElastic, RandAffine, RandFlip, EfficientNetBN",
+}
+
+TASKS = {
+    "prepare": "read, check and resample",
+    "explain": "network and map, prepared before",
+    "predict": "read, resample, network and map",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One way to train, measured.
+
+    Attributes:
+        way: A key of `TITLES`.
+        seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
+        peak_mb: Highest resident memory of this process and its workers while it ran.
+        peak_gpu_mb: Most that was allocated on the GPU at once; None without one.
+        once_per_view_s: Seconds per study and view that were spent before, to fill the bank; else 0.
+        note: Why it was not measured.
+    """
+
+    way: str
+    seconds_per_study: float | None = None
+    peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
+    once_per_view_s: float = 0.0
+    note: str = ""
+
+
+def run(config: DictConfig) -> list[Measured]:
+    """Measure every way, one after the other, and write benchmark.json and benchmark.png into the run folder.
+
+    Raises:
+        ConfigError: If a way or a task is unknown.
+    """
+    ways, tasks = list(config.benchmark.ways), list(config.benchmark.tasks)
+    _check(ways, tasks)
+    assembly.checked(config)
+    run_folder = Path(config.paths.run)
+    prepared = assembly.prepare(config)
+    data = assembly.data_module(config, prepared)
+    measured = []
+    for way in ways:
+        logger.info("%s ...", TITLES[way])
+        torch.manual_seed(config.seed)
+        network = assembly.classifier(config, prepared).network.to(device_of(config))
+        measured.append(_WAYS[way](config, data, network))
+        logger.info("%s: %s", way, _words(measured[-1]))
+        del network
+        gc.collect()
+    seconds = {}
+    for task in tasks:
+        network = assembly.classifier(config, prepared).network.to(device_of(config))
+        seconds[task] = TASKS_OF[task](config, data, network.eval())
+        logger.info("%s: %.2f s per study", task, seconds[task])
+    write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
+    figure = _chart(measured)
+    with replacing(run_folder / "benchmark.png") as temporary:
+        figure.savefig(temporary, dpi=150)
+    _show(config, measured, seconds, run_folder)
+    return measured
+
+
+def _words(one: Measured) -> str:
+    if one.seconds_per_study is None or one.peak_mb is None:
+        return one.note
+    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB" + (
+        "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
+    )
+
+
+def _check(ways: Sequence[str], tasks: Sequence[str] = ()) -> None:
+    for key, found, known in (("ways", ways, TITLES), ("tasks", tasks, TASKS)):
+        if any(one not in known for one in found) or (key == "ways" and not found):
+            raise ConfigError(f"benchmark.{key}: found {list(found)}; expected some of {', '.join(known)}. Correct it.")
+
+
+def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    """Read and resample each time, augment with TorchIO, float32 and one pass through the whole network."""
+    settings: Any = OmegaConf.to_container(config.augment, resolve=True)
+    augmentation = hydra.utils.instantiate({**settings, "fused": False}, _convert_="all")
+    shape = data.store.open(data.studies["train"][0]).image.shape[1:]
+    stock: nn.Module = network.train().network
+    restore_convolutions(stock)
+    model = _Learner(stock, config)
+
+    def epoch() -> int:
+        batches = _batches(data.studies["train"], config)
+        for studies in batches:
+            subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
+            volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
+            model.step(stock, volumes, torch.tensor([study.label for study in studies]))
+        return sum(map(len, batches))
+
+    return _measure("plain", config, epoch)
+
+
+def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    with freed_memory_kept():
+        return _measure("on_the_fly", config, _epochs_of(config, data, network, network))
+
+
+def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    with freed_memory_kept(), tempfile.TemporaryDirectory(dir=config.paths.run, prefix="bank-") as folder:  # a new bank
+        bank = FeatureBankDataModule(
+            studies=data.studies,
+            store=data.store,
+            augmentation=data.augmentation,
+            seed=data.seed,
+            folder=folder,
+            batch_size=data.batch_size,
+            views=2,
+        )
+        report = bank.fill(network, {"benchmark": True})
+        epoch = _epochs_of(config, bank, network, network.tail)
+        return _measure("bank", config, epoch, once_per_view_s=report.elapsed_s / report.computed)
+
+
+def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    """Cache what does not change, augment with MONAI's transforms, float32 and one pass through MONAI's B7."""
+    if importlib.util.find_spec("monai") is None:
+        return Measured(way="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
+    from idh_lightning.benchmark.monai_pipeline import batches, model
+
+    shape = data.store.open(data.studies["train"][0]).image.shape[1:]
+    stock = model(len(data.store.sequences)).train()
+    stock.to(device_of(config))
+    learner = _Learner(stock, config)
+    chosen = data.studies["train"][: int(config.benchmark.studies)]
+    loader = batches(chosen, data.store.sequences, shape, batch_size=data.batch_size, seed=data.seed)
+
+    def epoch() -> int:
+        for batch in loader:
+            learner.step(stock, batch["image"].as_tensor(), batch["label"])
+        return len(chosen)
+
+    return _measure("monai", config, epoch)
+
+
+def _epochs_of(
+    config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Tensor], Tensor]
+) -> Callable[[], int]:
+    """Return what trains on the data module's next epoch each time it is called."""
+    model = _Learner(network.train(), config, as_trained=True)
+    epochs = count()
+
+    def epoch() -> int:
+        seen = 0
+        for batch in data.training_loader(next(epochs)):
+            inputs, labels = batch[:2]
+            model.step(logits, inputs, labels)
+            seen += len(labels)
+        return seen
+
+    return epoch
+
+
+_WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured]] = {
+    "plain": _plain,
+    "on_the_fly": _on_the_fly,
+    "bank": _bank,
+    "monai": _monai,
+}
+
+
+def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    studies = data.studies["train"][: int(config.benchmark.studies)]
+    with tempfile.TemporaryDirectory(dir=config.paths.run, prefix="store-") as folder:
+        store = VolumeStore(Path(folder), data.store.preprocessing, data.store.sequences)
+        return store.prepare(studies).elapsed_s / len(studies)
+
+
+def _explain_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    explain = assembly.instantiate_section(config.explain)
+    volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1].to(device_of(config))
+    return _seconds(lambda: explain(network, volumes), int(config.benchmark.repeats))
+
+
+def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
+    explain = assembly.instantiate_section(config.explain)
+    study = data.studies["test"][0]
+
+    def predict() -> None:
+        volume = data.store.preprocessing(study, data.store.sequences).image
+        volumes = torch.from_numpy(np.asarray(volume, dtype=np.float32))[None].to(device_of(config))
+        with torch.no_grad():
+            network(volumes)
+        explain(network, volumes)
+
+    return _seconds(predict, int(config.benchmark.repeats))
+
+
+def _seconds(action: Callable[[], object], repeats: int) -> float:
+    """Return the median of the repetitions after one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        wait_for_gpu()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+TASKS_OF: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], float]] = {
+    "prepare": _prepare_task,
+    "explain": _explain_task,
+    "predict": _predict_task,
+}
+
+
+class _Learner:
+    """The least that training takes: loss, backward pass, clipping and AdamW over what is trainable."""
+
+    def __init__(self, network: nn.Module, config: DictConfig, *, as_trained: bool = False) -> None:
+        """Take what is trainable of a network.
+
+        Args:
+            network: On its device.
+            config: Says where and how training computes.
+            as_trained: Whether to compute as this project's training does; else in float32 and with stock AdamW.
+        """
+        self.device = device_of(config)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=as_trained or None)
+        self.half = HALVES.get(assembly.precision(config.trainer)) if as_trained and self.device == "cuda" else None
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.half == torch.float16)
+
+    def step(self, logits: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> None:
+        with torch.autocast(self.device, dtype=self.half, enabled=self.half is not None):
+            found = logits(inputs.to(self.device))
+        loss = nn.functional.cross_entropy(found.float(), labels.to(self.device))
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+
+def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:
+    size = int(config.data.batches.batch_size)
+    chosen = studies[: int(config.benchmark.studies)]
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
+def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> tio.Subject:
+    """Return a study as the plain way sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
+    channels = []
+    for name in sequences:
+        image = sitk.ReadImage(str(study.files[name]), sitk.sitkFloat32)
+        size = list(reversed(shape))
+        spacing = [
+            old * length / new for old, length, new in zip(image.GetSpacing(), image.GetSize(), size, strict=True)
+        ]
+        resampled = sitk.Resample(
+            image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing, image.GetDirection(), 0.0
+        )
+        array = sitk.GetArrayFromImage(resampled)
+        brain = array != 0
+        array[brain] = (array[brain] - array[brain].mean()) / array[brain].std()
+        channels.append(array)
+    tensor = torch.from_numpy(np.stack(channels)).permute(0, 3, 2, 1)
+    return tio.Subject(image=tio.ScalarImage(tensor=tensor))
+
+
+def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
+    """Time the repetitions after one that is not counted."""
+    epoch()
+    seconds = []
+    forget_gpu_peak()
+    with _peak() as peak:
+        for repeat in range(int(config.benchmark.repeats)):
+            start = time.perf_counter()
+            studies = epoch()
+            wait_for_gpu()
+            seconds.append((time.perf_counter() - start) / studies)
+            logger.info("%s, repetition %d: %d studies, %.2f s each", way, repeat + 1, studies, seconds[-1])
+    return Measured(
+        way=way,
+        seconds_per_study=statistics.median(seconds),
+        peak_mb=peak[0] / 2**20,
+        peak_gpu_mb=gpu_peak_mb() if device_of(config) == "cuda" else None,
+        once_per_view_s=once_per_view_s,
+    )
+
+
+def device_of(config: DictConfig) -> str:
+    """Return where training takes place, "cuda" or "cpu"."""
+    return "cuda" if assembly.on_gpu(config.trainer) else "cpu"
+
+
+def device_name(config: DictConfig) -> str:
+    """Return the name of the GPU that training uses, or "cpu"."""
+    return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
+
+
+def wait_for_gpu() -> None:
+    """Wait until the GPU, if there is one, has done what it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def forget_gpu_peak() -> None:
+    """Begin anew to look for the most that is allocated on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_peak_mb() -> float:
+    """Return the most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+@contextmanager
+def _peak() -> Iterator[list[float]]:
+    """Give a list whose only value becomes the highest resident memory meanwhile, this process and its children."""
+    process, found, done = psutil.Process(), [0.0], threading.Event()
+
+    def resident() -> float:
+        total = 0
+        for one in [process, *process.children(recursive=True)]:
+            try:
+                total += one.memory_info().rss
+            except psutil.Error:  # it has just ended
+                continue
+        return float(total)
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            found[0] = max(found[0], resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+        found[0] = max(found[0], resident())
+
+
+def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, float] | None:
+    """Return how many times faster a whole training on the bank is, filling it included, than the yardstick."""
+    bank, first = next((one for one in measured if one.way == "bank"), None), measured[0].seconds_per_study
+    if bank is None or bank.seconds_per_study is None or first is None:
+        return None
+    views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
+    with_bank = views * bank.once_per_view_s + epochs * bank.seconds_per_study
+    yardstick = epochs * first
+    return {
+        "views": views,
+        "epochs": epochs,
+        "training_studies": studies,
+        "hours": with_bank * studies / 3600,
+        "hours_of_the_yardstick": yardstick * studies / 3600,
+        "times_as_fast": yardstick / with_bank,
+    }
+
+
+def _ratio(measured: Sequence[Measured], one: Measured) -> float | None:
+    """Return how many times as fast as the first one a way is."""
+    first = measured[0].seconds_per_study
+    return None if first is None or one.seconds_per_study is None else first / one.seconds_per_study
+
+
+def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "grid": str(config.data.grid),
+        "batch_size": int(config.data.batches.batch_size),
+        "threads": torch.get_num_threads(),
+        "device": device_name(config),
+        "torch": torch.__version__,
+        "rows": [asdict(one) | {"times_as_fast": _ratio(measured, one)} for one in measured],
+        "whole_training_with_bank": _example(config, measured),
+        "seconds_per_study_of_tasks": dict(seconds),
+    }
+
+
+def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
+    console = Console()
+    title = f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}"
+    table = FittingTable(title, ("way", "s per study", "times as fast", "peak MB", "on the GPU"))
+    for one in measured:
+        ratio = _ratio(measured, one)
+        cells = (
+            (one.note, "", "", "")
+            if one.seconds_per_study is None or one.peak_mb is None
+            else (
+                f"{one.seconds_per_study:.3f}",
+                "" if ratio is None else f"{ratio:.1f}",
+                f"{one.peak_mb:.0f}",
+                "" if one.peak_gpu_mb is None else f"{one.peak_gpu_mb:.0f}",
+            )
+        )
+        table.add_row(TITLES[one.way], *cells)
+    console.print(table)
+    if seconds:
+        table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))
+        for task, value in seconds.items():
+            table.add_row(task, TASKS[task], f"{value:.2f}")
+        console.print(table)
+    example = _example(config, measured)
+    if example:
+        console.print(
+            f"Training {example['training_studies']} studies for {example['epochs']} epochs on {example['views']} "
+            f"views, filling the bank included: {example['times_as_fast']:.1f} times as fast as {measured[0].way}."
+        )
+    console.print(f"{run_folder / 'benchmark.json'}", soft_wrap=True, highlight=False)
+
+
+def _chart(measured: Sequence[Measured]) -> Figure:
+    shown = [one for one in measured if one.seconds_per_study is not None]
+    figure = Figure(figsize=(8, 0.7 * len(shown) + 1), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([TITLES[one.way] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds per training study")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,315 @@
+"""Maps of chosen validation studies while training, and of all test studies at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from joblib import cpu_count  # type: ignore[import-untyped]
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from idh_lightning.attribution import REFERENCED, SCORES, Method, mean_mask, study_rows
+from idh_lightning.callbacks.gathering import gathered
+from idh_lightning.cli.signals import end_with
+from idh_lightning.cohort import Study
+from idh_lightning.data import Batch, IDHDataModule
+from idh_lightning.errors import ExplanationError
+from idh_lightning.files import write_text
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.reports.panels import save_cam_panel
+from idh_lightning.reports.vocabulary import number
+from idh_lightning.volumes import StoredVolume, write_map
+
+logger = logging.getLogger(__name__)
+
+PANELS_AT_ONCE = 32
+"""Studies whose arrays wait in memory to be drawn."""
+
+
+class Explanations(Callback):
+    """Writes explanations/<study_id>_cam.nii.gz, figures/cam/<study_id>.png and explanations.csv."""
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        run_folder: Path,
+        sequences: Sequence[str],
+        also: Mapping[str, Method] | None = None,
+        validation_studies: int = 2,
+        every_epochs: int = 2,
+        test: bool = True,
+        batch_size: int = 4,
+    ) -> None:
+        """Choose what is explained when.
+
+        Args:
+            method: Its maps are drawn, written and scored.
+            run_folder: Holds the run's files.
+            sequences: Names of the channels.
+            also: More methods, whose maps of the test studies are scored beside those that are drawn.
+            validation_studies: How many validation studies are followed through training, mutants first.
+            every_epochs: Distance between their maps, in epochs; 0 for none.
+            test: Whether every test study is explained at the end.
+            batch_size: Studies explained at once.
+        """
+        self.run_folder = run_folder
+        self.sequences = tuple(sequences)
+        self.methods = (method, *(other for other in (also or {}).values() if other is not None))
+        self.validation_studies = validation_studies
+        self.every_epochs = every_epochs
+        self.test = test
+        self.batch_size = batch_size
+        self._rows: list[dict[str, object]] = []
+        self._mean_tumour: np.ndarray | None = None
+        self._draw: Callable[[Path, dict[str, Any]], None] | None = None
+        self._during_test = ExitStack()
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the followed validation studies."""
+        if (
+            not trainer.is_global_zero
+            or trainer.sanity_checking
+            or not self.every_epochs
+            or trainer.current_epoch % self.every_epochs
+        ):
+            return
+        data, network = _data_module(trainer), _network(pl_module)
+        followed = self._followed(data)
+        for start in range(0, len(followed), self.batch_size):
+            chunk = followed[start : start + self.batch_size]
+            stored = [data.store.open(study) for study in chunk]
+            volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
+            volumes = volumes.to(pl_module.device)
+            with torch.no_grad():
+                features, was_training = network.stem(volumes), network.training
+                probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
+                network.train(was_training)
+            maps = self._maps(network, volumes, features, self.methods[:1])
+            for study, item, (cam,), probability in zip(chunk, stored, maps, probabilities, strict=True):
+                name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
+                path = self.run_folder / "figures" / "training" / f"{name}.png"
+                inside = cam * (np.asarray(item.brain) > 0)
+                note = f", epoch {trainer.current_epoch}, P(mutant) {number(probability)} before calibration"
+                save_cam_panel(path, **panel_of(study, item, inside, self.sequences, note=note))
+
+    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forget earlier maps, and have the features that predict a study kept for explaining it."""
+        self._rows = []
+        if self.test:
+            self._during_test.enter_context(_network(pl_module).stem_once())
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Explain, score and draw the test studies that were just predicted; their loader is the last one."""
+        loaders: Any = trainer.test_dataloaders
+        if not self.test or dataloader_idx + 1 < len(loaders):
+            return
+        data, network = _data_module(trainer), _network(pl_module)
+        if self._draw is None:
+            self._draw = self._during_test.enter_context(drawing())
+            self._mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
+        studies = {study.study_id: study for study in data.studies["test"]}
+        maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
+        with beside_drawing():
+            for study_id, cams in zip(batch.study_ids, maps, strict=True):
+                study = studies[study_id]
+                stored = data.store.open(study)
+                cam = cams[0] * (np.asarray(stored.brain) > 0)
+                write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
+                path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
+                self._draw(path, panel_of(study, stored, cam, self.sequences))
+                named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
+                references = reference_maps_of(network, self.methods, stored)
+                self._rows += rows_of(study, stored, named, references, self._mean_tumour)
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
+        if not self.test:
+            return
+        self._end_test()
+        columns = ["study_id", "method", *SCORES, *(f"{name}_reference" for name in REFERENCED)]
+        rows = gathered(trainer, self._rows)
+        if not trainer.is_global_zero:
+            return
+        order = {study.study_id: place for place, study in enumerate(_data_module(trainer).studies["test"])}
+        rows.sort(key=lambda row: order[str(row["study_id"])])
+        table = pd.DataFrame(rows, columns=columns)
+        write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop the processes that draw."""
+        self._end_test()
+
+    def _end_test(self) -> None:
+        self._draw = None
+        self._during_test.close()
+
+    def _followed(self, data: IDHDataModule) -> list[Study]:
+        by_label = sorted(data.studies["validation"], key=lambda study: (-study.label, study.study_id))
+        mutants = [study for study in by_label if study.label == 1]
+        wildtype = [study for study in by_label if study.label == 0]
+        half = -(-self.validation_studies // 2)
+        return (mutants[:half] + wildtype)[: self.validation_studies]
+
+    def _maps(
+        self, network: StemTailNetwork, volumes: Tensor, features: Tensor, methods: Sequence[Method]
+    ) -> Iterator[list[np.ndarray]]:
+        """Yield the maps of each study, one by each method.
+
+        Args:
+            network: To be explained.
+            volumes: [B, C, D, H, W].
+            features: What the network's stem makes of them.
+            methods: Of explanation.
+        """
+        # Outside inference mode, since a map needs gradients.
+        with torch.inference_mode(False):
+            both = zip(*(torch.split(each.clone(), self.batch_size) for each in (volumes, features)), strict=True)
+        for some, theirs in both:
+            with torch.inference_mode(False), network.stem_known(some, theirs):
+                maps = [method(network, some).cpu().numpy() for method in methods]
+            yield from map(list, zip(*maps, strict=True))
+
+
+def _network(pl_module: lightning.LightningModule) -> StemTailNetwork:
+    network = pl_module.network
+    if not isinstance(network, StemTailNetwork):
+        raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
+    return network
+
+
+def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, IDHDataModule):
+        raise TypeError("explanations need the trainer to run with an IDHDataModule")
+    return data
+
+
+def panel_of(
+    study: Study,
+    stored: StoredVolume,
+    cam: np.ndarray,
+    sequences: Sequence[str],
+    *,
+    probability: float | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """Arguments of `cam_panel` for one study and its map [D, H, W].
+
+    Args:
+        study: To be shown.
+        stored: Its volume.
+        cam: [D, H, W].
+        sequences: Names of the channels.
+        probability: P(mutant), calibrated; None before calibration, which follows the test.
+        note: Stands after the name of the study.
+    """
+    return {
+        "image": np.asarray(stored.image, dtype=np.float32),
+        "sequences": sequences,
+        "cam": cam,
+        "mask": None if stored.mask is None else np.array(stored.mask),
+        "affine_ras": stored.affine_ras,
+        "title": study.study_id + note,
+        "label": study.label,
+        "probability": probability,
+    }
+
+
+@contextmanager
+def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
+    """Give what draws a `panel_of` into a file in another process, while this one goes on; at the end all are drawn.
+
+    Drawing waits where this process wants all cores; see `beside_drawing`.
+    """
+    pool = get_reusable_executor(
+        max_workers=_drawers(), initializer=_begin_drawing, initargs=(os.getpid(),), reuse=False
+    )
+    waiting: deque[Future[None]] = deque()
+
+    def draw(path: Path, panel: dict[str, Any]) -> None:
+        waiting.append(pool.submit(save_cam_panel, path, **panel))
+        if len(waiting) > PANELS_AT_ONCE:
+            waiting.popleft().result()
+
+    try:
+        yield draw
+        for panel in waiting:
+            panel.result()
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+@contextmanager
+def beside_drawing() -> Iterator[None]:
+    """Inside, leave half of the cores to `drawing`, which takes as long as explaining."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - _drawers(), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _drawers() -> int:
+    return max(int(cpu_count()) // 2, 1)
+
+
+def _begin_drawing(parent: int) -> None:
+    end_with(parent)
+    if hasattr(os, "nice"):
+        os.nice(19)
+
+
+def reference_maps_of(
+    network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume
+) -> dict[str, np.ndarray]:
+    """Return name of a method -> its reference map [D, H, W] for one study; nothing for a study without a mask."""
+    if stored.mask is None:
+        return {}
+    device = next(network.parameters()).device
+    volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(device)
+    mask = torch.from_numpy(np.array(stored.mask) > 0).float()[None].to(device)
+    with torch.no_grad():
+        return {method.name: method.reference(network, volume, mask)[0].cpu().numpy() for method in methods}
+
+
+def rows_of(
+    study: Study,
+    stored: StoredVolume,
+    cams: Mapping[str, np.ndarray],
+    references: Mapping[str, np.ndarray],
+    mean_tumour: np.ndarray | None,
+) -> list[dict[str, object]]:
+    """Return the rows of explanations.csv of one study; rows without scores, and a warning, where it has no tumour."""
+    try:
+        if stored.mask is None:
+            raise ExplanationError("the study has no tumour mask")
+        both = {name: (cam, references[name]) for name, cam in cams.items()}
+        rows = study_rows(both, np.asarray(stored.mask), np.asarray(stored.brain), mean_tumour)
+    except ExplanationError as error:
+        logger.warning("Study %s: its maps are not scored: %s", study.study_id, error)
+        rows = [{"method": name} for name in cams]
+    return [{"study_id": study.study_id, **row} for row in rows]

@@ -1,0 +1,1 @@
+"""Command line and screen: entry points, signals, tables."""

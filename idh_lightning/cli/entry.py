@@ -1,0 +1,255 @@
+"""One way into every command: composes its configuration, and whatever is wrong with it ends in one message."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
+from idh_lightning.config.text import as_text, as_typed
+from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
+
+_FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
+"""Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
+
+_COMPOSING = (ConfigCompositionException, OverrideParseException, MissingConfigException)
+
+
+def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator that makes a function of a configuration the command of that name.
+
+    What Hydra and OmegaConf refuse (an unknown key, a file that is not there, a command line that cannot be read) is
+    said like every other error of this project, as are unknown and missing values, before the function is called.
+
+    Args:
+        name: Of the module that is run and of the file in conf/.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        asked = os.environ.get(FULL_ERROR)
+
+        begun: list[bool] = []
+
+        @exits_with_message
+        def checked(config: DictConfig) -> Any:
+            begun.append(True)
+            overrides = task_overrides()
+            try:
+                plain: Any = OmegaConf.to_container(config, resolve=True)
+            except OmegaConfBaseException as error:
+                raise _refusal(error, name, overrides) from error
+            check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
+            return task(config)
+
+        @wraps(task)
+        def job(config: DictConfig) -> Any:
+            # Relative paths count from where the command was started, also with hydra.job.chdir=true.
+            os.chdir(HydraConfig.get().runtime.cwd)
+            with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
+                return checked(config)
+
+        @exits_with_message
+        @wraps(task)
+        def command() -> None:
+            sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
+            arguments = sys.argv[1:]
+            # So that Hydra raises what it finds wrong, instead of printing it in its own form.
+            with _variable(FULL_ERROR, "1"), _hydra_as_before(), warnings.catch_warnings():
+                silence_hydra()
+                try:
+                    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
+                except (HydraException, OmegaConfBaseException) as error:
+                    if asked == "1" or (begun and not isinstance(error, _COMPOSING)):
+                        raise
+                    raise _refusal(error, name, arguments) from error
+
+        return command
+
+    return decorate
+
+
+def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:
+    """Configuration that a command line gives, without running anything."""
+    GlobalHydra.instance().clear()
+    with warnings.catch_warnings():
+        silence_hydra()
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            config = compose(name, overrides=list(overrides), return_hydra_config=hydra_too)
+    GlobalHydra.instance().clear()
+    return config
+
+
+def silence_hydra() -> None:
+    """Hide what Hydra 1.4 says of calls that Hydra 1.3 needs as they are."""
+    for message in (
+        "The version_base parameter is deprecated",
+        r"register_new_resolver\(\) is deprecated",
+        r"hydra\.utils\.instantiate\(\) resolved _target_=",
+    ):
+        warnings.filterwarnings("ignore", message=rf"\s*{message}")
+
+
+def task_overrides() -> list[str]:
+    """Overrides of the run that is under way, as they were typed; none outside Hydra."""
+    if not HydraConfig.initialized():
+        return []
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(typed)
+
+
+def command_line(name: str, overrides: Sequence[str]) -> str:
+    """Command as it is typed into a shell."""
+    return shlex.join(["python", "-m", f"idh_lightning.{name}", *map(as_typed, overrides)])
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Set or unset an environment variable for a while."""
+    before = os.environ.get(name)
+    _set(name, value)
+    try:
+        yield
+    finally:
+        _set(name, before)
+
+
+@contextmanager
+def _hydra_as_before() -> Iterator[None]:
+    """Leave no run's configuration behind for whoever calls a command from Python."""
+    state = HydraConfig.instance()
+    before = state.cfg
+    try:
+        yield
+    finally:
+        state.cfg = before
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigError:
+    """Error that says what is wrong with each override, or what Hydra says where nothing is known to be wrong."""
+    parser = OverridesParser.create()
+    parsed, faults = [], []
+    swept = bool({"-m", "--multirun"} & set(arguments)) or "hydra.mode=MULTIRUN" in arguments
+    for text in arguments:
+        if text.startswith("-"):
+            continue
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException:
+            faults.append(_unreadable(text))
+    faults += [_several(one) for one in parsed if one.is_sweep_override() and not swept]
+    faults = faults or [*_wrong_choices(parsed), *_unknown_keys(name, parsed, list(arguments))]
+    said = " ".join(str(error).split())
+    return ConfigError(
+        "\n".join(faults)
+        or f"{command_line(name, arguments)}: {said}. Expected overrides that fit conf/{name}.yaml. Correct them."
+    )
+
+
+def _unreadable(text: str) -> str:
+    key, sign, value = text.partition("=")
+    if not sign:
+        return f"{text}: found no '=' in it; expected KEY=VALUE, such as seed=1. Correct it."
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        f"{key}: found {value or 'nothing'}, which cannot be read as a value; expected one with brackets and quotes "
+        "closed, and text that holds any of ,=:()[]{}'\"\\$ in quotes of its own. If it is text, give "
+        + shlex.quote(f'{key}="{quoted}"')
+        + "."
+    )
+
+
+def _several(one: Override) -> str:
+    key, _, value = str(one.input_line).partition("=")
+    text = shlex.quote(f'{key}="{value}"')
+    return (
+        f"{key}: found several values, {value}; expected one. For a run with each of them add -m; a list is written "
+        f"{key}=[{value}], and text with a comma {text}."
+    )
+
+
+def _wrong_choices(overrides: Sequence[Override]) -> Iterator[str]:
+    """Yield one message per choice that conf/ has no file for."""
+    for one in overrides:
+        place = one.key_or_group
+        if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(one.value(), Mapping):
+            continue
+        for choice in _values(one):
+            if choice is not None and not (CONF_DIR / place / f"{choice}.yaml").is_file():
+                yield no_such_choice(place, choice)
+
+
+def _values(override: Override) -> list[Any]:
+    value = override.value()
+    listed = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    return [getattr(one, "text", one) for one in listed]
+
+
+def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]) -> Iterator[str]:
+    """Yield one message per override of a key that the composed configuration does not have."""
+    choices: list[Override] = []
+    others: list[Override] = []
+    for one in overrides:
+        is_choice = (CONF_DIR / one.key_or_group).is_dir() or one.key_or_group.startswith("hydra/")
+        (choices if is_choice and one.package is None else others).append(one)
+    groups = {str(group) for group in composed(name, [], hydra_too=True).hydra.runtime.choices}
+    for one in [one for one in choices if not (one.is_add() or one.key_or_group in groups)]:
+        if not one.key_or_group.startswith("hydra/"):
+            choices.remove(one)
+            listed = ", ".join(sorted(group for group in groups if not group.startswith("hydra")))
+            group = one.key_or_group
+            yield f"{group}: {name} makes no such choice; expected one of {listed}. Leave {one.input_line} out."
+    try:
+        config = composed(name, [_first(one) for one in choices], hydra_too=True)
+    except (HydraException, OmegaConfBaseException):
+        config = composed(name, [], hydra_too=True)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    known = [*dotted_keys(plain), *(folder.name for folder in CONF_DIR.iterdir() if folder.is_dir())]
+    for one in others:
+        key, text = one.key_or_group, str(one.input_line)
+        if key in known or one.is_add() or one.is_force_add() or key.startswith("hydra/"):
+            continue
+        value = text.partition("=")[2]
+        near = [f"+{key}"] if takes(plain, key) and not one.is_delete() else near_keys(key, known)
+        message = f"{key}: {name} has no such setting; expected a key of conf/{name}.yaml or of the files it chooses."
+        if near:
+            sign = "~" if one.is_delete() else ""
+            better = f"{sign}{near[0]}" + (f"={value}" if value or not sign else "")
+            repeated = [better if argument == text else argument for argument in arguments]
+            message += f" Did you mean {' or '.join(near)}? Then: {command_line(name, repeated)}"
+        else:
+            message += f" To see all: {command_line(name, ['--cfg', 'job'])}"
+        yield message
+
+
+def _first(override: Override) -> str:
+    """Choice with the first of its values, where it is swept over."""
+    swept = override.is_sweep_override()
+    return f"{override.get_key_element()}={_values(override)[0]}" if swept else str(override.input_line)

@@ -1,0 +1,1 @@
+"""Configuration: what may stand in it, checked before anything is made."""

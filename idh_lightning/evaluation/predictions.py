@@ -1,0 +1,203 @@
+"""predictions.csv and cohort.csv: checked, joined, and reduced to one row per patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from idh_lightning.cohort import SPLITS
+from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation.cross_validation import Folds
+from idh_lightning.evaluation.postprocessing import DECISIONS, Learnt
+
+_PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
+_COHORT = ("study_id", "patient_id", "split", "label")
+
+OPINIONS = ("logit_deep", "logit_reader")
+"""Columns of predictions.csv: what the deep layers and the tumour reader say, whose mean `logit` is."""
+
+
+def opinions_in(table: pd.DataFrame) -> list[str]:
+    """Return those of `OPINIONS` that a table has: all, or none where the network had no reader."""
+    return [column for column in OPINIONS if column in table]
+
+
+def join(
+    predictions: pd.DataFrame,
+    cohort: pd.DataFrame,
+    *,
+    required: Sequence[str] = ("validation", "test"),
+    features: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return one row per study of the cohort with its logit (NaN where the network was not asked), sorted.
+
+    Args:
+        predictions: study_id, patient_id, split, label, logit and, where there are any, `OPINIONS`; further columns
+            are left aside.
+        cohort: study_id, patient_id, split, label, and what is known of the patients: age_years, sex, follow_up,
+            carried columns. Every study of a required split needs a prediction.
+        required: Splits that need patients of both classes.
+        features: study_id and numeric columns, for example of the tumour; they come out as `feature <name>`.
+
+    Raises:
+        EvaluationError: Listing everything that is wrong with the tables.
+    """
+    faults = _missing_columns(predictions, _PREDICTIONS, "predictions")
+    faults += _missing_columns(cohort, _COHORT, "cohort")
+    if features is not None:
+        faults += _missing_columns(features, ("study_id",), "features")
+    _raise(faults)
+
+    predicted, studies = _with_text_ids(predictions), _with_text_ids(cohort)
+    faults = _faults_of_one(predicted, "predictions") + _faults_of_one(studies, "cohort")
+    logits = pd.to_numeric(predicted["logit"], errors="coerce")
+    faults += [
+        f"predictions, study {study}: the logit is {value}; expected a finite number. "
+        "Look for overflow in training, then predict again."
+        for study, value in predicted.loc[~np.isfinite(logits), ["study_id", "logit"]].itertuples(index=False)
+    ]
+    _raise(faults)
+
+    predicted["logit"] = logits
+    unknown = sorted(set(predicted["study_id"]) - set(studies["study_id"]))
+    faults += [
+        f"predictions, study {study}: not in the cohort; expected every study there. Give the tables of one run."
+        for study in unknown
+    ]
+    both = predicted[["study_id", "patient_id", "split", "label"]].merge(
+        studies[["study_id", "patient_id", "split", "label"]], on="study_id", suffixes=("", "_cohort")
+    )
+    for column in ("patient_id", "split", "label"):
+        differs = both[both[column] != both[f"{column}_cohort"]]
+        faults += [
+            f"predictions, study {row['study_id']}: {column} is {row[column]}; expected {row[f'{column}_cohort']} as "
+            "in the cohort. Give the tables of one run."
+            for _, row in differs.iterrows()
+        ]
+    _raise(faults)
+
+    said = ["logit", *opinions_in(predicted)]
+    joined = studies.drop(columns=[*said, "probability"], errors="ignore").merge(
+        predicted[["study_id", *said]], on="study_id", how="left"
+    )
+    for split in required:
+        inside = joined[joined["split"] == split]
+        faults += [
+            f"predictions, split {split}, study {study}: absent; expected a prediction for every study of the cohort. "
+            "Predict it, or leave it out of the cohort."
+            for study in inside.loc[inside["logit"].isna(), "study_id"]
+        ]
+        if inside.empty:
+            faults.append(
+                f"predictions, split {split}: no patients; expected some. Predict this split, or change the split "
+                "settings."
+            )
+        elif inside["label"].nunique() < 2:
+            faults.append(
+                f"predictions, split {split}: all patients have label {inside['label'].iloc[0]}; expected both "
+                "classes. Change the split settings or add patients."
+            )
+    _raise(faults)
+
+    if "follow_up" in joined:
+        joined["follow_up"] = joined["follow_up"].astype(str).str.lower().isin(["true", "1", "1.0", "yes"])
+    else:
+        joined["follow_up"] = False
+    if "age_years" in joined:
+        joined["age_years"] = pd.to_numeric(joined["age_years"], errors="coerce")
+    if "sex" in joined:
+        joined["sex_male"] = joined["sex"].map({"F": 0.0, "M": 1.0}).astype(float)
+    if features is not None:
+        measured = features.assign(study_id=features["study_id"].astype(str)).set_index("study_id")
+        measured = measured.select_dtypes("number").add_prefix("feature ")
+        joined = joined.merge(measured, left_on="study_id", right_index=True, how="left")
+    return joined.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
+    return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
+
+
+def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per patient: the mean logits of the patient's studies, all else from the first that has it.
+
+    Patients are independent of each other and their studies are not, so patients are what is counted. The first
+    study is the one before any follow-up.
+
+    Args:
+        studies: From `join`, or any rows of it.
+    """
+    # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
+    groups = studies.groupby("patient_id", sort=False)
+    patients = groups.first()
+    for column in ("logit", *opinions_in(studies)):
+        patients[column] = groups[column].mean()
+    patients["studies"] = groups.size()
+    return patients.reset_index()
+
+
+def patient_predictions(studies: pd.DataFrame, learnt: Learnt | Folds) -> pd.DataFrame:
+    """Predictions of patients: the mean logit over a patient's studies, then calibration, then the threshold.
+
+    The one rule for a patient with several studies: metrics, comparisons of runs, pages and the model card call it.
+
+    Args:
+        studies: Rows of predictions.csv or of `join`; of pooled folds, from `Folds.calibrated`.
+        learnt: Calibration, threshold and prediction sets.
+
+    Returns:
+        One row per patient: the columns of `per_patient`, and raw_probability, probability, predicted, prediction_set.
+
+    Raises:
+        EvaluationError: If a patient has two labels.
+    """
+    if (studies.groupby("patient_id")["label"].nunique() > 1).any():
+        raise EvaluationError("predictions: a patient has two labels; expected one IDH status. Correct the table.")
+    patients = per_patient(studies.drop(columns=list(DECISIONS), errors="ignore"))
+    return pd.concat([patients, learnt.decide(patients)], axis=1)
+
+
+def _missing_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> list[str]:
+    missing = [column for column in needed if column not in table]
+    if not missing:
+        return []
+    found = ", ".join(map(str, table.columns))
+    return [f"{name}: no column {', '.join(missing)}; found {found}. Give the table that a run wrote."]
+
+
+def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(study_id=table["study_id"].astype(str), patient_id=table["patient_id"].astype(str))
+
+
+def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
+    faults = [
+        f"{name}, study {study}: listed {count} times; expected once. Evaluate one run (one fold) at a time."
+        for study, count in table["study_id"].value_counts().items()
+        if count > 1
+    ]
+    faults += [
+        f"{name}, study {study}: split is {split!r}; expected {', '.join(SPLITS)}. Correct the table."
+        for study, split in table.loc[~table["split"].isin(SPLITS), ["study_id", "split"]].itertuples(index=False)
+    ]
+    faults += [
+        f"{name}, study {study}: label is {label!r}; expected 0 (wildtype) or 1 (mutant). Correct the table."
+        for study, label in table.loc[~table["label"].isin([0, 1]), ["study_id", "label"]].itertuples(index=False)
+    ]
+    for column, remedy in (
+        ("split", "Split by patient."),
+        ("label", "A patient has one IDH status; correct the table."),
+    ):
+        for patient, values in table.groupby("patient_id")[column].unique().items():
+            if len(values) > 1:
+                listed = " and ".join(sorted(map(str, values)))
+                faults.append(f"{name}, patient {patient}: {column} is {listed}; expected one. {remedy}")
+    return faults
+
+
+def _raise(faults: Sequence[str]) -> None:
+    if faults:
+        raise EvaluationError("\n".join(faults))

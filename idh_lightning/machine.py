@@ -1,0 +1,82 @@
+"""Memory and cores of this machine: glibc's allocator, and work that several cores share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's `mallopt`, from its malloc.h."""
+
+WANTED, PROMISED = 1 << 30, 1 << 25
+"""Bytes of the largest block to keep, and of the largest that glibc's manual says it may be told to."""
+
+
+def share_freed_memory() -> None:
+    """Let all threads take memory from one place, where what one of them has freed is there for another.
+
+    Else glibc gives each thread a place of its own, from which a block of more than 64 MB always goes back to Linux: on
+    the fly a study then takes 0.25 instead of 0.24 s at 128^3 and 0.3 GB more. Has to be called before there are
+    threads, which some libraries start when they are imported. MALLOC_ARENA_MAX in the environment is left to rule.
+    """
+    glibc = _glibc()
+    if glibc is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        glibc.mallopt(ARENA_MAX, 1)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, memory that is freed stays with the process, so that the next step finds it there.
+
+    Every step asks for the same blocks. glibc gives large ones back as soon as they are free, and Linux clears each
+    page again when it is next asked for: a step of the tail takes 0.20 s so, and up to 0.27 s without, for two studies
+    at 128^3. What is free goes back at the end. Where there is no glibc nothing changes.
+    """
+    if (glibc := _glibc()) is None:
+        yield
+        return
+    glibc.mallopt(TRIM_THRESHOLD, WANTED)
+    glibc.mallopt(MMAP_THRESHOLD, WANTED) or glibc.mallopt(MMAP_THRESHOLD, PROMISED)
+    try:
+        yield
+    finally:
+        # Where glibc by itself arrives once it has seen a large block come and go.
+        glibc.mallopt(MMAP_THRESHOLD, PROMISED)
+        glibc.mallopt(TRIM_THRESHOLD, 2 * PROMISED)
+        glibc.malloc_trim(0)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the result for each item, in order, several at once and each on a core of its own.
+
+    On two cores a study at 128^3 is read and augmented in 0.06 s so, and in 0.09 s if both cores share each study.
+
+    Args:
+        work: Called from several threads; whether gradients are wanted is for it to say in each.
+        items: Studies, for example.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    if workers < 2:
+        return [work(item) for item in items]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return glibc, if this process runs on it."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") else None

@@ -1,0 +1,1 @@
+"""Fast CPU kernels: convolutions, fused stem, memory of a training step."""

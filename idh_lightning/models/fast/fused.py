@@ -1,0 +1,205 @@
+"""The frozen stem as a machine runs it fastest: BatchNorm and, on a CPU, activations within the convolutions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from idh_lightning.models.fast.convolutions import SameConv3d, zeros_around
+
+with warnings.catch_warnings():
+    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
+    warnings.simplefilter("ignore")
+    from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+
+
+class FoldedStem:
+    """A copy of the stem's weights, rearranged for running; the network itself stays as it is.
+
+    A BatchNorm in eval mode is a factor and a shift per channel, which go into the weights of the convolution before
+    it; a gate of squeeze-and-excitation is a factor per channel of one study, which goes into those of the convolution
+    after it. On a CPU, activations and residual sums are computed by the convolution (oneDNN) before its result is
+    written. A residual block whose branch is multiplied by zero is left out: it gives its input back, as 33 of the 38
+    blocks of an untrained stem of B7 do (see `steady_initialisation`). What is computed is the same, and rounded less
+    often.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> None:
+        """Fold the weights into `parts`, which run one after the other on [B, C, D, H, W].
+
+        Args:
+            modules: The stem's parts by name, in the order in which they run, for which `can_fold` holds.
+            dtype: Of the arithmetic.
+            onednn: Whether oneDNN computes, channels last; else torch's ordinary convolutions.
+        """
+        how = dtype, onednn
+        self.parts: dict[str, Callable[[Tensor], Tensor]] = {}
+        with torch.no_grad():
+            waiting: tuple[str, nn.Conv3d] | None = None  # a convolution whose BatchNorm may come next
+            for name, module in modules.items():
+                if isinstance(module, nn.Conv3d):
+                    waiting = name, module
+                    self.parts[name] = _Convolution.of(module, None, *how)
+                elif isinstance(module, _BatchNorm):
+                    assert waiting is not None
+                    before, conv = waiting
+                    del self.parts[before]
+                    self.parts[name] = _Convolution.of(conv, module, *how)
+                else:
+                    blocks = module if isinstance(module, nn.Sequential) else [module]
+                    self.parts[name] = _Stage([_Block(block, *how) for block in blocks if not is_switched_off(block)])
+
+
+def is_switched_off(block: nn.Module) -> bool:
+    """Return whether a module is a residual block that gives its input back, since its branch is multiplied by zero."""
+    if not (isinstance(block, InvertedResidual | DepthwiseSeparableConv) and block.has_skip):
+        return False
+    last: Any = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    # While it is calibrated it has to run, though it adds nothing: its statistics follow what passes through.
+    return not (last.training or last.weight.any() or last.bias.any())
+
+
+def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
+    """Return whether this machine and these parts of a network go with `FoldedStem`."""
+    if onednn:
+        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            return False
+    blocks = [
+        block
+        for module in modules.values()
+        if not isinstance(module, nn.Conv3d | _BatchNorm)
+        for block in (module if isinstance(module, nn.Sequential) else [module])
+    ]
+    inside = [inner for module in modules.values() for inner in module.modules()]
+    return (
+        all(type(block) in (InvertedResidual, DepthwiseSeparableConv) for block in blocks)
+        and all(
+            not norm.training and isinstance(getattr(norm, "act", None), nn.SiLU | nn.Identity)
+            for norm in inside
+            if isinstance(norm, _BatchNorm)
+        )
+        and all(
+            isinstance(gate.act1, nn.SiLU) and isinstance(gate.gate, nn.Sigmoid)
+            for gate in inside
+            if isinstance(gate, SqueezeExcite)
+        )
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Convolution:
+    """A convolution with bias, then perhaps SiLU."""
+
+    conv: nn.Conv3d
+    weight: Tensor
+    bias: Tensor
+    bends: bool
+    onednn: bool
+
+    @classmethod
+    def of(cls, conv: nn.Conv3d, norm: Any, dtype: torch.dtype, onednn: bool) -> _Convolution:
+        weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels)
+        if norm is not None:
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
+        bends = norm is not None and isinstance(norm.act, nn.SiLU)
+        layout = torch.channels_last_3d if onednn else torch.contiguous_format
+        weight = weight.detach().to(dtype).contiguous(memory_format=layout)
+        return cls(conv, weight, bias.detach().to(dtype), bends, onednn)
+
+    def __call__(self, hidden: Tensor, *, gate: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """Return the convolution of `hidden` times `gate` [B, C, 1, 1, 1], plus `added`."""
+        hidden, weight = hidden.to(self.weight.dtype), self.weight
+        if gate is not None and len(gate) == 1:
+            weight = weight * gate
+        elif gate is not None:
+            hidden = hidden * gate
+        padding: Any = self.conv.padding
+        if isinstance(self.conv, SameConv3d):
+            around = zeros_around(self.conv, hidden.shape, same=True)
+            padding = around[::-2]
+            # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volume.
+            missing = [zeros for place in (0, 2, 4) for zeros in (around[place + 1] - around[place], 0)]
+            if any(missing):
+                layout = torch.channels_last_3d if self.onednn else torch.contiguous_format
+                weight = functional.pad(weight, missing).contiguous(memory_format=layout)
+        compute = self._by_onednn if self.onednn else self._by_torch
+        return compute(hidden, weight, list(padding), added)
+
+    def _by_onednn(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
+        how = padding, list(self.conv.stride), list(self.conv.dilation), self.conv.groups
+        operation = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor
+        if added is None:
+            result = operation(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], "")
+        else:
+            result = operation.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None)
+        return result
+
+    def _by_torch(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
+        how = self.conv.stride, padding, self.conv.dilation, self.conv.groups
+        with torch.autocast(hidden.device.type, enabled=False):
+            result = functional.conv3d(hidden, weight, self.bias, *how)
+        if self.bends:
+            result = functional.silu(result, inplace=True)
+        return result if added is None else result.add_(added)
+
+
+class _Stage:
+    """Blocks, one after the other."""
+
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+class _Block:
+    """A residual block: convolutions, squeeze-and-excitation and the sum with its input."""
+
+    def __init__(self, block: Any, dtype: torch.dtype, onednn: bool) -> None:
+        how = dtype, onednn
+        if isinstance(block, InvertedResidual):
+            self.first = [
+                _Convolution.of(block.conv_pw, block.bn1, *how),
+                _Convolution.of(block.conv_dw, block.bn2, *how),
+            ]
+            self.last = _Convolution.of(block.conv_pwl, block.bn3, *how)
+        else:
+            self.first = [_Convolution.of(block.conv_dw, block.bn1, *how)]
+            self.last = _Convolution.of(block.conv_pw, block.bn2, *how)
+        self.excitation: Any = block.se if isinstance(block.se, SqueezeExcite) else None
+        self.has_skip = bool(block.has_skip)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        before = hidden
+        for convolution in self.first:
+            hidden = convolution(hidden)
+        return self.last(hidden, gate=self._gate(hidden), added=before if self.has_skip else None)
+
+    def _gate(self, hidden: Tensor) -> Tensor | None:
+        if self.excitation is None:
+            return None
+        if hidden.device.type == "cpu":
+            cells = hidden.movedim(1, -1).flatten(1, 3)
+            # A matrix product takes a quarter of the time of `mean` over three axes (torch 2.14, bfloat16).
+            means = torch.matmul(cells.new_ones(1, cells.shape[1]), cells)[:, 0].float() / cells.shape[1]
+        else:
+            means = hidden.mean((2, 3, 4), dtype=torch.float32)
+        reduce, expand = self.excitation.conv_reduce, self.excitation.conv_expand
+        squeezed = functional.silu(functional.linear(means, reduce.weight.flatten(1), reduce.bias))
+        excited = functional.linear(squeezed, expand.weight.flatten(1), expand.bias)
+        return torch.sigmoid(excited)[..., None, None, None].to(hidden.dtype)

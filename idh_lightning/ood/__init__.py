@@ -1,0 +1,1 @@
+"""Out-of-distribution detection: is a study like the training ones?"""

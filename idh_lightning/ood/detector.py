@@ -1,0 +1,392 @@
+"""Is a study like the training ones? What is remembered of them, and what a new one is held against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.covariance import LedoitWolf
+from torch import Tensor
+
+from idh_lightning.ood.descriptor import PERCENTILES, Floats, Likeness, turned, turns
+
+FALSE_ALARMS = 0.05
+"""Share of patients like the validation ones that may be flagged by the learnt limit."""
+
+FAR = 1.5
+"""A study is withheld, not only flagged, where a distance exceeds its limit this many times."""
+
+SAME_IMAGE = 0.999
+"""Correlation within the brain above which two sequences are one image, whatever their intensities."""
+
+TURNED = 0.05
+"""By how much a turned head must fit better to be withheld: of 61 real studies as they are, held against synthetic
+training studies, the worst fits 0.050 better when turned."""
+
+CLEARLY_OTHER = 0.97
+"""Ratio of distances below which another naming of the sequences counts as clearly better, at most."""
+
+_SLACK = {"least_voxel_edge_mm": 1.5, "greatest_voxel_edge_mm": 1.5}
+_OTHER_SLACK = 1.15
+
+_BRAIN_REMEDY = "Check the spacing in the header, the field of view and the skull-stripping."
+_GEOMETRY = {
+    "least_voxel_edge_mm": ("the shortest edge of a voxel", "mm", "Check the spacing in the header."),
+    "greatest_voxel_edge_mm": (
+        "the longest edge of a voxel (slice thickness)", "mm",
+        "Take a series with slices like those in training, or train on studies like this one.",
+    ),
+    "brain_ml": ("the volume of the brain", "mL", _BRAIN_REMEDY),
+    "brain_height_mm": ("the height of the brain", "mm", _BRAIN_REMEDY),
+    "brain_length_mm": ("the length of the brain, front to back,", "mm", _BRAIN_REMEDY),
+    "brain_width_mm": ("the width of the brain", "mm", _BRAIN_REMEDY),
+}  # fmt: skip
+"""Of `Likeness.geometry`: its words, its unit, and what to do where a study lies outside the training range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """One way in which a study is unlike the training ones.
+
+    Attributes:
+        check: Short fixed name.
+        text: What was measured, its value, what the training studies have, and what to do.
+        withheld: Whether no probability may be given; else the answer is flagged.
+        unlike: Whether the study is therefore no draw from the patients that the conformal sets were made for.
+    """
+
+    check: str
+    text: str
+    withheld: bool
+    unlike: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """A cloud of points with its covariance, shrunk as far as few points demand.
+
+    Attributes:
+        mean: [F].
+        scale: [F], > 0; coordinates are divided by it.
+        precision: [F, F], of the scaled coordinates.
+
+    Source: Ledoit & Wolf 2004, J. Multivar. Anal. 88:365, by scikit-learn.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    precision: Tensor
+
+    @classmethod
+    def of(cls, points: Floats, *, least_scale: float) -> Self:
+        """Return the cloud of points [n, F]; coordinates that hardly vary are divided by `least_scale`."""
+        mean, scale = points.mean(axis=0), np.maximum(points.std(axis=0), least_scale)
+        found = LedoitWolf(assume_centered=True).fit((points - mean) / scale)
+        return cls(mean=torch.tensor(mean), scale=torch.tensor(scale), precision=torch.tensor(found.precision_))
+
+    def distance(self, point: Floats) -> float:
+        """Return the Mahalanobis distance of a point [F]."""
+        offset = (torch.from_numpy(np.ascontiguousarray(point)) - self.mean) / self.scale
+        return math.sqrt(max(float(offset @ self.precision @ offset), 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRange:
+    """What is remembered of the training studies, and limits set on validation patients.
+
+    Three kinds of question are asked of a new study:
+
+    - Is it what it claims to be? The sequences are compared with each other (`Likeness.order`): if another naming of
+      them resembles the training studies clearly better than the given one, the answer is withheld. So it is if the
+      head fits the mean training study better when turned, or if two sequences are one image.
+    - Was it acquired as they were? Voxel size, brain size, and skull are held against the training range with some
+      slack; outside it the answer is flagged.
+    - Does it look like them? Intensity distributions, roughness and the Mahalanobis distance of the stem's pooled
+      features, each divided by its median on validation patients; the largest of their standardised logarithms has one
+      limit, chosen so that `FALSE_ALARMS` of further patients like the validation ones exceed it. With n validation
+      patients the rate cannot be set below 1 / (n + 1); what it is, is in `expected_false_alarms`. Beyond the limit
+      the answer is flagged, and beyond `FAR` times the limit withheld.
+
+    That a study passes says only that nothing of this was found; it does not say that the answer is right.
+
+    Attributes:
+        sequences: The channels.
+        training: Number of training studies remembered.
+        validation: Number of validation studies that set the limits.
+        geometry: Name -> least and greatest of the training studies.
+        stripped: Share of the training studies without skull.
+        profiles: [C, Q], mean percentiles.
+        roughness: [C], mean.
+        picture: [C + 1, 12, 12, 12], mean.
+        order: Of `Likeness.order` as the sequences are named.
+        order_limit: Least ratio of distances, best other naming over the given one, that is not withheld.
+        features: Of the stem's pooled features.
+        centre: Statistic -> median of its logarithm on validation studies.
+        spread: Statistic -> its standard deviation there, from the median absolute deviation.
+        limit: Of the largest standardised statistic.
+        expected_false_alarms: Share of further patients like the validation ones that will exceed it.
+        measured: Name as in `plain_numbers` -> least and greatest of the training studies; empty in older checkpoints.
+    """
+
+    sequences: tuple[str, ...]
+    training: int
+    validation: int
+    geometry: Mapping[str, Sequence[float]]
+    stripped: float
+    profiles: Tensor
+    roughness: Tensor
+    picture: Tensor
+    order: Cloud
+    order_limit: float
+    features: Cloud
+    centre: Mapping[str, float]
+    spread: Mapping[str, float]
+    limit: float
+    expected_false_alarms: float
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @classmethod
+    def learn(
+        cls,
+        training: Sequence[Likeness],
+        validation: Sequence[Likeness],
+        *,
+        sequences: Sequence[str],
+        stripped: float,
+        false_alarms: float = FALSE_ALARMS,
+    ) -> Self:
+        """Return the range of some training studies with limits from validation studies, at least two of each."""
+        plain = range(len(sequences))
+        found = cls(
+            sequences=tuple(sequences),
+            training=len(training),
+            validation=len(validation),
+            geometry={
+                name: [min(one.geometry[name] for one in training), max(one.geometry[name] for one in training)]
+                for name in training[0].geometry
+            },
+            stripped=stripped,
+            profiles=torch.tensor(np.mean([one.profiles for one in training], axis=0)),
+            roughness=torch.tensor(np.mean([one.roughness for one in training], axis=0)),
+            picture=torch.tensor(np.mean([one.picture for one in training], axis=0)),
+            order=Cloud.of(np.stack([one.order(plain) for one in training]), least_scale=0.1),
+            order_limit=0.0,
+            features=Cloud.of(np.stack([one.features for one in training]), least_scale=1e-6),
+            centre={},
+            spread={},
+            limit=math.inf,
+            expected_false_alarms=0.0,
+        )
+        logs = [{name: math.log(value) for name, value in found.statistics(one).items()} for one in validation]
+        centre = {name: float(np.median([row[name] for row in logs])) for name in logs[0]}
+        spread = {
+            name: max(1.4826 * float(np.median([abs(row[name] - centre[name]) for row in logs])), 0.05)
+            for name in logs[0]
+        }
+        worst = sorted(max((row[name] - centre[name]) / spread[name] for name in row) for row in logs)
+        rank = min(math.ceil(round((len(worst) + 1) * (1 - false_alarms), 9)), len(worst))
+        ratios = sorted(found._other_naming(one)[0] for one in validation)
+        lowest = ratios[max(math.floor((len(ratios) + 1) * false_alarms) - 1, 0)]
+        numbers = [found.plain_numbers(one) for one in training]
+        changed = {
+            "measured": {
+                name: [min(row[name] for row in numbers), max(row[name] for row in numbers)] for name in numbers[0]
+            },
+            "centre": centre,
+            "spread": spread,
+            "limit": float(worst[rank - 1]),
+            "expected_false_alarms": 1 - rank / (len(worst) + 1),
+            "order_limit": min(CLEARLY_OTHER, lowest),
+        }
+        return cls(**{item.name: getattr(found, item.name) for item in fields(found)} | changed)
+
+    def statistics(self, study: Likeness) -> dict[str, float]:
+        """Return how far a study is from the mean training study, by kind; all > 0."""
+        away = np.abs(study.profiles - self.profiles.numpy()).mean(axis=1)
+        rough = np.abs(study.roughness - self.roughness.numpy())
+        return {
+            **{f"intensity of {name}": float(value) + 1e-3 for name, value in zip(self.sequences, away, strict=True)},
+            **{f"roughness of {name}": float(value) + 0.05 for name, value in zip(self.sequences, rough, strict=True)},
+            "features": self.features.distance(study.features) + 1e-3,
+        }
+
+    def plain_numbers(self, study: Likeness) -> dict[str, float]:
+        """Return what a reader can check of a study's looks: percentiles, steps between voxels, distance."""
+        percentiles = {
+            f"{name} {percentile:g}": float(value)
+            for name, values in zip(self.sequences, study.profiles, strict=True)
+            for percentile, value in zip(PERCENTILES, values, strict=True)
+        }
+        steps = {f"{name} step": math.exp(rough) for name, rough in zip(self.sequences, study.roughness, strict=True)}
+        return {**percentiles, **steps, "features": self.features.distance(study.features)}
+
+    def doubts(self, study: Likeness, *, stripped: bool, present: Collection[str]) -> list[Doubt]:
+        """Return every way in which a study is unlike the training ones; none where it is like them.
+
+        Args:
+            study: In numbers.
+            stripped: Whether its skull was found to be gone.
+            present: Its sequences; a missing one is all zero and is not judged.
+        """
+        here = [index for index, name in enumerate(self.sequences) if name in present]
+        complete = len(here) == len(self.sequences)
+        return [
+            *self._same_images(study, here),
+            *(self._naming(study) if complete else ()),
+            *self._turned(study),
+            *self._acquisition(study, stripped),
+            *(self._looks(study) if complete else ()),
+        ]
+
+    def score(self, study: Likeness) -> float:
+        """Return the largest standardised statistic of a study; `limit` is what it is held against."""
+        return max(
+            (math.log(value) - self.centre[name]) / self.spread[name] for name, value in self.statistics(study).items()
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return primitives and tensors, for a checkpoint that loads with weights_only."""
+        return {**asdict(self), "sequences": list(self.sequences), "percentiles": list(PERCENTILES)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Return the range that `to_dict` described."""
+        content = {"measured": {}} | {item.name: state[item.name] for item in fields(cls) if item.name in state}
+        clouds = {name: Cloud(**content[name]) for name in ("order", "features")}
+        return cls(**content | clouds | {"sequences": tuple(content["sequences"])})
+
+    def _same_images(self, study: Likeness, here: Sequence[int]) -> Iterable[Doubt]:
+        for first, second in itertools.combinations(here, 2):
+            found = study.correlation[first, second]
+            if found > SAME_IMAGE:
+                yield Doubt(
+                    check="same_image",
+                    text=f"{self.sequences[first]} and {self.sequences[second]} are the same image (correlation "
+                    f"{found:.4f} within the brain; two sequences stay below {SAME_IMAGE}). Name the right file.",
+                    withheld=True,
+                )
+
+    def _other_naming(self, study: Likeness) -> tuple[float, tuple[int, ...]]:
+        """Return the best naming of the sequences other than the given, and its distance over that of the given."""
+        plain = tuple(range(len(self.sequences)))
+        if len(plain) < 2:
+            return math.inf, plain
+        distances = {
+            places: self.order.distance(study.order(places))
+            for places in itertools.permutations(plain)
+            if places != plain
+        }
+        best = min(distances, key=lambda places: distances[places])
+        return distances[best] / max(self.order.distance(study.order(plain)), 1e-9), best
+
+    def _naming(self, study: Likeness) -> Iterable[Doubt]:
+        ratio, places = self._other_naming(study)
+        if ratio >= 1:
+            return
+        moved = [
+            f"the file named {self.sequences[place]} looks like {name}"
+            for name, place in zip(self.sequences, places, strict=True)
+            if self.sequences[place] != name
+        ]
+        given = self.order.distance(study.order(range(len(self.sequences))))
+        yield Doubt(
+            check="sequence_identity",
+            text=f"{' and '.join(moved)}: so named, the contrasts between sequences lie {ratio * given:.1f} standard "
+            f"deviations from the mean training study; as given, {given:.1f}. Check which file is which.",
+            withheld=ratio < self.order_limit,
+        )
+
+    def _turned(self, study: Likeness) -> Iterable[Doubt]:
+        template = self.picture.numpy()
+
+        def fit(picture: Floats) -> float:
+            brain, inside = (
+                float(np.corrcoef(picture[part].ravel(), template[part].ravel())[0, 1])
+                for part in (slice(-1, None), slice(0, -1))
+            )
+            return brain + 0.3 * inside
+
+        plain = fit(study.picture)
+        best = max(fit(turned(study.picture, axes, flipped)) for axes, flipped in turns(cubic=True))
+        if best > plain:
+            yield Doubt(
+                check="orientation",
+                text=f"turned or upside down, the head correlates with the mean training study at {best:.2f}, as its "
+                f"header states at {plain:.2f} (of 1.30). Look at the picture; if it lies wrongly, convert again from "
+                "DICOM.",
+                withheld=best > plain + TURNED,
+            )
+
+    def _acquisition(self, study: Likeness, stripped: bool) -> Iterable[Doubt]:
+        if (self.stripped >= 0.95 and not stripped) or (self.stripped <= 0.05 and stripped):
+            found, remedy = (
+                ("removed", "Give the images with their skull.")
+                if stripped
+                else ("there", "Strip it from all sequences.")
+            )
+            yield Doubt(
+                check="skull",
+                text=f"the skull is {found}; it was removed in {self.stripped:.0%} of {self.training} training "
+                f"studies. {remedy}",
+                withheld=False,
+            )
+        for name, (low, high) in self.geometry.items():
+            slack, value = _SLACK.get(name, _OTHER_SLACK), study.geometry[name]
+            if not low / slack <= value <= high * slack:
+                words, unit, remedy = _GEOMETRY[name]
+                far = f"{value / high:.2f} times the greatest" if value > high else f"{value / low:.2f} times the least"
+                here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
+                yield Doubt(
+                    check=name,
+                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is "
+                    f"{far}. {remedy}",
+                    withheld=False,
+                )
+
+    def _looks(self, study: Likeness) -> Iterable[Doubt]:
+        numbers = self.plain_numbers(study)
+        for name, value in self.statistics(study).items():
+            limit = math.exp(self.centre[name] + self.limit * self.spread[name])
+            if value > limit:
+                what, remedy = self._look_in_words(name, numbers)
+                whole = "" if name == "features" else f"As a whole it lies {value:.2f} from the mean training study: "
+                yield Doubt(
+                    check=name.replace(" ", "_"),
+                    text=f"{what}. {whole}{value / limit:.2f} times the {limit:.2f} that "
+                    f"{1 - self.expected_false_alarms:.0%} of patients like the {self.validation} validation ones stay "
+                    f"below. {remedy}",
+                    withheld=value > FAR * limit,
+                )
+
+    def _look_in_words(self, name: str, numbers: Mapping[str, float]) -> tuple[str, str]:
+        """Return what was measured beside the training range, and what to do, of one of the `statistics`."""
+        kind, _, sequence = name.partition(" of ")
+        row = name
+        if kind == "intensity":
+            mean = dict(zip(PERCENTILES, self.profiles[self.sequences.index(sequence)].tolist(), strict=True))
+
+            def outside(percentile: float) -> float:
+                value = numbers[f"{sequence} {percentile:g}"]
+                low, high = self.measured.get(f"{sequence} {percentile:g}", [mean[percentile]] * 2)
+                return float(max(low - value, value - high) / (high - low + 0.1))
+
+            worst = max(PERCENTILES, key=outside)
+            row = f"{sequence} {worst:g}"
+            what = f"intensities of {sequence}: {worst:g} % of its brain lie below a z-score of {numbers[row]:.2f}"
+            remedy = f"Check that the file is {sequence}, that its skull is treated as in training, and its bias field."
+        elif kind == "roughness":
+            row = f"{sequence} step"
+            what = f"noise and sharpness of {sequence}: neighbouring voxels differ by {numbers[row]:.2f} z-scores"
+            remedy = "Check for noise, motion, smoothing, and resampling from thick slices."
+        else:
+            what = f"features of the network's first layers: Mahalanobis distance {numbers[row]:.2f} from the mean"
+            remedy = "No single cause can be named: look at the picture beside those of training studies."
+        if row in self.measured:
+            low, high = self.measured[row]
+            what += f"; training studies have {low:.2f} to {high:.2f}"
+        return what, remedy

@@ -1,0 +1,48 @@
+"""What a run remembers of its training studies, for its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from idh_lightning.cohort import Fault, Study
+from idh_lightning.data import IDHDataModule
+from idh_lightning.machine import side_by_side
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.ood.descriptor import Likeness, likeness
+from idh_lightning.ood.detector import TrainingRange
+
+MOST_STUDIES = 100
+"""Training studies that are looked at: a covariance needs no more, and the stem takes time."""
+
+
+def remember(network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fault]) -> TrainingRange | None:
+    """Return what the training studies of a run look like, with limits from its validation studies.
+
+    Args:
+        network: With its final stem.
+        data: Its studies are prepared.
+        faults: Found when they were; they tell whose skull is still there.
+
+    Returns:
+        None where there are fewer than two training or validation studies.
+    """
+    chosen = _evenly(data.studies["train"], MOST_STUDIES)
+    validation = _evenly(data.studies["validation"], MOST_STUDIES)
+    if min(len(chosen), len(validation)) < 2:
+        return None
+    with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
+
+    def looks(studies: Sequence[Study]) -> list[Likeness]:
+        return side_by_side(lambda study: likeness(data.store.open(study), network), studies)
+
+    return TrainingRange.learn(
+        looks(chosen),
+        looks(validation),
+        sequences=data.store.sequences,
+        stripped=sum(study.study_id not in with_skull for study in chosen) / len(chosen),
+    )
+
+
+def _evenly(studies: Sequence[Study], most: int) -> list[Study]:
+    return list(studies[:: max(1, math.ceil(len(studies) / most))])

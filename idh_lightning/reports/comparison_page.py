@@ -1,0 +1,119 @@
+"""Several runs on the same test patients as one page, in the format of a run's report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from idh_lightning.files import write_text
+from idh_lightning.reports.caveats import caveats, trained_on
+from idh_lightning.reports.cross_validation import each_run, spread_table
+from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.page import badges, render
+from idh_lightning.reports.run_page import inlined, provenance_table
+from idh_lightning.reports.run_tables import Run, as_estimate, read_run, save_figures
+from idh_lightning.reports.tables import Table, signed
+from idh_lightning.reports.vocabulary import METRICS, number, p_value_words
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("auroc", "sensitivity", "specificity", "brier", "ece")
+
+
+def write_comparison(run_folder: Path) -> Path:
+    """Write report.html into the folder of a comparison, from the metrics.json in it, and return its path."""
+    run = read_run(run_folder)
+    drawn = save_figures(run)
+    page = render(
+        "comparison.html.j2",
+        title="IDH status from MRI: runs compared",
+        place="/".join(run.folder.resolve().parts[-2:]),
+        badges=badges(trained_on(run)),
+        caveats=caveats(run),
+        headline=_headline(run),
+        tiles=[],
+        figures=inlined(run.folder, drawn),
+        runs=_runs(run),
+        pairs=_pairs(run),
+        spread=spread_table(run),
+        patients=_patients(run),
+        provenance=provenance_table(run),
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def _headline(run: Run) -> list[str]:
+    areas = {name: found for name, found in _areas(run).items() if found.value is not None}
+    ranked = sorted(areas, key=lambda name: -(areas[name].value or 0.0))
+    if len(ranked) < 2:
+        return []
+    best, worst = ranked[0], ranked[-1]
+    sentences = [
+        f"On the same {run.node('runs', 'n')} test patients ({run.node('runs', 'n_mutant')} mutant), the ROC-AUC of "
+        f"{len(areas)} runs goes from {areas[worst].text} ({worst}) to {areas[best].text} ({best})."
+    ]
+    pairs = run.node("runs", "pairs") or []
+    apart = [pair for pair in pairs if pair.get("p_holm") is not None and pair["p_holm"] < 0.05]
+    named = "; ".join(" and ".join(pair["names"]) for pair in apart[:5])
+    told = (
+        f"{len(apart)} of {len(pairs)} pairs differ (p below 0.05 after correction): {named}"
+        if apart
+        else (f"None of {len(pairs)} pairs can be told apart (paired DeLong test, p below 0.05 after correction)")
+    )
+    return [*sentences, f"{told}. The best of several runs looks better than it is: test patients must not choose it."]
+
+
+def _areas(run: Run) -> dict[str, Estimate]:
+    each = run.node("runs", "test")
+    found = (
+        {str(name): as_estimate(measured.get("auroc")) for name, measured in each.items()}
+        if isinstance(each, Mapping)
+        else {}
+    )
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+
+def _runs(run: Run) -> Table | None:
+    each = run.node("runs", "test")
+    if not isinstance(each, Mapping):
+        return each_run(run)
+    rows = []
+    for name, measured in each.items():
+        cells = [as_estimate(measured.get(key)) for key in _SHOWN]
+        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
+        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), settings])
+    return Table(
+        "Each run, with 95 % intervals",
+        ["", *(METRICS[key].name for key in _SHOWN), "settings"],
+        rows,
+        (0, len(_SHOWN) + 1),
+    )
+
+
+def _pairs(run: Run) -> Table | None:
+    rows = []
+    for pair in run.node("runs", "pairs") or []:
+        difference = as_estimate(pair["difference"])
+        p_values = [
+            "" if pair.get(key) is None else p_value_words(float(pair[key])).removeprefix("p ").removeprefix("= ")
+            for key in ("p_value", "p_holm")
+        ]
+        areas = [number(float(pair[key])) for key in ("first", "second")]
+        shown = "" if difference is None else signed(difference)
+        rows.append([" against ".join(pair["names"]), *areas, shown, *p_values])
+    head = ["", "first", "second", "difference (95 % interval)", "p", "p, corrected"]
+    return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+
+
+def _patients(run: Run) -> str:
+    found = run.node("runs", "spread", "patients") or {}
+    if "probability_sd" not in found:
+        return f"How much single patients move: not computed, {found.get('why', 'no result')}."
+    return (
+        f"From run to run the probability of a patient moves by {number(found['probability_sd'])} (mean SD), and "
+        f"{found['called_differently']:.0%} of the patients are not called the same in all runs."
+    )

@@ -1,0 +1,242 @@
+"""All methods of explanation on one page: how they score, whether they are sane and faithful, and how they look."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from idh_lightning.attribution.sanity import BOUNDS
+from idh_lightning.attribution.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
+from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import read_table
+from idh_lightning.files import write_text
+from idh_lightning.reports import figures
+from idh_lightning.reports.caveats import caveats, trained_on
+from idh_lightning.reports.localisation import localisation_tables
+from idh_lightning.reports.page import badges, render
+from idh_lightning.reports.run_page import Picture, inlined, picture
+from idh_lightning.reports.run_tables import as_estimate, read_run, save_figure
+from idh_lightning.reports.tables import Table, count
+from idh_lightning.reports.vocabulary import LOCALISATION, in_words, number
+
+logger = logging.getLogger(__name__)
+
+CASES = 3
+"""Studies shown as the best, and as the worst."""
+
+CHECKS = {
+    "randomised": "all weights randomised: the map must change",
+    "randomised tail": "what has learnt the label randomised: the map must not stay as it is",
+    "shifted": "study moved by a voxel or two: the map must move with it",
+    "permuted labels": "learnt from permuted labels: the map must change",
+    "other seed": "learnt with another seed: the map must stay",
+}
+
+
+def write_explanations_page(folder: Path) -> Path:
+    """Write explanations.html into a folder, from explanations.json and what else is in it, and return its path.
+
+    Raises:
+        EvaluationError: If explanations.json or explanations.csv is not there.
+    """
+    for name in ("explanations.json", "explanations.csv"):
+        if not (folder / name).is_file():
+            raise EvaluationError(
+                f"{folder / name}: not there; expected what compared the maps. Run the stage 'explain'."
+            )
+    content: dict[str, Any] = json.loads((folder / "explanations.json").read_text(encoding="utf-8"))
+    scores = read_table(folder / "explanations.csv")
+    read = read_run(folder)
+    known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
+    run = replace(read, provenance=known | dict(read.provenance))
+    page = render(
+        "explanations.html.j2",
+        title="Maps of IDH status: methods compared",
+        place="/".join(folder.resolve().parts[-2:]),
+        headline=_headline(content),
+        badges=badges(trained_on(run)),
+        caveats=caveats(run),
+        tiles=_tiles(content),
+        figures=_figures(folder, content, scores),
+        localisation=localisation_tables(pd.DataFrame(content["scores"])) if content["scores"] else [],
+        any_sign=_signs(content, any_sign=True),
+        signs=_signs(content, any_sign=False),
+        sanity=_sanity(content),
+        faithfulness=_faithfulness(content),
+        sequences=_sequences(content),
+        seconds=_seconds(content),
+        cases=_cases(folder, content["default"]["method"], scores),
+    )
+    path = folder / "explanations.html"
+    write_text(path, page)
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def _scores_of(content: Mapping[str, Any], method: str, group: str = "all") -> dict[str, Mapping[str, Any]]:
+    return {row["score"]: row for row in content["scores"] if (row["method"], row["group"]) == (method, group)}
+
+
+def _headline(content: Mapping[str, Any]) -> list[str]:
+    method = content["default"]["method"]
+    pointing = as_estimate(_scores_of(content, method).get("pointing_game"))
+    sentences = [f"{content['default']['why']} Its maps are the ones shown."]
+    if pointing is not None and pointing.value is not None:
+        interval = "" if pointing.low is None else f" ({100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
+        sentences.insert(
+            0,
+            f"In {100 * pointing.value:.0f} % of {pointing.n} studies{interval} the hottest voxel of the map by "
+            f"{method} lies in the tumour.",
+        )
+    failed = sorted({row["method"] for row in content["sanity"] if not row["passed"]})
+    if failed:
+        sentences.append(f"Not believed, since they fail a sanity check: {', '.join(failed)}.")
+    return sentences
+
+
+def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    method = content["default"]["method"]
+    tiles = []
+    for score, metric in LOCALISATION.items():
+        row = as_estimate(_scores_of(content, method).get(score))
+        if row is not None and row.value is not None:
+            interval = f"{row.interval}, " if row.interval else ""
+            tiles.append((metric.name, number(row.value), f"{interval}{row.n} studies"))
+    return tiles
+
+
+def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Picture]:
+    drawn: dict[str, tuple[Callable[..., Figure], str]] = {}
+    columns = {
+        score: metric.short for score, metric in LOCALISATION.items() if score in scores and scores[score].notna().any()
+    }
+    method = content["default"]["method"]
+    if columns:
+        muted = [name for name in scores["method"].unique() if str(name).startswith(BASELINE)]
+        drawn["map_scores"] = (
+            partial(figures.score_distributions, scores, columns, chosen=method, muted=muted),
+            f"Scores of each study by each method; {method} is coloured, baselines are grey.",
+        )
+    if content["faithfulness"]:
+        curves = {name: found["curves"] for name, found in content["faithfulness"].items()}
+        fractions = next(iter(content["faithfulness"].values()))["fractions"]
+        drawn["faithfulness"] = (
+            partial(figures.faithfulness_curves, fractions, curves),
+            "Probability of the predicted class while the hottest voxels are replaced, or brought back.",
+        )
+    if content["cascade"]:
+        drawn["cascade"] = (
+            partial(figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
+            "Rank correlation with the map of the trained network while the network is randomised.",
+        )
+    shown: dict[str, str] = {}
+    for name, (draw, words) in drawn.items():
+        shown |= save_figure(draw, words, folder / "figures" / f"{name}.png")
+    return inlined(folder, shown)
+
+
+def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:
+    """Return scores against all signs taken together, or against each."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    found = [row for row in content["by_sign"] if (row["sign"] == ANY_SIGN) == any_sign]
+    scores = list(dict.fromkeys(row["score"] for row in found))
+    order = {name: place for place, name in enumerate(content["mean_ranks"])}
+    for row in sorted(found, key=lambda row: (row["sign"], order.get(row["method"], len(order)))):
+        estimate = as_estimate(row)
+        cells = rows.setdefault((row["sign"], row["method"]), [])
+        text = "" if estimate is None else estimate.text
+        cells.append(f"{text}, n = {row['n']}" if row["score"] == POINTING_WHERE_DECISIVE else text)
+        if row["score"] == scores[-1]:
+            cells.append(count(estimate))
+    if not rows:
+        return None
+    words = {key: metric.short for key, metric in LOCALISATION.items()}
+    words[POINTING_WHERE_DECISIVE] = "pointing game where it outweighs the tumour"
+    head = ["", *(words[score] for score in scores), "studies"]
+    lines = [[method if any_sign else f"{in_words(sign)}: {method}", *cells] for (sign, method), cells in rows.items()]
+    which = "any sign that tells" if any_sign else "each sign that tells"
+    return Table(
+        f"Do the maps lie on {which} mutant from wildtype? Its voxels are known of synthetic patients", head, lines
+    )
+
+
+def _sanity(content: Mapping[str, Any]) -> Table | None:
+    rows = []
+    for row in content["sanity"]:
+        estimate = as_estimate(row)
+        told = "passes" if row["passed"] else "fails"
+        words = CHECKS.get(row["check"], row["check"])
+        rows.append(
+            [row["method"], words, "" if estimate is None else estimate.text, row["bound"], count(estimate), told]
+        )
+    head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
+    return (
+        Table("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))
+        if rows
+        else None
+    )
+
+
+def _faithfulness(content: Mapping[str, Any]) -> Table | None:
+    rows = []
+    for method, found in content["faithfulness"].items():
+        areas = [as_estimate(found["areas"][name]) for name in ("deletion", "insertion")]
+        total = as_estimate(found["faithfulness"])
+        cells = ["" if each is None else each.text for each in (*areas, total)]
+        rows.append([method, *cells, count(total)])
+    for method, found in list(content["faithfulness"].items())[:1]:
+        areas = [as_estimate(found["areas"][f"random_{name}"]) for name in ("deletion", "insertion")]
+        values = [0.0 if each is None else each.value or 0.0 for each in areas]
+        cells = ["" if each is None else each.text for each in areas]
+        rows.append(["at random", *cells, number(values[1] - values[0]), count(areas[0])])
+        del method
+    head = ["", "area under deletion", "area under insertion", "insertion less deletion", "studies"]
+    return Table("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
+
+
+def _sequences(content: Mapping[str, Any]) -> Table | None:
+    rows: dict[str, list[str]] = {}
+    sequences = list(dict.fromkeys(row["sequence"] for row in content["sequences"]))
+    for row in content["sequences"]:
+        estimate = as_estimate(row)
+        rows.setdefault(row["group"], []).append("" if estimate is None else f"{estimate.text} [{number(row['size'])}]")
+        if row["sequence"] == sequences[-1]:
+            rows[row["group"]].append(count(estimate))
+    caption = (
+        "What each sequence says for mutant, in logits (Shapley values against sequences of other patients; below 0 it "
+        "speaks for wildtype); in brackets the mean size"
+    )
+    lines = [[in_words(group), *cells] for group, cells in rows.items()]
+    return Table(caption, ["group", *sequences, "studies"], lines) if lines else None
+
+
+def _seconds(content: Mapping[str, Any]) -> Table | None:
+    ranks: Mapping[str, float] = content["mean_ranks"]
+    rows = [
+        [method, f"{ranks[method]:.1f}" if method in ranks else "", number(spent)]
+        for method, spent in content["seconds_per_study"].items()
+    ]
+    return Table("Mean rank over all scores, and what a map costs", ["", "mean rank", "seconds per study"], rows)
+
+
+def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[str, str, Picture]]:
+    """Return (which, words, panel) of the studies with the best and with the worst maps of a method."""
+    theirs = scores[scores["method"] == method].dropna(subset=["auprc"]).sort_values("auprc", ascending=False)
+    most = min(CASES, len(theirs) // 2)
+    cases = []
+    for which, rows in (("best", theirs.head(most)), ("worst", theirs.tail(most).iloc[::-1])):
+        for row in rows.to_dict("records"):
+            path = folder / "figures" / "cam" / f"{row['study_id']}.png"
+            if path.is_file():
+                told = "" if "right" not in row else ", called right" if row["right"] else ", called wrong"
+                words = f"{row['study_id']}: average precision {number(row['auprc'])}{told}"
+                cases.append((which, words, picture(path, words, photograph=True)))
+    return cases

@@ -1,0 +1,32 @@
+"""The HTML pages of the package: one environment of templates and one stylesheet, page.css, in every page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+NOT_CLINICAL = "Not for clinical use"
+SYNTHETIC = "Trained on synthetic patients"
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **content: Any) -> Markup:
+    """HTML of a template in reports/templates, whose pages extend page.html.j2; what comes from a table is escaped."""
+    return Markup(_TEMPLATES.get_template(template).render(content))
+
+
+def badges(*cohorts: object) -> list[str]:
+    """Badges of a page that shows what a network says, from the names of the cohorts that it was trained on."""
+    synthetic = any("phantom" in str(cohort) for cohort in cohorts)
+    return [NOT_CLINICAL, *([SYNTHETIC] if synthetic else [])]

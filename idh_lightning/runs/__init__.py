@@ -1,0 +1,1 @@
+"""Runs: assembled from a configuration, kept in folders, resumed, swept."""
