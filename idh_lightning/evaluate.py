@@ -17,19 +17,19 @@ from idh_lightning.cohort import Cohort, Exclusion
 from idh_lightning.cohort.leakage import MEANS
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError
 from idh_lightning.evaluation import (
-    Development,
-    Learnt,
+    DevelopmentCohort,
+    PostProcessing,
     compare_with_internal,
     covariate_shift,
     covariate_summary,
-    describe,
+    image_covariates,
     read_table,
 )
 from idh_lightning.files import write_json, write_text
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs import assembly
-from idh_lightning.train import quieten, refuse_other_sequences, summarise, write_features
+from idh_lightning.train import refuse_other_sequences, silence_library_warnings, summarise, write_features
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         CheckpointError: If the checkpoint cannot be used, or was written by a run that did not come to its report.
         CohortError: If the cohort has faults, or patients whom the checkpoint was trained or chosen on.
     """
-    quieten()
+    silence_library_warnings()
     _check_settings(config)
     file = assembly.checkpoint_file(Path(config.checkpoint))
     model = assembly.load_classifier(file)
@@ -78,7 +78,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         trainer.test(model, datamodule=data, verbose=False)
 
     began = time.perf_counter()
-    described = describe(prepared.cohort.studies, prepared.store)
+    described = image_covariates(prepared.cohort.studies, prepared.store)
     predictions = run_folder / "predictions.csv"
     evaluation = assembly.evaluation(config)
     results = evaluation(
@@ -120,7 +120,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 def without_seen(
     cohort: Cohort,
     store: VolumeStore,
-    development: Development,
+    development: DevelopmentCohort,
     *,
     means: list[str],
     exclude: bool,
@@ -173,7 +173,7 @@ def _check_settings(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _brought_along(file: Path) -> tuple[Learnt, Development]:
+def _brought_along(file: Path) -> tuple[PostProcessing, DevelopmentCohort]:
     """Return what a run put into its checkpoint when it reported."""
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not {"learnt", "development"} <= set(content):
@@ -181,7 +181,7 @@ def _brought_along(file: Path) -> tuple[Learnt, Development]:
             f"{file}: holds no threshold, calibration and patients; expected a checkpoint of a run that wrote its "
             "report (best.ckpt). Report that run: stages=[report] hydra.run.dir=RUN and the overrides it was made with."
         )
-    return Learnt.from_dict(content["learnt"]), Development.from_dict(content["development"])
+    return PostProcessing.from_dict(content["learnt"]), DevelopmentCohort.from_dict(content["development"])
 
 
 def _take_over(config: DictConfig, recipe: dict[str, Any]) -> None:

@@ -41,15 +41,15 @@ from idh_lightning.cli.entry import entry
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.errors import CheckpointError, ConfigError
-from idh_lightning.evaluation import Learnt
+from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.phantom import Evidence, evidence_file
+from idh_lightning.phantom import SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
 from idh_lightning.runs import assembly
 from idh_lightning.runs.state import started_in
-from idh_lightning.train import quieten, refuse_other_sequences
+from idh_lightning.train import refuse_other_sequences, silence_library_warnings
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class MapComparison:
         studies: Sequence[Study],
         training: Sequence[Study],
         *,
-        learnt: Learnt | None,
+        learnt: PostProcessing | None,
         sequences: Sequence[str],
         folder: Path,
         others: Mapping[str, Sequence[StemTailNetwork]] | None = None,
@@ -177,7 +177,7 @@ class MapComparison:
         studies: Sequence[Study],
         training: Sequence[Study],
         methods: Sequence[Method],
-        learnt: Learnt | None,
+        learnt: PostProcessing | None,
     ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
         """Return the rows of explanations.csv, those by sign, and seconds per study of each method."""
         mean_tumour = mean_mask(store.open(study).mask for study in training)
@@ -295,7 +295,7 @@ class MapComparison:
         method: Method,
         sequences: Sequence[str],
         folder: Path,
-        learnt: Learnt | None,
+        learnt: PostProcessing | None,
     ) -> None:
         """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
         batches = -(-len(studies) // self.batch_size)
@@ -361,7 +361,7 @@ class MapComparison:
         return rows
 
 
-_SIGNS = {code.name.lower(): code for code in Evidence if code is not Evidence.OEDEMA and code.name}
+_SIGNS = {code.name.lower(): code for code in SignMasks if code is not SignMasks.OEDEMA and code.name}
 """The signs by which synthetic mutants and wildtypes differ and that have voxels; oedema follows enhancement."""
 
 
@@ -391,7 +391,7 @@ def _margins_lost(
     return {sign: {"margin_lost": one, "margin_lost_tumour": whole} for sign, one in zip(evidence, each, strict=True)}
 
 
-def _called(logits: Tensor, learnt: Learnt | None) -> np.ndarray:
+def _called(logits: Tensor, learnt: PostProcessing | None) -> np.ndarray:
     """Return the class that each study is called, [B], at the operating point where there is one."""
     margins = _margins(logits)
     if learnt is None:
@@ -438,7 +438,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         CheckpointError: If the checkpoint cannot be used or does not belong to a run whose cohort could be taken.
         ConfigError: If the output is the folder of a run, or maps are to be compared and no studies to do it on.
     """
-    quieten()
+    silence_library_warnings()
     if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
         raise ConfigError("checkpoint: found none; expected a run folder or a .ckpt. Give checkpoint=PATH.")
     folder = Path(config.paths.run)
@@ -482,14 +482,14 @@ def run(config: DictConfig) -> dict[str, Any]:
         cohort=prepared.cohort.name,
         trained_on=str(model.recipe.get("cohort", "")),
     )
-    summarise(content, folder)
+    print_map_scores(content, folder)
     return content
 
 
-def learnt_of(file: Path) -> Learnt | None:
+def learnt_of(file: Path) -> PostProcessing | None:
     """Return the threshold and calibration of a checkpoint; None where its run did not come to its report."""
     content = assembly.read_checkpoint(file)[1]
-    return Learnt.from_dict(content["learnt"]) if "learnt" in content else None
+    return PostProcessing.from_dict(content["learnt"]) if "learnt" in content else None
 
 
 def _like(recipe: Mapping[str, Any], run: Path) -> StemTailNetwork:
@@ -546,7 +546,7 @@ def _make_absolute(section: DictConfig, start: Path) -> None:
             section[key] = str(start / str(section[key]))
 
 
-def summarise(content: Mapping[str, Any], folder: Path) -> None:
+def print_map_scores(content: Mapping[str, Any], folder: Path) -> None:
     """Print all methods with all scores and seconds per study, and the default method and why."""
     found = {(row["method"], row["score"]): row for row in content["scores"] if row["group"] == "all"}
     sane: dict[str, bool] = {}

@@ -25,7 +25,7 @@ UNFINISHED = ".writing-"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, and put the result in its place in one step at the end.
 
     Whoever reads `path` meanwhile sees the old file or none; after an exception the old file is as it was. The
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
+MappedItem = TypeVar("MappedItem")
 Result = TypeVar("Result")
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
@@ -56,7 +56,7 @@ def freed_memory_kept() -> Iterator[None]:
         glibc.malloc_trim(0)
 
 
-def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def map_in_threads(work: Callable[[MappedItem], Result], items: Sequence[MappedItem]) -> list[Result]:
     """Return the result for each item, in order, several at once and each on a core of its own.
 
     On two cores a study at 128^3 is read and augmented in 0.06 s so, and in 0.09 s if both cores share each study.

@@ -16,7 +16,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError
-from idh_lightning.models import Answer, StemTailNetwork
+from idh_lightning.models import NetworkOutput, StemTailNetwork
 from idh_lightning.objectives import focus_loss
 
 LARGE_WEIGHT = 1e4
@@ -130,10 +130,10 @@ class IDHClassifier(lightning.LightningModule):
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint["recipe"] = self.recipe
 
-    def _answer(self, batch: Batch) -> Answer:
+    def _answer(self, batch: Batch) -> NetworkOutput:
         return self.network.answer(self.network.stem(batch.volumes))
 
-    def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, Answer]:
+    def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, NetworkOutput]:
         shares = None
         if isinstance(batch, FeatureBatch):
             answer, shares = self.network.answer(batch.features), batch.shares

@@ -14,7 +14,7 @@ from idh_lightning.cli.entry import command_line, entry
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
 from idh_lightning.errors import ConfigError
-from idh_lightning.inference import Answer, Predictor, write_tables
+from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import (
     Series,
     by_study,
@@ -28,7 +28,7 @@ SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
 
 
-def run(config: DictConfig) -> list[Answer]:
+def run(config: DictConfig) -> list[StudyPrediction]:
     """Answer for every study of the input, write what is promised into the output folder, and return the answers.
 
     Raises:
@@ -94,7 +94,7 @@ def _studies_of_series(
     ]
 
 
-def _summarise(answers: Sequence[Answer], output: Path) -> None:
+def _summarise(answers: Sequence[StudyPrediction], output: Path) -> None:
     headings = ("study", "status", "P(mutant)", "interval", "called", "cannot be excluded", "why, and what to know")
     table = FittingTable("IDH status", headings, ("study", headings[-1]), headings[1:])
     for one in answers:

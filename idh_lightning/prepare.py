@@ -11,7 +11,7 @@ from rich.progress import track
 
 from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 from idh_lightning.reports.panels import study_panel
 from idh_lightning.runs import assembly
 from idh_lightning.volumes import PrepareReport, VolumeStore
@@ -44,7 +44,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
         stored = store.open(study)
         image = np.asarray(stored.image, dtype=np.float32)
         figure = study_panel(image, cohort.sequences, stored.mask, stored.affine_ras, study.study_id, label=study.label)
-        with replacing(folder / f"{study.study_id}.png") as temporary:
+        with atomic_write(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
 
 

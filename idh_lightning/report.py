@@ -19,20 +19,20 @@ from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
     Evaluation,
     Fold,
-    Learnt,
+    PostProcessing,
     compare_all,
     measure,
     patient_predictions,
     relation,
     spread,
 )
-from idh_lightning.files import replacing, write_json, write_text
+from idh_lightning.files import atomic_write, write_json, write_text
 from idh_lightning.reports.comparison_page import write_comparison
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.reports.run_tables import Run, read_run
+from idh_lightning.reports.run_tables import ReportedRun, read_run
 from idh_lightning.runs import assembly
 from idh_lightning.runs.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
-from idh_lightning.train import quieten, summarise
+from idh_lightning.train import silence_library_warnings, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         ConfigError: If no runs are named, or one is no run folder.
         EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
     """
-    quieten()
+    silence_library_warnings()
     assembly.checked(config)
     named = [] if OmegaConf.is_missing(config, "runs") or not config.runs else config.runs
     folders, left_out = run_folders([named] if isinstance(named, str) else list(named))
@@ -70,7 +70,7 @@ def report_runs(
         _check_reported(name, read)
     patients = {
         name: patient_predictions(
-            read.predictions[read.predictions["split"] == "test"], Learnt.from_metrics(read.metrics)
+            read.predictions[read.predictions["split"] == "test"], PostProcessing.from_metrics(read.metrics)
         )
         for name, read in runs.items()
     }
@@ -111,7 +111,7 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the sweep's own configuration, without which it could not be gone on with."""
-        with replacing(Path(config.hydra.sweep.dir) / "multirun.yaml") as temporary:
+        with atomic_write(Path(config.hydra.sweep.dir) / "multirun.yaml") as temporary:
             OmegaConf.save(config, temporary)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -180,14 +180,14 @@ def common(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return kept
 
 
-def _pool(runs: Mapping[str, Run], evaluation: Evaluation, run_folder: Path) -> dict[str, Any]:
+def _pool(runs: Mapping[str, ReportedRun], evaluation: Evaluation, run_folder: Path) -> dict[str, Any]:
     """Write the tables of the pooled folds into a run folder, and return their metrics."""
     folds = {
         name: Fold(
             predictions=read.predictions,
             cohort=read.cohort,
             features=None if read.features.empty else read.features,
-            learnt=Learnt.from_metrics(read.metrics),
+            learnt=PostProcessing.from_metrics(read.metrics),
         )
         for name, read in runs.items()
     }
@@ -231,7 +231,7 @@ def _compare(patients: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> di
     }
 
 
-def _check_reported(name: str, read: Run) -> None:
+def _check_reported(name: str, read: ReportedRun) -> None:
     if "predicted" not in read.predictions or "operating_point" not in read.metrics:
         raise EvaluationError(
             f"run {name}: {read.folder} has no report; expected predictions.csv with calls, and metrics.json. "

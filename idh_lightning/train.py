@@ -27,19 +27,28 @@ from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort.leakage import MEANS
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, ConfigError, SplitError, exits_with_message
-from idh_lightning.evaluation import Described, Development, describe, per_patient, read_table
+from idh_lightning.evaluation import DevelopmentCohort, ImageCovariates, image_covariates, per_patient, read_table
 from idh_lightning.files import write_json, write_text
-from idh_lightning.inference import line_covariance, remember
+from idh_lightning.inference import line_covariance
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.module import IDHClassifier
+from idh_lightning.ood import fit_ood_detector
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.reports.run_tables import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, number
 from idh_lightning.runs import assembly
-from idh_lightning.runs.memory import advising, require_memory
+from idh_lightning.runs.memory import advise_on_out_of_memory, require_memory
 from idh_lightning.runs.resuming import expanded
-from idh_lightning.runs.state import RunState, adopt, claimed, follow, keep_recipe, read_last, weights_of
+from idh_lightning.runs.state import (
+    RunState,
+    claimed,
+    copy_training_state,
+    keep_recipe,
+    read_last,
+    repoint_checkpoint_paths,
+    weights_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +57,7 @@ SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivi
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Go through the stages of a run and return its metrics: {split: {metric: {value, low, high, n}}}."""
-    quieten()
+    silence_library_warnings()
     assembly.checked(config)
     run_folder = Path(config.paths.run)
     with claimed(run_folder) if assembly.is_first_process() else nullcontext():
@@ -116,7 +125,7 @@ def _stages(config: DictConfig, prepared: assembly.PreparedCohort, *, prepare_s:
         state.begin("fit")
         _fit(config, prepared, model, data, trainer, curves, provenance, state, start)
         if trainer.is_global_zero:
-            if (remembered := remember(model.network, data, prepared.report.faults)) is not None:
+            if (remembered := fit_ood_detector(model.network, data, prepared.report.faults)) is not None:
                 best = run_folder / "checkpoints" / "best.ckpt"
                 assembly.add_to_checkpoint(best, training_range=remembered.to_dict())
             state.finish("fit")
@@ -202,7 +211,7 @@ def _state(config: DictConfig, run_folder: Path) -> tuple[RunState, Path | None]
     start = None if other is None else weights_of(other)
     adopting = other is not None and start is None
     if other is not None and adopting and assembly.is_first_process():
-        adopt(other, run_folder)
+        copy_training_state(other, run_folder)
     state = RunState(run_folder, go_on=go_on or adopting)
     if assembly.is_first_process() and go_on:
         state.clean()
@@ -229,7 +238,7 @@ def _fit(
         provenance.record["batch_norm_calibrated_on"] = assembly.calibrate(config, prepared, model, data)
     elif state.last is not None:
         content = read_last(state.last, model.recipe)
-        follow(state.last, content)
+        repoint_checkpoint_paths(state.last, content)
         model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
         steps = int(content["global_step"])
         model.planned_steps = next((one.get("total_steps") for one in content["lr_schedulers"]), None)
@@ -237,7 +246,7 @@ def _fit(
             each.keep(steps)
         provenance.resumed(epochs=int(content["epoch"]), steps=steps)
         logger.info("Going on from %s: epoch %d, step %d.", state.last, content["epoch"], steps)
-    with advising(model, data, **place):
+    with advise_on_out_of_memory(model, data, **place):
         with freed_memory_kept():
             bank = assembly.fill_bank(config, model, data)
         if bank is not None:
@@ -294,14 +303,14 @@ def report(config: DictConfig, prepared: assembly.PreparedCohort) -> dict[str, A
     if not file.is_file():
         raise CheckpointError(f"{file}: there is no such file; expected predictions to report. Add 'test' to stages.")
     studies = prepared.cohort.studies
-    described = describe(studies, prepared.store)
+    described = image_covariates(studies, prepared.store)
     features = write_features(described, run_folder)
     results = assembly.evaluation(config)(read_table(file), read_table(run_folder / "cohort.csv"), features)
     write_text(file, results.predictions.to_csv(index=False))
     best = run_folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
-        development = Development.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
+        development = DevelopmentCohort.of(prepared.cohort.name, studies, prepared.table, described, results.metrics)
         assembly.add_to_checkpoint(
             best,
             learnt=results.learnt.to_dict(),
@@ -326,7 +335,7 @@ def refuse_learnt_from(prepared: assembly.PreparedCohort, checkpoint: Path) -> N
     if "development" not in content:
         logger.warning("%s: its run wrote no report, so who trained it cannot be compared with the split.", checkpoint)
         return
-    development, studies = Development.from_dict(content["development"]), assembly.studies_by_split(prepared)
+    development, studies = DevelopmentCohort.from_dict(content["development"]), assembly.studies_by_split(prepared)
     means = MEANS if development.cohort == prepared.cohort.name else ("image",)
     now = [*studies["validation"], *studies["test"]]
     fingerprints = {study.study_id: list(prepared.store.open(study).fingerprints.values()) for study in now}
@@ -348,7 +357,7 @@ def refuse_other_sequences(trained: list[str], found: tuple[str, ...], checkpoin
         )
 
 
-def write_features(described: Described, run_folder: Path) -> pd.DataFrame | None:
+def write_features(described: ImageCovariates, run_folder: Path) -> pd.DataFrame | None:
     """Write features.csv, where any study has a mask, and return it."""
     if described.features.empty:
         return None
@@ -384,7 +393,7 @@ def _product(*factors: int) -> int:
     return math.prod(factors)
 
 
-def quieten() -> None:
+def silence_library_warnings() -> None:
     """Hide warnings of libraries that a user can do nothing about."""
     silence_hydra()
     for message in (

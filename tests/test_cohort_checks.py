@@ -22,7 +22,7 @@ from idh_lightning.cohort import (
     cohort_flow,
     exclusions_table,
     faults_table,
-    settle,
+    raise_or_exclude,
 )
 from idh_lightning.cohort.checks import assemble
 from idh_lightning.errors import CohortError, ConfigError
@@ -122,9 +122,9 @@ def test_a_corruption_is_found_and_named_and_nothing_else_is_disturbed(copy: UCS
     assert all(re.search(message, str(fault)) for fault in cohort.faults if fault.severity == "error")
     assert cohort.studies == tuple(study for study in clean.studies if study.study_id not in studies)
     with pytest.raises(CohortError, match=message):
-        settle(cohort, on_error="raise")
+        raise_or_exclude(cohort, on_error="raise")
 
-    settled = settle(cohort, on_error="exclude")
+    settled = raise_or_exclude(cohort, on_error="exclude")
     assert {exclusion.study_id for exclusion in settled.exclusions} == studies
     assert all(exclusion.reason.startswith(f"{check}: ") for exclusion in settled.exclusions)
     assert settled.studies == cohort.studies
@@ -135,7 +135,7 @@ def test_a_clean_cohort_has_only_the_note_about_its_follow_up(copy: UCSFCopy) ->
     assert checks(cohort) == {}
     assert checks(cohort, "warning") == {"follow_ups": {None}}
     assert "1 follow-up study of 1 patient: UCSF-PDGM-0005_FU003d" in str(cohort.faults[0])
-    assert settle(cohort, on_error="raise") == cohort
+    assert raise_or_exclude(cohort, on_error="raise") == cohort
 
 
 def test_an_identifier_that_cannot_be_parsed_names_its_row(copy: UCSFCopy) -> None:
@@ -190,7 +190,7 @@ def test_all_errors_are_raised_at_once_and_grouped(copy: UCSFCopy) -> None:
     copy.set(3, "IDH", "NOS")
     copy.file("UCSF-PDGM-0002", "T1").unlink()
     with pytest.raises(CohortError) as raised:
-        settle(copy.reader().read(), on_error="raise")
+        raise_or_exclude(copy.reader().read(), on_error="raise")
     lines = str(raised.value).splitlines()
     assert lines[0].startswith("cohort ucsf_pdgm: 3 errors.")
     assert [line for line in lines if not line.startswith("  - ")][1:] == [
@@ -205,7 +205,7 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
         copy.set(number, "IDH", "IDH pos.")
     copy.set(6, "IDH", "1")
     with pytest.raises(CohortError) as raised:
-        settle(copy.reader().read(), on_error="raise")
+        raise_or_exclude(copy.reader().read(), on_error="raise")
     lines = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
     assert len(lines) == 2
     assert "5 studies (UCSF-PDGM-0001, UCSF-PDGM-0002, UCSF-PDGM-0003 and 2 more): IDH is 'IDH pos.'" in lines[0]
@@ -216,14 +216,14 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
 
 def test_an_excluded_identifier_that_names_nobody_names_its_nearest(copy: UCSFCopy) -> None:
     with pytest.raises(CohortError, match=r"no study or patient 'UCSF-PDGM-0O05'.*Did you mean .*'UCSF-PDGM-0005'"):
-        settle(copy.reader(exclude=["UCSF-PDGM-0O05"]).read(), on_error="raise")
+        raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-0O05"]).read(), on_error="raise")
 
 
 def test_settling_twice_changes_nothing(copy: UCSFCopy) -> None:
     copy.set(1, "IDH", "pending")
-    once = settle(copy.reader().read(), on_error="exclude")
-    assert settle(once, on_error="exclude") == once
-    assert settle(once, on_error="raise") == once
+    once = raise_or_exclude(copy.reader().read(), on_error="exclude")
+    assert raise_or_exclude(once, on_error="exclude") == once
+    assert raise_or_exclude(once, on_error="raise") == once
 
 
 def test_faults_that_are_found_later_exclude_their_studies_too(copy: UCSFCopy) -> None:
@@ -232,43 +232,43 @@ def test_faults_that_are_found_later_exclude_their_studies_too(copy: UCSFCopy) -
         study_id="UCSF-PDGM-0002",
     )  # fmt: skip
     cohort = copy.reader().read()
-    settled = settle(cohort, [late], on_error="exclude")
+    settled = raise_or_exclude(cohort, [late], on_error="exclude")
     assert settled.exclusions == (
         Exclusion(study_id="UCSF-PDGM-0002", patient_id="UCSF-PDGM-0002", reason="four_dimensions: a 4D file"),
     )
     assert len(settled.studies) == len(cohort.studies) - 1
     with pytest.raises(CohortError, match=r"UCSF-PDGM-0002: a 4D file; expected 3D. Replace it."):
-        settle(cohort, [late], on_error="raise")
+        raise_or_exclude(cohort, [late], on_error="raise")
 
 
 def test_an_error_about_no_single_study_is_raised_even_when_excluding(copy: UCSFCopy) -> None:
     with pytest.raises(CohortError, match=r"cohort.exclude: no study or patient 'UCSF-PDGM-999'"):
-        settle(copy.reader(exclude=["UCSF-PDGM-999"]).read(), on_error="exclude")
+        raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-999"]).read(), on_error="exclude")
 
 
 def test_a_cohort_of_which_nothing_is_left_is_an_error(copy: UCSFCopy) -> None:
     copy.table["IDH"] = "pending"
     with pytest.raises(CohortError, match=r"no study is left, 13 are excluded"):
-        settle(copy.reader().read(), on_error="exclude")
+        raise_or_exclude(copy.reader().read(), on_error="exclude")
 
 
 def test_a_wrong_on_error_is_refused(copy: UCSFCopy) -> None:
     with pytest.raises(ConfigError, match=r"expected 'raise' or 'exclude'"):
-        settle(copy.reader().read(), on_error="skip")  # type: ignore[arg-type]
+        raise_or_exclude(copy.reader().read(), on_error="skip")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"cohort.on_error: 'skip'"):
         copy.reader(on_error="skip")
 
 
 @pytest.mark.parametrize("spelling", ["UCSF-PDGM-005", "UCSF-PDGM-0005"])
 def test_excluding_a_patient_leaves_out_every_study_and_says_so(copy: UCSFCopy, spelling: str) -> None:
-    cohort = settle(copy.reader(exclude=[spelling]).read(), on_error="raise")
+    cohort = raise_or_exclude(copy.reader(exclude=[spelling]).read(), on_error="raise")
     assert [e.study_id for e in cohort.exclusions] == ["UCSF-PDGM-0005", "UCSF-PDGM-0005_FU003d"]
     assert {e.reason for e in cohort.exclusions} == {"listed in cohort.exclude"}
     assert not [study for study in cohort.studies if study.patient_id == "UCSF-PDGM-0005"]
 
 
 def test_excluding_a_follow_up_keeps_the_first_study(copy: UCSFCopy) -> None:
-    cohort = settle(copy.reader(exclude=["UCSF-PDGM-0005_FU003d"]).read(), on_error="raise")
+    cohort = raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-0005_FU003d"]).read(), on_error="raise")
     assert [e.study_id for e in cohort.exclusions] == ["UCSF-PDGM-0005_FU003d"]
     assert "UCSF-PDGM-0005" in {study.study_id for study in cohort.studies}
 
@@ -276,7 +276,7 @@ def test_excluding_a_follow_up_keeps_the_first_study(copy: UCSFCopy) -> None:
 @pytest.mark.parametrize("name", [n for n in CORRUPTIONS if n not in ("labels in conflict", "file of another study")])
 def test_a_faulty_study_can_be_excluded_by_name(copy: UCSFCopy, name: str) -> None:
     CORRUPTIONS[name][0](copy)
-    cohort = settle(copy.reader(exclude=["UCSF-PDGM-002"]).read(), on_error="raise")
+    cohort = raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-002"]).read(), on_error="raise")
     assert [e.study_id for e in cohort.exclusions] == ["UCSF-PDGM-0002"]
 
 
@@ -300,7 +300,7 @@ def test_one_file_in_two_roles_of_one_study_is_an_error() -> None:
 
 def test_the_exclusions_table_says_who_and_why(copy: UCSFCopy) -> None:
     copy.set(1, "IDH", "pending")
-    table = exclusions_table(settle(copy.reader().read(), on_error="exclude"))
+    table = exclusions_table(raise_or_exclude(copy.reader().read(), on_error="exclude"))
     assert table.to_dict("records") == [
         {"study_id": "UCSF-PDGM-0001", "patient_id": "UCSF-PDGM-0001", "reason": "unknown_label: IDH is 'pending'"}
     ]
@@ -320,7 +320,7 @@ def test_flow_counts_add_up_for_patients_and_studies(tmp_path: Path) -> None:
     copy.set(1, "IDH", "pending")
     copy.set(4, "IDH", "NOS")
     copy.file("UCSF-PDGM-0005_FU003d", "T1").unlink()
-    cohort = settle(copy.reader(exclude=["UCSF-PDGM-002"]).read(), on_error="exclude")
+    cohort = raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-002"]).read(), on_error="exclude")
     table = HoldOut(seed=0)(cohort)
     flow = cohort_flow(cohort, table)
 
@@ -339,7 +339,7 @@ def test_flow_counts_add_up_for_patients_and_studies(tmp_path: Path) -> None:
 def test_the_report_shows_faults_exclusions_and_flow_and_opens_offline(tmp_path: Path) -> None:
     copy = write_ucsf_cohort(tmp_path, patients=30)
     copy.set(1, "IDH", "<script>alert(1)</script>")
-    cohort = settle(copy.reader().read(), on_error="exclude")
+    cohort = raise_or_exclude(copy.reader().read(), on_error="exclude")
     path = write_cohort_report(cohort, tmp_path / "new" / "cohort_report.html", HoldOut(seed=0)(cohort))
     page = path.read_text(encoding="utf-8")
     assert "<script" not in page

@@ -23,7 +23,7 @@ from idh_lightning.cohort import (
     cohort_flow,
     exclusions_table,
     faults_table,
-    settle,
+    raise_or_exclude,
 )
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import names_a_file
@@ -107,7 +107,7 @@ def valid_or_refused(reader: Callable[[], Reader], folder: Path) -> None:
     write_cohort_report(cohort, folder / "report.html")
     for on_error in ("raise", "exclude"):
         try:
-            settled = settle(cohort, on_error=on_error)  # type: ignore[arg-type]
+            settled = raise_or_exclude(cohort, on_error=on_error)  # type: ignore[arg-type]
         except CohortError:
             continue
         check_valid(settled)

@@ -30,10 +30,10 @@ from idh_lightning.cohort import (
     Study,
     Table,
     new_studies,
-    settle,
+    raise_or_exclude,
 )
 from idh_lightning.cohort.identity import canonical_patient, parse_ucsf_pdgm
-from idh_lightning.cohort.spreadsheet import read_table
+from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CohortError, ConfigError
 
@@ -55,7 +55,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def read(reader: Reader | Combined) -> Cohort:
-    return settle(reader.read(), on_error="raise")
+    return raise_or_exclude(reader.read(), on_error="raise")
 
 
 def names(study: Study) -> dict[str, str]:
@@ -263,7 +263,7 @@ def test_egd_codes_are_labels_and_minus_one_is_a_fault(tmp_path: Path) -> None:
         for file in ("FLAIR", "T1", "T1GD", "T2", "MASK"):
             touch(tmp_path / "SUBJECTS" / name / f"{file}.nii.gz")
     table = write(tmp_path / "Genetic_data.csv", "Subject,IDH,1p19q\nEGD-0001,0,0\nEGD-0002,1,0\nEGD-0003,-1,-1\n")
-    cohort = settle(EGD(folder=tmp_path / "SUBJECTS", table=table).read(), on_error="exclude")
+    cohort = raise_or_exclude(EGD(folder=tmp_path / "SUBJECTS", table=table).read(), on_error="exclude")
     assert [(study.study_id, study.label) for study in cohort.studies] == [("EGD-0001", 0), ("EGD-0002", 1)]
     assert names(cohort.studies[0]) == {
         "FLAIR": "FLAIR.nii.gz",
@@ -642,7 +642,7 @@ def test_a_missing_table_and_a_missing_folder_are_named(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "\ufeffstudy_id , idh\n\n a , mutant \n,\n")
-    table = read_table(path)
+    table = read_spreadsheet(path)
     assert table.to_dict("index") == {3: {"study_id": "a", "idh": "mutant"}}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from idh_lightning.cohort import SEQUENCES, UCSFPDGM, BraTS, Cohort, Combined, HoldOut, KFold, Table, settle
+from idh_lightning.cohort import SEQUENCES, UCSFPDGM, BraTS, Cohort, Combined, HoldOut, KFold, Table, raise_or_exclude
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +40,7 @@ def brats(real: Path, year: int) -> BraTS:
 
 
 def read(reader: UCSFPDGM | BraTS | Table | Combined) -> Cohort:
-    return settle(reader.read(), on_error="raise")
+    return raise_or_exclude(reader.read(), on_error="raise")
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])

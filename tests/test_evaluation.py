@@ -13,7 +13,7 @@ from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
     Evaluation,
     Fold,
-    Learnt,
+    PostProcessing,
     compare_all,
     compare_runs,
     compare_with_internal,
@@ -263,7 +263,7 @@ def test_calibration_ranks_patients_as_before_and_improves_the_log_loss_of_valid
 
 def test_what_is_learnt_survives_the_checkpoint_and_json(results):
     state = results.learnt.to_dict()
-    assert Learnt.from_dict(json.loads(json.dumps(state))) == results.learnt
+    assert PostProcessing.from_dict(json.loads(json.dumps(state))) == results.learnt
 
 
 def test_with_a_checkpoint_another_cohort_needs_test_patients_only(evaluation, predictions, cohort, results):
@@ -631,7 +631,7 @@ def fold_of(results, cohort, studies):
         predictions=results.predictions[results.predictions["study_id"].isin(studies)],
         cohort=cohort[cohort["study_id"].isin(studies)],
         features=None,
-        learnt=Learnt.from_metrics(json.loads(json.dumps(results.metrics))),
+        learnt=PostProcessing.from_metrics(json.loads(json.dumps(results.metrics))),
     )
 
 
@@ -669,7 +669,7 @@ def test_each_patient_is_judged_by_the_fold_that_left_them_out(evaluation, cohor
 
 
 def test_what_is_learnt_can_be_read_back_from_metrics_json(results):
-    assert Learnt.from_metrics(json.loads(json.dumps(results.metrics))) == results.learnt
+    assert PostProcessing.from_metrics(json.loads(json.dumps(results.metrics))) == results.learnt
 
 
 def test_the_patients_say_whether_runs_are_folds_or_seeds(results):

@@ -26,7 +26,7 @@ from idh_lightning.attribution import (
 from idh_lightning.attribution.perturbation import supervoxels
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.radiomics import GAIN
+from idh_lightning.models.radiomics import RADIOMICS_GAIN
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -196,9 +196,9 @@ def reading(network: StemTailNetwork) -> StemTailNetwork:
     assert made.reader is not None
     with torch.no_grad():
         made.locator.tell.weight.zero_()
-        made.locator.tell.bias.fill_(2 / GAIN)
+        made.locator.tell.bias.fill_(2 / RADIOMICS_GAIN)
         made.network.classifier.weight.zero_()
-        made.reader.weigh.weight[0, 1] = 1 / GAIN
+        made.reader.weigh.weight[0, 1] = 1 / RADIOMICS_GAIN
     return made
 
 
@@ -209,7 +209,7 @@ def test_evidence_adds_up_to_the_difference_from_a_shut_gate_and_ordinary_tissue
     assert reading.reader is not None
     with torch.no_grad():
         reading.network.classifier.weight.copy_(sign * network.network.classifier.weight)
-        reading.reader.weigh.weight[0, :20] = torch.linspace(-sign, sign, 20) / GAIN
+        reading.reader.weigh.weight[0, :20] = torch.linspace(-sign, sign, 20) / RADIOMICS_GAIN
     x = volumes()
     x[:, :, :, :, :16] *= 0.5
     seen, read, gate = Evidence(steps=64).contributions(reading, x)
@@ -247,7 +247,7 @@ def test_evidence_shows_what_the_reader_read_for_either_class(reading: StemTailN
 def test_evidence_against_the_class_is_not_shown(reading: StemTailNetwork) -> None:
     assert reading.reader is not None
     with torch.no_grad():
-        reading.reader.weigh.bias.fill_(-9 / GAIN)  # wildtype, whatever the cube says
+        reading.reader.weigh.bias.fill_(-9 / RADIOMICS_GAIN)  # wildtype, whatever the cube says
     x = with_a_bright_cube(33)
     assert reading(x).argmax(1).item() == 0
     assert inside(Evidence()(reading, x)) < 0.01

@@ -22,7 +22,7 @@ from idh_lightning.callbacks.maps import reference_maps_of
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
-from idh_lightning.phantom import Evidence, PhantomCohort, evidence_file
+from idh_lightning.phantom import PhantomCohort, SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.runs import assembly
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
@@ -208,7 +208,7 @@ def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: Phant
     tumour = np.asarray(stored.mask) > 0
     marked = codes > 0
     assert marked.any()
-    assert set(np.unique(codes)) <= set(range(int(max(Evidence)) * 2))
+    assert set(np.unique(codes)) <= set(range(int(max(SignMasks)) * 2))
     # The mask on the grid is averaged and the codes are of the nearest voxel, so that they differ at the edge alone.
     assert (marked & tumour).sum() > 0.8 * marked.sum()
 

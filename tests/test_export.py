@@ -23,7 +23,7 @@ from idh_lightning.cohort import SEQUENCES, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.inference import exported
-from idh_lightning.inference.exported import METADATA, SUFFIXES, Format, PortableNetwork, export, loaded
+from idh_lightning.inference.exported import EXPORT_SUFFIXES, METADATA, Format, PortableNetwork, export, loaded
 from idh_lightning.inference.predictor import Member
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.volumes import Preprocessing
@@ -62,7 +62,7 @@ def written(run: Path, folder: Path, form: Format) -> Path:
     if form == "onnx":
         for name in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(name, reason="the extra 'export' is not installed")
-    return export(run, folder / f"model{SUFFIXES[form]}", form=form)
+    return export(run, folder / f"model{EXPORT_SUFFIXES[form]}", form=form)
 
 
 def told_by(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from idh_lightning.attribution.faithfulness import brain, deletion_insertion, healthy
+from idh_lightning.attribution.faithfulness import brain, deletion_insertion, inpaint_by_symmetry
 from idh_lightning.attribution.sequence_importance import shapley, swap
 from idh_lightning.errors import ExplanationError
 
@@ -121,13 +121,13 @@ def test_a_brain_that_was_symmetric_before_its_tumour_is_given_back(other_side: 
     half = noise(1, 3, EDGE, EDGE, EDGE)
     symmetric = (half + half.flip(-1)) * head()
     mask = tumour().flip(-1) if other_side else tumour()
-    torch.testing.assert_close(healthy(symmetric + 6 * mask), symmetric)
+    torch.testing.assert_close(inpaint_by_symmetry(symmetric + 6 * mask), symmetric)
 
 
 def test_a_symmetric_brain_stays_as_it_is() -> None:
     half = noise(1, 3, EDGE, EDGE, EDGE)
     symmetric = (half + half.flip(-1)) * head()
-    assert torch.equal(healthy(symmetric), symmetric)
+    assert torch.equal(inpaint_by_symmetry(symmetric), symmetric)
 
 
 def test_a_place_without_a_mirror_image_is_painted_with_the_tissue_around_it() -> None:
@@ -137,7 +137,7 @@ def test_a_place_without_a_mirror_image_is_painted_with_the_tissue_around_it() -
     tissue = torch.where(torch.arange(EDGE) < 5, 1.0, 3.0)[:, None] * torch.tensor([1.0, -2.0])[:, None, None, None]
     volumes = (tissue * inside)[None]
     volumes[:, :, 6, 3, 1] = volumes[:, :, 6, 9, 1] = 50
-    found = healthy(volumes)[0, :, 6, :, 1]
+    found = inpaint_by_symmetry(volumes)[0, :, 6, :, 1]
     torch.testing.assert_close(found[:, [3, 9]], torch.tensor([[1.0, 3.0], [-2.0, -6.0]]), rtol=1e-2, atol=1e-2)
 
 

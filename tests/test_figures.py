@@ -187,7 +187,7 @@ def test_a_group_that_is_too_small_has_words_and_no_mark() -> None:
 
 def test_the_cohort_flow_adds_up() -> None:
     parts = {"train": (146, 140, 31), "validation": (31, 30, 7), "test": (44, 42, 9)}
-    figure = figures.cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)
+    figure = figures.draw_cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)
     text = words(figure)
     assert "224 studies found" in text
     assert "3 left out\n2 × unknown label\n1 × missing $T2$" in text

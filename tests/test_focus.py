@@ -12,7 +12,7 @@ from idh_lightning.data import FeatureBankDataModule, FeatureBatch
 from idh_lightning.data.subjects import collate, to_subject
 from idh_lightning.errors import ModelError, ObjectiveError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.locator import cell_means, coarsen, fold, unfold
+from idh_lightning.models.locator import cell_means, coarsen, depth_to_space, space_to_depth
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss, focus_loss
 
@@ -39,7 +39,7 @@ def cubes(batch: int, seed: int, edge: int = 33) -> tuple[torch.Tensor, torch.Te
 def test_unfolding_gives_back_what_was_folded(ratio: int) -> None:
     fine = torch.randn(2, 3, 5, 4, 3)
     coarse = [-(-length // ratio) for length in fine.shape[2:]]
-    back = unfold(fold(fine, coarse, ratio), ratio)
+    back = depth_to_space(space_to_depth(fine, coarse, ratio), ratio)
     torch.testing.assert_close(back[:, :, :5, :4, :3], fine)
     assert back.sum() == pytest.approx(fine.sum().item(), abs=1e-4)
 

@@ -24,7 +24,7 @@ from idh_lightning.models.network import _precision_on_cpu
 from idh_lightning.module import IDHClassifier
 from idh_lightning.runs import assembly
 from idh_lightning.runs import memory as memory_plan
-from idh_lightning.runs.memory import Plan, advising, is_shortage, lighter_plans, plan_of, require_memory
+from idh_lightning.runs.memory import Plan, advise_on_out_of_memory, is_shortage, lighter_plans, plan_of, require_memory
 
 Maker = Callable[..., StemTailNetwork]
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
@@ -235,7 +235,7 @@ def test_a_run_that_just_fits_is_let_through(counted: None, monkeypatch: pytest.
 def test_running_out_of_memory_ends_with_advice_that_needs_half_as_much(counted: None, error: Exception) -> None:
     with (
         pytest.raises(MemoryShortageError, match=r"^memory ran out \(.*\)\. Add data\.batches\.batch_size=2") as caught,
-        advising(None, None, **PLACE),  # type: ignore[arg-type]
+        advise_on_out_of_memory(None, None, **PLACE),  # type: ignore[arg-type]
     ):
         raise error
     assert caught.value.__cause__ is error
@@ -249,7 +249,7 @@ def test_what_torch_raises_when_a_cpu_has_no_memory_is_recognised() -> None:
 
 
 def test_another_error_passes_through(counted: None) -> None:
-    with pytest.raises(RuntimeError, match="a defect"), advising(None, None, **PLACE):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a defect"), advise_on_out_of_memory(None, None, **PLACE):  # type: ignore[arg-type]
         raise RuntimeError("a defect")
 
 

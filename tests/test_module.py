@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from idh_lightning.callbacks import PredictionWriter
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, TrainingError
-from idh_lightning.models import Answer, StemTailNetwork
+from idh_lightning.models import NetworkOutput, StemTailNetwork
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss
 
@@ -32,10 +32,10 @@ class Oracle(nn.Module):
     def stem(self, volumes: Tensor) -> Tensor:
         return volumes
 
-    def answer(self, features: Tensor) -> Answer:
+    def answer(self, features: Tensor) -> NetworkOutput:
         score = self.sign * (features.mean((1, 2, 3, 4)) - 0.5) + 0 * self.weight
         logits = torch.stack([-score, score], dim=1)
-        return Answer(logits, None, (logits,))
+        return NetworkOutput(logits, None, (logits,))
 
 
 @pytest.fixture

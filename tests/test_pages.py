@@ -16,8 +16,8 @@ from test_report import run_report, write_run
 from test_reports import make_run
 
 from idh_lightning.attribution.scores import REFERENCED, SCORES
-from idh_lightning.cohort import HoldOut, settle
-from idh_lightning.inference import Answer
+from idh_lightning.cohort import HoldOut, raise_or_exclude
+from idh_lightning.inference import StudyPrediction
 from idh_lightning.reports.cohort_page import write_cohort_report
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.reports.page import badges, render
@@ -45,7 +45,7 @@ document.getElementById("seen").textContent = JSON.stringify(seen);
 
 def study_page(folder: Path) -> Path:
     """Write the page of a flagged study as `predict` does, without its pictures."""
-    answer = Answer(
+    answer = StudyPrediction(
         study_id=LONG, status="flagged", probability=0.42, low=0.1, high=0.9, decision="mutant", unlike=("skull",),
         warnings=(f"{LONG} is another grid",), members=(0.4, 0.44),
     )  # fmt: skip
@@ -97,7 +97,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run_report(*runs, folder=folder / "compared")
     copy = write_ucsf_cohort(folder, patients=30)
     copy.set(1, "IDH", LONG)
-    cohort = settle(copy.reader().read(), on_error="exclude")
+    cohort = raise_or_exclude(copy.reader().read(), on_error="exclude")
     return {
         "report": write_report(run),
         "comparison": folder / "compared" / "report.html",

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 import idh_lightning.phantom.cohort as phantom_cohort
 from idh_lightning.cohort import MUTANT, SEQUENCES, WILDTYPE
 from idh_lightning.errors import CohortError, ConfigError
-from idh_lightning.phantom import CONTROLS, GROUPS, SIGNS, Evidence, PhantomCohort, draw_patients, read_signs
+from idh_lightning.phantom import CONTROLS, GROUPS, SIGNS, PhantomCohort, SignMasks, draw_patients, read_signs
 from idh_lightning.phantom.__main__ import main
 from idh_lightning.phantom.anatomy import Push, draw_pose, field_grid, make_anatomy, smooth_field, tumour_seeds
 from idh_lightning.phantom.groups import CLINICAL_COLUMNS, group_sizes, list_studies
@@ -69,7 +69,7 @@ def over_white(images: Images, sequence: str, where: np.ndarray) -> float:
     return float(np.median(values[where]) / np.median(values[white]))
 
 
-def carrying(images: Images, code: Evidence) -> np.ndarray:
+def carrying(images: Images, code: SignMasks) -> np.ndarray:
     return (images.evidence & code) > 0
 
 
@@ -202,7 +202,7 @@ def test_only_the_shortcut_has_marks() -> None:
 
 def test_the_mark_is_bright_in_every_sequence_and_far_from_the_tumour() -> None:
     images = rendered(replace(PLAIN, mark=True))
-    mark = carrying(images, Evidence.MARK)
+    mark = carrying(images, SignMasks.MARK)
     assert 1.0 < mark.sum() * 0.027 < 3.0
     assert not (mark & (images.labels > 0)).any()
     assert all(over_white(images, sequence, mark) > 1.3 for sequence in SEQUENCES)
@@ -213,7 +213,7 @@ def test_the_mark_is_bright_in_every_sequence_and_far_from_the_tumour() -> None:
 
 def test_without_a_mark_the_same_patient_looks_the_same_elsewhere() -> None:
     with_mark, without = rendered(replace(PLAIN, mark=True)), rendered(PLAIN)
-    assert not carrying(without, Evidence.MARK).any()
+    assert not carrying(without, SignMasks.MARK).any()
     np.testing.assert_array_equal(with_mark.labels, without.labels)
 
 
@@ -239,7 +239,7 @@ def test_watery_tumours_are_darker_on_t1_and_brighter_on_t2(sequence: str, sign:
 
 def test_the_mismatch_core_is_bright_on_t2_and_dark_on_flair_within_a_bright_rim() -> None:
     images = rendered(replace(PLAIN, mismatch=True, solid=False, oedema_share=0.05), spacing_mm=2.0)
-    mismatch = carrying(images, Evidence.MISMATCH)
+    mismatch = carrying(images, SignMasks.MISMATCH)
     core = sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(mismatch.astype(np.uint8)), [3, 3, 3])) > 0
     inner = sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(mismatch.astype(np.uint8)), [1, 1, 1])) > 0
     rim = mismatch & ~inner
@@ -253,13 +253,13 @@ def test_the_mismatch_core_is_bright_on_t2_and_dark_on_flair_within_a_bright_rim
 
 def test_a_ring_enhances_on_t1c_only_around_necrosis() -> None:
     images = rendered(replace(PLAIN, enhancing=True, ring_necrosis=True, solid=False), spacing_mm=2.0)
-    ring, necrosis = carrying(images, Evidence.ENHANCEMENT), carrying(images, Evidence.RING_NECROSIS)
+    ring, necrosis = carrying(images, SignMasks.ENHANCEMENT), carrying(images, SignMasks.RING_NECROSIS)
     assert over_white(images, "T1c", ring) > 1.3
     assert over_white(images, "T1", ring) < 0.9
     for sequence in ("T1", "T1c"):
         assert over_white(images, sequence, necrosis) < 0.6
     assert over_white(images, "T2", necrosis) > 1.8
-    assert over_white(images, "FLAIR", carrying(images, Evidence.OEDEMA)) > 1.2
+    assert over_white(images, "FLAIR", carrying(images, SignMasks.OEDEMA)) > 1.2
     # The necrosis is closed in: its surface touches the ring and little else.
     grown = sitk.GetArrayFromImage(sitk.BinaryDilate(sitk.GetImageFromArray(necrosis.astype(np.uint8)), [1, 1, 1])) > 0
     surface = grown & ~necrosis
@@ -270,21 +270,21 @@ def test_a_ring_enhances_on_t1c_only_around_necrosis() -> None:
 def test_a_tumour_that_does_not_enhance_has_no_enhancing_voxel(signs: Signs) -> None:
     images = rendered(signs)
     assert not (images.labels == ENHANCING).any()
-    assert not carrying(images, Evidence.ENHANCEMENT).any()
+    assert not carrying(images, SignMasks.ENHANCEMENT).any()
     assert over_white(images, "T1c", images.labels > 0) < 0.9
 
 
 @pytest.mark.parametrize(
     ("sign", "code"),
     [
-        ("cyst", Evidence.CYST),
-        ("mismatch", Evidence.MISMATCH),
-        ("solid", Evidence.SOLID),
-        ("multifocal", Evidence.FURTHER_FOCUS),
-        ("enhancing", Evidence.ENHANCEMENT),
+        ("cyst", SignMasks.CYST),
+        ("mismatch", SignMasks.MISMATCH),
+        ("solid", SignMasks.SOLID),
+        ("multifocal", SignMasks.FURTHER_FOCUS),
+        ("enhancing", SignMasks.ENHANCEMENT),
     ],
 )
-def test_a_sign_has_evidence_exactly_when_it_was_drawn(sign: str, code: Evidence) -> None:
+def test_a_sign_has_evidence_exactly_when_it_was_drawn(sign: str, code: SignMasks) -> None:
     base = replace(PLAIN, solid=False)
     assert carrying(rendered(replace(base, **{sign: True})), code).sum() * 0.027 > 1.0
     assert not carrying(rendered(base), code).any()

@@ -14,7 +14,7 @@ from idh_lightning.attribution import Evidence
 from idh_lightning.data import Batch
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.models.radiomics import TumourReader, intensities
+from idh_lightning.models.radiomics import RadiomicsHead, intensities
 from idh_lightning.module import IDHClassifier
 from idh_lightning.objectives import FocalLoss
 
@@ -53,7 +53,7 @@ def test_roughness_is_the_difference_of_neighbours_summed_over_the_axes() -> Non
 
 def test_the_notes_are_the_statistics_of_the_voxels_in_the_gate() -> None:
     volume, gate = a_volume(1), a_gate((0, 1, 2), (3, 4, 0), (2, 2, 1))
-    notes = TumourReader(2).notes(intensities(volume, PLACES, CELLS), gate)[0]
+    notes = RadiomicsHead(2).notes(intensities(volume, PLACES, CELLS), gate)[0]
     inside = torch.nn.functional.interpolate(gate[:, None], scale_factor=3)[0, 0] > 0
     for sequence in (0, 1):
         voxels = volume[0, sequence][inside].double().numpy()
@@ -64,7 +64,7 @@ def test_the_notes_are_the_statistics_of_the_voxels_in_the_gate() -> None:
 
 def test_the_notes_tell_where_a_tumour_lies_and_how_large_it_is() -> None:
     def where(*cells: tuple[int, int, int]) -> list[float]:
-        return TumourReader(2).notes(intensities(a_volume(), PLACES, CELLS), a_gate(*cells))[0, 8:].tolist()
+        return RadiomicsHead(2).notes(intensities(a_volume(), PLACES, CELLS), a_gate(*cells))[0, 8:].tolist()
 
     low, high, behind, left = where((0, 2, 1)), where((3, 2, 1)), where((0, 4, 1)), where((0, 2, 2))
     assert high[0] > low[0]
@@ -77,7 +77,7 @@ def test_the_notes_tell_where_a_tumour_lies_and_how_large_it_is() -> None:
 
 
 def test_the_reader_says_nothing_where_no_cell_is_tumour_rather_than_not() -> None:
-    reader = TumourReader(2)
+    reader = RadiomicsHead(2)
     torch.nn.init.ones_(reader.weigh.weight)
     tissue = intensities(a_volume(), PLACES, CELLS)
     assert reader(tissue, a_gate((1, 1, 1))) != 0
@@ -85,7 +85,7 @@ def test_the_reader_says_nothing_where_no_cell_is_tumour_rather_than_not() -> No
 
 
 def test_what_a_weak_cell_is_like_does_not_matter() -> None:
-    reader, gate = TumourReader(2), a_gate((1, 1, 1))
+    reader, gate = RadiomicsHead(2), a_gate((1, 1, 1))
     gate[0, 3, 3, 2] = 0.4
     tissue = intensities(a_volume(), PLACES, CELLS)
     changed = tissue.clone()

@@ -17,7 +17,7 @@ from scipy.special import expit
 from idh_lightning import report
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError
-from idh_lightning.evaluation import Evaluation, Learnt
+from idh_lightning.evaluation import Evaluation, PostProcessing
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.reports.run_tables import read_run
@@ -146,7 +146,7 @@ def test_a_patient_with_logits_of_a_half_and_minus_three_is_called_alike_everywh
     other = write_run(tmp_path / "other", test=range(100, 200), seed=1, twice=True)
     metrics = json.loads((whole / "metrics.json").read_text())
     studies = pd.read_csv(whole / "predictions.csv", converters={"patient_id": str}).query("split == 'test'")
-    learnt = Learnt.from_metrics(metrics)
+    learnt = PostProcessing.from_metrics(metrics)
     logits = studies.groupby("patient_id")["logit"].mean()
     expected = learnt.apply(logits).set_index(logits.index)
     (seemingly,) = set(logits[logits < 0])

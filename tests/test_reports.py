@@ -27,7 +27,7 @@ from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.caveats import caveats
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.reports.run_tables import read_run, write_figures
+from idh_lightning.reports.run_tables import draw_run_figures, read_run
 from idh_lightning.reports.vocabulary import group_in_words
 from idh_lightning.reports.vocabulary import number as printed
 
@@ -289,14 +289,14 @@ def test_figures_are_a_pure_function_of_the_run_folder(report: Path) -> None:
     path = report.parent / "figures" / "roc.png"
     before = path.read_bytes()
     path.unlink()
-    write_figures(report.parent)
+    draw_run_figures(report.parent)
     assert path.read_bytes() == before
 
 
 def test_a_figure_of_an_earlier_evaluation_does_not_outlive_its_numbers(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "roc.png").write_bytes(b"old")
-    assert write_figures(tmp_path) == {}
+    assert draw_run_figures(tmp_path) == {}
     assert not (tmp_path / "figures" / "roc.png").exists()
 
 

@@ -25,7 +25,15 @@ from idh_lightning.cli import signals as stopping
 from idh_lightning.errors import CheckpointError, ConfigError, Stopped, StorageError, exits_with_message
 from idh_lightning.runs import state as runstate
 from idh_lightning.runs.resuming import RunFolder, expanded, made_anew
-from idh_lightning.runs.state import RunState, adopt, claimed, follow, read_last, started_in, weights_of
+from idh_lightning.runs.state import (
+    RunState,
+    claimed,
+    copy_training_state,
+    read_last,
+    repoint_checkpoint_paths,
+    started_in,
+    weights_of,
+)
 
 SMALL = [
     "model=efficientnet_b0",
@@ -332,9 +340,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_was_taken_over_remembers_the_best_checkpoint_beside_it(tmp_path: Path) -> None:
     checkpoint(tmp_path / "old", seed=0)
-    adopt(tmp_path / "old", tmp_path / "new")
+    copy_training_state(tmp_path / "old", tmp_path / "new")
     last = tmp_path / "new" / "checkpoints" / "last.ckpt"
-    follow(last, read_last(last, {}))
+    repoint_checkpoint_paths(last, read_last(last, {}))
     state = torch.load(last, weights_only=True)["callbacks"]["best"]
     assert state["best_model_path"] == str(tmp_path / "new" / "checkpoints" / "best.ckpt")
     assert state["best_k_models"] == {state["best_model_path"]: 0.7}

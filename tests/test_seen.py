@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from idh_lightning.cohort import SeenPatients, Study
+from idh_lightning.cohort import DevelopmentPatients, Study
 
 
 def study(study_id: str, patient_id: str | None = None, label: int = 0) -> Study:
@@ -19,11 +19,11 @@ IMAGES = {one.study_id: [f"{one.study_id}-flair", f"{one.study_id}-t1"] for one 
 
 
 @pytest.fixture(scope="module")
-def seen() -> SeenPatients:
-    return SeenPatients.of(OLD, SPLITS, IMAGES)
+def seen() -> DevelopmentPatients:
+    return DevelopmentPatients.of(OLD, SPLITS, IMAGES)
 
 
-def test_a_patient_is_found_by_identifier_however_it_is_spelt(seen: SeenPatients) -> None:
+def test_a_patient_is_found_by_identifier_however_it_is_spelt(seen: DevelopmentPatients) -> None:
     new = [study("a", "UCSF-PDGM-001"), study("b", "UCSF-PDGM-0002"), study("c", "UCSF-PDGM-0004")]
     found = seen.find(new, {"a": [], "b": [], "c": []})
     assert [(s.study.study_id, s.split, s.means) for s in found] == [
@@ -34,7 +34,7 @@ def test_a_patient_is_found_by_identifier_however_it_is_spelt(seen: SeenPatients
 
 
 def test_the_same_image_is_found_under_another_name_and_takes_all_studies_of_its_patient_along(
-    seen: SeenPatients,
+    seen: DevelopmentPatients,
 ) -> None:
     new = [study("x1", "X"), study("x2", "X"), study("y", "Y")]
     images = {"x1": ["unknown"], "x2": ["UCSF-PDGM-0001-t1"], "y": ["another"]}
@@ -42,24 +42,24 @@ def test_the_same_image_is_found_under_another_name_and_takes_all_studies_of_its
     assert [(s.study.study_id, s.means) for s in found] == [("x1", "image"), ("x2", "image")]
 
 
-def test_cohorts_that_number_their_patients_alike_can_be_told_apart_by_their_images(seen: SeenPatients) -> None:
+def test_cohorts_that_number_their_patients_alike_can_be_told_apart_by_their_images(seen: DevelopmentPatients) -> None:
     new = [study("UCSF-PDGM-0001")]
     assert seen.find(new, {"UCSF-PDGM-0001": ["other"]})
     assert not seen.find(new, {"UCSF-PDGM-0001": ["other"]}, means=["image"])
 
 
-def test_test_patients_are_not_among_the_seen_but_can_be_asked_for(seen: SeenPatients) -> None:
+def test_test_patients_are_not_among_the_seen_but_can_be_asked_for(seen: DevelopmentPatients) -> None:
     new = [study("UCSF-PDGM-0003")]
     images = {"UCSF-PDGM-0003": IMAGES["UCSF-PDGM-0003"]}
     assert not seen.find(new, images)
     assert [s.split for s in seen.find(new, images, splits=("test",))] == ["test"]
 
 
-def test_the_checkpoint_holds_no_name_and_differs_from_salt_to_salt(seen: SeenPatients) -> None:
+def test_the_checkpoint_holds_no_name_and_differs_from_salt_to_salt(seen: DevelopmentPatients) -> None:
     state = seen.to_dict()
     assert "PDGM" not in json.dumps(state)
-    assert SeenPatients.from_dict(json.loads(json.dumps(state))) == seen
-    other = SeenPatients.of(OLD, SPLITS, IMAGES)
+    assert DevelopmentPatients.from_dict(json.loads(json.dumps(state))) == seen
+    other = DevelopmentPatients.of(OLD, SPLITS, IMAGES)
     assert other.salt != seen.salt
     assert not other.patients["train"] & seen.patients["train"]
     assert not other.images["train"] & seen.images["train"]

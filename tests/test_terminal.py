@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable
-from idh_lightning.inference import Answer
+from idh_lightning.inference import StudyPrediction
 from idh_lightning.predict import _summarise
 
 ROWS = [("GradCAM++ at blocks.4", "0.62 (0.91)", "0.30 (0.44)", "0.71 (0.88)", "yes", "a sentence that can be wrapped")]
@@ -51,7 +51,7 @@ def test_answers_are_legible_at_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    answer = Answer(
+    answer = StudyPrediction(
         study_id="BraTS-GLI-00012-000", status="answered", probability=0.42, low=0.1, high=0.9, decision="mutant",
         prediction_set="both",
     )  # fmt: skip

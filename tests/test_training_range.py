@@ -15,18 +15,18 @@ import torch
 from test_predict import cohort, run  # noqa: F401 - fixtures
 
 from idh_lightning.cohort import new_studies
-from idh_lightning.inference import Predictor, TrainingRange
-from idh_lightning.ood.descriptor import PERCENTILES, Likeness, turned, turns
+from idh_lightning.inference import OutOfDistributionDetector, Predictor
+from idh_lightning.ood.descriptor import PERCENTILES, StudyDescriptor, turned, turns
 
 NAMES = ("FLAIR", "T1", "T1c", "T2")
 
 
-def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[Likeness]:
+def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[StudyDescriptor]:
     """Return studies in numbers, drawn around one mean; `shift` moves their features and intensities."""
     random = np.random.default_rng(seed)
     shape = np.random.default_rng(0).normal(size=(5, 12, 12, 12))
     return [
-        Likeness(
+        StudyDescriptor(
             geometry={"least_voxel_edge_mm": 1.0, "brain_ml": 1400 + 100 * random.uniform(-1, 1)},
             profiles=np.linspace(-2, 2, len(PERCENTILES)) + 0.1 * random.normal(size=(4, 1)) + shift,
             roughness=-1 + 0.1 * random.normal(size=4),
@@ -40,8 +40,9 @@ def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[Likeness
     ]
 
 
-def learnt(validation: int = 199) -> TrainingRange:
-    return TrainingRange.learn(some_studies(100, 1), some_studies(validation, 2), sequences=NAMES, stripped=1.0)
+def learnt(validation: int = 199) -> OutOfDistributionDetector:
+    chosen, validated = some_studies(100, 1), some_studies(validation, 2)
+    return OutOfDistributionDetector.learn(chosen, validated, sequences=NAMES, stripped=1.0)
 
 
 def test_new_studies_of_the_same_kind_are_flagged_as_often_as_was_said() -> None:
@@ -103,7 +104,7 @@ def test_a_range_gives_the_same_verdicts_after_a_checkpoint() -> None:
     file = io.BytesIO()
     torch.save(found.to_dict(), file)
     file.seek(0)
-    again = TrainingRange.from_dict(torch.load(file, weights_only=True))
+    again = OutOfDistributionDetector.from_dict(torch.load(file, weights_only=True))
     for study in some_studies(20, 6, shift=0.5):
         assert again.doubts(study, stripped=True, present=NAMES) == found.doubts(study, stripped=True, present=NAMES)
 

@@ -16,14 +16,21 @@ from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES, Cohort, Study
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.evaluation import Calibrator, ConformalSets, Development, Learnt, OperatingPoint, describe
-from idh_lightning.inference import remember
+from idh_lightning.evaluation import (
+    Calibrator,
+    ConformalSets,
+    DevelopmentCohort,
+    OperatingPoint,
+    PostProcessing,
+    image_covariates,
+)
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.objectives import focus_loss
+from idh_lightning.ood import fit_ood_detector
 from idh_lightning.runs import assembly
 from idh_lightning.volumes import PrepareReport, StoredVolume
 
-LEARNT = Learnt(
+LEARNT = PostProcessing(
     calibrator=Calibrator(slope=1.0, intercept=0.0),
     operating_point=OperatingPoint(threshold=0.4, rule="youden", target=None, sensitivity=0.8, specificity=0.8, n=8),
     conformal=ConformalSets(coverage=0.9, wildtype=0.7, mutant=0.7, n_wildtype=12, n_mutant=12),
@@ -87,7 +94,7 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
     stored = [store.open(study) for study in cohort]
     logits = _taught(model.network, stored)
     data: Any = SimpleNamespace(store=store, studies={"train": cohort[: len(cohort) // 2], "validation": cohort[::2]})
-    remembered = remember(model.network, data, report.faults)
+    remembered = fit_ood_detector(model.network, data, report.faults)
     assert remembered is not None
     metrics = {"settings": {"confidence": 0.95}, "test": {}}
     content = {
@@ -96,7 +103,9 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
         "learnt": LEARNT.to_dict(),
         "calibration_covariance": [[0.01, 0.0], [0.0, 0.04]],
         "training_range": remembered.to_dict(),
-        "development": Development.of(named.name, cohort, table, describe(cohort, store), metrics).to_dict(),
+        "development": DevelopmentCohort.of(
+            named.name, cohort, table, image_covariates(cohort, store), metrics
+        ).to_dict(),
     }
     (run / "checkpoints").mkdir(parents=True)
     torch.save({key: value for key, value in content.items() if key not in without}, run / "checkpoints" / "best.ckpt")

@@ -11,7 +11,7 @@ from torch import Tensor
 from idh_lightning.attribution.maps import explaining, margins, placed, shares_placed, unit_maximum
 from idh_lightning.config.checks import NEEDS_LOCATOR
 from idh_lightning.errors import ModelError
-from idh_lightning.models import Entry, StemTailNetwork
+from idh_lightning.models import StemTailNetwork, TailInput
 from idh_lightning.models.locator import coarsen
 from idh_lightning.models.radiomics import KINDS
 
@@ -81,7 +81,7 @@ class Evidence:
             raise ModelError(NEEDS_LOCATOR)
 
         def margin(deep: Tensor, tissue: Tensor, tumour: Tensor, mutant: Tensor) -> Tensor:
-            return margins(network.classify(Entry(deep, tissue, tumour)).logits, mutant)
+            return margins(network.classify(TailInput(deep, tissue, tumour)).logits, mutant)
 
         with explaining(network):
             with torch.no_grad():

@@ -63,7 +63,7 @@ def deletion_insertion(
         network: From volumes to logits [B, 2]; asked in eval mode and left as it was.
         volumes: [B, C, D, H, W], 0 outside the brain, which stays so.
         maps: [B, D, H, W].
-        replacement: From volumes to what replaces them, of the same shape; `healthy` by default.
+        replacement: From volumes to what replaces them, of the same shape; `inpaint_by_symmetry` by default.
         target: Score of the predicted class: its probability, or how far its logit is above the other, which still
             falls where a sure network's probability stays at 1.
         steps: S, at least 2.
@@ -79,8 +79,8 @@ def deletion_insertion(
             "one map per volume on its grid and at least 2 steps. Give the maps as the method returned them."
         )
     inside = brain(volumes)
-    other = (replacement or healthy)(volumes)
-    sign = ask(network, volumes).argmax(1) * 2 - 1
+    other = (replacement or inpaint_by_symmetry)(volumes)
+    sign = predict_logits(network, volumes).argmax(1) * 2 - 1
     fractions = np.linspace(0, 1, steps) ** 2
     noise = _noise(inside)
     found: dict[str, Curve] = {}
@@ -93,14 +93,14 @@ def deletion_insertion(
             columns = []
             for fraction in fractions:
                 taken = (order <= fraction) & inside
-                logits = ask(network, torch.where(taken[:, None], then, first) * inside[:, None])
+                logits = predict_logits(network, torch.where(taken[:, None], then, first) * inside[:, None])
                 margin = (logits[:, 1] - logits[:, 0]).double() * sign
                 columns.append((margin if target == "margin" else margin.sigmoid()).cpu().numpy())
             found[prefix + name] = np.stack(columns, axis=1)
     return Curves(fractions=fractions, **found)
 
 
-def healthy(volumes: Tensor) -> Tensor:
+def inpaint_by_symmetry(volumes: Tensor) -> Tensor:
     """Return the brain as it might be without a tumour: of each place and its mirror image, the more ordinary one.
 
     A plain mirror image would have the tumour on the other side. Which of the two is more ordinary is told by the
@@ -142,7 +142,7 @@ def brain(volumes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ask(network: nn.Module, volumes: Tensor) -> Tensor:
+def predict_logits(network: nn.Module, volumes: Tensor) -> Tensor:
     """Return the logits [B, 2] of a network in eval mode, without a graph; it is left in the mode in which it was."""
     was_training = network.training
     network.eval()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from idh_lightning.errors import ExplanationError
 
 Floats = NDArray[np.floating]
-Mask = NDArray[np.integer] | NDArray[np.bool_]
+MaskArray = NDArray[np.integer] | NDArray[np.bool_]
 
 SCORES: tuple[str, ...] = ("pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain", "tumour_rank")
 """Columns of explanations.csv, one row per study and method."""
@@ -34,7 +34,7 @@ PLACES_GRID = 25
 """Largest edge of the grid on which the tumour is moved about."""
 
 
-def localisation_scores(cam: Floats, mask: Mask, brain: Mask) -> dict[str, float]:
+def localisation_scores(cam: Floats, mask: MaskArray, brain: MaskArray) -> dict[str, float]:
     """Return how well one map finds one tumour.
 
     Args:
@@ -84,7 +84,7 @@ def localisation_scores(cam: Floats, mask: Mask, brain: Mask) -> dict[str, float
     }
 
 
-def tumour_ranks(cams: Sequence[Floats], mask: Mask, brain: Mask) -> list[float]:
+def tumour_ranks(cams: Sequence[Floats], mask: MaskArray, brain: MaskArray) -> list[float]:
     """Return how the tumour ranks among regions of the brain that have its shape and size, by each map's mean in them.
 
     The tumour is moved, unturned, to every place where at least nine tenths of it are brain and less than half is the
@@ -125,12 +125,12 @@ def tumour_ranks(cams: Sequence[Floats], mask: Mask, brain: Mask) -> list[float]
     return ranks
 
 
-def brain_mask(brain: Mask) -> Floats:
+def brain_mask(brain: MaskArray) -> Floats:
     """Return the map that says: somewhere in the brain."""
     return (brain > 0).astype(np.float32)
 
 
-def centre_gaussian(brain: Mask) -> Floats:
+def centre_gaussian(brain: MaskArray) -> Floats:
     """Return the map that says: near the middle. A Gaussian with the brain's mean and spread along each axis."""
     places = np.argwhere(brain > 0)
     if len(places) == 0:
@@ -141,7 +141,7 @@ def centre_gaussian(brain: Mask) -> Floats:
     return np.asarray(gaussian / gaussian.max(), dtype=np.float32)
 
 
-def baselines(brain: Mask, mean_tumour: Floats | None) -> dict[str, Floats]:
+def baselines(brain: MaskArray, mean_tumour: Floats | None) -> dict[str, Floats]:
     """Return name -> map of what is known without looking at the study.
 
     Args:
@@ -155,7 +155,7 @@ def baselines(brain: Mask, mean_tumour: Floats | None) -> dict[str, Floats]:
 
 
 def study_rows(
-    cams: Mapping[str, tuple[Floats, Floats]], mask: Mask, brain: Mask, mean_tumour: Floats | None
+    cams: Mapping[str, tuple[Floats, Floats]], mask: MaskArray, brain: MaskArray, mean_tumour: Floats | None
 ) -> list[dict[str, object]]:
     """Return the rows of explanations.csv of one study: those of each method, then those of the baselines.
 
@@ -179,7 +179,7 @@ def study_rows(
     return rows
 
 
-def mean_mask(masks: Iterable[Mask | None]) -> Floats | None:
+def mean_mask(masks: Iterable[MaskArray | None]) -> Floats | None:
     """Return how often studies have tumour in each voxel, [D, H, W]; None where none of them has a mask."""
     total, n = None, 0
     for mask in masks:
@@ -189,7 +189,7 @@ def mean_mask(masks: Iterable[Mask | None]) -> Floats | None:
     return None if total is None else total / n
 
 
-def sign_scores(cam: Floats, evidence: Mapping[str, Mask], brain: Mask) -> dict[str, dict[str, float]]:
+def sign_scores(cam: Floats, evidence: Mapping[str, MaskArray], brain: MaskArray) -> dict[str, dict[str, float]]:
     """Return sign -> scores of one map against the voxels of that sign, for the signs that a study shows.
 
     Args:

@@ -8,7 +8,7 @@ from math import comb
 import torch
 from torch import Tensor, nn
 
-from idh_lightning.attribution.faithfulness import ask
+from idh_lightning.attribution.faithfulness import predict_logits
 from idh_lightning.errors import ExplanationError
 
 
@@ -82,7 +82,7 @@ def _worth(network: nn.Module, volumes: Tensor, donors: Tensor, own: tuple[bool,
 
 
 def _difference(network: nn.Module, volumes: Tensor) -> Tensor:
-    logits = ask(network, volumes)
+    logits = predict_logits(network, volumes)
     return logits[:, 1] - logits[:, 0]
 
 

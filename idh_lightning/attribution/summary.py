@@ -14,7 +14,7 @@ from idh_lightning.attribution.scores import BASELINE, REFERENCED, SCORES
 
 LOWER_IS_BETTER: frozenset[str] = frozenset({"outside_brain"})
 
-GROUPS: tuple[str, ...] = ("all", "right", "wrong")
+SUMMARY_GROUPS: tuple[str, ...] = ("all", "right", "wrong")
 """Of studies: all of them, those that the network calls right, those that it calls wrong."""
 
 
@@ -55,13 +55,13 @@ def summarised(scores: pd.DataFrame, *, resamples: int = 2000, confidence: float
         confidence: Of the intervals.
 
     Returns:
-        One row per method, group (see `GROUPS`) and score, references among the scores: `method`, `group`, `score`,
-        `value`, `low`, `high`, `n`.
+        One row per method, group (see `SUMMARY_GROUPS`) and score, references among the scores: `method`, `group`,
+        `score`, `value`, `low`, `high`, `n`.
     """
     columns = [name for name in (*SCORES, *(f"{score}_reference" for score in REFERENCED)) if name in scores]
     rows = []
     for method, theirs in scores.groupby("method", sort=False):
-        for group in GROUPS:
+        for group in SUMMARY_GROUPS:
             chosen = theirs
             if group != "all":
                 if "right" not in theirs:

@@ -6,17 +6,17 @@ import sys
 
 from omegaconf import DictConfig
 
-from idh_lightning.benchmark import growth, memory, ways
+from idh_lightning.benchmark import growth, memory, pipelines
 from idh_lightning.cli.entry import entry
-from idh_lightning.train import quieten
+from idh_lightning.train import silence_library_warnings
 
-MEASURES = {"ways": ways.run, "memory": memory.run, "growth": growth.run}
+MEASURES = {"ways": pipelines.run, "memory": memory.run, "growth": growth.run}
 
 
 @entry("benchmark")
 def main(config: DictConfig) -> None:
     """Measure what the command line composes."""
-    quieten()
+    silence_library_warnings()
     MEASURES[config.benchmark.measure](config)
 
 

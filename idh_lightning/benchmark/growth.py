@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable
-from idh_lightning.files import replacing, write_json
+from idh_lightning.files import atomic_write, write_json
 from idh_lightning.runs import assembly
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(config: DictConfig) -> list[Point]:
                 points.append(Point(axis=str(axis), value=value, way=way, **row))
                 logger.info("%s", points[-1])
     write_json(run_folder / "growth.json", {"points": [asdict(point) for point in points]})
-    with replacing(run_folder / "growth.png") as temporary:
+    with atomic_write(run_folder / "growth.png") as temporary:
         growth_figure(points).savefig(temporary, dpi=150)
     _show(points)
     Console().print(f"{run_folder / 'growth.json'}", soft_wrap=True, highlight=False)

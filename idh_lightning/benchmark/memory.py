@@ -109,7 +109,7 @@ def run(config: DictConfig) -> list[Row]:
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
-                found = alone.submit(measure, setting, settings, chosen, shapes, precisions, device).result()
+                found = alone.submit(measure_memory, setting, settings, chosen, shapes, precisions, device).result()
             except ModelError as error:
                 logger.warning("%s is left out. %s", setting.name, error)
                 continue
@@ -124,7 +124,7 @@ def run(config: DictConfig) -> list[Row]:
     return rows
 
 
-def measure(
+def measure_memory(
     setting: Setting,
     model: Mapping[str, Any],
     optimizer: Mapping[str, Any],

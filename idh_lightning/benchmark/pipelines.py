@@ -31,7 +31,7 @@ from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import Study
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import ConfigError
-from idh_lightning.files import replacing, write_json
+from idh_lightning.files import atomic_write, write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.fast.convolutions import restore_convolutions
@@ -106,7 +106,7 @@ def run(config: DictConfig) -> list[Measured]:
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
     figure = _chart(measured)
-    with replacing(run_folder / "benchmark.png") as temporary:
+    with atomic_write(run_folder / "benchmark.png") as temporary:
         figure.savefig(temporary, dpi=150)
     _show(config, measured, seconds, run_folder)
     return measured

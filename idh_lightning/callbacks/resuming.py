@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from idh_lightning.errors import StorageError
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 
 
 class BatchSeed(Callback):
@@ -54,7 +54,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         place = Path(path)
         try:
-            with replacing(place) as temporary, temporary.open("wb") as file:
+            with atomic_write(place) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -121,7 +121,7 @@ class CurveLogger(Logger):
         """Write the file."""
         if _is_first() and self._rows:
             columns = sorted({key for row in self._rows for key in row})
-            with replacing(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            with atomic_write(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=columns)
                 writer.writeheader()
                 writer.writerows(self._rows)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation import read_table
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Tracker(WandbLogger):
         """Return the key of the hashes, which stays in the run folder; without it names could be tried out."""
         file = self.run_folder / "tracking_key"
         if not file.is_file():
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 temporary.write_bytes(secrets.token_bytes(32))
         return file.read_bytes()
 

@@ -2,11 +2,11 @@
 
 from idh_lightning.cohort.bids import BIDS
 from idh_lightning.cohort.brats import BraTS
-from idh_lightning.cohort.checks import exclusions_table, faults_table, open_errors, settle
+from idh_lightning.cohort.checks import exclusions_table, faults_table, open_errors, raise_or_exclude
 from idh_lightning.cohort.combined import Combined
 from idh_lightning.cohort.egd import EGD
 from idh_lightning.cohort.flow import cohort_flow
-from idh_lightning.cohort.leakage import SeenPatients, Sighting
+from idh_lightning.cohort.leakage import DevelopmentPatients, Overlap
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.splits import (
     SPLITS,
@@ -37,15 +37,15 @@ __all__ = [
     "BraTS",
     "Cohort",
     "Combined",
+    "DevelopmentPatients",
     "Exclusion",
     "Fault",
     "GivenSplit",
     "HoldOut",
     "KFold",
     "NewStudy",
+    "Overlap",
     "Reader",
-    "SeenPatients",
-    "Sighting",
     "Study",
     "Table",
     "cohort_flow",
@@ -54,7 +54,7 @@ __all__ = [
     "faults_table",
     "new_studies",
     "open_errors",
-    "settle",
+    "raise_or_exclude",
     "study_of_files",
     "verify_split",
     "without_left_out",

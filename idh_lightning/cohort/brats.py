@@ -14,7 +14,7 @@ from idh_lightning.cohort.identity import Identity
 
 _NUMBER = re.compile(r"BraTS2021_(\d{5})|BraTS-GLI-(\d{5})-(\d{3})", re.ASCII)
 _OLDER = re.compile(r"(Bra[tT][sS]20_(?:Training|Validation)_\d+)|(Bra[tT][sS]\d\d_\w+)_\d+", re.ASCII)
-SUFFIXES = {"FLAIR": "flair|t2f", "T1": "t1|t1n", "T1c": "t1ce|t1c", "T2": "t2|t2w", "mask": "seg"}
+BRATS_SUFFIXES = {"FLAIR": "flair|t2f", "T1": "t1|t1n", "T1c": "t1ce|t1c", "T2": "t2|t2w", "mask": "seg"}
 
 
 @dataclass(kw_only=True)
@@ -50,4 +50,4 @@ class BraTS(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder; see `FolderReader.files`."""
-        return {what: matching(folder, f"{identity.study_id}[_-](?:{end})") for what, end in SUFFIXES.items()}
+        return {what: matching(folder, f"{identity.study_id}[_-](?:{end})") for what, end in BRATS_SUFFIXES.items()}

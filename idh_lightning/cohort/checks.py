@@ -45,7 +45,7 @@ def assemble(
     )
 
 
-def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["raise", "exclude"]) -> Cohort:
+def raise_or_exclude(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["raise", "exclude"]) -> Cohort:
     """Return a cohort without faulty studies: all errors raised at once, or turned into exclusions.
 
     Args:
@@ -68,7 +68,7 @@ def settle(cohort: Cohort, faults: Iterable[Fault] = (), *, on_error: Literal["r
     blocking = [f for f in errors if on_error == "raise" or f.study_id is None]
     if blocking:
         raise CohortError(_list_of(everything, blocking))
-    left = everything.without(refused(everything))
+    left = everything.without(refused_studies(everything))
     if not left.studies:
         details = f"\n{_list_of(everything, errors)}" if errors else ""
         raise CohortError(
@@ -84,7 +84,7 @@ def open_errors(cohort: Cohort) -> list[Fault]:
     return [f for f in cohort.faults if f.severity == "error" and (f.study_id is None or f.study_id not in excluded)]
 
 
-def refused(cohort: Cohort) -> tuple[Exclusion, ...]:
+def refused_studies(cohort: Cohort) -> tuple[Exclusion, ...]:
     """Return the studies with open errors, and all the reasons of each."""
     patients = {study.study_id: study.patient_id for study in cohort.studies}
     reasons: dict[str, list[Fault]] = defaultdict(list)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from idh_lightning.cohort.checks import refused
+from idh_lightning.cohort.checks import refused_studies
 from idh_lightning.cohort.splits import SPLITS
 from idh_lightning.cohort.study import Cohort
 
@@ -27,7 +27,7 @@ def cohort_flow(cohort: Cohort, table: pd.DataFrame | None = None) -> pd.DataFra
         excluded where no study is left, under the reason of the first, so that read = excluded + refused + used and
         used = the splits, for both counts.
     """
-    steps = {"excluded": cohort.exclusions, "refused": refused(cohort)}
+    steps = {"excluded": cohort.exclusions, "refused": refused_studies(cohort)}
     faulty = {exclusion.study_id for exclusion in steps["refused"]}
     studies = [study for study in cohort.studies if study.study_id not in faulty]
     used = {study.patient_id for study in studies}

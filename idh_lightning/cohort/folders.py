@@ -13,7 +13,7 @@ import pandas as pd
 from idh_lightning.cohort.checks import counted
 from idh_lightning.cohort.files import NIFTI, children, from_home, subfolders
 from idh_lightning.cohort.identity import Identity, canonical_patient
-from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows
+from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows
 from idh_lightning.cohort.study import SEQUENCES, Fault
 
 
@@ -98,7 +98,7 @@ class FolderReader(Reader):
         table = pd.DataFrame(records, columns=["study_id", "patient_id", "idh", "follow_up"])
         return table.sort_values("study_id", ignore_index=True)
 
-    def found(self) -> Iterator[Entry | Fault]:
+    def found(self) -> Iterator[CohortRow | Fault]:
         """Yield the studies that have a row and a folder, and a fault for those that lack one; see `Reader.found`."""
         rows: dict[str, list[tuple[Identity, pd.Series[str], str]]] = {}
         for item in self.rows():
@@ -129,7 +129,7 @@ class FolderReader(Reader):
             elif all(row.equals(rows[key][0][1]) for _, row, _ in rows[key]):
                 person, row, where = rows[key][0]
                 files = self.files(paths[0], identity)
-                yield Entry(
+                yield CohortRow(
                     where=where, study_id=identity.study_id, patient_id=person.patient_id,
                     idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
                     mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),

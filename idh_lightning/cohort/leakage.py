@@ -18,7 +18,7 @@ _BYTES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sighting:
+class Overlap:
     """A study of a new cohort that the network has met before.
 
     Attributes:
@@ -43,7 +43,7 @@ class Sighting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenPatients:
+class DevelopmentPatients:
     """Salted hashes of the patients of a run and of their images.
 
     An identifier can be guessed by somebody who holds the checkpoint and tries all that are likely: the salt keeps
@@ -89,7 +89,7 @@ class SeenPatients:
         *,
         means: Sequence[str] = MEANS,
         splits: Sequence[str] = ("train", "validation"),
-    ) -> list[Sighting]:
+    ) -> list[Overlap]:
         """Return which of some studies belong to patients of these splits, in their order, each once.
 
         All studies of a patient count as seen as soon as one is.
@@ -113,7 +113,7 @@ class SeenPatients:
                     if hashes & table.get(split, frozenset()):
                         known.setdefault(study.patient_id, (split, how))
         return [
-            Sighting(study=study, split=known[study.patient_id][0], means=known[study.patient_id][1])
+            Overlap(study=study, split=known[study.patient_id][0], means=known[study.patient_id][1])
             for study in studies
             if study.patient_id in known
         ]

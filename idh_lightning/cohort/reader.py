@@ -1,8 +1,8 @@
 """From a table and folders to a cohort: what every layout has in common.
 
-A layout is a small class that yields an `Entry` for each study as it stands on disk, and a `Fault` for what does not
-fit. `Reader.read` decides what an entry is worth: labels from the closed vocabulary, one file per sequence. It never
-raises for a faulty study.
+A layout is a small class that yields a `CohortRow` for each study as it stands on disk, and a `Fault` for what does
+not fit. `Reader.read` decides what a row is worth: labels from the closed vocabulary, one file per sequence. It
+never raises for a faulty study.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from idh_lightning.cohort.columns import describe_columns, match_columns, requir
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
-from idh_lightning.cohort.spreadsheet import read_table
+from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
@@ -41,7 +41,7 @@ _UNSTATED = {"", "unknown", "n/a", "na", "nan", "not available", "unspecified"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CohortRow:
     """One study as it stands on disk and in the table, before anything about it is checked.
 
     Attributes:
@@ -137,7 +137,7 @@ class Reader(ABC):
             CohortError: If the table cannot be read, or a column that must exist does not: study, label, or one that
                 the user named.
         """
-        table = read_table(path)
+        table = read_spreadsheet(path)
         self._matched = {}
         wanted = {role: self.column(role) for role in self.default_columns}
         named = {
@@ -161,7 +161,7 @@ class Reader(ABC):
         return {str(name): text for name, text in row.items() if name not in roles}
 
     @abstractmethod
-    def found(self) -> Iterator[Entry | Fault]:
+    def found(self) -> Iterator[CohortRow | Fault]:
         """Yield every study on disk or in the table, and a fault for what cannot be one.
 
         Raises:
@@ -217,7 +217,7 @@ class Reader(ABC):
             remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
         )  # fmt: skip
 
-    def _study(self, entry: Entry, faults: list[Fault]) -> Study | None:
+    def _study(self, entry: CohortRow, faults: list[Fault]) -> Study | None:
         """Return the study behind an entry, or None with at least one error added to the faults."""
         errors = 0
 

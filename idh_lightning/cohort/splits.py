@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.spreadsheet import read_table
+from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.cohort.study import Cohort, Exclusion
 from idh_lightning.errors import CohortError, SplitError
 
@@ -126,7 +126,7 @@ class GivenSplit:
         """
         name = Path(self.file).name
         try:
-            table = read_table(self.file)
+            table = read_spreadsheet(self.file)
         except CohortError as error:
             raise SplitError(str(error).replace("cohort.table", "split.file")) from error
         key = "study_id" if "study_id" in table else "patient_id"

@@ -17,7 +17,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_spreadsheet(path: str | Path) -> pd.DataFrame:
     """Return a CSV, TSV, Excel or Parquet table as text.
 
     The header tells whether commas, semicolons, tabs or bars separate the columns. Where it is not commas, a column of

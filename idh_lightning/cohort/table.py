@@ -10,7 +10,7 @@ from typing import ClassVar
 from idh_lightning.cohort.columns import require_columns, unused_images
 from idh_lightning.cohort.files import files_named, from_home
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.reader import Entry, Reader, duplicate_rows, without_id, without_patients
+from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows, without_id, without_patients
 from idh_lightning.cohort.study import SEQUENCES, Fault
 
 
@@ -29,7 +29,7 @@ class Table(Reader):
         "mask": "tumor_segmentation",
     }
 
-    def found(self) -> Iterator[Entry | Fault]:
+    def found(self) -> Iterator[CohortRow | Fault]:
         """Yield one entry per row; see `Reader.found`."""
         path = from_home(self.table)
         table = self.rows_of(path)
@@ -49,7 +49,7 @@ class Table(Reader):
             if len(rows) > 1:
                 yield duplicate_rows(study_id, patient_id, where, [each for _, each in rows.iterrows()])
             if len(rows.drop_duplicates()) == 1:
-                yield Entry(
+                yield CohortRow(
                     where=where, study_id=study_id, patient_id=patient_id, idh=row[self.column("idh")],
                     age=row.get(self.column("age_years"), ""), sex=row.get(self.column("sex"), ""),
                     files={s: files_named(row[self.column(s)], path.parent) for s in sequences},

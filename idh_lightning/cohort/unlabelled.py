@@ -13,7 +13,7 @@ from idh_lightning.cohort import bids, brats, egd, upenn_gbm
 from idh_lightning.cohort.columns import match_columns
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
-from idh_lightning.cohort.spreadsheet import TABLES, read_table
+from idh_lightning.cohort.spreadsheet import TABLES, read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
 
@@ -28,7 +28,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
     patterns = {}
     for sequence in SEQUENCES:
-        names = {sequence, egd.NAMES[sequence], upenn_gbm.SUFFIXES[sequence], brats.SUFFIXES[sequence]}
+        names = {sequence, egd.NAMES[sequence], upenn_gbm.UPENN_SUFFIXES[sequence], brats.BRATS_SUFFIXES[sequence]}
         plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})"
         session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"
         patterns[sequence] = re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
@@ -145,7 +145,7 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
 
 
 def _in_table(path: Path) -> Iterator[NewStudy]:
-    table = read_table(path)
+    table = read_spreadsheet(path)
     columns = match_columns(table.columns, {role: role for role in ("study_id", "patient_id", *SEQUENCES)}, path)
     sequences = [sequence for sequence in SEQUENCES if sequence in columns]
     if "study_id" not in columns or not sequences:

@@ -14,7 +14,9 @@ from idh_lightning.cohort.identity import Identity
 from idh_lightning.cohort.study import SEQUENCES
 
 _NAME = re.compile(r"(UPENN-GBM-\d{5})_(\d)1", re.ASCII)
-SUFFIXES = {name: f"{end}(?:_unstripped)?" for name, end in zip(SEQUENCES, ("FLAIR", "T1", "T1GD", "T2"), strict=True)}
+UPENN_SUFFIXES = {
+    name: f"{end}(?:_unstripped)?" for name, end in zip(SEQUENCES, ("FLAIR", "T1", "T1GD", "T2"), strict=True)
+}
 
 
 @dataclass(kw_only=True)
@@ -44,7 +46,7 @@ class UPENNGBM(FolderReader):
 
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder and in the mask folders; see `FolderReader.files`."""
-        found = {what: matching(folder, f"{identity.study_id}_{end}") for what, end in SUFFIXES.items()}
+        found = {what: matching(folder, f"{identity.study_id}_{end}") for what, end in UPENN_SUFFIXES.items()}
         for place in (folder, *(from_home(self.folder).parent / name for name in self.mask_folders)):
             masks = matching(place, f"{identity.study_id}(?:_automated_approx)?_segm")
             if masks:

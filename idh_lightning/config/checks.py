@@ -21,7 +21,7 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
 STAGES: tuple[str, ...] = ("fit", "test", "explain", "report")
-CONTROLS: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
+CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 NEEDS_LOCATOR = (
     "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as blocks.1. "
     "Set model.focus, or explain=grad_cam."
@@ -387,7 +387,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
             "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
         )
-    yield from switches.refused(config)
+    yield from switches.refused_switches(config)
     split = config.get("split") or {}
     if "folds" in split and not 0 <= split["fold"] < split["folds"] * split["repeats"]:
         last = split["folds"] * split["repeats"] - 1
@@ -396,7 +396,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
     if calibrate_on not in ("training", "synthetic"):
         yield f"data.calibrate_on: found '{calibrate_on}'; expected training or synthetic. Correct it."
     control = config.get("control", "natural")
-    if control not in CONTROLS:
+    if control not in CONTROL_CHOICES:
         yield f"control: found '{control}'; expected natural, null, trivial or shortcut. Correct it."
     elif control != "natural" and choices.get("cohort") not in (None, "phantom"):  # None: that of a run
         yield (

@@ -47,7 +47,7 @@ _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
-def refused(config: Mapping[str, Any]) -> Iterator[str]:
+def refused_switches(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield one message per setting of `trainer` and `callbacks` that a run could not honour.
 
     Args:

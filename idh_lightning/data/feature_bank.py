@@ -25,11 +25,11 @@ from idh_lightning.data.sampler import Draw
 from idh_lightning.data.subjects import SeededSubjects, collate
 from idh_lightning.data.workers import begin_worker
 from idh_lightning.errors import ConfigError, ModelError
-from idh_lightning.files import locked, replacing
+from idh_lightning.files import atomic_write, locked
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-FORMAT = 5
+BANK_FORMAT = 5
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 FILLING_VOXELS = 16 * 65**3
@@ -168,7 +168,7 @@ class FeatureBankDataModule(IDHDataModule):
         self._network = network
         device = next(network.parameters()).device.type
         key = {
-            "format": FORMAT,
+            "format": BANK_FORMAT,
             "stem": _digest(network),
             "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
             "device": device,
@@ -381,11 +381,11 @@ class FeatureAugmentation:
         return features
 
 
-Item = tuple[Tensor, int, str, Tensor | None]
+BankItem = tuple[Tensor, int, str, Tensor | None]
 """Features, label, study_id and share of tumour in each cell."""
 
 
-class _Features(Dataset[Item]):
+class _Features(Dataset[BankItem]):
     """The plain features of studies, in order."""
 
     def __init__(self, files: Sequence[Path], studies: Sequence[Study]) -> None:
@@ -395,12 +395,12 @@ class _Features(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> BankItem:
         study = self.studies[index]
         return _read(self.files[index]), study.label, study.study_id, None
 
 
-class _TrainingFeatures(Dataset[Item]):
+class _TrainingFeatures(Dataset[BankItem]):
     """One of the views of a study, chosen and changed with the seed of the draw that asks for it."""
 
     def __init__(
@@ -419,7 +419,7 @@ class _TrainingFeatures(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, draw: int) -> Item:
+    def __getitem__(self, draw: int) -> BankItem:
         seed: int = draw.seed  # type: ignore[attr-defined]
         choice = np.random.default_rng(seed)
         study = self.studies[draw]
@@ -453,11 +453,11 @@ def _read_shares(file: Path) -> Tensor | None:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         np.save(temporary, array, allow_pickle=False)
 
 
-def _collate_features(items: Sequence[Item]) -> FeatureBatch:
+def _collate_features(items: Sequence[BankItem]) -> FeatureBatch:
     features, labels, study_ids, shares = zip(*items, strict=True)
     known = next((share for share in shares if share is not None), None)
     return FeatureBatch(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from idh_lightning.cohort import Study
 from idh_lightning.data.workers import begin_worker
-from idh_lightning.machine import side_by_side
+from idh_lightning.machine import map_in_threads
 from idh_lightning.volumes import StoredVolume
 
 _DRAWING = threading.Lock()
@@ -108,7 +108,7 @@ class StudyQueue(tio.Queue):  # type: ignore[misc]
     def _by_threads(self) -> Iterator[tio.Subject]:
         draws = iter(self.subject_sampler)
         while some := list(islice(draws, torch.get_num_threads())):
-            yield from side_by_side(self.subjects_dataset.__getitem__, some)
+            yield from map_in_threads(self.subjects_dataset.__getitem__, some)
 
 
 def to_subject(stored: StoredVolume, study: Study, *, with_mask: bool = False) -> tio.Subject:

@@ -53,10 +53,10 @@ from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.comparison import compare_all, compare_runs, pool, relation, spread
 from idh_lightning.evaluation.cross_validation import Folds
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
-from idh_lightning.evaluation.development import Described, Development, describe
+from idh_lightning.evaluation.development import DevelopmentCohort, ImageCovariates, image_covariates
 from idh_lightning.evaluation.discrimination import compare_auroc
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.postprocessing import Learnt
+from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import patient_predictions, per_patient, read_table
 from idh_lightning.evaluation.protocol import Evaluation, Fold, Results, measure
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
@@ -64,13 +64,13 @@ from idh_lightning.evaluation.shift import compare_with_internal, covariate_shif
 __all__ = [
     "Calibrator",
     "ConformalSets",
-    "Described",
-    "Development",
+    "DevelopmentCohort",
     "Evaluation",
     "Fold",
     "Folds",
-    "Learnt",
+    "ImageCovariates",
     "OperatingPoint",
+    "PostProcessing",
     "Results",
     "compare_all",
     "compare_auroc",
@@ -78,7 +78,7 @@ __all__ = [
     "compare_with_internal",
     "covariate_shift",
     "covariate_summary",
-    "describe",
+    "image_covariates",
     "measure",
     "patient_predictions",
     "per_patient",

@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
 
-Method = Literal["platt", "temperature", "none"]
+CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
 _LEAST_PROBABILITY = 1e-15
@@ -40,7 +40,7 @@ class Calibrator:
         logits: npt.ArrayLike,
         labels: npt.ArrayLike,
         *,
-        method: Method = "platt",
+        method: CalibrationMethod = "platt",
     ) -> Self:
         """Return the line of least cross-entropy on validation patients.
 

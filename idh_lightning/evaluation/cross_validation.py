@@ -11,7 +11,7 @@ import pandas as pd
 
 from idh_lightning.evaluation.baselines import Baseline
 from idh_lightning.evaluation.intervals import Integers
-from idh_lightning.evaluation.postprocessing import Learnt
+from idh_lightning.evaluation.postprocessing import PostProcessing
 
 RUN = "run"
 """Column with the name of the run in which a patient was tested."""
@@ -19,7 +19,7 @@ RUN = "run"
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:
-    """What several runs have learnt, each used for its own test patients; it stands in for a single `Learnt`.
+    """What several runs have learnt, each used for its own test patients; it stands in for a single `PostProcessing`.
 
     The logits of different networks have no common scale, so those handed to `decide` are the calibrated ones (see
     `calibrated`); threshold, prediction sets and baselines are those of the patient's run.
@@ -28,7 +28,7 @@ class Folds:
         of_run: Run -> what it learnt.
     """
 
-    of_run: Mapping[str, Learnt]
+    of_run: Mapping[str, PostProcessing]
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
@@ -36,7 +36,9 @@ class Folds:
         sections = {name: metrics[name]["runs"] for name in ("operating_point", "calibration", "conformal")}
         return cls(
             of_run={
-                run: Learnt.from_metrics({name: each[run] for name, each in sections.items()} | {"baselines": {}})
+                run: PostProcessing.from_metrics(
+                    {name: each[run] for name, each in sections.items()} | {"baselines": {}}
+                )
                 for run in sections["calibration"]
             }
         )
@@ -44,7 +46,7 @@ class Folds:
     def calibrated(self, studies: pd.DataFrame) -> pd.DataFrame:
         """Return the studies with logits whose sigmoid is the calibrated probability; needs the column run."""
 
-        def line(learnt: Learnt, rows: pd.DataFrame) -> pd.DataFrame:
+        def line(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
             return rows.assign(logit=learnt.calibrator.slope * rows["logit"] + learnt.calibrator.intercept)
 
         return self._each(studies, line)
@@ -52,7 +54,7 @@ class Folds:
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:
         """Return raw_probability, probability, predicted and prediction_set of patients with calibrated logits."""
 
-        def decisions(learnt: Learnt, rows: pd.DataFrame) -> pd.DataFrame:
+        def decisions(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
             return learnt.decide(_as_the_network_gave(learnt, rows))
 
         return self._each(patients, decisions)
@@ -94,7 +96,7 @@ class Folds:
                 )
         return found
 
-    def _each(self, rows: pd.DataFrame, apply: Callable[[Learnt, pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    def _each(self, rows: pd.DataFrame, apply: Callable[[PostProcessing, pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
         """Return what each run makes of its own rows, in the order of all rows."""
         parts = [apply(self.of_run[str(run)], own) for run, own in rows.groupby(RUN, sort=False)]
         return pd.concat(parts).loc[rows.index]
@@ -138,6 +140,6 @@ class FoldBaseline:
         return pd.concat(parts).loc[patients.index] if parts else pd.Series(dtype=float)
 
 
-def _as_the_network_gave(learnt: Learnt, rows: pd.DataFrame) -> pd.DataFrame:
+def _as_the_network_gave(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows with the logits before calibration: means over a patient's studies stay means, as it is a line."""
     return rows.assign(logit=(rows["logit"] - learnt.calibrator.intercept) / learnt.calibrator.slope)

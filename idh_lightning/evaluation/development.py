@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 
-from idh_lightning.cohort import SeenPatients, Study
+from idh_lightning.cohort import DevelopmentPatients, Study
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.shift import covariate_summary, study_covariates
-from idh_lightning.machine import side_by_side
+from idh_lightning.machine import map_in_threads
 from idh_lightning.volumes import StoredVolume, VolumeStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-class Described(NamedTuple):
+class ImageCovariates(NamedTuple):
     """What the images of some studies say without a network.
 
     Attributes:
@@ -33,12 +33,12 @@ class Described(NamedTuple):
     fingerprints: dict[str, list[str]]
 
 
-def describe(studies: Iterable[Study], store: VolumeStore) -> Described:
+def image_covariates(studies: Iterable[Study], store: VolumeStore) -> ImageCovariates:
     """Return what the volumes of a store say about some studies."""
     listed = list(studies)
-    found = side_by_side(lambda study: _described(study, store), listed)
+    found = map_in_threads(lambda study: _described(study, store), listed)
     features = [one.features for one in found if one.features]
-    return Described(
+    return ImageCovariates(
         features=pd.DataFrame(features, columns=None if features else ["study_id"]),
         covariates=pd.DataFrame([one.covariates for one in found]),
         fingerprints={study.study_id: one.fingerprints for study, one in zip(listed, found, strict=True)},
@@ -67,12 +67,12 @@ def _described(study: Study, store: VolumeStore) -> _DescribedStudy:
     if mask is not None and mask.any():
         features = {"study_id": study.study_id, **_features(stored, image, mask, store.sequences)}
     elif mask is not None:
-        log.warning("Study %s: no tumour is left of its mask on the grid; it has no features.", study.study_id)
+        logger.warning("Study %s: no tumour is left of its mask on the grid; it has no features.", study.study_id)
     return _DescribedStudy(features, {"study_id": study.study_id, **covariates}, list(stored.fingerprints.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Development:
+class DevelopmentCohort:
     """The patients that a network was developed on, and how well it did there.
 
     Attributes:
@@ -84,14 +84,19 @@ class Development:
     """
 
     cohort: str
-    seen: SeenPatients
+    seen: DevelopmentPatients
     covariates: Mapping[str, Any]
     confidence: float
     test: Mapping[str, Any]
 
     @classmethod
     def of(
-        cls, name: str, studies: Sequence[Study], table: pd.DataFrame, described: Described, metrics: Mapping[str, Any]
+        cls,
+        name: str,
+        studies: Sequence[Study],
+        table: pd.DataFrame,
+        described: ImageCovariates,
+        metrics: Mapping[str, Any],
     ) -> Self:
         """Return it for a finished run.
 
@@ -99,13 +104,13 @@ class Development:
             name: Of the cohort.
             studies: Those of the run.
             table: As cohort.csv.
-            described: From `describe`, of these studies.
+            described: From `image_covariates`, of these studies.
             metrics: As metrics.json.
         """
         splits = dict(zip(table["study_id"], table["split"], strict=True))
         return cls(
             cohort=name,
-            seen=SeenPatients.of(studies, splits, described.fingerprints),
+            seen=DevelopmentPatients.of(studies, splits, described.fingerprints),
             covariates=covariate_summary(table[table["split"] == "train"], described.covariates),
             confidence=float(metrics["settings"]["confidence"]),
             test=metrics["test"],
@@ -126,7 +131,7 @@ class Development:
         """Return what `to_dict` described."""
         return cls(
             cohort=state["cohort"],
-            seen=SeenPatients.from_dict(state["seen"]),
+            seen=DevelopmentPatients.from_dict(state["seen"]),
             covariates=state["covariates"],
             confidence=state["confidence"],
             test=state["test"],

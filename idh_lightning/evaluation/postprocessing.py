@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import expit
 
 from idh_lightning.evaluation.baselines import Baseline
-from idh_lightning.evaluation.calibration import Calibrator, Method
+from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 
 DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
@@ -20,7 +20,7 @@ DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learnt:
+class PostProcessing:
     """All that an evaluation learns: from training and validation patients, never from test patients.
 
     It goes into the checkpoint as primitives and is used unchanged wherever the network is used after.
@@ -37,7 +37,7 @@ class Learnt:
     operating_point: OperatingPoint
     conformal: ConformalSets
     baselines: Mapping[str, Baseline | str]
-    method: Method = "platt"
+    method: CalibrationMethod = "platt"
 
     def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
         """Return raw_probability, probability, predicted and prediction_set of each logit, one row each."""

@@ -11,7 +11,7 @@ import pandas as pd
 from idh_lightning.cohort import SPLITS
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.cross_validation import Folds
-from idh_lightning.evaluation.postprocessing import DECISIONS, Learnt
+from idh_lightning.evaluation.postprocessing import DECISIONS, PostProcessing
 
 _PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")
@@ -140,7 +140,7 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
     return patients.reset_index()
 
 
-def patient_predictions(studies: pd.DataFrame, learnt: Learnt | Folds) -> pd.DataFrame:
+def patient_predictions(studies: pd.DataFrame, learnt: PostProcessing | Folds) -> pd.DataFrame:
     """Predictions of patients: the mean logit over a patient's studies, then calibration, then the threshold.
 
     The one rule for a patient with several studies: metrics, comparisons of runs, pages and the model card call it.

@@ -15,7 +15,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.baselines import Baseline, fit_baseline
-from idh_lightning.evaluation.calibration import Calibrator, Method, calibration, reliability_curve
+from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator, calibration, reliability_curve
 from idh_lightning.evaluation.comparison import pool
 from idh_lightning.evaluation.cross_validation import RUN, Folds
 from idh_lightning.evaluation.decisions import (
@@ -35,11 +35,11 @@ from idh_lightning.evaluation.discrimination import (
     predictive_values,
 )
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic
-from idh_lightning.evaluation.postprocessing import Learnt
+from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import join, opinions_in, patient_predictions, per_patient
 from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BASELINES: dict[str, tuple[str, ...]] = {
     "prevalence": (),
@@ -69,7 +69,7 @@ class Fold:
     predictions: pd.DataFrame
     cohort: pd.DataFrame
     features: pd.DataFrame | None
-    learnt: Learnt
+    learnt: PostProcessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Results:
 
     predictions: pd.DataFrame
     metrics: dict[str, Any]
-    learnt: Learnt | Folds
+    learnt: PostProcessing | Folds
 
 
 def measure(
@@ -141,7 +141,7 @@ class Evaluation:
 
     operating_point: Rule = "youden"
     operating_target: float | None = None
-    calibration: Method = "platt"
+    calibration: CalibrationMethod = "platt"
     coverage: float = 0.9
     bins: int = 5
     bootstrap: int = 2000
@@ -173,8 +173,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_rule(self.operating_point, self.operating_target)
         open_unit = "a number between 0 and 1, both excluded"
+        methods = get_args(CalibrationMethod)
         for name, fine, expected in (
-            ("calibration", self.calibration in get_args(Method), f"one of {', '.join(get_args(Method))}"),
+            ("calibration", self.calibration in methods, f"one of {', '.join(methods)}"),
             ("coverage", 0 < self.coverage < 1, open_unit),
             ("confidence", 0 < self.confidence < 1, open_unit),
             ("bins", self.bins >= 1, "at least 1"),
@@ -186,7 +187,9 @@ class Evaluation:
             if not fine:
                 raise ConfigError(f"evaluation.{name}: found {getattr(self, name)}; expected {expected}. Correct it.")
 
-    def learn(self, predictions: pd.DataFrame, cohort: pd.DataFrame, features: pd.DataFrame | None = None) -> Learnt:
+    def learn(
+        self, predictions: pd.DataFrame, cohort: pd.DataFrame, features: pd.DataFrame | None = None
+    ) -> PostProcessing:
         """Return what training and validation patients teach; no test patient is needed.
 
         Args:
@@ -204,7 +207,7 @@ class Evaluation:
         predictions: pd.DataFrame,
         cohort: pd.DataFrame,
         features: pd.DataFrame | None = None,
-        learnt: Learnt | None = None,
+        learnt: PostProcessing | None = None,
     ) -> Results:
         """Return the results of a run, or, with `learnt`, of a network on another cohort.
 
@@ -256,7 +259,7 @@ class Evaluation:
         predictions = folds.predictions(studies, ["study_id", "patient_id", "split", "fold", "label", RUN])
         return Results(predictions=predictions, metrics=self._metrics(studies, ("test",), folds), learnt=folds)
 
-    def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: Learnt | Folds) -> dict[str, Any]:
+    def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: PostProcessing | Folds) -> dict[str, Any]:
         """Return metrics.json of the studies in these splits."""
         parts = {split: patient_predictions(studies[studies["split"] == split], learnt) for split in splits}
         measured = {split: self._measure(patients) for split, patients in parts.items()}
@@ -301,10 +304,10 @@ class Evaluation:
         }
         area = measured["test"]["auroc"]
         interval = "" if area["low"] is None else f" ({area['low']:.2f} to {area['high']:.2f})"
-        log.info("Test ROC-AUC %.2f%s, n = %d patients", area["value"], interval, area["n"])
+        logger.info("Test ROC-AUC %.2f%s, n = %d patients", area["value"], interval, area["n"])
         return metrics
 
-    def _learn(self, studies: pd.DataFrame) -> Learnt:
+    def _learn(self, studies: pd.DataFrame) -> PostProcessing:
         """Return what is learnt. Test patients are dropped on the first line, so nothing below can depend on them."""
         seen = per_patient(studies[studies["split"] != "test"])
         validation = seen[seen["split"] == "validation"]
@@ -324,7 +327,7 @@ class Evaluation:
         baselines["model_age"] = fit_baseline(
             seen, ("logit", "age_years"), fitted_on="validation", rule=rule, target=target
         )
-        return Learnt(
+        return PostProcessing(
             calibrator=calibrator,
             operating_point=OperatingPoint.choose(labels, probabilities, rule=rule, target=target),
             conformal=ConformalSets.fit(labels, probabilities, coverage=self.coverage),
@@ -365,7 +368,7 @@ class Evaluation:
         }
 
     def _baselines(
-        self, parts: Mapping[str, pd.DataFrame], learnt: Learnt | Folds
+        self, parts: Mapping[str, pd.DataFrame], learnt: PostProcessing | Folds
     ) -> tuple[dict[str, Any], dict[str, pd.Series[Any]]]:
         """Return the entries of metrics.json, and the log-odds of the test patients whom each baseline knows."""
         entries: dict[str, Any] = {}
@@ -408,7 +411,7 @@ class Evaluation:
             )
         return entries
 
-    def _decision_curves(self, test: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
+    def _decision_curves(self, test: pd.DataFrame, learnt: PostProcessing | Folds) -> dict[str, Any]:
         """Return the curves on the same patients for all strategies: those whose age is known, if age is one."""
         age = learnt.baselines["age"]
         patients, strategies = test, {}
@@ -418,7 +421,7 @@ class Evaluation:
         labels, probabilities = _labels_and_probabilities(patients)
         return decision_curves(labels, {"model": probabilities, **strategies}, resamples=self._resamples(labels))
 
-    def _subgroups(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
+    def _subgroups(self, studies: pd.DataFrame, learnt: PostProcessing | Folds) -> dict[str, Any]:
         """Return the results of each group; studies are grouped first and then reduced to patients within the group."""
         entries: dict[str, Any] = {}
         columns = {
@@ -452,7 +455,7 @@ class Evaluation:
                 }
         return entries
 
-    def _sensitivity_analyses(self, studies: pd.DataFrame, learnt: Learnt | Folds) -> dict[str, Any]:
+    def _sensitivity_analyses(self, studies: pd.DataFrame, learnt: PostProcessing | Folds) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for name, left_out in self.without.items():
             column, value = left_out["column"], left_out["value"]

@@ -1,8 +1,6 @@
 """A new study: answered with an interval, held against the training studies, and shown on a page."""
 
 from idh_lightning.inference.interval import line_covariance
-from idh_lightning.inference.predictor import Answer, Predictor, write_tables
-from idh_lightning.ood.detector import TrainingRange
-from idh_lightning.ood.fit import remember
+from idh_lightning.inference.predictor import Predictor, StudyPrediction, write_tables
 
-__all__ = ["Answer", "Predictor", "TrainingRange", "line_covariance", "remember", "write_tables"]
+__all__ = ["Predictor", "StudyPrediction", "line_covariance", "write_tables"]

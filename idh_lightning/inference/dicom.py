@@ -18,7 +18,7 @@ from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
 from idh_lightning.cohort.files import walk
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 
 FEWEST_SLICES = 8
 
@@ -249,7 +249,7 @@ def _convert(series: Series, path: Path) -> Path:
         _check_gaps(reader, series)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise CohortError("colour images; expected one number per voxel")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         sitk.WriteImage(image, str(temporary))
     return path
 

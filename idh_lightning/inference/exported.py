@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 from idh_lightning.inference.predictor import Member
 from idh_lightning.models.fast.convolutions import restore_convolutions
 from idh_lightning.runs import assembly
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["onnx", "torch_export"]
 
-Run = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+ExportedFunction = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """Runs an exported file; see `loaded`."""
 
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
+EXPORT_SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 METADATA = "idh_lightning"
 """Name of the entry that holds the JSON: in the metadata of an ONNX file, among the extra files of a .pt2."""
@@ -88,15 +88,15 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     """
     if form not in get_args(Format):
         raise ConfigError(f"format: found '{form}'; expected one of {', '.join(get_args(Format))}. Correct it.")
-    if path is not None and path.suffix != SUFFIXES[form]:
+    if path is not None and path.suffix != EXPORT_SUFFIXES[form]:
         raise ConfigError(
-            f"output: found {path}; expected a file that ends in {SUFFIXES[form]}, as format={form} gives. "
-            f"Give output={path.with_suffix(SUFFIXES[form])}."
+            f"output: found {path}; expected a file that ends in {EXPORT_SUFFIXES[form]}, as format={form} gives. "
+            f"Give output={path.with_suffix(EXPORT_SUFFIXES[form])}."
         )
     if form == "onnx":
         _require_packages()
     member = Member.load(checkpoint)
-    path = path or member.file.with_name(f"model{SUFFIXES[form]}")
+    path = path or member.file.with_name(f"model{EXPORT_SUFFIXES[form]}")
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
     shape = (2, len(member.recipe["sequences"]), *edges)
@@ -107,7 +107,7 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
         logits = network(volumes)  # as it predicts, before it becomes portable
     ours = (logits[:, 1] - logits[:, 0]).numpy()
     program = _program(PortableNetwork(member), volumes)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if form == "onnx":
             _write_onnx(program, metadata(member), temporary)
         else:
@@ -127,7 +127,7 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     return path
 
 
-def _compared_with_predictions(run: Run, member: Member, path: Path) -> str:
+def _compared_with_predictions(run: ExportedFunction, member: Member, path: Path) -> str:
     """Return in words how far an exported file is from the predictions of the run, or why that is not known.
 
     Raises:
@@ -186,7 +186,7 @@ def metadata(member: Member) -> dict[str, Any]:
     }
 
 
-def loaded(path: Path) -> Run:
+def loaded(path: Path) -> ExportedFunction:
     """Return what runs an exported file: volumes [B, C, D, H, W] -> logit and probability [B]."""
     names = ("logit", "probability")
     if path.suffix == ".onnx":

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
 from idh_lightning.errors import CheckpointError, IDHError
-from idh_lightning.evaluation import Calibrator, Learnt
+from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.ood.descriptor import Likeness, likeness
-from idh_lightning.ood.detector import Doubt, TrainingRange
+from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor
+from idh_lightning.ood.detector import OODWarning, OutOfDistributionDetector
 from idh_lightning.reports.study_page import write_page
 from idh_lightning.runs import assembly
 from idh_lightning.volumes import StoredVolume, VolumeStore, write_map
@@ -56,7 +56,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class StudyPrediction:
     """What is said of one study.
 
     Attributes:
@@ -116,9 +116,9 @@ class Member:
     file: Path
     network: StemTailNetwork
     recipe: Mapping[str, Any]
-    learnt: Learnt
+    learnt: PostProcessing
     covariance: NDArray[np.float64]
-    training_range: TrainingRange | None
+    training_range: OutOfDistributionDetector | None
     explain: Callable[[StemTailNetwork, Tensor], Tensor]
 
     @classmethod
@@ -136,9 +136,9 @@ class Member:
                 "fit, test and report. Give another one, or finish the run."
             )
         try:
-            learnt = Learnt.from_dict(content["learnt"])
+            learnt = PostProcessing.from_dict(content["learnt"])
             remembered = content.get("training_range")
-            found = None if remembered is None else TrainingRange.from_dict(remembered)
+            found = None if remembered is None else OutOfDistributionDetector.from_dict(remembered)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{file}: what it learnt cannot be read ({type(error).__name__}: {error}); expected a checkpoint of "
@@ -211,7 +211,7 @@ class Predictor:
         """The operating point: the mean of the members'."""
         return float(np.mean([member.learnt.operating_point.threshold for member in self.members]))
 
-    def predict(self, studies: str | Path | Mapping[str, str | Path] | Sequence[NewStudy]) -> list[Answer]:
+    def predict(self, studies: str | Path | Mapping[str, str | Path] | Sequence[NewStudy]) -> list[StudyPrediction]:
         """Return one answer per study and write nothing.
 
         Args:
@@ -230,7 +230,7 @@ class Predictor:
             return [study_of_files(studies)]
         return list(studies)
 
-    def answers(self, studies: Sequence[NewStudy], output: Path | None = None) -> Iterator[Answer]:
+    def answers(self, studies: Sequence[NewStudy], output: Path | None = None) -> Iterator[StudyPrediction]:
         """Yield an answer for each study, in order; with an output folder its map, picture and page are written there.
 
         A study that fails does not stop the others.
@@ -239,7 +239,7 @@ class Predictor:
             with tempfile.TemporaryDirectory(prefix="idh_lightning_") as folder:
                 yield from self._chunk(studies[start : start + CHUNK], Path(folder), output)
 
-    def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[Answer]:
+    def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[StudyPrediction]:
         """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
         usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
@@ -292,7 +292,7 @@ class Predictor:
         answer["unlike"] = unlike
         if output is not None:
             answer |= files
-            full = Answer(study_id=new.study_id, **answer)
+            full = StudyPrediction(study_id=new.study_id, **answer)
             answer["draw"] = lambda: {"page": write_page(full, study, stored, cam, self, output)}
         return answer
 
@@ -345,9 +345,9 @@ class Predictor:
         highest = float(mean.max())
         return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
 
-    def _doubts_of_files(self, faults: Sequence[Fault]) -> list[Doubt]:
+    def _doubts_of_files(self, faults: Sequence[Fault]) -> list[OODWarning]:
         return [
-            Doubt(
+            OODWarning(
                 check=fault.check,
                 text=f"{fault.found}; expected {fault.expected}. {fault.remedy}",
                 withheld=fault.check in WITHHOLDING,
@@ -357,26 +357,26 @@ class Predictor:
             if fault.severity == "warning" and fault.check not in QUIET
         ]
 
-    def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[Doubt]:
+    def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[OODWarning]:
         """Return the doubts of all members, each kind once."""
         present = [name for name, there in zip(self.sequences, stored.presence, strict=True) if there]
-        found: dict[str, Doubt] = {}
+        found: dict[str, OODWarning] = {}
         if absent := [name for name in self.sequences if name not in present]:
             text = (
                 f"{', '.join(absent)} is missing and was filled with zero, so the others could not be compared whole "
                 "with the training studies. Add the file."
             )
-            found["missing"] = Doubt(check="missing_sequence", text=text, withheld=False)
-        seen: Likeness | None = None
+            found["missing"] = OODWarning(check="missing_sequence", text=text, withheld=False)
+        seen: StudyDescriptor | None = None
         for member in self.members:
             if member.training_range is None:
                 text = (
                     "not compared with the training studies: the checkpoint does not say what they looked like. Train "
                     "again for one that does."
                 )
-                found["unknown_range"] = Doubt(check="unknown_range", text=text, withheld=False)
+                found["unknown_range"] = OODWarning(check="unknown_range", text=text, withheld=False)
                 continue
-            seen = likeness(stored, member.network)
+            seen = study_descriptor(stored, member.network)
             for doubt in member.training_range.doubts(seen, stripped=stripped, present=present):
                 if doubt.check not in found or doubt.withheld:
                     found[doubt.check] = doubt
@@ -398,10 +398,10 @@ def _tried(study_id: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str,
 
 def _finished(
     study_id: str, seconds: float, answer: dict[str, Any], drawing: Future[tuple[dict[str, Any], float]]
-) -> Answer:
+) -> StudyPrediction:
     page, drawing_s = drawing.result()
     answer = page if page.get("status") == "failed" else answer | page
-    return Answer(study_id=study_id, elapsed_s=seconds + drawing_s, **answer)
+    return StudyPrediction(study_id=study_id, elapsed_s=seconds + drawing_s, **answer)
 
 
 def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -423,7 +423,7 @@ def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def write_tables(answers: Sequence[Answer], predictor: Predictor, output: Path) -> None:
+def write_tables(answers: Sequence[StudyPrediction], predictor: Predictor, output: Path) -> None:
     """Write predictions.csv, for people, and predictions.json, for machines."""
 
     def name(path: Path | None) -> str | None:

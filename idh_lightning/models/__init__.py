@@ -1,14 +1,14 @@
 """The network: a timm_3d EfficientNet cut into a frozen stem and a trainable tail, and the origin of its weights."""
 
 from idh_lightning.models.memory import TrainingMemory, training_memory
-from idh_lightning.models.network import Answer, Entry, StemTailNetwork, calibrate_batch_norm
+from idh_lightning.models.network import NetworkOutput, StemTailNetwork, TailInput, calibrate_batch_norm
 from idh_lightning.models.weights import LATER, WeightsOrigin, inflate, load_weights
 
 __all__ = [
     "LATER",
-    "Answer",
-    "Entry",
+    "NetworkOutput",
     "StemTailNetwork",
+    "TailInput",
     "TrainingMemory",
     "WeightsOrigin",
     "calibrate_batch_norm",

@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from idh_lightning.models.fast.convolutions import layout
 
-GAIN = 64.0
+LOCATOR_GAIN = 64.0
 """How much faster the locator learns than its weights, as stored, would: it starts from nothing, at the learning rate
 of a tail that may be pretrained. Source: the equalised learning rate of Karras et al. 2018, arXiv:1710.10196, 4.1."""
 
 RARE = -3.0
 """Logit of tumour that an untrained locator begins with: 5 % of the cells."""
 
-Place = tuple[float, float]
+GridPosition = tuple[float, float]
 """Offset and step, in voxels: cell i of a grid lies at voxel offset + i * step."""
 
 
@@ -34,20 +34,20 @@ class TumourLocator(nn.Module):
         self.tell = nn.Conv3d(hidden, 1, 1)
         nn.init.orthogonal_(self.narrow.weight)
         nn.init.zeros_(self.look.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.tell.bias, RARE / GAIN)  # type: ignore[arg-type]
+        nn.init.constant_(self.tell.bias, RARE / LOCATOR_GAIN)  # type: ignore[arg-type]
         with torch.no_grad():
             for convolution in (self.narrow, self.look, self.tell):
-                convolution.weight.div_(GAIN)
+                convolution.weight.div_(LOCATOR_GAIN)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, d, h, w] of features [B, F, d, h, w]."""
         features = features.contiguous(memory_format=layout(features.device.type))
-        hidden = functional.silu(self.look(self.narrow(self.norm(features)) * GAIN) * GAIN)
-        logits: Tensor = self.tell(hidden)[:, 0] * GAIN
+        hidden = functional.silu(self.look(self.narrow(self.norm(features)) * LOCATOR_GAIN) * LOCATOR_GAIN)
+        logits: Tensor = self.tell(hidden)[:, 0] * LOCATOR_GAIN
         return logits
 
 
-def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
+def space_to_depth(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     """Return features of a fine grid as more channels of a coarse one, so that both are one tensor.
 
     No value is moved: which coarse cell holds what of the fine grid means nothing.
@@ -67,8 +67,8 @@ def fold(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     return padded.reshape(fine.shape[0], -1, *coarse)
 
 
-def unfold(folded: Tensor, ratio: int) -> Tensor:
-    """Return what `fold` was given, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
+def depth_to_space(folded: Tensor, ratio: int) -> Tensor:
+    """Inverse of `space_to_depth`, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
     return folded.reshape(folded.shape[0], -1, *(edge * ratio for edge in folded.shape[2:]))
 
 
@@ -79,7 +79,7 @@ def coarsen(gate: Tensor, ratio: int) -> Tensor:
     return functional.max_pool3d(gate[:, None], ratio + 1, ratio, ratio // 2)[:, 0]
 
 
-def cell_means(masks: Tensor, places: Sequence[Place], cells: Sequence[int]) -> Tensor:
+def cell_means(masks: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:
     """Return the share of tumour around each cell of a grid.
 
     Args:
@@ -96,7 +96,7 @@ def cell_means(masks: Tensor, places: Sequence[Place], cells: Sequence[int]) -> 
     return means
 
 
-def _interval_means(values: Tensor, axis: int, place: Place, count: int) -> Tensor:
+def _interval_means(values: Tensor, axis: int, place: GridPosition, count: int) -> Tensor:
     """Return the mean around each of `count` cells along one axis; zeros beyond its ends count."""
     offset, step = place
     stride, size = round(step), values.shape[axis]

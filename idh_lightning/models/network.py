@@ -17,8 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from idh_lightning.errors import ModelError
 from idh_lightning.models.fast.convolutions import correct_padding, layout, swap_convolutions
 from idh_lightning.models.fast.fused import FoldedStem, can_fold, is_switched_off
-from idh_lightning.models.locator import Place, TumourLocator, cell_means, coarsen, fold, unfold
-from idh_lightning.models.radiomics import KINDS, TumourReader, intensities
+from idh_lightning.models.locator import (
+    GridPosition,
+    TumourLocator,
+    cell_means,
+    coarsen,
+    depth_to_space,
+    space_to_depth,
+)
+from idh_lightning.models.radiomics import KINDS, RadiomicsHead, intensities
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -44,7 +51,7 @@ ENTRY = "entry"
 """Layer that only passes on what enters the tail: the stem's features, gated where there is a locator."""
 
 
-class Answer(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What the tail makes of features.
 
     Attributes:
@@ -59,7 +66,7 @@ class Answer(NamedTuple):
     opinions: tuple[Tensor, ...]
 
 
-class Entry(NamedTuple):
+class TailInput(NamedTuple):
     """What the trainable part is given of a batch.
 
     Attributes:
@@ -83,7 +90,7 @@ class StemTailNetwork(nn.Module):
     With `focus`, a locator tells from the features of an early stage where the tumour is, and what enters the tail is
     multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each place
     is half of the explanation (see `attribution.Evidence`). A linear reader beside the tail judges what the
-    tumour is like there, where it lies and how large it is (see `TumourReader`); the logits are the mean of both
+    tumour is like there, where it lies and how large it is (see `RadiomicsHead`); the logits are the mean of both
     opinions. Prediction needs no mask.
     """
 
@@ -160,7 +167,7 @@ class StemTailNetwork(nn.Module):
             nn.init.zeros_(self.absence.weight)
         self.focus = focus
         self.locator: TumourLocator | None = None
-        self.reader: TumourReader | None = None
+        self.reader: RadiomicsHead | None = None
         self._ratio = 1
         self._tissue = KINDS * in_channels
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
@@ -173,7 +180,7 @@ class StemTailNetwork(nn.Module):
                     f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.focus=null."
                 )
             self.locator = TumourLocator(_out(self._module(focus)))
-            self.reader = TumourReader(in_channels)
+            self.reader = RadiomicsHead(in_channels)
             self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(focus, 65)[1])
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -203,7 +210,7 @@ class StemTailNetwork(nn.Module):
         Returns:
             [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. Where a sequence may be missing there
             are C more channels, constant in space: 1 for a missing sequence. With a locator, the features that it
-            looks at and the intensities that the reader reads are among the channels (see `fold`).
+            looks at and the intensities that the reader reads are among the channels (see `space_to_depth`).
         """
         if not self._stem_names:
             return self._run_stem(volumes)
@@ -248,24 +255,24 @@ class StemTailNetwork(nn.Module):
         """Return the logits [B, 2] of the stem's features [B, F, d, h, w]; this part has a graph."""
         return self.answer(features).logits
 
-    def answer(self, features: Tensor) -> Answer:
+    def answer(self, features: Tensor) -> NetworkOutput:
         """Return the logits and the tumour map of the stem's features [B, F, d, h, w]; this part has a graph."""
         return self.classify(self.entry(features))
 
-    def entry(self, features: Tensor) -> Entry:
+    def entry(self, features: Tensor) -> TailInput:
         """Return what the trainable part is given of the stem's features [B, F, d, h, w]."""
         with self._tail_arithmetic(features):
             if self.locator is None:
-                return Entry(self._module(ENTRY)(self._without_absence(features)), None, None)
+                return TailInput(self._module(ENTRY)(self._without_absence(features)), None, None)
             own, tapped, absent = self._parts(features)
-            fine = unfold(tapped, self._ratio)
+            fine = depth_to_space(tapped, self._ratio)
             found, tissue = torch.split(fine, [self.locator.norm.num_features, self._tissue], dim=1)
             tumour = self.locator(found).float()
             plain = self._without_absence(torch.cat([own, absent], 1))
             gate = coarsen(torch.sigmoid(tumour), self._ratio)
-        return Entry(self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tissue.float(), tumour)
+        return TailInput(self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tissue.float(), tumour)
 
-    def classify(self, entry: Entry) -> Answer:
+    def classify(self, entry: TailInput) -> NetworkOutput:
         """Return what deep layers and tumour reader make of what they are given."""
         with self._tail_arithmetic(entry.deep):
             hidden = entry.deep
@@ -275,13 +282,13 @@ class StemTailNetwork(nn.Module):
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             deep: Tensor = self.network.classifier(hidden).float()
         if self.reader is None or entry.tissue is None or entry.tumour is None:
-            return Answer(deep, entry.tumour, (deep,))
+            return NetworkOutput(deep, entry.tumour, (deep,))
         # The reader does not move the gate: the locator learns where the tumour is from masks and the deep layers.
         device = entry.tissue.device.type
         with torch.autocast(device, enabled=False):  # with its gain, gradients of the reader leave the range of float16
             difference = self.reader(entry.tissue, torch.sigmoid(entry.tumour).detach())
         read = torch.stack([-difference, difference], 1) / 2
-        return Answer((deep + read) / 2, entry.tumour, (deep, read))
+        return NetworkOutput((deep + read) / 2, entry.tumour, (deep, read))
 
     def parts(self) -> list[nn.Module]:
         """Return the parts whose weights are of different scales: deep layers, locator and reader, where they are."""
@@ -378,7 +385,7 @@ class StemTailNetwork(nn.Module):
             for stage, name, block in left_out:
                 setattr(stage, name, block)
 
-    def sampling(self, layer: str, size: int) -> Place:
+    def sampling(self, layer: str, size: int) -> GridPosition:
         """Return where the cells of a layer's output lie: cell i at voxel offset + i * step of the input.
 
         A convolution of stride 2 sees an even number of voxels half a voxel off centre, and over five such layers that
@@ -456,7 +463,7 @@ class StemTailNetwork(nn.Module):
             assert self.focus is not None
             places = [self.sampling(self.focus, size) for size in volumes.shape[2:]]
             fine = torch.cat([tapped.float(), intensities(volumes, places, tapped.shape[2:])], dim=1)
-            finer = fold(fine, features.shape[2:], self._ratio)
+            finer = space_to_depth(fine, features.shape[2:], self._ratio)
             features = torch.cat([features, finer], dim=1)
         return self._with_absence(features, volumes)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from idh_lightning.models.locator import Place, cell_means
+from idh_lightning.models.locator import GridPosition, cell_means
 
-GAIN = 4096.0
+RADIOMICS_GAIN = 4096.0
 """How much faster the reader learns than its weights, as stored, would: a linear classifier of two dozen numbers near
 one may take steps of a tenth, where deep layers that may be pretrained take steps of 3e-5."""
 
@@ -23,7 +23,7 @@ LOPSIDED = 3.0
 """Largest skewness that counts, in either direction."""
 
 
-class TumourReader(nn.Module):
+class RadiomicsHead(nn.Module):
     """A linear classifier on what a radiologist would note of a tumour, in the cells that a locator points at.
 
     Of each sequence: how bright the tumour is, how varied, how lopsided its intensities are, and how rough it is. Of
@@ -41,7 +41,7 @@ class TumourReader(nn.Module):
 
     def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
         """Return by how much the logit of mutant exceeds that of wildtype, [B]. See `notes`."""
-        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * GAIN
+        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * RADIOMICS_GAIN
         return torch.where((gate > 0.5).flatten(1).any(1), opinion, 0.0)
 
     def notes(self, tissue: Tensor, gate: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class TumourReader(nn.Module):
         return torch.cat([brightness, spread, skewness, _over(share, roughness), _where(share, total)], 1)
 
 
-def intensities(volumes: Tensor, places: Sequence[Place], cells: Sequence[int]) -> Tensor:
+def intensities(volumes: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:
     """Return of what intensity the voxels around each cell are.
 
     Args:

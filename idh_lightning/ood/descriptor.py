@@ -27,7 +27,7 @@ COARSE = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class StudyDescriptor:
     """One study in numbers.
 
     Attributes:
@@ -68,7 +68,7 @@ class Likeness:
         )
 
 
-def likeness(stored: StoredVolume, network: StemTailNetwork) -> Likeness:
+def study_descriptor(stored: StoredVolume, network: StemTailNetwork) -> StudyDescriptor:
     """Return a prepared study in numbers; the network gives the features."""
     image = np.asarray(stored.image, dtype=np.float32)
     brain = np.asarray(stored.brain) > 0
@@ -82,7 +82,7 @@ def likeness(stored: StoredVolume, network: StemTailNetwork) -> Likeness:
     volume = torch.from_numpy(image)[None]
     whole = torch.cat([volume, torch.from_numpy(brain)[None, None].float()], dim=1)
     features = network.own(network.stem(volume.to(device))).mean(dim=(2, 3, 4))[0].double().cpu().numpy()
-    return Likeness(
+    return StudyDescriptor(
         geometry=_geometry(stored, brain),
         profiles=np.percentile(values, PERCENTILES, axis=1).T,
         roughness=np.log(np.concatenate(steps, axis=1).std(axis=1).astype(np.float64) + 1e-3),

@@ -13,7 +13,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from idh_lightning.ood.descriptor import PERCENTILES, Floats, Likeness, turned, turns
+from idh_lightning.ood.descriptor import PERCENTILES, Floats, StudyDescriptor, turned, turns
 
 FALSE_ALARMS = 0.05
 """Share of patients like the validation ones that may be flagged by the learnt limit."""
@@ -50,7 +50,7 @@ _GEOMETRY = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubt:
+class OODWarning:
     """One way in which a study is unlike the training ones.
 
     Attributes:
@@ -67,7 +67,7 @@ class Doubt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cloud:
+class MahalanobisModel:
     """A cloud of points with its covariance, shrunk as far as few points demand.
 
     Attributes:
@@ -96,7 +96,7 @@ class Cloud:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRange:
+class OutOfDistributionDetector:
     """What is remembered of the training studies, and limits set on validation patients.
 
     Three kinds of question are asked of a new study:
@@ -141,9 +141,9 @@ class TrainingRange:
     profiles: Tensor
     roughness: Tensor
     picture: Tensor
-    order: Cloud
+    order: MahalanobisModel
     order_limit: float
-    features: Cloud
+    features: MahalanobisModel
     centre: Mapping[str, float]
     spread: Mapping[str, float]
     limit: float
@@ -153,8 +153,8 @@ class TrainingRange:
     @classmethod
     def learn(
         cls,
-        training: Sequence[Likeness],
-        validation: Sequence[Likeness],
+        training: Sequence[StudyDescriptor],
+        validation: Sequence[StudyDescriptor],
         *,
         sequences: Sequence[str],
         stripped: float,
@@ -174,9 +174,9 @@ class TrainingRange:
             profiles=torch.tensor(np.mean([one.profiles for one in training], axis=0)),
             roughness=torch.tensor(np.mean([one.roughness for one in training], axis=0)),
             picture=torch.tensor(np.mean([one.picture for one in training], axis=0)),
-            order=Cloud.of(np.stack([one.order(plain) for one in training]), least_scale=0.1),
+            order=MahalanobisModel.of(np.stack([one.order(plain) for one in training]), least_scale=0.1),
             order_limit=0.0,
-            features=Cloud.of(np.stack([one.features for one in training]), least_scale=1e-6),
+            features=MahalanobisModel.of(np.stack([one.features for one in training]), least_scale=1e-6),
             centre={},
             spread={},
             limit=math.inf,
@@ -205,7 +205,7 @@ class TrainingRange:
         }
         return cls(**{item.name: getattr(found, item.name) for item in fields(found)} | changed)
 
-    def statistics(self, study: Likeness) -> dict[str, float]:
+    def statistics(self, study: StudyDescriptor) -> dict[str, float]:
         """Return how far a study is from the mean training study, by kind; all > 0."""
         away = np.abs(study.profiles - self.profiles.numpy()).mean(axis=1)
         rough = np.abs(study.roughness - self.roughness.numpy())
@@ -215,7 +215,7 @@ class TrainingRange:
             "features": self.features.distance(study.features) + 1e-3,
         }
 
-    def plain_numbers(self, study: Likeness) -> dict[str, float]:
+    def plain_numbers(self, study: StudyDescriptor) -> dict[str, float]:
         """Return what a reader can check of a study's looks: percentiles, steps between voxels, distance."""
         percentiles = {
             f"{name} {percentile:g}": float(value)
@@ -225,7 +225,7 @@ class TrainingRange:
         steps = {f"{name} step": math.exp(rough) for name, rough in zip(self.sequences, study.roughness, strict=True)}
         return {**percentiles, **steps, "features": self.features.distance(study.features)}
 
-    def doubts(self, study: Likeness, *, stripped: bool, present: Collection[str]) -> list[Doubt]:
+    def doubts(self, study: StudyDescriptor, *, stripped: bool, present: Collection[str]) -> list[OODWarning]:
         """Return every way in which a study is unlike the training ones; none where it is like them.
 
         Args:
@@ -243,7 +243,7 @@ class TrainingRange:
             *(self._looks(study) if complete else ()),
         ]
 
-    def score(self, study: Likeness) -> float:
+    def score(self, study: StudyDescriptor) -> float:
         """Return the largest standardised statistic of a study; `limit` is what it is held against."""
         return max(
             (math.log(value) - self.centre[name]) / self.spread[name] for name, value in self.statistics(study).items()
@@ -257,21 +257,21 @@ class TrainingRange:
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Return the range that `to_dict` described."""
         content = {"measured": {}} | {item.name: state[item.name] for item in fields(cls) if item.name in state}
-        clouds = {name: Cloud(**content[name]) for name in ("order", "features")}
+        clouds = {name: MahalanobisModel(**content[name]) for name in ("order", "features")}
         return cls(**content | clouds | {"sequences": tuple(content["sequences"])})
 
-    def _same_images(self, study: Likeness, here: Sequence[int]) -> Iterable[Doubt]:
+    def _same_images(self, study: StudyDescriptor, here: Sequence[int]) -> Iterable[OODWarning]:
         for first, second in itertools.combinations(here, 2):
             found = study.correlation[first, second]
             if found > SAME_IMAGE:
-                yield Doubt(
+                yield OODWarning(
                     check="same_image",
                     text=f"{self.sequences[first]} and {self.sequences[second]} are the same image (correlation "
                     f"{found:.4f} within the brain; two sequences stay below {SAME_IMAGE}). Name the right file.",
                     withheld=True,
                 )
 
-    def _other_naming(self, study: Likeness) -> tuple[float, tuple[int, ...]]:
+    def _other_naming(self, study: StudyDescriptor) -> tuple[float, tuple[int, ...]]:
         """Return the best naming of the sequences other than the given, and its distance over that of the given."""
         plain = tuple(range(len(self.sequences)))
         if len(plain) < 2:
@@ -284,7 +284,7 @@ class TrainingRange:
         best = min(distances, key=lambda places: distances[places])
         return distances[best] / max(self.order.distance(study.order(plain)), 1e-9), best
 
-    def _naming(self, study: Likeness) -> Iterable[Doubt]:
+    def _naming(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         ratio, places = self._other_naming(study)
         if ratio >= 1:
             return
@@ -294,14 +294,14 @@ class TrainingRange:
             if self.sequences[place] != name
         ]
         given = self.order.distance(study.order(range(len(self.sequences))))
-        yield Doubt(
+        yield OODWarning(
             check="sequence_identity",
             text=f"{' and '.join(moved)}: so named, the contrasts between sequences lie {ratio * given:.1f} standard "
             f"deviations from the mean training study; as given, {given:.1f}. Check which file is which.",
             withheld=ratio < self.order_limit,
         )
 
-    def _turned(self, study: Likeness) -> Iterable[Doubt]:
+    def _turned(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         template = self.picture.numpy()
 
         def fit(picture: Floats) -> float:
@@ -314,7 +314,7 @@ class TrainingRange:
         plain = fit(study.picture)
         best = max(fit(turned(study.picture, axes, flipped)) for axes, flipped in turns(cubic=True))
         if best > plain:
-            yield Doubt(
+            yield OODWarning(
                 check="orientation",
                 text=f"turned or upside down, the head correlates with the mean training study at {best:.2f}, as its "
                 f"header states at {plain:.2f} (of 1.30). Look at the picture; if it lies wrongly, convert again from "
@@ -322,14 +322,14 @@ class TrainingRange:
                 withheld=best > plain + TURNED,
             )
 
-    def _acquisition(self, study: Likeness, stripped: bool) -> Iterable[Doubt]:
+    def _acquisition(self, study: StudyDescriptor, stripped: bool) -> Iterable[OODWarning]:
         if (self.stripped >= 0.95 and not stripped) or (self.stripped <= 0.05 and stripped):
             found, remedy = (
                 ("removed", "Give the images with their skull.")
                 if stripped
                 else ("there", "Strip it from all sequences.")
             )
-            yield Doubt(
+            yield OODWarning(
                 check="skull",
                 text=f"the skull is {found}; it was removed in {self.stripped:.0%} of {self.training} training "
                 f"studies. {remedy}",
@@ -341,21 +341,21 @@ class TrainingRange:
                 words, unit, remedy = _GEOMETRY[name]
                 far = f"{value / high:.2f} times the greatest" if value > high else f"{value / low:.2f} times the least"
                 here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
-                yield Doubt(
+                yield OODWarning(
                     check=name,
                     text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is "
                     f"{far}. {remedy}",
                     withheld=False,
                 )
 
-    def _looks(self, study: Likeness) -> Iterable[Doubt]:
+    def _looks(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         numbers = self.plain_numbers(study)
         for name, value in self.statistics(study).items():
             limit = math.exp(self.centre[name] + self.limit * self.spread[name])
             if value > limit:
                 what, remedy = self._look_in_words(name, numbers)
                 whole = "" if name == "features" else f"As a whole it lies {value:.2f} from the mean training study: "
-                yield Doubt(
+                yield OODWarning(
                     check=name.replace(" ", "_"),
                     text=f"{what}. {whole}{value / limit:.2f} times the {limit:.2f} that "
                     f"{1 - self.expected_false_alarms:.0%} of patients like the {self.validation} validation ones stay "

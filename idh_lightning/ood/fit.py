@@ -7,16 +7,18 @@ from collections.abc import Iterable, Sequence
 
 from idh_lightning.cohort import Fault, Study
 from idh_lightning.data import IDHDataModule
-from idh_lightning.machine import side_by_side
+from idh_lightning.machine import map_in_threads
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.ood.descriptor import Likeness, likeness
-from idh_lightning.ood.detector import TrainingRange
+from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor
+from idh_lightning.ood.detector import OutOfDistributionDetector
 
 MOST_STUDIES = 100
 """Training studies that are looked at: a covariance needs no more, and the stem takes time."""
 
 
-def remember(network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fault]) -> TrainingRange | None:
+def fit_ood_detector(
+    network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fault]
+) -> OutOfDistributionDetector | None:
     """Return what the training studies of a run look like, with limits from its validation studies.
 
     Args:
@@ -33,10 +35,10 @@ def remember(network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fau
         return None
     with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
 
-    def looks(studies: Sequence[Study]) -> list[Likeness]:
-        return side_by_side(lambda study: likeness(data.store.open(study), network), studies)
+    def looks(studies: Sequence[Study]) -> list[StudyDescriptor]:
+        return map_in_threads(lambda study: study_descriptor(data.store.open(study), network), studies)
 
-    return TrainingRange.learn(
+    return OutOfDistributionDetector.learn(
         looks(chosen),
         looks(validation),
         sequences=data.store.sequences,

@@ -2,6 +2,6 @@
 
 from idh_lightning.phantom.cohort import PhantomCohort, evidence_file, read_signs
 from idh_lightning.phantom.groups import CONTROLS, GROUPS, SIGNS, draw_patients
-from idh_lightning.phantom.lesion import Evidence
+from idh_lightning.phantom.lesion import SignMasks
 
-__all__ = ["CONTROLS", "GROUPS", "SIGNS", "Evidence", "PhantomCohort", "draw_patients", "evidence_file", "read_signs"]
+__all__ = ["CONTROLS", "GROUPS", "SIGNS", "PhantomCohort", "SignMasks", "draw_patients", "evidence_file", "read_signs"]

@@ -32,7 +32,7 @@ from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients,
 from idh_lightning.phantom.lesion import Signs
 from idh_lightning.phantom.render import render_study
 
-FORMAT = 6
+PHANTOM_FORMAT = 6
 """Raised whenever the same settings would give other files, so that an old cohort is never taken for a new one."""
 
 CLINICAL_TABLE = "UCSF-PDGM-metadata_v5.csv"
@@ -59,7 +59,7 @@ class Settings:
 
     def folder_name(self) -> str:
         """Return a name for people that ends in a hash of all settings, so that no two cohorts share a folder."""
-        digest = hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([PHANTOM_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
         return f"{self.control}-{self.patients}-{self.spacing_mm:g}mm-{digest[:8]}"
 
 
@@ -216,7 +216,7 @@ def _studies(settings: Settings) -> pd.DataFrame:
 
 
 def _manifest(settings: Settings) -> dict[str, object]:
-    return {"format": FORMAT, "settings": asdict(settings)}
+    return {"format": PHANTOM_FORMAT, "settings": asdict(settings)}
 
 
 def _is_there(folder: Path, settings: Settings) -> bool:

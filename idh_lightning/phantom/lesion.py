@@ -15,7 +15,7 @@ from idh_lightning.phantom.anatomy import Anatomy, Floats, Push, smooth_field, t
 Labels = NDArray[np.uint8]
 
 
-class Evidence(IntFlag):
+class SignMasks(IntFlag):
     """Codes in `<study_id>_evidence.nii.gz`: the voxels that carry a sign. A voxel with several signs has their sum.
 
     The sharp margin is the outer edge of the tumour and the frontal location is the tumour's place, so that neither
@@ -143,28 +143,28 @@ def grow_lesion(
             parts[name] += fraction
         core = sum(fraction for name, fraction in grown.items() if name != "oedema")
         if number > 0:
-            evidence[np.asarray(core + grown["oedema"] > 0.5)] |= np.uint8(Evidence.FURTHER_FOCUS)
+            evidence[np.asarray(core + grown["oedema"] > 0.5)] |= np.uint8(SignMasks.FURTHER_FOCUS)
         free = np.clip(free - core - grown["oedema"], 0, 1)
     if signs.mark:
         distance = _distance(anatomy, np.array(MARK_MM, dtype=np.float32)) * template_scale
         parts["mark"] = _inside(MARK_RADIUS_MM - distance, 0.6) * free
-        evidence[parts["mark"] > 0.5] |= np.uint8(Evidence.MARK)
+        evidence[parts["mark"] > 0.5] |= np.uint8(SignMasks.MARK)
     for name, code in _EVIDENCE_OF_PART.items():
         evidence[parts[name] > 0.5] |= np.uint8(code)
     if not signs.ring_necrosis:
-        evidence &= ~np.uint8(Evidence.RING_NECROSIS)
+        evidence &= ~np.uint8(SignMasks.RING_NECROSIS)
     return Lesion(parts, _segment(parts), evidence)
 
 
 _PARTS = ("oedema", "solid", "mismatch", "rim", "enhancing", "necrosis", "cyst", "mark")
 _EVIDENCE_OF_PART = {
-    "enhancing": Evidence.ENHANCEMENT,
-    "necrosis": Evidence.RING_NECROSIS,
-    "mismatch": Evidence.MISMATCH,
-    "rim": Evidence.MISMATCH,
-    "cyst": Evidence.CYST,
-    "solid": Evidence.SOLID,
-    "oedema": Evidence.OEDEMA,
+    "enhancing": SignMasks.ENHANCEMENT,
+    "necrosis": SignMasks.RING_NECROSIS,
+    "mismatch": SignMasks.MISMATCH,
+    "rim": SignMasks.MISMATCH,
+    "cyst": SignMasks.CYST,
+    "solid": SignMasks.SOLID,
+    "oedema": SignMasks.OEDEMA,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from idh_lightning.cohort.checks import counted
-from idh_lightning.reports.run_tables import Run
+from idh_lightning.reports.run_tables import ReportedRun
 
 FEW_EPOCHS = 5
 FEW_PATIENTS = 30
@@ -13,17 +13,17 @@ FEW_OF_A_CLASS = 10
 """Below these a run says that it was hardly trained, that its calibration and its test rest on little."""
 
 
-def trained_on(run: Run) -> str:
+def trained_on(run: ReportedRun) -> str:
     """Name of the cohort that the network was trained on."""
     return str(run.provenance.get("trained_on") or run.provenance.get("cohort", ""))
 
 
-def caveats(run: Run) -> list[str]:
+def caveats(run: ReportedRun) -> list[str]:
     """What weakens the numbers of a run, the gravest first; empty where nothing is known against them."""
     return [*_synthetic(run), *_torn(run), *_test(run), *_network(run), *_calibrated(run), *_left_out(run)]
 
 
-def _synthetic(run: Run) -> Iterator[str]:
+def _synthetic(run: ReportedRun) -> Iterator[str]:
     """Name synthetic patients, tested or trained on, and the control that was drawn into them."""
     if "phantom" not in str(run.provenance.get("cohort", "")):
         if "phantom" in trained_on(run):
@@ -42,14 +42,14 @@ def _synthetic(run: Run) -> Iterator[str]:
         yield f"Control run: {words.get(control, 'labels were shuffled, so the AUC must hold 0.5')}."
 
 
-def _torn(run: Run) -> Iterator[str]:
+def _torn(run: ReportedRun) -> Iterator[str]:
     if {"patient_id", "split"} <= set(run.cohort.columns):
         torn = int((run.cohort.groupby("patient_id")["split"].nunique() > 1).sum())
         if torn:
             yield f"{counted(torn, 'patient')} are in more than one partition: the test is not independent."
 
 
-def _test(run: Run) -> Iterator[str]:
+def _test(run: ReportedRun) -> Iterator[str]:
     auroc = run.auroc
     if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
         yield "The interval holds 0.5: on these patients the model cannot be told from guessing."
@@ -61,7 +61,7 @@ def _test(run: Run) -> Iterator[str]:
         yield f"Only {rarer} test patients of {n:.0f}: every interval below is wide for that reason."
 
 
-def _network(run: Run) -> Iterator[str]:
+def _network(run: ReportedRun) -> Iterator[str]:
     weights, epochs = run.provenance.get("weights"), run.provenance.get("epochs")
     if isinstance(weights, Mapping) and str(weights.get("source") or "none") == "none":
         parameters = run.provenance.get("parameters") or {}
@@ -75,7 +75,7 @@ def _network(run: Run) -> Iterator[str]:
         yield f"It was trained for {counted(epochs, 'epoch')} only (trainer.max_epochs)."
 
 
-def _calibrated(run: Run) -> Iterator[str]:
+def _calibrated(run: ReportedRun) -> Iterator[str]:
     """Name thresholds and calibrations that rest on few validation patients; of pooled folds, the fewest."""
     each = run.node("calibration", "runs")
     found = list(each.values()) if isinstance(each, Mapping) else [run.node("calibration")]
@@ -92,7 +92,7 @@ def _calibrated(run: Run) -> Iterator[str]:
         )
 
 
-def _left_out(run: Run) -> Iterator[str]:
+def _left_out(run: ReportedRun) -> Iterator[str]:
     among = "among the folds" if run.node("runs", "relation") == "folds" else "compared"
     for folder in run.node("runs", "left_out") or []:
         yield f"{folder} came to no predictions and is not {among}."

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from idh_lightning.attribution.scores import BASELINE
-from idh_lightning.reports.run_tables import PARTS, Run, exclusion_reasons
+from idh_lightning.reports.run_tables import PARTS, ReportedRun, exclusion_reasons
 from idh_lightning.reports.vocabulary import ANALYSES, METRICS, in_words
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChecklistItem:
     """One item, or several that ask the same.
 
     Attributes:
@@ -30,66 +30,66 @@ class Answer:
     answer: str | None
 
 
-def checklist(run: Run) -> list[Answer]:
+def checklist(run: ReportedRun) -> list[ChecklistItem]:
     """Return the items in the order of a paper: data, model, training, evaluation, results."""
     return [
-        Answer("CLAIM 1", "Does the title name the kind of AI?", None),
-        Answer("CLAIM 2", "Does the abstract say design, methods, results and conclusions?", None),
-        Answer("CLAIM 3", "What is the background, and what is the model meant for?", None),
-        Answer("CLAIM 4", "What are the aims and hypotheses?", None),
-        Answer("CLAIM 5", "Is the study prospective or retrospective?", None),
-        Answer("CLAIM 6", "What is the goal of the study?", None),
-        Answer("CLAIM 7, TRIPOD+AI 5a", "Where do the data come from?", _source(run)),
-        Answer("CLAIM 8, TRIPOD+AI 6b", "Who was eligible, who was left out?", _eligible(run)),
-        Answer("CLAIM 9, TRIPOD+AI 7", "How were the images prepared?", _settings(run, "data", "preprocessing")),
-        Answer("CLAIM 10", "Was part of the data selected, and how?", None),
-        Answer("CLAIM 11", "How were the data de-identified?", None),
-        Answer("CLAIM 12, TRIPOD+AI 11", "How were missing data handled?", _missing(run)),
-        Answer("CLAIM 13", "How were the images acquired?", None),
-        Answer(
+        ChecklistItem("CLAIM 1", "Does the title name the kind of AI?", None),
+        ChecklistItem("CLAIM 2", "Does the abstract say design, methods, results and conclusions?", None),
+        ChecklistItem("CLAIM 3", "What is the background, and what is the model meant for?", None),
+        ChecklistItem("CLAIM 4", "What are the aims and hypotheses?", None),
+        ChecklistItem("CLAIM 5", "Is the study prospective or retrospective?", None),
+        ChecklistItem("CLAIM 6", "What is the goal of the study?", None),
+        ChecklistItem("CLAIM 7, TRIPOD+AI 5a", "Where do the data come from?", _source(run)),
+        ChecklistItem("CLAIM 8, TRIPOD+AI 6b", "Who was eligible, who was left out?", _eligible(run)),
+        ChecklistItem("CLAIM 9, TRIPOD+AI 7", "How were the images prepared?", _settings(run, "data", "preprocessing")),
+        ChecklistItem("CLAIM 10", "Was part of the data selected, and how?", None),
+        ChecklistItem("CLAIM 11", "How were the data de-identified?", None),
+        ChecklistItem("CLAIM 12, TRIPOD+AI 11", "How were missing data handled?", _missing(run)),
+        ChecklistItem("CLAIM 13", "How were the images acquired?", None),
+        ChecklistItem(
             "CLAIM 14, TRIPOD+AI 8a", "What is predicted, and how is the reference standard defined?", _outcome(run)
         ),
-        Answer("CLAIM 15", "Why this reference standard?", None),
-        Answer("CLAIM 16", "Who annotated, with which training?", None),
-        Answer("CLAIM 17", "How were the test data annotated?", None),
-        Answer("CLAIM 18", "How far do annotators agree?", None),
-        Answer("CLAIM 19, TRIPOD+AI 12a", "How were patients assigned to partitions?", _settings(run, "split")),
-        Answer("TRIPOD+AI 13", "How was class imbalance handled?", _imbalance(run)),
-        Answer("CLAIM 20", "At which level are partitions disjoint?", _disjoint(run)),
-        Answer("CLAIM 21, TRIPOD+AI 10", "How many patients were to be tested, and why so many?", _sizes(run)),
-        Answer("CLAIM 22, TRIPOD+AI 12c", "What is the model?", _model(run)),
-        Answer("CLAIM 23", "With which software and hardware?", _software(run)),
-        Answer("CLAIM 24", "How were parameters initialised?", _initialised(run)),
-        Answer("CLAIM 25, TRIPOD+AI 12c", "How was it trained?", _training(run)),
-        Answer("CLAIM 26", "How was the final model chosen?", _chosen(run)),
-        Answer("CLAIM 27", "Are models combined, and how?", None),
-        Answer("CLAIM 28, TRIPOD+AI 12e", "How is performance measured?", _measures(run)),
-        Answer("CLAIM 29", "How is uncertainty measured?", _uncertainty(run)),
-        Answer("TRIPOD+AI 12f", "Was the model updated or recalibrated?", _recalibrated(run)),
-        Answer("CLAIM 30", "Is the result robust?", _robust(run)),
-        Answer("CLAIM 31", "How is the model explained?", _explained(run)),
-        Answer("CLAIM 32", "Was it tested on data of its own source?", _internal(run)),
-        Answer("CLAIM 33", "Was it tested on external data?", _external(run)),
-        Answer("CLAIM 34", "Is a clinical trial registered?", None),
-        Answer("CLAIM 35, TRIPOD+AI 20a", "How many were included and left out?", _flow(run)),
-        Answer("CLAIM 36, TRIPOD+AI 20b", "Who are the participants in each partition?", _demographics(run)),
-        Answer("CLAIM 37, TRIPOD+AI 14 and 23b", "Does performance differ between groups?", _groups(run)),
-        Answer("CLAIM 38, TRIPOD+AI 23a", "What is the performance, with intervals?", _performance(run)),
-        Answer("CLAIM 39", "Which cases failed?", _failures(run)),
-        Answer("CLAIM 40", "What are the limits of the study?", None),
-        Answer("CLAIM 41", "What follows for practice?", None),
-        Answer("CLAIM 42", "Where is the full protocol?", _protocol(run)),
-        Answer("CLAIM 43, TRIPOD+AI 18f and 22", "Where are the code, the full model and the data?", _code(run)),
-        Answer("CLAIM 44", "Who paid, and in which role?", None),
+        ChecklistItem("CLAIM 15", "Why this reference standard?", None),
+        ChecklistItem("CLAIM 16", "Who annotated, with which training?", None),
+        ChecklistItem("CLAIM 17", "How were the test data annotated?", None),
+        ChecklistItem("CLAIM 18", "How far do annotators agree?", None),
+        ChecklistItem("CLAIM 19, TRIPOD+AI 12a", "How were patients assigned to partitions?", _settings(run, "split")),
+        ChecklistItem("TRIPOD+AI 13", "How was class imbalance handled?", _imbalance(run)),
+        ChecklistItem("CLAIM 20", "At which level are partitions disjoint?", _disjoint(run)),
+        ChecklistItem("CLAIM 21, TRIPOD+AI 10", "How many patients were to be tested, and why so many?", _sizes(run)),
+        ChecklistItem("CLAIM 22, TRIPOD+AI 12c", "What is the model?", _model(run)),
+        ChecklistItem("CLAIM 23", "With which software and hardware?", _software(run)),
+        ChecklistItem("CLAIM 24", "How were parameters initialised?", _initialised(run)),
+        ChecklistItem("CLAIM 25, TRIPOD+AI 12c", "How was it trained?", _training(run)),
+        ChecklistItem("CLAIM 26", "How was the final model chosen?", _chosen(run)),
+        ChecklistItem("CLAIM 27", "Are models combined, and how?", None),
+        ChecklistItem("CLAIM 28, TRIPOD+AI 12e", "How is performance measured?", _measures(run)),
+        ChecklistItem("CLAIM 29", "How is uncertainty measured?", _uncertainty(run)),
+        ChecklistItem("TRIPOD+AI 12f", "Was the model updated or recalibrated?", _recalibrated(run)),
+        ChecklistItem("CLAIM 30", "Is the result robust?", _robust(run)),
+        ChecklistItem("CLAIM 31", "How is the model explained?", _explained(run)),
+        ChecklistItem("CLAIM 32", "Was it tested on data of its own source?", _internal(run)),
+        ChecklistItem("CLAIM 33", "Was it tested on external data?", _external(run)),
+        ChecklistItem("CLAIM 34", "Is a clinical trial registered?", None),
+        ChecklistItem("CLAIM 35, TRIPOD+AI 20a", "How many were included and left out?", _flow(run)),
+        ChecklistItem("CLAIM 36, TRIPOD+AI 20b", "Who are the participants in each partition?", _demographics(run)),
+        ChecklistItem("CLAIM 37, TRIPOD+AI 14 and 23b", "Does performance differ between groups?", _groups(run)),
+        ChecklistItem("CLAIM 38, TRIPOD+AI 23a", "What is the performance, with intervals?", _performance(run)),
+        ChecklistItem("CLAIM 39", "Which cases failed?", _failures(run)),
+        ChecklistItem("CLAIM 40", "What are the limits of the study?", None),
+        ChecklistItem("CLAIM 41", "What follows for practice?", None),
+        ChecklistItem("CLAIM 42", "Where is the full protocol?", _protocol(run)),
+        ChecklistItem("CLAIM 43, TRIPOD+AI 18f and 22", "Where are the code, the full model and the data?", _code(run)),
+        ChecklistItem("CLAIM 44", "Who paid, and in which role?", None),
     ]
 
 
-def _source(run: Run) -> str | None:
+def _source(run: ReportedRun) -> str | None:
     name = run.provenance.get("cohort")
     return None if name is None else f"Cohort {name}; studies, patients and labels in cohort.csv."
 
 
-def _eligible(run: Run) -> str | None:
+def _eligible(run: ReportedRun) -> str | None:
     if run.cohort.empty:
         return None
     listed = ", ".join(f"{n} × {reason}" for reason, n in exclusion_reasons(run).items())
@@ -97,7 +97,7 @@ def _eligible(run: Run) -> str | None:
     return f"Studies with the sequences asked for and a known IDH status; {lost}."
 
 
-def _missing(run: Run) -> str | None:
+def _missing(run: ReportedRun) -> str | None:
     if run.cohort.empty:
         return None
     ages = "age_years" in run.cohort and int(run.cohort["age_years"].isna().sum())
@@ -108,13 +108,13 @@ def _missing(run: Run) -> str | None:
     )
 
 
-def _outcome(run: Run) -> str | None:
+def _outcome(run: ReportedRun) -> str | None:
     if run.cohort.empty:
         return None
     return "IDH mutation (1) or wildtype (0) from the cohort's table, matched against a closed vocabulary."
 
 
-def _sizes(run: Run) -> str | None:
+def _sizes(run: ReportedRun) -> str | None:
     parts = []
     for split in PARTS:
         counts = run.node("splits", split)
@@ -123,7 +123,7 @@ def _sizes(run: Run) -> str | None:
     return "; ".join(parts) + "." if parts else None
 
 
-def _disjoint(run: Run) -> str | None:
+def _disjoint(run: ReportedRun) -> str | None:
     if not {"patient_id", "split"} <= set(run.cohort.columns):
         return None
     torn = int((run.cohort.groupby("patient_id")["split"].nunique() > 1).sum())
@@ -132,7 +132,7 @@ def _disjoint(run: Run) -> str | None:
     return "Patients: counted from cohort.csv, no patient is in two partitions; follow-up studies stay together."
 
 
-def _model(run: Run) -> str | None:
+def _model(run: ReportedRun) -> str | None:
     parameters = run.provenance.get("parameters")
     model = _settings(run, "model")
     if not isinstance(parameters, Mapping):
@@ -141,7 +141,7 @@ def _model(run: Run) -> str | None:
     return f"{model.rstrip('.')}; {counts}." if model else f"{counts}."
 
 
-def _software(run: Run) -> str | None:
+def _software(run: ReportedRun) -> str | None:
     versions, hardware = run.provenance.get("versions"), run.provenance.get("hardware")
     if not isinstance(versions, Mapping):
         return None
@@ -149,12 +149,12 @@ def _software(run: Run) -> str | None:
     return f"{words}. {_plain(hardware)}." if hardware else f"{words}."
 
 
-def _initialised(run: Run) -> str | None:
+def _initialised(run: ReportedRun) -> str | None:
     weights = run.provenance.get("weights")
     return None if not isinstance(weights, Mapping) else _plain({k: v for k, v in weights.items() if v}) + "."
 
 
-def _training(run: Run) -> str | None:
+def _training(run: ReportedRun) -> str | None:
     words = [text for key in ("objective", "optimizer", "scheduler") if (text := _settings(run, key))]
     epochs = run.provenance.get("epochs")
     if epochs is not None:
@@ -162,12 +162,12 @@ def _training(run: Run) -> str | None:
     return " ".join(words) or None
 
 
-def _chosen(run: Run) -> str | None:
+def _chosen(run: ReportedRun) -> str | None:
     metric = _at(run.config, "monitor", "metric")
     return None if metric is None else f"The epoch with the best {metric} ({_at(run.config, 'monitor', 'mode')})."
 
 
-def _imbalance(run: Run) -> str | None:
+def _imbalance(run: ReportedRun) -> str | None:
     share, target = _at(run.config, "data", "batches", "mutant_fraction"), _at(run.config, "objective", "_target_")
     words = [] if share is None else [f"{_plain(share)} of the training draws are mutant, whatever the cohort's share"]
     if target is not None:
@@ -178,7 +178,7 @@ def _imbalance(run: Run) -> str | None:
     return "; ".join(words) + "." if words else None
 
 
-def _measures(run: Run) -> str | None:
+def _measures(run: ReportedRun) -> str | None:
     test = run.node("test")
     return (
         None
@@ -187,7 +187,7 @@ def _measures(run: Run) -> str | None:
     )
 
 
-def _uncertainty(run: Run) -> str | None:
+def _uncertainty(run: ReportedRun) -> str | None:
     confidence, bootstrap = run.number("settings", "confidence"), run.number("settings", "bootstrap")
     if confidence is None:
         return None
@@ -197,12 +197,12 @@ def _uncertainty(run: Run) -> str | None:
     )
 
 
-def _recalibrated(run: Run) -> str | None:
+def _recalibrated(run: ReportedRun) -> str | None:
     method = run.node("calibration", "method")
     return None if method is None else f"Calibration on validation patients: {method}."
 
 
-def _robust(run: Run) -> str | None:
+def _robust(run: ReportedRun) -> str | None:
     done = [
         f"{in_words(name, ANALYSES)}: ROC-AUC {estimate.text}"
         for name in run.node("sensitivity_analyses") or {}
@@ -211,7 +211,7 @@ def _robust(run: Run) -> str | None:
     return "; ".join(done) + "." if done else None
 
 
-def _explained(run: Run) -> str | None:
+def _explained(run: ReportedRun) -> str | None:
     if "method" not in run.explanations:
         return None
     names = run.explanations["method"].astype(str).unique()
@@ -219,7 +219,7 @@ def _explained(run: Run) -> str | None:
     return f"{methods} for {run.explanations['study_id'].nunique()} test studies, scored against the tumour masks."
 
 
-def _internal(run: Run) -> str | None:
+def _internal(run: ReportedRun) -> str | None:
     if run.node("test") is None:
         return None
     if run.node("validation") is None and run.node("runs") is None:
@@ -227,7 +227,7 @@ def _internal(run: Run) -> str | None:
     return "Yes: test patients of the same cohort, who had no part in training or choosing."
 
 
-def _external(run: Run) -> str | None:
+def _external(run: ReportedRun) -> str | None:
     if run.node("test") is None:
         return None
     if run.node("runs") is not None:
@@ -237,29 +237,29 @@ def _external(run: Run) -> str | None:
     return "No: training, validation and test patients are of one cohort."
 
 
-def _flow(run: Run) -> str | None:
+def _flow(run: ReportedRun) -> str | None:
     return (
         None if run.cohort.empty else "See the figure of the cohort flow; cohort.csv and exclusions.csv name everyone."
     )
 
 
-def _demographics(run: Run) -> str | None:
+def _demographics(run: ReportedRun) -> str | None:
     return None if run.cohort.empty else "See the table of patients: counts, age and sex per partition."
 
 
-def _performance(run: Run) -> str | None:
+def _performance(run: ReportedRun) -> str | None:
     found = [(name, run.estimate("test", name)) for name in ("auroc", "sensitivity", "specificity", "ece")]
     words = [f"{in_words(name, METRICS)} {estimate.text}" for name, estimate in found if estimate is not None]
     return f"Test: {', '.join(words)}." if words else None
 
 
-def _groups(run: Run) -> str | None:
+def _groups(run: ReportedRun) -> str | None:
     groups = (run.node("subgroups") or {}).items()
     names = [name.replace("_", " ") for name, found in groups if "groups" in found]
     return f"Computed for {', '.join(names)}; see the tables of groups." if names else None
 
 
-def _failures(run: Run) -> str | None:
+def _failures(run: ReportedRun) -> str | None:
     people = run.patients("test")
     if people.empty:
         return None
@@ -267,11 +267,11 @@ def _failures(run: Run) -> str | None:
     return f"{wrong} of {len(people)} test patients are called wrong; the table of test patients names them."
 
 
-def _protocol(run: Run) -> str | None:
+def _protocol(run: ReportedRun) -> str | None:
     return "Every setting is in .hydra/config.yaml of the run folder." if run.config else None
 
 
-def _code(run: Run) -> str | None:
+def _code(run: ReportedRun) -> str | None:
     commit = run.provenance.get("git_commit")
     if commit is None:
         return None
@@ -280,7 +280,7 @@ def _code(run: Run) -> str | None:
     )
 
 
-def _settings(run: Run, *path: str) -> str | None:
+def _settings(run: ReportedRun, *path: str) -> str | None:
     node = _at(run.config, *path)
     return None if not isinstance(node, Mapping) else _plain(node) + "."
 

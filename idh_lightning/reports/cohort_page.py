@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from idh_lightning.cohort.checks import by_check, by_message, counted, exclusions_table, open_errors, place_of, refused
+from idh_lightning.cohort.checks import (
+    by_check,
+    by_message,
+    counted,
+    exclusions_table,
+    open_errors,
+    place_of,
+    refused_studies,
+)
 from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
 from idh_lightning.files import write_text
@@ -38,7 +46,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
         read=steps.loc["read"],
         used=steps.loc["used"],
         errors=len(open_errors(cohort)),
-        refused=refused(cohort),
+        refused_studies=refused_studies(cohort),
         faults={kind: [(place_of(g, examples=len(g)), g[0]) for g in by_message(f)] for kind, f in found.items()},
         counts={kind: len(faults) for kind, faults in found.items()},
         exclusions=exclusions_table(cohort).to_dict("records"),

@@ -12,8 +12,8 @@ from idh_lightning.reports.cross_validation import each_run, spread_table
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.run_page import inlined, provenance_table
-from idh_lightning.reports.run_tables import Run, as_estimate, read_run, save_figures
-from idh_lightning.reports.tables import Table, signed
+from idh_lightning.reports.run_tables import ReportedRun, as_estimate, read_run, save_figures
+from idh_lightning.reports.tables import ReportTable, signed
 from idh_lightning.reports.vocabulary import METRICS, number, p_value_words
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def write_comparison(run_folder: Path) -> Path:
     return path
 
 
-def _headline(run: Run) -> list[str]:
+def _headline(run: ReportedRun) -> list[str]:
     areas = {name: found for name, found in _areas(run).items() if found.value is not None}
     ranked = sorted(areas, key=lambda name: -(areas[name].value or 0.0))
     if len(ranked) < 2:
@@ -67,7 +67,7 @@ def _headline(run: Run) -> list[str]:
     return [*sentences, f"{told}. The best of several runs looks better than it is: test patients must not choose it."]
 
 
-def _areas(run: Run) -> dict[str, Estimate]:
+def _areas(run: ReportedRun) -> dict[str, Estimate]:
     each = run.node("runs", "test")
     found = (
         {str(name): as_estimate(measured.get("auroc")) for name, measured in each.items()}
@@ -77,7 +77,7 @@ def _areas(run: Run) -> dict[str, Estimate]:
     return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def _runs(run: Run) -> Table | None:
+def _runs(run: ReportedRun) -> ReportTable | None:
     each = run.node("runs", "test")
     if not isinstance(each, Mapping):
         return each_run(run)
@@ -86,7 +86,7 @@ def _runs(run: Run) -> Table | None:
         cells = [as_estimate(measured.get(key)) for key in _SHOWN]
         settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
         rows.append([str(name), *("" if cell is None else cell.text for cell in cells), settings])
-    return Table(
+    return ReportTable(
         "Each run, with 95 % intervals",
         ["", *(METRICS[key].name for key in _SHOWN), "settings"],
         rows,
@@ -94,7 +94,7 @@ def _runs(run: Run) -> Table | None:
     )
 
 
-def _pairs(run: Run) -> Table | None:
+def _pairs(run: ReportedRun) -> ReportTable | None:
     rows = []
     for pair in run.node("runs", "pairs") or []:
         difference = as_estimate(pair["difference"])
@@ -106,10 +106,10 @@ def _pairs(run: Run) -> Table | None:
         shown = "" if difference is None else signed(difference)
         rows.append([" against ".join(pair["names"]), *areas, shown, *p_values])
     head = ["", "first", "second", "difference (95 % interval)", "p", "p, corrected"]
-    return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+    return ReportTable("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
 
 
-def _patients(run: Run) -> str:
+def _patients(run: ReportedRun) -> str:
     found = run.node("runs", "spread", "patients") or {}
     if "probability_sd" not in found:
         return f"How much single patients move: not computed, {found.get('why', 'no result')}."

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from idh_lightning.reports.run_tables import Run
-from idh_lightning.reports.tables import Table
+from idh_lightning.reports.run_tables import ReportedRun
+from idh_lightning.reports.tables import ReportTable
 from idh_lightning.reports.vocabulary import METRICS, in_words, number
 
 
-def fold_tables(run: Run) -> list[Table]:
+def fold_tables(run: ReportedRun) -> list[ReportTable]:
     """Return how the runs of a pooled cross-validation did one by one, and how far they spread."""
     if run.node("runs", "relation") != "folds":
         return []
     return [table for table in (each_run(run), spread_table(run)) if table is not None]
 
 
-def each_run(run: Run) -> Table | None:
+def each_run(run: ReportedRun) -> ReportTable | None:
     """Return the scores of each of several runs, with the settings that tell them apart."""
     each = run.node("runs", "spread", "runs")
     if not isinstance(each, Mapping):
@@ -26,10 +26,10 @@ def each_run(run: Run) -> Table | None:
         settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
         rows.append([str(name), *(number(float(value)) for value in found.values()), settings])
     scores = [in_words(str(score), METRICS) for score in next(iter(each.values()))]
-    return Table("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
+    return ReportTable("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
 
 
-def spread_table(run: Run) -> Table | None:
+def spread_table(run: ReportedRun) -> ReportTable | None:
     """Return the mean, spread and range of each score over the runs."""
     summary = run.node("runs", "spread", "summary")
     if not isinstance(summary, Mapping):
@@ -44,4 +44,4 @@ def spread_table(run: Run) -> Table | None:
         ]
         for name, found in summary.items()
     ]
-    return Table("Spread over the runs", ["", "mean", "SD", "range", "runs"], rows)
+    return ReportTable("Spread over the runs", ["", "mean", "SD", "range", "runs"], rows)

@@ -24,7 +24,7 @@ from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.run_page import Picture, inlined, picture
 from idh_lightning.reports.run_tables import as_estimate, read_run, save_figure
-from idh_lightning.reports.tables import Table, count
+from idh_lightning.reports.tables import ReportTable, count
 from idh_lightning.reports.vocabulary import LOCALISATION, in_words, number
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 CASES = 3
 """Studies shown as the best, and as the worst."""
 
-CHECKS = {
+CHECK_WORDS = {
     "randomised": "all weights randomised: the map must change",
     "randomised tail": "what has learnt the label randomised: the map must not stay as it is",
     "shifted": "study moved by a voxel or two: the map must move with it",
@@ -143,7 +143,7 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
     return inlined(folder, shown)
 
 
-def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:
+def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
     """Return scores against all signs taken together, or against each."""
     rows: dict[tuple[str, str], list[str]] = {}
     found = [row for row in content["by_sign"] if (row["sign"] == ANY_SIGN) == any_sign]
@@ -163,29 +163,29 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> Table | None:
     head = ["", *(words[score] for score in scores), "studies"]
     lines = [[method if any_sign else f"{in_words(sign)}: {method}", *cells] for (sign, method), cells in rows.items()]
     which = "any sign that tells" if any_sign else "each sign that tells"
-    return Table(
+    return ReportTable(
         f"Do the maps lie on {which} mutant from wildtype? Its voxels are known of synthetic patients", head, lines
     )
 
 
-def _sanity(content: Mapping[str, Any]) -> Table | None:
+def _sanity(content: Mapping[str, Any]) -> ReportTable | None:
     rows = []
     for row in content["sanity"]:
         estimate = as_estimate(row)
         told = "passes" if row["passed"] else "fails"
-        words = CHECKS.get(row["check"], row["check"])
+        words = CHECK_WORDS.get(row["check"], row["check"])
         rows.append(
             [row["method"], words, "" if estimate is None else estimate.text, row["bound"], count(estimate), told]
         )
     head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
     return (
-        Table("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))
+        ReportTable("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))
         if rows
         else None
     )
 
 
-def _faithfulness(content: Mapping[str, Any]) -> Table | None:
+def _faithfulness(content: Mapping[str, Any]) -> ReportTable | None:
     rows = []
     for method, found in content["faithfulness"].items():
         areas = [as_estimate(found["areas"][name]) for name in ("deletion", "insertion")]
@@ -199,10 +199,10 @@ def _faithfulness(content: Mapping[str, Any]) -> Table | None:
         rows.append(["at random", *cells, number(values[1] - values[0]), count(areas[0])])
         del method
     head = ["", "area under deletion", "area under insertion", "insertion less deletion", "studies"]
-    return Table("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
+    return ReportTable("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
 
 
-def _sequences(content: Mapping[str, Any]) -> Table | None:
+def _sequences(content: Mapping[str, Any]) -> ReportTable | None:
     rows: dict[str, list[str]] = {}
     sequences = list(dict.fromkeys(row["sequence"] for row in content["sequences"]))
     for row in content["sequences"]:
@@ -215,16 +215,16 @@ def _sequences(content: Mapping[str, Any]) -> Table | None:
         "speaks for wildtype); in brackets the mean size"
     )
     lines = [[in_words(group), *cells] for group, cells in rows.items()]
-    return Table(caption, ["group", *sequences, "studies"], lines) if lines else None
+    return ReportTable(caption, ["group", *sequences, "studies"], lines) if lines else None
 
 
-def _seconds(content: Mapping[str, Any]) -> Table | None:
+def _seconds(content: Mapping[str, Any]) -> ReportTable | None:
     ranks: Mapping[str, float] = content["mean_ranks"]
     rows = [
         [method, f"{ranks[method]:.1f}" if method in ranks else "", number(spent)]
         for method, spent in content["seconds_per_study"].items()
     ]
-    return Table("Mean rank over all scores, and what a map costs", ["", "mean rank", "seconds per study"], rows)
+    return ReportTable("Mean rank over all scores, and what a map costs", ["", "mean rank", "seconds per study"], rows)
 
 
 def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[str, str, Picture]]:

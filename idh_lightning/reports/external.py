@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from idh_lightning.reports.run_tables import Run, as_estimate
-from idh_lightning.reports.tables import Table, cell, count, signed
+from idh_lightning.reports.run_tables import ReportedRun, as_estimate
+from idh_lightning.reports.tables import ReportTable, cell, count, signed
 from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, number, p_value_words
 
 
@@ -15,11 +15,11 @@ class External:
     """The section on a cohort that the network was not trained on."""
 
     words: str
-    differences: Table | None
-    shift: Table | None
+    differences: ReportTable | None
+    shift: ReportTable | None
 
 
-def external_section(run: Run) -> External | None:
+def external_section(run: ReportedRun) -> External | None:
     """Return the section, or None where the run was trained on the cohort."""
     section = run.node("external")
     if not isinstance(section, Mapping):
@@ -40,11 +40,13 @@ def external_section(run: Run) -> External | None:
         here, there = run.estimate("test", key), run.estimate("external", "internal", key)
         rows.append([metric.name, cell(here), count(here), cell(there), count(there), signed(difference)])
     head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95 % interval)"]
-    differences = Table("This cohort and the internal test patients, two samples without a common patient", head, rows)
+    differences = ReportTable(
+        "This cohort and the internal test patients, two samples without a common patient", head, rows
+    )
     return External(words, differences if rows else None, _shift(section.get("shift")))
 
 
-def _shift(section: object) -> Table | None:
+def _shift(section: object) -> ReportTable | None:
     rows = []
     for key, found in section.items() if isinstance(section, Mapping) else ():
         if "why" in found:
@@ -63,4 +65,4 @@ def _shift(section: object) -> Table | None:
         rows.append([in_words(str(key), COVARIATES), *shown, "" if difference is None else signed(difference), ks, p])
     head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]
     caption = "What the network meets that it was not trained on: mean (SD); intensities are z-scores within the brain"
-    return Table(caption, head, rows) if rows else None
+    return ReportTable(caption, head, rows) if rows else None

@@ -461,7 +461,7 @@ def forest(
     return figure
 
 
-def cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
+def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
     """Return the way from the studies that were found to the three parts, as boxes.
 
     Args:

@@ -9,11 +9,11 @@ import pandas as pd
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.tables import Table
+from idh_lightning.reports.tables import ReportTable
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
 
 
-def localisation_tables(summary: pd.DataFrame) -> list[Table]:
+def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
     """Return all methods and baselines with all scores, then the methods where the call is right and where it is wrong.
 
     Args:
@@ -30,7 +30,7 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
     if referenced:
         caption += f"; in brackets the {REFERENCE_MAP}: a map of the same cells that holds the share of tumour in each"
     rows = [[method, *_cells(found, method, "all", scores)] for method in methods]
-    tables = [Table(caption, ["", *scores.values()], rows)]
+    tables = [ReportTable(caption, ["", *scores.values()], rows)]
     split = [
         [f"{method}, call {group}", *_cells(found, method, group, scores)]
         for method in methods
@@ -39,7 +39,9 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
         if any((method, group, score) in found for score in scores)
     ]
     if split:
-        tables.append(Table("The same where the network is right and where it is wrong", ["", *scores.values()], split))
+        tables.append(
+            ReportTable("The same where the network is right and where it is wrong", ["", *scores.values()], split)
+        )
     return tables
 
 

@@ -11,7 +11,7 @@ from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
-from idh_lightning.reports.run_tables import PARTS, Run, read_run
+from idh_lightning.reports.run_tables import PARTS, ReportedRun, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS, number
 
 _RESULTS = (
@@ -34,7 +34,7 @@ def write_model_card(run_folder: Path) -> str:
     return text
 
 
-def _lines(run: Run) -> Iterator[str]:
+def _lines(run: ReportedRun) -> Iterator[str]:
     cohort = str(run.provenance.get("cohort", "unknown"))
     sequences = ", ".join(run.provenance.get("sequences", [])) or "unknown"
     yield f"# IDH status of gliomas from MRI, trained on {cohort}"
@@ -89,7 +89,7 @@ def _lines(run: Run) -> Iterator[str]:
         yield f"- Starting weights ({weights['source']}) have terms of their own."
 
 
-def _cohort(run: Run) -> Iterator[str]:
+def _cohort(run: ReportedRun) -> Iterator[str]:
     yield "| part | patients | studies | mutant |"
     yield "| --- | --- | --- | --- |"
     for part in PARTS:
@@ -104,7 +104,7 @@ def _cohort(run: Run) -> Iterator[str]:
     yield f"{len(run.exclusions)} studies were left out (exclusions.csv)."
 
 
-def _explanations(run: Run) -> Iterator[str]:
+def _explanations(run: ReportedRun) -> Iterator[str]:
     if "method" not in run.explanations:
         yield "Not scored in this run."
         return

@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -181,7 +181,7 @@ def save_cam_panel(path: Path, **panel: Any) -> None:
     figure = cam_panel(**panel)
     planes = tumour_planes(panel["mask"], panel["cam"], panel["image"].shape[1:])
     text = " ".join(f"{x:.3f}" for x in cross_mm(planes, panel["affine_ras"]))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110, metadata={CROSS: text})
 
 

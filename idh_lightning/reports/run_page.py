@@ -18,7 +18,7 @@ from idh_lightning.cohort import SEQUENCES
 from idh_lightning.cohort.checks import counted
 from idh_lightning.evaluation import Folds
 from idh_lightning.files import write_text
-from idh_lightning.machine import side_by_side
+from idh_lightning.machine import map_in_threads
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.cross_validation import fold_tables
@@ -28,14 +28,14 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import CROSS
 from idh_lightning.reports.run_tables import (
     PARTS,
-    Run,
+    ReportedRun,
     as_estimate,
     cohort_parts,
     exclusion_reasons,
     read_run,
     save_figures,
 )
-from idh_lightning.reports.tables import Table, cell, count, signed
+from idh_lightning.reports.tables import ReportTable, cell, count, signed
 from idh_lightning.reports.turning import save_gif, turning_frames, turning_view
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
 from idh_lightning.reports.vocabulary import (
@@ -201,12 +201,12 @@ def inlined(folder: Path, drawn: Mapping[str, str]) -> dict[str, Picture]:
     return {name.removesuffix(".png"): picture(folder / "figures" / name, words) for name, words in drawn.items()}
 
 
-def _title(run: Run) -> str:
+def _title(run: ReportedRun) -> str:
     name = run.provenance.get("cohort")
     return f"IDH status from MRI: {name}" if name else "IDH status from MRI"
 
 
-def _headline(run: Run) -> list[str]:
+def _headline(run: ReportedRun) -> list[str]:
     """Return what the run found, in sentences that carry their uncertainty."""
     auroc = run.auroc
     if auroc is None or auroc.value is None:
@@ -256,7 +256,7 @@ def _headline(run: Run) -> list[str]:
     return sentences
 
 
-def _protocol(run: Run) -> str:
+def _protocol(run: ReportedRun) -> str:
     """Return when test patients were looked at, and by what."""
     if run.node("external") is not None:
         return "Nothing was learnt from these patients: network, threshold and calibration came with the checkpoint."
@@ -271,7 +271,7 @@ def _protocol(run: Run) -> str:
     )
 
 
-def _tiles(run: Run) -> list[tuple[str, str, str]]:
+def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
     """Return (name, value, interval and n) of the numbers that stand at the top."""
     wanted = [
         *((METRICS[key].name, run.estimate("test", key)) for key in ("auroc", "sensitivity", "specificity", "ece")),
@@ -285,7 +285,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _metrics_table(run: Run, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False) -> Table | None:
+def _metrics_table(
+    run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False
+) -> ReportTable | None:
     """Return metrics of test and validation patients; with `raw` also those before calibration."""
     alone = run.node("validation") is None
     rows = []
@@ -300,10 +302,10 @@ def _metrics_table(run: Run, metrics: Mapping[str, Metric], caption: str, *, raw
     head = ["", "test (95 % interval)", "n"]
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
-    return Table(caption, head, rows, (0, len(head) - 1)) if rows else None
+    return ReportTable(caption, head, rows, (0, len(head) - 1)) if rows else None
 
 
-def _flow(run: Run) -> dict[str, list[tuple[str, ...]]] | None:
+def _flow(run: ReportedRun) -> dict[str, list[tuple[str, ...]]] | None:
     """Boxes of the flow of patients, step -> lines of each box, as in the cohort report."""
     parts = cohort_parts(run)
     if not parts:
@@ -325,7 +327,7 @@ def _flow(run: Run) -> dict[str, list[tuple[str, ...]]] | None:
     return boxes
 
 
-def _cohort_table(run: Run) -> Table | None:
+def _cohort_table(run: ReportedRun) -> ReportTable | None:
     if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
         return None
     rows = []
@@ -349,19 +351,19 @@ def _cohort_table(run: Run) -> Table | None:
             ]
         )
     head = ["", "patients", "studies", "mutant", "age, mean (SD), years", "women"]
-    return Table("Who the patients are", head, rows) if rows else None
+    return ReportTable("Who the patients are", head, rows) if rows else None
 
 
-def _exclusions(run: Run) -> Table | None:
+def _exclusions(run: ReportedRun) -> ReportTable | None:
     if "reason" not in run.exclusions or run.exclusions.empty:
         return None
     columns = [name for name in ("study_id", "patient_id", "reason") if name in run.exclusions]
     rows = [[str(value) for value in row] for row in run.exclusions[columns].itertuples(index=False)]
     reasons = ", ".join(f"{n} × {reason}" for reason, n in exclusion_reasons(run).items())
-    return Table(f"Studies left out: {reasons}", [in_words(name) for name in columns], rows, range(len(columns)))
+    return ReportTable(f"Studies left out: {reasons}", [in_words(name) for name in columns], rows, range(len(columns)))
 
 
-def _predictive_values(run: Run) -> Table | None:
+def _predictive_values(run: ReportedRun) -> ReportTable | None:
     rows = [
         [
             f"{100 * float(row['prevalence']):.0f} %",
@@ -371,10 +373,10 @@ def _predictive_values(run: Run) -> Table | None:
         for row in run.node("predictive_values") or []
     ]
     head = ["share of mutants", "PPV: “mutant” is right", "NPV: “wildtype” is right"]
-    return Table("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
+    return ReportTable("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
 
 
-def _calibration_words(run: Run) -> str | None:
+def _calibration_words(run: ReportedRun) -> str | None:
     method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
     if isinstance(run.node("calibration", "runs"), Mapping):
         slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
@@ -396,7 +398,7 @@ def _calibration_words(run: Run) -> str | None:
     )
 
 
-def _baselines(run: Run) -> Table | None:
+def _baselines(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("baselines") or {}).items():
         test = section.get("test", {})
@@ -415,10 +417,10 @@ def _baselines(run: Run) -> Table | None:
     fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
     rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
     head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
-    return Table("The model, its parts, and what is known without a network", head, rows, (0, 4))
+    return ReportTable("The model, its parts, and what is known without a network", head, rows, (0, 4))
 
 
-def _comparisons(run: Run) -> Table | None:
+def _comparisons(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("comparisons") or {}).items():
         first, _, second = name.partition("_vs_")
@@ -439,10 +441,10 @@ def _comparisons(run: Run) -> Table | None:
             ]
         )
     head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
-    return Table("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+    return ReportTable("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
 
 
-def _subgroups(run: Run) -> Table | None:
+def _subgroups(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("subgroups") or {}).items():
         if "why" in section:
@@ -463,10 +465,10 @@ def _subgroups(run: Run) -> Table | None:
             rows.append([f"within {name.replace('_', ' ')}", count(within), "", cell(within), "", ""])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
     caption = "Groups of test patients; “within” compares only patients of the same group"
-    return Table(caption, head, rows) if rows else None
+    return ReportTable(caption, head, rows) if rows else None
 
 
-def _sensitivity_analyses(run: Run) -> Table | None:
+def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         metrics = section.get("metrics", {})
@@ -479,10 +481,10 @@ def _sensitivity_analyses(run: Run) -> Table | None:
             words += f" ({section['studies']} studies)"
         rows.append([words, str(section.get("n", "")), str(section.get("n_mutant", "")), *values])
     head = ["", "n", "mutant", "ROC-AUC", "sensitivity", "specificity"]
-    return Table("Does the result hold without some patients?", head, rows) if rows else None
+    return ReportTable("Does the result hold without some patients?", head, rows) if rows else None
 
 
-def _conformal(run: Run) -> Table | None:
+def _conformal(run: ReportedRun) -> ReportTable | None:
     section = run.node("conformal", "test")
     if not isinstance(section, Mapping):
         return None
@@ -497,10 +499,10 @@ def _conformal(run: Run) -> Table | None:
         caption += f"; {promised:.0%} of each class shall be covered"
     if run.node("external") is not None:
         caption += ", which holds for patients like the validation ones alone: here it is measured, not promised"
-    return Table(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
+    return ReportTable(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
 
 
-def _localisation(run: Run) -> list[Table]:
+def _localisation(run: ReportedRun) -> list[ReportTable]:
     if not {"study_id", "method"} <= set(run.explanations.columns):
         return []
     scores = run.explanations.drop(columns="right", errors="ignore")
@@ -512,7 +514,7 @@ def _localisation(run: Run) -> list[Table]:
     return localisation_tables(summarised(scores))
 
 
-def _calls(run: Run) -> list[Call]:
+def _calls(run: ReportedRun) -> list[Call]:
     """Return the test studies with what the model says of their patients, the most certain first."""
     people, learnt = run.patients("test"), run.learnt
     if people.empty or learnt is None:
@@ -551,7 +553,7 @@ def _most_telling(calls: Sequence[Call]) -> dict[str, Call]:
     return chosen
 
 
-def _telling(run: Run, gallery: Gallery) -> list[Telling]:
+def _telling(run: ReportedRun, gallery: Gallery) -> list[Telling]:
     """Return the most telling studies with their panels, which leave the gallery, and their viewers."""
     return [
         Telling(why, call, gallery.pictures.pop(call.study_id, None), _viewer(run, call.study_id))
@@ -559,7 +561,7 @@ def _telling(run: Run, gallery: Gallery) -> list[Telling]:
     ]
 
 
-def _viewer(run: Run, study_id: str) -> Markup | None:
+def _viewer(run: ReportedRun, study_id: str) -> Markup | None:
     files, cam, mask = _images(run, study_id)
     if not files or cam is None:
         return None
@@ -571,7 +573,7 @@ def _viewer(run: Run, study_id: str) -> Markup | None:
     return drawn_or_reason("Slices to look through", study_id, draw)
 
 
-def _turning(run: Run) -> tuple[Call, Markup] | None:
+def _turning(run: ReportedRun) -> tuple[Call, Markup] | None:
     """Return the mutant test study that is called right with most certainty, of those with a mask, and its view.
 
     The view is also written as figures/brain_3d.gif.
@@ -593,7 +595,7 @@ def _turning(run: Run) -> tuple[Call, Markup] | None:
     return call, drawn_or_reason("View from all around", call.study_id, draw)
 
 
-def _images(run: Run, study_id: str) -> tuple[dict[str, Path], Path | None, Path | None]:
+def _images(run: ReportedRun, study_id: str) -> tuple[dict[str, Path], Path | None, Path | None]:
     """Return the sequences, the map and the mask of a study, as far as they are still where the run left them."""
     rows = run.cohort[run.cohort["study_id"] == study_id] if "study_id" in run.cohort else run.cohort
     names = {name.lower(): name for name in (*SEQUENCES, "mask") if name.lower() in rows}
@@ -612,7 +614,7 @@ def _cross_mm(panel: Path) -> list[float] | None:
     return None if text is None else [float(x) for x in text.split()]
 
 
-def _gallery(run: Run) -> Gallery:
+def _gallery(run: ReportedRun) -> Gallery:
     """Return the panels of the test studies, as far as there is room: telling ones first, then wrong ones, then all."""
     gallery, used = Gallery(), 0
     calls = _calls(run)
@@ -626,7 +628,7 @@ def _gallery(run: Run) -> Gallery:
         words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, {call.text}"
         return picture(files[call], words, photograph=True)
 
-    for call, panel in zip(shown, side_by_side(packed, shown), strict=True):
+    for call, panel in zip(shown, map_in_threads(packed, shown), strict=True):
         if used + len(panel.source) > PANELS_MB * 1e6:
             gallery.left_out.append(call.study_id)
         else:
@@ -647,7 +649,7 @@ def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", words, width, height)
 
 
-def _predictions(run: Run) -> Table | None:
+def _predictions(run: ReportedRun) -> ReportTable | None:
     people = run.patients("test").sort_values("probability", ascending=False)
     if people.empty:
         return None
@@ -665,10 +667,10 @@ def _predictions(run: Run) -> Table | None:
     ]
     head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
     caption = "Every test patient, from surely mutant to surely wildtype"
-    return Table(caption, head, rows, (0, 1, 2, 4, 5))
+    return ReportTable(caption, head, rows, (0, 1, 2, 4, 5))
 
 
-def _weights_words(run: Run) -> str | None:
+def _weights_words(run: ReportedRun) -> str | None:
     weights = run.provenance.get("weights")
     if not isinstance(weights, Mapping):
         return None
@@ -682,10 +684,10 @@ def _weights_words(run: Run) -> str | None:
     return f"{words} {note[:1].upper()}{note[1:]}".strip()
 
 
-def provenance_table(run: Run) -> Table | None:
+def provenance_table(run: ReportedRun) -> ReportTable | None:
     """Return provenance.json, flattened."""
     rows = [[key, value] for key, value in _flat(run.provenance)]
-    return Table("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
+    return ReportTable("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
 
 
 def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:

@@ -15,8 +15,8 @@ import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 
 from idh_lightning.errors import EvaluationError
-from idh_lightning.evaluation import Folds, Learnt, patient_predictions, read_table
-from idh_lightning.files import replacing
+from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
+from idh_lightning.files import atomic_write
 from idh_lightning.reports import figures
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, group_in_words, in_words
@@ -28,7 +28,7 @@ FEWEST_CALLED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportedRun:
     """What a run folder holds; a table or mapping is empty where the run did not write it.
 
     Attributes:
@@ -86,12 +86,12 @@ class Run:
         return patient_predictions(rows, learnt).set_index("patient_id")
 
     @cached_property
-    def learnt(self) -> Learnt | Folds | None:
+    def learnt(self) -> PostProcessing | Folds | None:
         """Calibration, threshold and prediction sets of the run, of its folds, or None where it has none of its own."""
         if not {"operating_point", "calibration", "conformal", "baselines"} <= self.metrics.keys():
             return None
         pooled = "runs" in self.metrics["calibration"]
-        return Folds.from_metrics(self.metrics) if pooled else Learnt.from_metrics(self.metrics)
+        return Folds.from_metrics(self.metrics) if pooled else PostProcessing.from_metrics(self.metrics)
 
     def folder_of(self, study_id: str) -> Path:
         """Return the folder that holds the maps and panels of a study: that of its run where folds are pooled."""
@@ -102,7 +102,7 @@ class Run:
         return self.folder if run.empty else Path(str(folders.get(str(run.iloc[0]), self.folder)))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> ReportedRun:
     """Return the contract files of a run folder.
 
     Raises:
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run:
     pooled = metrics.get("runs")
     # Pooled runs: what they were made with, not how they were pooled.
     config = pooled.get("config", {}) if isinstance(pooled, Mapping) else config
-    return Run(
+    return ReportedRun(
         folder=folder,
         config=_resolved(config, config),
         cohort=_table(folder / "cohort.csv"),
@@ -141,7 +141,7 @@ def as_estimate(node: object) -> Estimate | None:
     return Estimate(value, low, high, None if n is None else int(n), node.get("why"))
 
 
-def exclusion_reasons(run: Run) -> dict[str, int]:
+def exclusion_reasons(run: ReportedRun) -> dict[str, int]:
     """Return how many studies each reason left out, the commonest first; a reason is the check, without its details."""
     if "reason" not in run.exclusions:
         return {}
@@ -149,7 +149,7 @@ def exclusion_reasons(run: Run) -> dict[str, int]:
     return {str(reason): int(n) for reason, n in reasons.value_counts().items()}
 
 
-def write_figures(run_folder: Path) -> dict[str, str]:
+def draw_run_figures(run_folder: Path) -> dict[str, str]:
     """Draw every figure that the contract files of a run allow, into its folder `figures`.
 
     Returns:
@@ -158,8 +158,8 @@ def write_figures(run_folder: Path) -> dict[str, str]:
     return save_figures(read_run(run_folder))
 
 
-def save_figures(run: Run) -> dict[str, str]:
-    """Draw the figures of a run that was read. See `write_figures`."""
+def save_figures(run: ReportedRun) -> dict[str, str]:
+    """Draw the figures of a run that was read. See `draw_run_figures`."""
     shown: dict[str, str] = {}
     for name, draw in _DRAWINGS.items():
         drawn = draw(run)
@@ -180,7 +180,7 @@ def save_figure(figure: Figure | Callable[..., Figure], words: str, path: Path) 
     if not isinstance(figure, Figure):
         drawn[f"narrow/{path.name}"] = figure(narrow=True)
     for name, one in drawn.items():
-        with replacing(path.parent / name) as temporary:
+        with atomic_write(path.parent / name) as temporary:
             one.savefig(temporary, dpi=150)
     return dict.fromkeys(drawn, words)
 
@@ -188,16 +188,18 @@ def save_figure(figure: Figure | Callable[..., Figure], words: str, path: Path) 
 Drawn = tuple[Figure | Callable[..., Figure], str] | None
 
 
-def _cohort_flow(run: Run) -> Drawn:
+def _cohort_flow(run: ReportedRun) -> Drawn:
     parts = cohort_parts(run)
     if parts is None:
         return None
     excluded = exclusion_reasons(run)
     words = "; ".join(f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in parts.items())
-    return figures.cohort_flow(excluded, parts), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
+    return figures.draw_cohort_flow(
+        excluded, parts
+    ), f"Cohort flow: {sum(excluded.values())} studies left out; {words}."
 
 
-def cohort_parts(run: Run) -> dict[str, tuple[int, int, int]] | None:
+def cohort_parts(run: ReportedRun) -> dict[str, tuple[int, int, int]] | None:
     """Studies, patients and mutant patients of each split, or None where the run has no table of its cohort."""
     if not {"split", "patient_id", "label"} <= set(run.cohort.columns):
         return None
@@ -210,7 +212,7 @@ def cohort_parts(run: Run) -> dict[str, tuple[int, int, int]] | None:
     return parts
 
 
-def _learning_curves(run: Run) -> Drawn:
+def _learning_curves(run: ReportedRun) -> Drawn:
     if not {"epoch", "step"} <= set(run.log.columns) or not any("/" in str(name) for name in run.log.columns):
         return None
     monitor = run.config.get("monitor")
@@ -221,7 +223,7 @@ def _learning_curves(run: Run) -> Drawn:
     return partial(figures.learning_curves, run.log, monitor=metric, mode=mode), words
 
 
-def _confusion_matrix(run: Run) -> Drawn:
+def _confusion_matrix(run: ReportedRun) -> Drawn:
     cells = run.node("confusion", "test")
     if not isinstance(cells, Mapping):
         return None
@@ -235,7 +237,7 @@ def _confusion_matrix(run: Run) -> Drawn:
     return figure, f"Confusion matrix: {words}."
 
 
-def _roc(run: Run) -> Drawn:
+def _roc(run: ReportedRun) -> Drawn:
     people = run.patients("test")
     if people["label"].nunique() < 2:
         return None
@@ -252,7 +254,7 @@ def _roc(run: Run) -> Drawn:
     )
 
 
-def _precision_recall(run: Run) -> Drawn:
+def _precision_recall(run: ReportedRun) -> Drawn:
     people = run.patients("test")
     if people["label"].nunique() < 2:
         return None
@@ -268,7 +270,7 @@ def _precision_recall(run: Run) -> Drawn:
     return figure, f"Precision-recall curve{words}; the prevalence is {people['label'].mean():.2f}."
 
 
-def _reliability(run: Run) -> Drawn:
+def _reliability(run: ReportedRun) -> Drawn:
     curves = run.node("curves", "test", "reliability")
     people = run.patients("test")
     if not isinstance(curves, Mapping) or "calibrated" not in curves or people.empty:
@@ -287,7 +289,7 @@ def _reliability(run: Run) -> Drawn:
     return figure, f"Observed share of mutants against predicted probability in groups of equal size.{words}"
 
 
-def _decision_curve(run: Run) -> Drawn:
+def _decision_curve(run: ReportedRun) -> Drawn:
     curves = run.node("decision_curves")
     if not isinstance(curves, Mapping) or "thresholds" not in curves:
         return None
@@ -307,7 +309,7 @@ def _decision_curve(run: Run) -> Drawn:
     )
 
 
-def _subgroups(run: Run) -> Drawn:
+def _subgroups(run: ReportedRun) -> Drawn:
     rows: list[tuple[str, Estimate]] = []
     for name, section in (run.node("subgroups") or {}).items():
         groups = section.get("groups", {})
@@ -331,7 +333,7 @@ def _subgroups(run: Run) -> Drawn:
     return draw, f"Forest plot. {words}."
 
 
-def _shift(run: Run) -> Drawn:
+def _shift(run: ReportedRun) -> Drawn:
     section = run.node("external", "shift")
     rows = [
         (in_words(str(name), COVARIATES), estimate)
@@ -353,7 +355,7 @@ def _shift(run: Run) -> Drawn:
     return figure, "Standardised differences: " + "; ".join(f"{name}: {e.text}" for name, e in rows) + "."
 
 
-def _runs(run: Run) -> Drawn:
+def _runs(run: ReportedRun) -> Drawn:
     each = run.node("runs", "test")
     if not isinstance(each, Mapping):
         return None
@@ -367,7 +369,7 @@ def _runs(run: Run) -> Drawn:
     return draw, f"{words}."
 
 
-def _baselines(run: Run) -> Drawn:
+def _baselines(run: ReportedRun) -> Drawn:
     rows = [("model (MRI)", run.auroc)]
     for name, section in (run.node("baselines") or {}).items():
         rows.append((in_words(name, BASELINES), as_estimate(section.get("test", {}).get("auroc"))))
@@ -383,7 +385,7 @@ def _baselines(run: Run) -> Drawn:
     return figure, "; ".join(f"{name}: ROC-AUC {estimate.text}" for name, estimate in known) + "."
 
 
-_DRAWINGS: dict[str, Callable[[Run], Drawn]] = {
+_DRAWINGS: dict[str, Callable[[ReportedRun], Drawn]] = {
     "cohort_flow": _cohort_flow,
     "learning_curves": _learning_curves,
     "roc": _roc,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import atomic_write, write_text
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
 from idh_lightning.reports.turning import turning_frames, turning_view
@@ -20,7 +20,7 @@ from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_view
 from idh_lightning.volumes import StoredVolume
 
 if TYPE_CHECKING:
-    from idh_lightning.inference.predictor import Answer, Predictor
+    from idh_lightning.inference.predictor import Predictor, StudyPrediction
 
 SETS = {
     "mutant": "mutant only: wildtype can be excluded",
@@ -31,7 +31,7 @@ SETS = {
 
 
 def write_page(
-    answer: Answer,
+    answer: StudyPrediction,
     study: Study,
     stored: StoredVolume,
     cam: NDArray[np.floating],
@@ -55,7 +55,7 @@ def write_page(
     figure = cam_panel(image, predictor.sequences, inside, None, stored.affine_ras, title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)
-    with replacing(output / f"{answer.study_id}.png") as temporary:
+    with atomic_write(output / f"{answer.study_id}.png") as temporary:
         temporary.write_bytes(png.getvalue())
     files = {name: study.files[name] for name in predictor.sequences if name in study.files}
     at_mm = cross_mm(tumour_planes(None, inside, inside.shape), stored.affine_ras)

@@ -10,7 +10,7 @@ from idh_lightning.reports.vocabulary import number
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of a report; cells are text and escaped by the template.
 
     Attributes:

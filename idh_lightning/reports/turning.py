@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 from idh_lightning.reports.page import render
 from idh_lightning.reports.panels import INK, MAP_COLOURS, MASK_COLOUR
-from idh_lightning.reports.viewer import SPACING_MM, Scene
+from idh_lightning.reports.viewer import VIEWER_SPACING_MM, Scene
 from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.brain import find_brain
 
@@ -67,7 +67,7 @@ def turning_frames(scene: Scene) -> list[Image.Image]:
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     """Write pictures as an animation that turns for ever."""
     packed = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         packed[0].save(temporary, "GIF", save_all=True, append_images=packed[1:], duration=FRAME_MS, loop=0)
 
 
@@ -91,7 +91,7 @@ def turning_view(frames: Sequence[Image.Image], name: str) -> Markup:
 def _emission_and_density(scene: Scene) -> NDArray[np.float32]:
     """Return [4, z, y, x]: red, green and blue that a voxel sends out, and how much of what is behind it takes away."""
     reference = next(iter(scene.sequences.values()))
-    grid = Geometry((1, 1, 1), (SPACING_MM,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
+    grid = Geometry((1, 1, 1), (VIEWER_SPACING_MM,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
     # To the orientation that finding a brain expects, and back.
     brain = find_brain(grid.image(np.ascontiguousarray(reference[:, ::-1, ::-1])))[0][:, ::-1, ::-1]
     parts = [(0.06 * _surface(brain), np.array(to_rgb("#d9d9d9"))[:, None, None, None])]

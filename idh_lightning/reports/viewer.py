@@ -24,7 +24,7 @@ from idh_lightning.volumes.reading import read_header, read_voxels
 
 logger = logging.getLogger(__name__)
 
-SPACING_MM = 2.0
+VIEWER_SPACING_MM = 2.0
 """Viewers sample this finely: at 1 mm one would weigh eight times as much, and the maps are smoother than this."""
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -69,10 +69,10 @@ def read_scene(
     heat = _read(cam)
     point_mm = _hottest_mm(heat) if at_mm is None else np.asarray(at_mm, dtype=np.float64)
     low, high = _reach(next(iter(images.values())))
-    origin_mm = point_mm - SPACING_MM * np.ceil((point_mm - low) / SPACING_MM)
-    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    origin_mm = point_mm - VIEWER_SPACING_MM * np.ceil((point_mm - low) / VIEWER_SPACING_MM)
+    affine = np.diag([VIEWER_SPACING_MM, VIEWER_SPACING_MM, VIEWER_SPACING_MM, 1.0])
     affine[:3, 3] = origin_mm
-    x, y, z = (int(n) for n in np.ceil((high - origin_mm) / SPACING_MM) + 1)
+    x, y, z = (int(n) for n in np.ceil((high - origin_mm) / VIEWER_SPACING_MM) + 1)
     grid = Geometry.from_affine((x, y, z), _LPS_RAS @ affine)
 
     def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear) -> NDArray[np.float32]:
@@ -100,7 +100,7 @@ def slice_viewer(scene: Scene, name: str) -> Markup:
     z, y, x = scene.cam.shape
     settings = {
         "size": [x, y, z],
-        "spacing": SPACING_MM,
+        "spacing": VIEWER_SPACING_MM,
         "origin": scene.origin_mm.tolist(),
         "at": scene.at_mm,
         "planes": [[plane, letters] for plane, (_, letters) in PLANES.items()],

@@ -40,13 +40,13 @@ from idh_lightning.cohort import (
     cohort_table,
     exclusions_table,
     faults_table,
-    settle,
+    raise_or_exclude,
     without_left_out,
 )
 from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.data import BankReport, FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, IDHError, SplitError
-from idh_lightning.files import locked, replacing, write_text
+from idh_lightning.files import atomic_write, locked, write_text
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
@@ -258,7 +258,7 @@ def prepare(
         report = replace(store.prepare(cohort.studies), note=note)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     try:
-        cohort = settle(cohort, report.faults, on_error=reader.on_error)
+        cohort = raise_or_exclude(cohort, report.faults, on_error=reader.on_error)
     except CohortError:
         write_cohort_report(found, run_folder / "cohort_report.html")
         found = replace(found, faults=tuple(fault for fault in found.faults if fault.severity == "warning"))
@@ -512,7 +512,7 @@ def _refuse_foreign(section: Any, file: Path) -> None:
 def add_to_checkpoint(file: Path, **content: Any) -> None:
     """Put further primitives into a checkpoint, replacing the file in one step."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         torch.save(checkpoint | content, temporary)
 
 

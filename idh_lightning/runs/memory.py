@@ -27,7 +27,7 @@ LEAST = "low_memory"
 SMALLEST_BATCH = 2
 """Studies over which BatchNorm is still asked to average."""
 
-SIGNS = (
+OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",  # torch on a CPU
     "Cannot allocate memory",  # the operating system
     "is killed by signal: Killed",  # the operating system, of a worker process
@@ -84,7 +84,9 @@ def require_memory(model: IDHClassifier, data: IDHDataModule, *, accumulate: int
 
 
 @contextmanager
-def advising(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool) -> Iterator[None]:
+def advise_on_out_of_memory(
+    model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool
+) -> Iterator[None]:
     """Turn running out of memory inside into one error that names overrides that need less.
 
     Args:
@@ -109,7 +111,7 @@ def advising(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_g
 def is_shortage(error: BaseException) -> bool:
     """Return whether an error says that there is not enough memory."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(sign in str(error) for sign in SIGNS)
+    return known or any(sign in str(error) for sign in OUT_OF_MEMORY_WORDS)
 
 
 def plan_of(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:

@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from idh_lightning.errors import CheckpointError, ConfigError
-from idh_lightning.files import UNFINISHED, replacing, write_json, write_text
+from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 LATER_STARTS = ".hydra/later"
 """Where Hydra writes what a run was started with again: the recipe in .hydra stays as it was first written."""
 
-PATIENCE_S = 10
+CLAIM_PATIENCE_S = 10
 """How long a folder may still be held by the worker processes of a killed run."""
 
 
@@ -49,7 +49,7 @@ def claimed(run_folder: Path) -> Iterator[None]:
     owner = run_folder / ".running"
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(run_folder / ".running.lock", timeout=PATIENCE_S, is_singleton=True))
+            held.enter_context(FileLock(run_folder / ".running.lock", timeout=CLAIM_PATIENCE_S, is_singleton=True))
         except Timeout as error:
             who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
             raise ConfigError(
@@ -172,7 +172,7 @@ def weights_of(other: Path) -> Path | None:
     return None
 
 
-def adopt(other: Path, run_folder: Path) -> None:
+def copy_training_state(other: Path, run_folder: Path) -> None:
     """Copy the state of another run's training into a run folder, so that it goes on there.
 
     Args:
@@ -184,7 +184,7 @@ def adopt(other: Path, run_folder: Path) -> None:
         return
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
         if (source / name).is_file():
-            with replacing(run_folder / name) as temporary:
+            with atomic_write(run_folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)
 
 
@@ -212,7 +212,7 @@ def read_last(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def follow(last: Path, content: dict[str, Any]) -> None:
+def repoint_checkpoint_paths(last: Path, content: dict[str, Any]) -> None:
     """Make a last.ckpt that was moved or copied remember the best checkpoint beside it, not where both came from.
 
     Args:
@@ -230,5 +230,5 @@ def follow(last: Path, content: dict[str, Any]) -> None:
                 state[key] = value.replace(before, folder)
             elif isinstance(value, dict):
                 state[key] = {str(path).replace(before, folder): score for path, score in value.items()}
-    with replacing(last) as temporary:
+    with atomic_write(last) as temporary:
         torch.save(content, temporary)

@@ -19,13 +19,13 @@ from sklearn.ensemble import RandomForestRegressor
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import relation
-from idh_lightning.files import replacing, write_text
+from idh_lightning.files import atomic_write, write_text
 from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
 from idh_lightning.reports.vocabulary import number
 
 logger = logging.getLogger(__name__)
 
-METRICS: tuple[tuple[str, str], ...] = (("validation", "auroc"), ("test", "auroc"), ("test", "accuracy"))
+SWEEP_METRICS: tuple[tuple[str, str], ...] = (("validation", "auroc"), ("test", "auroc"), ("test", "accuracy"))
 """Split and metric of the columns of sweep.csv."""
 
 TRAINING_PATIENTS = "split.training_patients"
@@ -78,7 +78,7 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     if TRAINING_PATIENTS in varied:
         drawn["learning_curve"] = _curve(table, TRAINING_PATIENTS, "test", "auroc")
     for name, figure in drawn.items():
-        with replacing(folder / f"{name}.png") as temporary:
+        with atomic_write(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120)
     for name in ("sweep.csv", *(f"{name}.png" for name in drawn)):
         if (folder / name).is_file():
@@ -134,7 +134,7 @@ def sweep_table(runs: Sequence[SweepRun], varied: Sequence[str]) -> pd.DataFrame
     rows = []
     for run in runs:
         row: dict[str, Any] = {"run": run.folder.name} | {name: run.settings.get(name) for name in varied}
-        for split, metric in METRICS:
+        for split, metric in SWEEP_METRICS:
             entry = run.metrics.get(split, {}).get(metric) or {}
             row[f"{split}_{metric}"] = entry.get("value")
             row |= {f"{split}_{metric}_{end}": entry.get(end) for end in ("low", "high")}

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from idh_lightning.errors import ConfigError, VolumeError
-from idh_lightning.machine import side_by_side
+from idh_lightning.machine import map_in_threads
 
 Background = float | Literal["minimum"]
 Box = tuple[slice, slice, slice]
@@ -602,7 +602,7 @@ def _resample(tensor: Tensor, mapping: _SamplingMap, mode: str, background: Tens
     # torch 2.14 gives each volume of a batch one core, and this is one volume.
     slabs = torch.get_num_threads() if tensor.device.type == "cpu" else 1
     edges = np.linspace(seen[0].start, seen[0].stop, slabs + 1).astype(int).tolist()
-    side_by_side(resample, [slice(*ends) for ends in pairwise(edges) if ends[0] < ends[1]])
+    map_in_threads(resample, [slice(*ends) for ends in pairwise(edges) if ends[0] < ends[1]])
     return out
 
 

@@ -11,7 +11,7 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from idh_lightning.errors import VolumeError
-from idh_lightning.files import replacing
+from idh_lightning.files import atomic_write
 from idh_lightning.volumes.reading import Geometry
 from idh_lightning.volumes.store import StoredVolume
 
@@ -71,7 +71,7 @@ def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) ->
     image.set_qform(geometry.affine_ras, code=1)
     image.set_sform(geometry.affine_ras, code=1)
     image.header.set_xyzt_units("mm")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(igzip.compress(image.to_bytes(), compresslevel=2, mtime=0))
 
 

@@ -34,10 +34,10 @@ from idh_lightning.volumes.reading import Geometry
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
+STORE_FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
 
-CHECKS = 1
+STORE_CHECKS = 1
 """Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
 augmentation depend on."""
 
@@ -132,7 +132,7 @@ class VolumeStore:
         """
         self.preprocessing = preprocessing
         self.sequences = tuple(sequences)
-        made = json.dumps([FORMAT, self.sequences, preprocessing.settings()], sort_keys=True).encode()
+        made = json.dumps([STORE_FORMAT, self.sequences, preprocessing.settings()], sort_keys=True).encode()
         name = "x".join(map(str, preprocessing.shape)) + f"_{preprocessing.crop}_{hashlib.sha256(made).hexdigest()[:8]}"
         self.folder = Path(folder).absolute() / name
         self._keys: dict[str, str] = {}
@@ -153,7 +153,7 @@ class VolumeStore:
             with path.open("rb") as file:
                 files[name] = [path.name, hashlib.file_digest(file, "sha256").hexdigest()]
         content = {
-            "format": FORMAT,
+            "format": STORE_FORMAT,
             "study_id": study.study_id,
             "files": files,
             "sequences": self.sequences,
@@ -290,8 +290,8 @@ class VolumeStore:
             for name, array in arrays.items():
                 np.save(partial / f"{name}.npy", array, allow_pickle=False)
             entry = {
-                "format": FORMAT,
-                "checks": CHECKS,
+                "format": STORE_FORMAT,
+                "checks": STORE_CHECKS,
                 "key": key,
                 "study_id": study_id,
                 "sequences": self.sequences,
@@ -383,9 +383,9 @@ def _read_entry(folder: Path) -> dict[str, Any]:
     """Return the description of an entry, after the checks that cost nothing: presence, format, sizes."""
     try:
         entry = cast(dict[str, Any], json.loads((folder / _ENTRY).read_text(encoding="utf-8")))
-        if entry["format"] != FORMAT or entry["key"] != folder.name:
+        if entry["format"] != STORE_FORMAT or entry["key"] != folder.name:
             raise _DamageError(f"{_ENTRY} is of another entry")
-        if entry.get("checks") != CHECKS:
+        if entry.get("checks") != STORE_CHECKS:
             raise _OutdatedError("its images were checked by another version")
         for name, array in entry["arrays"].items():
             size = (folder / f"{name}.npy").stat().st_size
