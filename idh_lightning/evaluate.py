@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import lightning
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from idh_lightning.callbacks import Provenance
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort, Exclusion
 from idh_lightning.cohort.leakage import MEANS
-from idh_lightning.errors import CheckpointError, CohortError, ConfigError
+from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.evaluation import (
     DevelopmentCohort,
-    PostProcessing,
+    ImageCovariates,
     compare_with_internal,
     covariate_shift,
     covariate_summary,
@@ -28,14 +27,16 @@ from idh_lightning.evaluation import (
 from idh_lightning.files import write_json, write_text
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.runs import assembly
-from idh_lightning.train import refuse_other_sequences, silence_library_warnings, summarise, write_features
+from idh_lightning.runs.assembly import Run, assemble
+from idh_lightning.runs.rehearsal import check
+from idh_lightning.runs.stages import write_features
+from idh_lightning.runs.summary import print_summary
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def evaluate(config: DictConfig) -> dict[str, Any]:
     """Predict, evaluate, explain and report a cohort with what a checkpoint has learnt; return its metrics.
 
     Nothing is learnt from the cohort. Writes a run folder as training does, but for checkpoints.
@@ -44,102 +45,80 @@ def run(config: DictConfig) -> dict[str, Any]:
         CheckpointError: If the checkpoint cannot be used, or was written by a run that did not come to its report.
         CohortError: If the cohort has faults, or patients whom the checkpoint was trained or chosen on.
     """
-    silence_library_warnings()
     _check_settings(config)
-    file = assembly.checkpoint_file(Path(config.checkpoint))
-    model = assembly.load_classifier(file)
-    learnt, development = _brought_along(file)
-    _take_over(config, model.recipe)
-    assembly.checked(config)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    run_folder = Path(config.paths.run)
-
-    began = time.perf_counter()
-
-    def screen(cohort: Cohort, store: VolumeStore) -> Cohort:
-        return without_seen(
-            cohort, store, development, means=config.seen_by, exclude=config.seen == "exclude", checkpoint=file
-        )
-
-    prepared = assembly.prepare(config, screen=screen)
-    refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, file)
-    known = {
-        "cohort": prepared.cohort.name,
-        "sequences": list(prepared.cohort.sequences),
-        "weights": model.network.weights_origin.as_dict(),
-        "checkpoint": str(file),
-        "trained_on": development.cohort,
-    }
-    trainer = assembly.trainer(config, prepared, known)
-    provenance = next(callback for callback in trainer.callbacks if isinstance(callback, Provenance))  # type: ignore[attr-defined]
-    provenance.add_seconds("prepare", time.perf_counter() - began)
-    data = assembly.data_module(config, prepared)
+    checkpoint = Checkpoint.read(config.checkpoint)
+    post_processing, development = checkpoint.reported()
+    _take_over(config, checkpoint.recipe)
+    check(config)
+    screen = partial(without_seen, checkpoint=checkpoint, means=config.seen_by, exclude=config.seen == "exclude")
+    run = assemble(config, checkpoint=checkpoint, screen=screen)
+    training, prepared = run.training, run.prepared
+    assert training is not None
     with freed_memory_kept():
-        trainer.test(model, datamodule=data, verbose=False)
+        training.trainer.test(training.model, datamodule=training.data, verbose=False)
 
     began = time.perf_counter()
     described = image_covariates(prepared.cohort.studies, prepared.store)
-    predictions = run_folder / "predictions.csv"
-    evaluation = assembly.evaluation(config)
-    results = evaluation(
+    predictions = run.folder / "predictions.csv"
+    results = run.evaluation(
         read_table(predictions),
-        read_table(run_folder / "cohort.csv"),
-        write_features(described, run_folder),
-        learnt,
+        read_table(run.folder / "cohort.csv"),
+        write_features(described, run.folder),
+        post_processing,
     )
     write_text(predictions, results.predictions.to_csv(index=False))
-    studies = prepared.cohort.studies
-    shared = development.seen.find(studies, described.fingerprints, means=config.seen_by, splits=("test",))
-    metrics: dict[str, Any] = results.metrics | {
-        "external": {
-            "trained_on": development.cohort,
-            "n_train": development.covariates["n"],
-            "left_out": int(sum(exclusion.reason.startswith("seen_in_") for exclusion in prepared.cohort.exclusions)),
-            "seen_by": list(config.seen_by),
-            **compare_with_internal(
-                {"confidence": development.confidence, "test": development.test},
-                results.metrics["test"],
-                confidence=evaluation.confidence,
-                shared=len({sighting.study.patient_id for sighting in shared}),
-            ),
-            "shift": covariate_shift(
-                development.covariates,
-                covariate_summary(prepared.table, described.covariates),
-                confidence=evaluation.confidence,
-            ),
-        }
-    }
-    write_json(run_folder / "metrics.json", metrics)
-    provenance.add_seconds("report", time.perf_counter() - began)
-    provenance.write()
-    write_report(run_folder)
-    summarise(metrics, run_folder)
+    external = _compared(run, development, described, results.metrics["test"], means=config.seen_by)
+    metrics: dict[str, Any] = results.metrics | {"external": external}
+    write_json(run.folder / "metrics.json", metrics)
+    training.provenance.add_seconds("report", time.perf_counter() - began)
+    training.provenance.write()
+    write_report(run.folder)
+    print_summary(metrics, run.folder)
     return metrics
 
 
+def _compared(
+    run: Run, development: DevelopmentCohort, described: ImageCovariates, test: Mapping[str, Any], *, means: list[str]
+) -> dict[str, Any]:
+    """Comparison of a cohort with the internal test patients and, in its covariates, with the training patients."""
+    cohort, confidence = run.prepared.cohort, run.evaluation.confidence
+    shared = development.seen.find(cohort.studies, described.fingerprints, means=means, splits=("test",))
+    return {
+        "trained_on": development.cohort,
+        "n_train": development.covariates["n"],
+        "left_out": int(sum(exclusion.reason.startswith("seen_in_") for exclusion in cohort.exclusions)),
+        "seen_by": list(means),
+        **compare_with_internal(
+            {"confidence": development.confidence, "test": development.test},
+            test,
+            confidence=confidence,
+            shared=len({sighting.study.patient_id for sighting in shared}),
+        ),
+        "shift": covariate_shift(
+            development.covariates,
+            covariate_summary(run.prepared.table, described.covariates),
+            confidence=confidence,
+        ),
+    }
+
+
 def without_seen(
-    cohort: Cohort,
-    store: VolumeStore,
-    development: DevelopmentCohort,
-    *,
-    means: list[str],
-    exclude: bool,
-    checkpoint: Path,
+    cohort: Cohort, store: VolumeStore, *, checkpoint: Checkpoint, means: list[str], exclude: bool
 ) -> Cohort:
-    """Return a cohort without the patients whom a network was trained or chosen on.
+    """Cohort without the patients whom a network was trained or chosen on.
 
     Args:
         cohort: Its volumes are in the store.
         store: Knows the hashes of the images.
-        development: From the checkpoint.
+        checkpoint: Of the network.
         means: How patients are recognised, some of "patient_id" and "image".
         exclude: Whether they are left out, with the reason; else they are an error.
-        checkpoint: For the message.
 
     Raises:
         CohortError: Listing all of them with the remedy.
     """
     fingerprints = {study.study_id: list(store.open(study).fingerprints.values()) for study in cohort.studies}
+    _, development = checkpoint.reported()
     found = development.seen.find(cohort.studies, fingerprints, means=means)
     if not found:
         return cohort
@@ -148,7 +127,7 @@ def without_seen(
         patients = dict.fromkeys(sighting.study.patient_id for sighting in found)
         raise CohortError(
             f"cohort {cohort.name}: {len(found)} studies of {len(patients)} patients were used to train or choose "
-            f"{checkpoint}; expected patients that it has not seen.\n" + "\n".join(rows) + "\nLeave them out with "
+            f"{checkpoint.file}; expected patients that it has not seen.\n" + "\n".join(rows) + "\nLeave them out with "
             f"cohort.exclude=[{','.join(patients)}], or all at once with seen=exclude. If the two cohorts merely "
             "number their patients alike, compare the images only: seen_by=[image]."
         )
@@ -173,18 +152,7 @@ def _check_settings(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _brought_along(file: Path) -> tuple[PostProcessing, DevelopmentCohort]:
-    """Return what a run put into its checkpoint when it reported."""
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if not {"learnt", "development"} <= set(content):
-        raise CheckpointError(
-            f"{file}: holds no threshold, calibration and patients; expected a checkpoint of a run that wrote its "
-            "report (best.ckpt). Report that run: stages=[report] hydra.run.dir=RUN and the overrides it was made with."
-        )
-    return PostProcessing.from_dict(content["learnt"]), DevelopmentCohort.from_dict(content["development"])
-
-
-def _take_over(config: DictConfig, recipe: dict[str, Any]) -> None:
+def _take_over(config: DictConfig, recipe: Mapping[str, Any]) -> None:
     """Put what the checkpoint decides into the configuration: preprocessing, sequences, explanation."""
     with open_dict(config):
         config.data.preprocessing = recipe["preprocessing"]
@@ -197,7 +165,7 @@ def _take_over(config: DictConfig, recipe: dict[str, Any]) -> None:
 @entry("evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate what the command line composes."""
-    run(config)
+    evaluate(config)
 
 
 if __name__ == "__main__":

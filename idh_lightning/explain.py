@@ -31,25 +31,29 @@ from idh_lightning.attribution import (
     sign_scores,
 )
 from idh_lightning.attribution.faithfulness import deletion_insertion
+from idh_lightning.attribution.library import methods_named
 from idh_lightning.attribution.maps import explaining
 from idh_lightning.attribution.sanity import between, cascade, shifts
 from idh_lightning.attribution.sanity import table as sanity_table
 from idh_lightning.attribution.sequence_importance import shapley
 from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.callbacks.maps import beside_drawing, drawing, panel_of, reference_maps_of, rows_of
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import entry
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import SPLITS, Study
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
+from idh_lightning.machine import torch_device
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
-from idh_lightning.runs import assembly
+from idh_lightning.runs.assembly import prepare
+from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.state import started_in
-from idh_lightning.train import refuse_other_sequences, silence_library_warnings
 from idh_lightning.volumes import StoredVolume, VolumeStore, codes_on_grid, write_map
 
 logger = logging.getLogger(__name__)
@@ -116,7 +120,7 @@ class MapComparison:
             cohort: Name of the cohort of the studies.
             trained_on: Name of the cohort that the network was trained on.
         """
-        methods = assembly.methods(self.methods, network)
+        methods = methods_named(self.methods, network)
         names = [method.name for method in methods]
         studies = studies if self.studies is None else _some(studies, self.studies)
         scores, by_sign, seconds = self._scored(network, store, studies, training, methods, learnt)
@@ -259,9 +263,9 @@ class MapComparison:
                 "randomised tail": random,
                 "shifted": shifts(method, network, volumes),
             }
-            for check, networks in others.items():
+            for kind, networks in others.items():
                 pairs = [between(method, {"this": network, "other": other}, volumes) for other in networks]
-                results[method.name][check] = pd.concat(pairs)
+                results[method.name][kind] = pd.concat(pairs)
         cascades = pd.concat([found["randomised"].assign(method=name) for name, found in results.items()])
         return sanity_table(results), cascades
 
@@ -431,14 +435,13 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def explain(config: DictConfig) -> dict[str, Any]:
     """Explain what the configuration names by all methods, and return the content of explanations.json.
 
     Raises:
         CheckpointError: If the checkpoint cannot be used or does not belong to a run whose cohort could be taken.
         ConfigError: If the output is the folder of a run, or maps are to be compared and no studies to do it on.
     """
-    silence_library_warnings()
     if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
         raise ConfigError("checkpoint: found none; expected a run folder or a .ckpt. Give checkpoint=PATH.")
     folder = Path(config.paths.run)
@@ -452,60 +455,52 @@ def run(config: DictConfig) -> dict[str, Any]:
             "other_seeds, permuted_labels: found runs to compare maps with, and explanation.sanity_studies=0; expected "
             "at least 1. Set it, or name no runs."
         )
-    device = assembly.device(str(config.device))
-    file = assembly.checkpoint_file(Path(config.checkpoint))
-    model, learnt = assembly.load_classifier(file), learnt_of(file)
+    device = torch_device(str(config.device))
+    checkpoint = Checkpoint.read(config.checkpoint)
     others = {
-        check: [_like(model.recipe, Path(other)).to(device).eval() for other in runs]
+        check: [_like(checkpoint.recipe, other).to(device).eval() for other in runs]
         for check, runs in (("other seed", config.other_seeds), ("permuted labels", config.permuted_labels))
         if runs
     }
     if config.part not in SPLITS:
         raise ConfigError(f"part: found '{config.part}'; expected one of {', '.join(SPLITS)}. Correct it.")
     own = config.get("cohort") is None
-    _take_over(config, model.recipe, file if own else None)
-    assembly.checked(config)
+    _take_over(config, checkpoint.recipe, checkpoint.file if own else None)
+    check(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    prepared = assembly.prepare(config)
-    refuse_other_sequences(model.recipe["sequences"], prepared.cohort.sequences, file)
-    network = model.network.to(device).eval()
-    parts = assembly.studies_by_split(prepared)
-    content: dict[str, Any] = assembly.map_comparison(config)(
-        network,
+    prepared = prepare(config)
+    checkpoint.require_sequences(prepared.cohort.sequences)
+    parts = prepared.by_split
+    content: dict[str, Any] = instantiate_section(config.explanation)(
+        checkpoint.network().to(device),
         prepared.store,
         parts[config.part if own else "test"],
         parts["train"],
-        learnt=learnt,
+        learnt=checkpoint.post_processing,
         sequences=prepared.cohort.sequences,
         folder=folder,
         others=others,
         cohort=prepared.cohort.name,
-        trained_on=str(model.recipe.get("cohort", "")),
+        trained_on=str(checkpoint.recipe.get("cohort", "")),
     )
     print_map_scores(content, folder)
     return content
 
 
-def learnt_of(file: Path) -> PostProcessing | None:
-    """Return the threshold and calibration of a checkpoint; None where its run did not come to its report."""
-    content = assembly.read_checkpoint(file)[1]
-    return PostProcessing.from_dict(content["learnt"]) if "learnt" in content else None
-
-
-def _like(recipe: Mapping[str, Any], run: Path) -> StemTailNetwork:
+def _like(recipe: Mapping[str, Any], run: str) -> StemTailNetwork:
     """Return the network of another run.
 
     Raises:
         CheckpointError: If it is another kind of network or learnt from volumes of another kind.
     """
-    other = assembly.load_classifier(run)
+    other = Checkpoint.read(run)
     differ = [key for key in ("model", "preprocessing", "sequences") if other.recipe[key] != recipe[key]]
     if differ:
         raise CheckpointError(
             f"{run}: has another {' and '.join(differ)} than the run that is explained; expected runs that differ in "
             "seed or labels alone. Give another run."
         )
-    return other.network
+    return other.network()
 
 
 def _take_over(config: DictConfig, recipe: Mapping[str, Any], run_of: Path | None) -> None:
@@ -582,7 +577,7 @@ def print_map_scores(content: Mapping[str, Any], folder: Path) -> None:
 @entry("explain")
 def main(config: DictConfig) -> None:
     """Explain what the command line composes."""
-    run(config)
+    explain(config)
 
 
 if __name__ == "__main__":

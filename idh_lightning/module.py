@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
+from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import NetworkOutput, StemTailNetwork
@@ -128,7 +129,7 @@ class IDHClassifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the recipe beside the weights, so that the file can be used on its own."""
-        checkpoint["recipe"] = self.recipe
+        checkpoint |= {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
 
     def _answer(self, batch: Batch) -> NetworkOutput:
         return self.network.answer(self.network.stem(batch.volumes))

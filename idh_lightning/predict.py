@@ -28,7 +28,7 @@ SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
 
 
-def run(config: DictConfig) -> list[StudyPrediction]:
+def predict(config: DictConfig) -> list[StudyPrediction]:
     """Answer for every study of the input, write what is promised into the output folder, and return the answers.
 
     Raises:
@@ -65,7 +65,7 @@ def run(config: DictConfig) -> list[StudyPrediction]:
     else:
         studies = predictor.found(files or source)
     answers = list(predictor.answers(studies, output))
-    write_tables(answers, predictor, output)
+    write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output)
     return answers
 
@@ -81,7 +81,7 @@ def _studies_of_series(
 ) -> list[NewStudy]:
     """Show what the tags of DICOM series say, and return the studies where that is confirmed or said by the user."""
     Console().print(series_table(series))
-    unnamed = [name for name in predictor.sequences if name not in named]
+    unnamed = [name for name in predictor.ensemble.sequences if name not in named]
     if unnamed and not confirmed:
         raise ConfigError(
             f"input: {folder} holds DICOM series, and which is {', '.join(unnamed)} was guessed from their tags; "
@@ -89,7 +89,9 @@ def _studies_of_series(
             "t1c=8 t2=4."
         )
     return [
-        new_study_of_series(theirs, output / "dicom", study_id=study_id, named=named, sequences=predictor.sequences)
+        new_study_of_series(
+            theirs, output / "dicom", study_id=study_id, named=named, sequences=predictor.ensemble.sequences
+        )
         for study_id, theirs in by_study(series, folder).items()
     ]
 
@@ -115,7 +117,7 @@ def _summarise(answers: Sequence[StudyPrediction], output: Path) -> None:
 @entry("predict")
 def main(config: DictConfig) -> None:
     """Answer for what the command line names; the exit status is 3 where a study has no answer."""
-    if not all(answer.given for answer in run(config)):
+    if not all(answer.given for answer in predict(config)):
         sys.exit(SOME_WITHOUT_ANSWER)
 
 

@@ -13,22 +13,23 @@ from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write
 from idh_lightning.reports.panels import study_panel
-from idh_lightning.runs import assembly
+from idh_lightning.runs.assembly import prepare as prepare_configured
+from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
 
-def run(config: DictConfig) -> PrepareReport:
+def prepare(config: DictConfig) -> PrepareReport:
     """Prepare the cohort of a configuration, write and print what was found, and return what preparing it took.
 
     Raises:
         CohortError: If there are errors and `cohort.on_error` is "raise".
     """
-    assembly.checked(config)
+    check(config)
     folder = Path(config.paths.run)
-    prepared = assembly.prepare(config, must_split=False)
+    prepared = prepare_configured(config, must_split=False)
     cohort, store, report = prepared.cohort, prepared.store, prepared.report
     if config.figures:
-        write_figures(cohort, store, folder / "figures")
+        write_study_panels(cohort, store, folder / "figures")
     Console(soft_wrap=True).print(
         f"{len(cohort.studies)} studies of {len({study.patient_id for study in cohort.studies})} patients are ready, "
         f"{len(cohort.exclusions)} excluded; {report.built} volumes made and {report.reused} found "
@@ -38,7 +39,7 @@ def run(config: DictConfig) -> PrepareReport:
     return report
 
 
-def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
+def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
     """Write one picture per study: what the network will be given, with the tumour outlined, in three planes."""
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
@@ -51,7 +52,7 @@ def write_figures(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
 @entry("prepare")
 def main(config: DictConfig) -> None:
     """Prepare the cohort that the command line composes."""
-    run(config)
+    prepare(config)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from idh_lightning.callbacks import Provenance
 from idh_lightning.cli.entry import entry
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
     Evaluation,
@@ -30,25 +31,24 @@ from idh_lightning.files import atomic_write, write_json, write_text
 from idh_lightning.reports.comparison_page import write_comparison
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.reports.run_tables import ReportedRun, read_run
-from idh_lightning.runs import assembly
+from idh_lightning.runs.rehearsal import check
+from idh_lightning.runs.summary import print_summary
 from idh_lightning.runs.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
-from idh_lightning.train import silence_library_warnings, summarise
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def report(config: DictConfig) -> dict[str, Any]:
     """Pool or compare runs, as their test patients are disjoint or the same; return the content of metrics.json.
 
     Raises:
         ConfigError: If no runs are named, or one is no run folder.
         EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
     """
-    silence_library_warnings()
-    assembly.checked(config)
+    check(config)
     named = [] if OmegaConf.is_missing(config, "runs") or not config.runs else config.runs
     folders, left_out = run_folders([named] if isinstance(named, str) else list(named))
-    return report_runs(folders, assembly.evaluation(config), Path(config.paths.run), left_out=left_out)
+    return report_runs(folders, instantiate_section(config.evaluation), Path(config.paths.run), left_out=left_out)
 
 
 def report_runs(
@@ -99,7 +99,7 @@ def report_runs(
     provenance.write()
     if found == "folds":
         write_report(run_folder)
-        summarise(metrics, run_folder)
+        print_summary(metrics, run_folder)
     else:
         path = write_comparison(run_folder)
         Console().print(f"{'report.html':>16}  {path}", soft_wrap=True, highlight=False)
@@ -127,7 +127,9 @@ class SweepReport(Callback):
         for number, group in enumerate(groups):
             folders = {run.folder.name: run.folder for run in group}
             report_runs(
-                folders, assembly.evaluation(config), folder / ("pooled" if len(groups) == 1 else f"pooled_{number}")
+                folders,
+                instantiate_section(config.evaluation),
+                folder / ("pooled" if len(groups) == 1 else f"pooled_{number}"),
             )
 
 
@@ -257,7 +259,7 @@ def _natural(path: Path) -> tuple[int, str]:
 @entry("report")
 def main(config: DictConfig) -> None:
     """Report the runs that the command line names."""
-    run(config)
+    report(config)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,16 @@ from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning import explain as explanation
 from idh_lightning.attribution import SCORES
+from idh_lightning.attribution.library import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.callbacks.maps import reference_maps_of
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
 from idh_lightning.phantom import PhantomCohort, SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
-from idh_lightning.runs import assembly
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
 
 
@@ -107,7 +108,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
         *(f"explanation.{key}_studies=2" for key in ("faithfulness", "sanity", "sequence")),
         *("explanation.donors=2", "explanation.bootstrap=100", "device=cpu"),
     )
-    explanation.run(config)
+    explanation.explain(config)
     return place / "out"
 
 
@@ -177,25 +178,25 @@ def test_a_page_is_made_of_what_is_in_its_folder(explained: Path, tmp_path: Path
 def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -> None:
     (tmp_path / "predictions.csv").write_text("study_id\n")
     with pytest.raises(ConfigError, match="is the folder of a run"):
-        explanation.run(configured(f"checkpoint={tmp_path}", f"output={tmp_path}"))
+        explanation.explain(configured(f"checkpoint={tmp_path}", f"output={tmp_path}"))
     run = write_checkpoint(tmp_path / "run", tiny_cohort(tmp_path / "heads", 8))
     with pytest.raises(CheckpointError, match="its cohort is not known"):
-        explanation.run(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
+        explanation.explain(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
     other = write_checkpoint(tmp_path / "other", tiny_cohort(tmp_path / "heads", 8))
     content = torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)
     content["recipe"]["preprocessing"]["grid"] = 48
     torch.save(content, other / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"other: has another preprocessing than the run that is explained"):
-        explanation.run(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{other}]"))
+        explanation.explain(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{other}]"))
     settings = (f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{run}]")
     with pytest.raises(ConfigError, match=r"found runs to compare maps with, and explanation\.sanity_studies=0"):
-        explanation.run(configured(*settings, "explanation.sanity_studies=0"))
-    network = assembly.load_classifier(run).network
-    assert "Evidence" in {method.name for method in assembly.methods(None, network)}
+        explanation.explain(configured(*settings, "explanation.sanity_studies=0"))
+    network = Checkpoint.read(run).network()
+    assert "Evidence" in {method.name for method in methods_named(None, network)}
     network.focus = None
-    assert "Evidence" not in {method.name for method in assembly.methods(None, network)}
+    assert "Evidence" not in {method.name for method in methods_named(None, network)}
     with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
-        assembly.methods(["grad_cam", "guess"], network)
+        methods_named(["grad_cam", "guess"], network)
 
 
 def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: PhantomCohort, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from idh_lightning.cohort import SEQUENCES, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.inference import exported
+from idh_lightning.inference.ensemble import Member
 from idh_lightning.inference.exported import EXPORT_SUFFIXES, METADATA, Format, PortableNetwork, export, loaded
-from idh_lightning.inference.predictor import Member
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.volumes import Preprocessing
 

@@ -24,7 +24,7 @@ from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import StorageError, exits_with_message
 from idh_lightning.files import locked
 from idh_lightning.phantom.cohort import PhantomCohort
-from idh_lightning.prepare import run
+from idh_lightning.prepare import prepare
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def table(shared: Path) -> Path:
 def prepared(table: Path, own: Path, *overrides: str) -> object:
     where = [f"cohort.table={table}", f"paths.store={table.parent}/store", f"paths.run={own}"]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return run(compose("prepare", ["cohort=table", "name=x", "data.grid=16", *where, *overrides]))
+        return prepare(compose("prepare", ["cohort=table", "name=x", "data.grid=16", *where, *overrides]))
 
 
 def test_a_second_user_takes_the_volumes_of_a_store_that_only_its_owner_may_write(table: Path) -> None:

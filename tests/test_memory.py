@@ -16,15 +16,16 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.instantiation import factory
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import MemoryShortageError
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
 from idh_lightning.models.memory import kept_for_backward
 from idh_lightning.models.network import _precision_on_cpu
 from idh_lightning.module import IDHClassifier
-from idh_lightning.runs import assembly
 from idh_lightning.runs import memory as memory_plan
 from idh_lightning.runs.memory import Plan, advise_on_out_of_memory, is_shortage, lighter_plans, plan_of, require_memory
+from idh_lightning.runs.rehearsal import check
 
 Maker = Callable[..., StemTailNetwork]
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
@@ -177,13 +178,14 @@ def test_each_lighter_plan_keeps_less_for_the_backward_pass_and_the_last_one_nee
 
 def test_the_least_demanding_experiment_composes_and_its_optimizer_goes_with_the_schedule(small_network: Maker) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = assembly.checked(compose("train", ["experiment=low_memory", "name=least", "paths.run=unused"]))
+        config = compose("train", ["experiment=low_memory", "name=least", "paths.run=unused"])
+    check(config)
     assert config.model.checkpoint_tail
     assert config.data.batches._target_.endswith("FeatureBankDataModule")
     parameters = [p for p in small_network().parameters() if p.requires_grad]
-    optimizer = assembly.factory(config.optimizer)(parameters)
+    optimizer = factory(config.optimizer)(parameters)
     assert isinstance(optimizer, timm.optim.Adafactor)
-    assembly.factory(config.scheduler)(optimizer, total_steps=10).step()
+    factory(config.scheduler)(optimizer, total_steps=10).step()
 
 
 def plan(overrides: str, gigabytes: float) -> Plan:
@@ -285,7 +287,7 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
 ) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
-    network = assembly.factory(config.model)(in_channels=4)
+    network = factory(config.model)(in_channels=4)
     edge = max(config.data.grid)  # the cube, which needs more
     data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)

@@ -64,9 +64,13 @@ def test_importing_the_package_imports_no_torch() -> None:
 def test_the_probability_is_that_of_the_network_itself(predictor: Predictor, patient: Path) -> None:
     (answer,) = predictor.predict(patient)
     study = new_studies(patient)[0].study
-    image = predictor.preprocessing(study, predictor.sequences).image.astype(np.float16).astype(np.float32)
+    image = (
+        predictor.ensemble.preprocessing(study, predictor.ensemble.sequences)
+        .image.astype(np.float16)
+        .astype(np.float32)
+    )
     with torch.no_grad():
-        logits = predictor.members[0].network(torch.from_numpy(image)[None])[0]
+        logits = predictor.ensemble.members[0].network(torch.from_numpy(image)[None])[0]
     assert answer.probability == pytest.approx(float(torch.sigmoid(logits[1] - logits[0])), abs=1e-6)
 
 
@@ -281,10 +285,10 @@ def test_members_of_other_sequences_are_refused(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("learnt"), "no operating point"),
+        (lambda content: content.pop("post_processing"), "holds no threshold"),
         (lambda content: content["recipe"]["explain"].update(_target_="os.system"), "would call 'os.system'"),
         (lambda content: content["recipe"]["model"].update(_target_="builtins.eval"), "would call 'builtins.eval'"),
-        (lambda content: content["training_range"].pop("order"), "what it learnt cannot be read"),
+        (lambda content: content["ood_detector"].pop("order"), "cannot be used"),
     ],
 )
 def test_unusable_checkpoints_are_refused_with_the_reason(
@@ -299,7 +303,7 @@ def test_unusable_checkpoints_are_refused_with_the_reason(
 
 def test_a_checkpoint_without_a_range_answers_but_says_so(run: Path, patient: Path, tmp_path: Path) -> None:
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    del content["training_range"]
+    del content["ood_detector"]
     torch.save(content, tmp_path / "old.ckpt")
     (answer,) = Predictor(tmp_path / "old.ckpt").predict(patient)
     assert answer.status == "flagged"

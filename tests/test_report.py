@@ -30,7 +30,7 @@ def run_report(*runs: Path, folder: Path) -> dict:
         config = compose(
             "report", overrides=[f"paths.run={folder}", "evaluation.bootstrap=100", f"runs={[str(r) for r in runs]}"]
         )
-    return report.run(config)
+    return report.report(config)
 
 
 def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False, twice: bool = False) -> Path:

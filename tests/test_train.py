@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from idh_lightning import evaluate
 from idh_lightning import train as train_module
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.inference.exported import export
@@ -125,10 +126,9 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     assert content["recipe"]["sequences"] == ["FLAIR", "T1", "T1c", "T2"]
     assert content["model_card"] == (run_folder / "model_card.md").read_text()
-    assert content["training_range"]["sequences"] == content["recipe"]["sequences"]
+    assert content["ood_detector"]["sequences"] == content["recipe"]["sequences"]
     assert len(content["calibration_covariance"]) == 2
-    model = assembly.load_classifier(run_folder)
-    assert not model.training
+    assert not Checkpoint.read(run_folder).network().training
     again = train(
         workplace,
         *SMALL,
@@ -187,17 +187,17 @@ def test_reporting_again_changes_no_number_and_builds_no_network(
     run_folder: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    for name in ("classifier", "load_classifier", "trainer", "data_module"):
+    for name in ("classifier", "classifier_of", "make_trainer", "data_module"):
         monkeypatch.setattr(assembly, name, None)
     monkeypatch.chdir(workplace)
-    train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", "stages=[report]"))
+    train_module.train(composed("train", *SMALL, "name=again", f"paths.run={folder}", "stages=[report]"))
     for name in ("metrics.json", "predictions.csv", "features.csv", "provenance.json"):
         assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
     before, after = (
         torch.load(place / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
         for place in (run_folder, folder)
     )
-    assert after["learnt"] == before["learnt"]
+    assert after["post_processing"] == before["post_processing"]
     assert after["development"]["covariates"] == before["development"]["covariates"]
     assert not list((folder / "checkpoints").glob(".writing-*"))
 
@@ -210,7 +210,7 @@ def test_methods_of_explanation_are_compared_in_the_folder_of_a_run(
     monkeypatch.chdir(workplace)
     few = [f"explanation.{which}_studies=0" for which in ("faithfulness", "sanity", "sequence")]
     stages = ["stages=[explain,report]", "explanation.methods=[grad_cam,layer_cam,evidence]"]
-    train_module.run(composed("train", *SMALL, "name=again", f"paths.run={folder}", *stages, *few))
+    train_module.train(composed("train", *SMALL, "name=again", f"paths.run={folder}", *stages, *few))
     for name in ("metrics.json", "predictions.csv", "provenance.json"):
         assert (folder / name).read_bytes() == (run_folder / name).read_bytes(), name
     scores = pd.read_csv(folder / "explanations.csv")
@@ -253,16 +253,16 @@ def test_a_checkpoint_refuses_the_images_it_was_trained_on_under_any_name(
     table = external_table(run_folder, tmp_path / "table.csv", "validation", prefix="other-")
     asked = (f"checkpoint={run_folder}", "name=external", f"cohort.table={table}")
     with pytest.raises(CohortError, match=r"(?s)studies of \d+ patients were used.*cohort\.exclude=\[other-"):
-        evaluate.run(composed("evaluate", *asked, f"paths.run={tmp_path / 'run'}"))
+        evaluate.evaluate(composed("evaluate", *asked, f"paths.run={tmp_path / 'run'}"))
     assert not (tmp_path / "run" / "predictions.csv").exists()
     for wrong, message in (("seen=ignore", "seen: found 'ignore'"), ("seen_by=[name]", "seen_by: found")):
         with pytest.raises(ConfigError, match=message):
-            evaluate.run(composed("evaluate", *asked, wrong, f"paths.run={tmp_path / 'run'}"))
+            evaluate.evaluate(composed("evaluate", *asked, wrong, f"paths.run={tmp_path / 'run'}"))
     content = torch.load(run_folder / "checkpoints" / "best.ckpt", weights_only=True)
-    torch.save({key: content[key] for key in ("recipe", "state_dict")}, tmp_path / "early.ckpt")
+    torch.save({key: content[key] for key in ("format", "recipe", "state_dict")}, tmp_path / "early.ckpt")
     early = f"checkpoint={tmp_path / 'early.ckpt'}"
     with pytest.raises(CheckpointError, match="holds no threshold, calibration and patients"):
-        evaluate.run(composed("evaluate", *asked[1:], early, f"paths.run={tmp_path / 'run'}"))
+        evaluate.evaluate(composed("evaluate", *asked[1:], early, f"paths.run={tmp_path / 'run'}"))
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_on_the_internal_test_patients_external_validation_repeats_the_run(
     )
     table.to_csv(tmp_path / "table.csv", index=False)
     folder = tmp_path / "external"
-    metrics = evaluate.run(
+    metrics = evaluate.evaluate(
         composed(
             "evaluate",
             f"checkpoint={run_folder / 'checkpoints' / 'best.ckpt'}",
@@ -335,7 +335,7 @@ def test_a_network_is_neither_tested_nor_trained_on_where_it_learnt_from_the_tes
             f"paths.run={tmp_path / 'run'}", "~callbacks.progress",
         )  # fmt: skip
         with pytest.raises(SplitError, match=r"learnt from \d+ of the \d+ test studies.*split=given split\.file="):
-            train_module.run(config)
+            train_module.train(config)
 
 
 @pytest.mark.slow
@@ -400,7 +400,7 @@ def test_a_switch_of_lightning_that_a_run_cannot_honour_is_refused_before_anythi
 ) -> None:
     config = composed("train", *switches, "name=x", f"paths.run={tmp_path / 'run'}", f"paths.data={tmp_path / 'data'}")
     with pytest.raises(ConfigError, match=message):
-        train_module.run(config)
+        train_module.train(config)
     assert not list(tmp_path.iterdir())
 
 
@@ -425,7 +425,7 @@ def test_the_other_switches_of_lightning_work(
     monkeypatch.chdir(workplace)
     quick = ["callbacks.explanations.test=false", "callbacks.explanations.every_epochs=0", "~callbacks.progress"]
     run = tmp_path / "run"
-    train_module.run(composed("train", *SMALL, *quick, switch, "name=x", "stages=[fit,test]", f"paths.run={run}"))
+    train_module.train(composed("train", *SMALL, *quick, switch, "name=x", "stages=[fit,test]", f"paths.run={run}"))
     assert (run / "predictions.csv").is_file()
     assert set(json.loads((run / "finished.json").read_text())) == {"fit", "test"}
 
@@ -437,7 +437,7 @@ def test_a_training_that_ends_before_its_first_validation_says_so(
     monkeypatch.chdir(workplace)
     short = ["+trainer.max_steps=1", "~callbacks.progress", "name=x", "stages=[fit,test]"]
     with pytest.raises(ConfigError, match=r"ended after 1 steps, before its first validation.*trainer\.max_steps"):
-        train_module.run(composed("train", *SMALL, *short, f"paths.run={tmp_path / 'run'}"))
+        train_module.train(composed("train", *SMALL, *short, f"paths.run={tmp_path / 'run'}"))
     assert not (tmp_path / "run" / "finished.json").exists()
 
 

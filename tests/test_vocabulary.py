@@ -15,7 +15,7 @@ from idh_lightning.module import IDHClassifier
 from idh_lightning.reports.explanations_page import _sequences
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.vocabulary import COVARIATES, LOCALISATION, METRICS, in_words, number
-from idh_lightning.train import SUMMARY_METRICS, summarise
+from idh_lightning.runs.summary import SUMMARY_METRICS, print_summary
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_vocabulary_and_the_ranking_of_methods_agree_on_which_way_is_better(
 
 
 def test_the_roc_auc_of_the_terminal_has_the_interval_of_the_pages(measured, tmp_path: Path, capsys) -> None:
-    summarise({"test": measured}, tmp_path)
+    print_summary({"test": measured}, tmp_path)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "ROC-AUC" in line]
     area = measured["auroc"]
     shown = Estimate(area["value"], area["low"], area["high"])

@@ -7,7 +7,7 @@ from tiny_studies import write_study
 
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CohortError, ConfigError
-from idh_lightning.prepare import run
+from idh_lightning.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def configuration(table, folder, *overrides):
 
 def test_a_faulty_study_stops_the_run_with_one_message_and_the_others_are_prepared(table, tmp_path, capsys):
     with pytest.raises(CohortError, match=r"P03_T2\.nii\.gz, study P03: the file is truncated or damaged"):
-        run(configuration(table, tmp_path))
+        prepare(configuration(table, tmp_path))
     assert "truncated" not in capsys.readouterr().out  # what is raised says it
     assert "P03" in (tmp_path / "run" / "cohort_report.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "store").glob("*/[0-9a-f]*"))) == 15
 
 
 def test_a_faulty_study_is_excluded_with_its_reason_when_asked(table, tmp_path, capsys):
-    report = run(configuration(table, tmp_path, "cohort.on_error=exclude", "figures=true", "split.test=0.2"))
+    report = prepare(configuration(table, tmp_path, "cohort.on_error=exclude", "figures=true", "split.test=0.2"))
     assert (report.built, report.reused) == (15, 0)
     excluded = pd.read_csv(tmp_path / "run" / "exclusions.csv")
     assert excluded["study_id"].tolist() == ["P03"]
@@ -64,12 +64,12 @@ def test_a_faulty_study_is_excluded_with_its_reason_when_asked(table, tmp_path, 
     figures = sorted(path.stem for path in (tmp_path / "run" / "figures").iterdir())
     assert figures == sorted(used["study_id"])
     assert "15 studies of 15 patients are ready, 1 excluded" in capsys.readouterr().out
-    again = run(configuration(table, tmp_path, "cohort.on_error=exclude"))
+    again = prepare(configuration(table, tmp_path, "cohort.on_error=exclude"))
     assert (again.built, again.reused) == (0, 15)
 
 
 def test_training_patients_that_are_not_asked_for_are_listed_as_left_out(table, tmp_path):
-    run(configuration(table, tmp_path, "cohort.on_error=exclude", "split.test=0.2", "split.training_patients=6"))
+    prepare(configuration(table, tmp_path, "cohort.on_error=exclude", "split.test=0.2", "split.training_patients=6"))
     used = pd.read_csv(tmp_path / "run" / "cohort.csv")
     assert (used["split"] == "train").sum() == 6
     excluded = pd.read_csv(tmp_path / "run" / "exclusions.csv").set_index("study_id")["reason"]
@@ -82,7 +82,7 @@ def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path,
     for name in ("FLAIR", "T1", "T1c", "T2", "tumor_segmentation"):
         few[name] = [str(table.parent / path) for path in few[name]]
     few.to_csv(tmp_path / "few.csv", index=False)
-    assert run(configuration(tmp_path / "few.csv", tmp_path)).built == 2
+    assert prepare(configuration(tmp_path / "few.csv", tmp_path)).built == 2
     assert "cannot be split" in caplog.text
     assert not (tmp_path / "run" / "cohort.csv").exists()
     assert (tmp_path / "run" / "cohort_report.html").exists()
@@ -90,11 +90,11 @@ def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path,
 
 def test_a_misspelt_key_is_refused_before_anything_is_read(table, tmp_path):
     with pytest.raises(ConfigError, match="margin"):
-        run(configuration(table, tmp_path, "+data.preprocessing.margin=3"))
+        prepare(configuration(table, tmp_path, "+data.preprocessing.margin=3"))
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(("grid", "shape"), [("20", "20x20x20"), ("[16,24,20]", "16x24x20")])
 def test_the_grid_is_one_number_or_three(table, tmp_path, grid, shape):
-    run(configuration(table, tmp_path, "cohort.on_error=exclude", f"data.grid={grid}"))
+    prepare(configuration(table, tmp_path, "cohort.on_error=exclude", f"data.grid={grid}"))
     assert [path.name.split("_")[0] for path in (tmp_path / "store").iterdir()] == [shape]

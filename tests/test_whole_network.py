@@ -72,7 +72,7 @@ def test_another_cohort_is_evaluated_with_a_network_with_every_part(
         places = (f"paths.run={tmp_path / 'out'}", f"paths.store={run / 'store'}")
         asked = (f"checkpoint={run}", "name=external", table_of(cohort), "seen=exclude", "evaluation.bootstrap=100")
         config = compose("evaluate", overrides=[*asked, *places, "trainer.accelerator=cpu"])
-    evaluate.run(config)
+    evaluate.evaluate(config)
     found = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("study_id")["logit"]
     stored = pd.read_csv(run / "predictions.csv").query("split == 'test'").set_index("study_id")["logit"]
     assert list(found.index) == list(stored.index)
@@ -88,10 +88,10 @@ def test_a_run_with_a_network_with_every_part_goes_on_after_its_training(
     (other / "finished.json").write_text(json.dumps({"fit": "2025-01-01"}))
     stored = pd.read_csv(other / "predictions.csv").set_index("study_id")["logit"]
     asked = ("cohort=table", table_of(cohort), "checkpoint=last", "evaluation.bootstrap=100", "trainer.accelerator=cpu")
-    train_module.run(settings_of(other, *asked, "split.validation=0.25", "split.test=0.25"))
+    train_module.train(settings_of(other, *asked, "split.validation=0.25", "split.test=0.25"))
     found = pd.read_csv(other / "predictions.csv").set_index("study_id")["logit"]
     both = found.index.intersection(stored.index)
     assert len(both)
     np.testing.assert_allclose(found[both], stored[both], atol=0.02)
     assert (other / "report.html").is_file()
-    assert set(torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)) >= {"learnt", "model_card"}
+    assert set(torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)) >= {"post_processing", "model_card"}

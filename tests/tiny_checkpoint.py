@@ -1,10 +1,8 @@
-"""A checkpoint of a small network with every part that the default one has, and the tiny heads that it remembers."""
+"""A checkpoint of a small network with every part that the default one has, and the tiny heads behind it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from scipy.special import expit
 from tiny_studies import write_study
 
+from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.cohort import SEQUENCES, Cohort, Study
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.instantiation import factory, instantiate_section
 from idh_lightning.evaluation import (
     Calibrator,
     ConformalSets,
@@ -27,7 +27,8 @@ from idh_lightning.evaluation import (
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.objectives import focus_loss
 from idh_lightning.ood import fit_ood_detector
-from idh_lightning.runs import assembly
+from idh_lightning.runs.assembly import classifier
+from idh_lightning.runs.preparation import PreparedCohort
 from idh_lightning.volumes import PrepareReport, StoredVolume
 
 LEARNT = PostProcessing(
@@ -78,8 +79,8 @@ def write_run(run: Path, cohort: list[Study], *, seed: int = 0) -> Path:
 def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] = ()) -> tuple[pd.DataFrame, np.ndarray]:
     """Write the checkpoint as training does; return the splits and the calibrated probability of each study."""
     config = settings_of(run, f"seed={seed}")
-    store = assembly.factory(config.data.store)(
-        preprocessing=assembly.instantiate_section(config.data.preprocessing), sequences=SEQUENCES
+    store = factory(config.data.store)(
+        preprocessing=instantiate_section(config.data.preprocessing), sequences=SEQUENCES
     )
     report: PrepareReport = store.prepare(cohort, workers=1)
     splits = ["train"] * (len(cohort) // 2) + ["validation", "test"] * len(cohort)
@@ -88,21 +89,22 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
         {**columns, "label": [study.label for study in cohort], "split": splits[: len(cohort)], "fold": 0}
     )
     named = Cohort(name="tiny heads", sequences=SEQUENCES, studies=tuple(cohort))
-    prepared = assembly.PreparedCohort(cohort=named, splits=table, store=store, report=report)
+    prepared = PreparedCohort(cohort=named, splits=table, store=store, report=report)
     torch.manual_seed(seed)
-    model = assembly.classifier(config, prepared)
+    model = classifier(config, prepared)
     stored = [store.open(study) for study in cohort]
     logits = _taught(model.network, stored)
-    data: Any = SimpleNamespace(store=store, studies={"train": cohort[: len(cohort) // 2], "validation": cohort[::2]})
-    remembered = fit_ood_detector(model.network, data, report.faults)
-    assert remembered is not None
+    studies = {"train": cohort[: len(cohort) // 2], "validation": cohort[::2]}
+    detector = fit_ood_detector(model.network, store, studies, report.faults)
+    assert detector is not None
     metrics = {"settings": {"confidence": 0.95}, "test": {}}
     content = {
+        "format": CHECKPOINT_FORMAT,
         "recipe": model.recipe,
         "state_dict": model.state_dict(),
-        "learnt": LEARNT.to_dict(),
+        "post_processing": LEARNT.to_dict(),
         "calibration_covariance": [[0.01, 0.0], [0.0, 0.04]],
-        "training_range": remembered.to_dict(),
+        "ood_detector": detector.to_dict(),
         "development": DevelopmentCohort.of(
             named.name, cohort, table, image_covariates(cohort, store), metrics
         ).to_dict(),

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from idh_lightning.benchmark import growth, memory, pipelines
 from idh_lightning.cli.entry import entry
-from idh_lightning.train import silence_library_warnings
 
 MEASURES = {"ways": pipelines.run, "memory": memory.run, "growth": growth.run}
 
@@ -16,7 +15,6 @@ MEASURES = {"ways": pipelines.run, "memory": memory.run, "growth": growth.run}
 @entry("benchmark")
 def main(config: DictConfig) -> None:
     """Measure what the command line composes."""
-    silence_library_warnings()
     MEASURES[config.benchmark.measure](config)
 
 

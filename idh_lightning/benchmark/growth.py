@@ -17,7 +17,7 @@ from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.files import atomic_write, write_json
-from idh_lightning.runs import assembly
+from idh_lightning.runs.rehearsal import check
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Point:
 
 def run(config: DictConfig) -> list[Point]:
     """Measure each value of each setting in `benchmark.growth` in processes of their own; draw and write the result."""
-    assembly.checked(config)
+    check(config)
     run_folder = Path(config.paths.run)
     overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("benchmark.measure=")]
     points = []

@@ -18,12 +18,13 @@ from torch import nn
 
 from idh_lightning.benchmark.pipelines import HALVES, device_name, device_of, forget_gpu_peak
 from idh_lightning.cli.tables import FittingTable
+from idh_lightning.config.instantiation import factory, optimizer_settings
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork, training_memory
-from idh_lightning.runs import assembly
 from idh_lightning.runs.memory import free_bytes
+from idh_lightning.runs.rehearsal import check, precision
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +97,16 @@ class Row:
 
 def run(config: DictConfig) -> list[Row]:
     """Measure every setting, print the table and write memory.json into the run folder."""
-    assembly.checked(config)
+    check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     grid = plain["data"]["grid"]
     device, name = device_of(config), device_name(config)
     batches = GPU_BATCHES if device == "cuda" else [int(plain["data"]["batches"]["batch_size"])]
-    precisions = list(HALVES) if device == "cuda" else [assembly.precision(config.trainer)]
+    precisions = list(HALVES) if device == "cuda" else [precision(config.trainer)]
     shapes = [[batch, 4, *([grid] * 3 if isinstance(grid, int) else grid)] for batch in batches]
     rows: list[Row] = []
     for setting in SETTINGS:
-        chosen = plain["optimizer"] if setting.optimizer is None else assembly.optimizer_settings(setting.optimizer)
+        chosen = plain["optimizer"] if setting.optimizer is None else optimizer_settings(setting.optimizer)
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
@@ -134,10 +135,10 @@ def measure_memory(
 ) -> list[Row]:
     """Train some steps on noise and return what each batch took in each arithmetic; meant to run in a fresh process."""
     on_gpu, before, rows = device == "cuda", psutil.Process().memory_info().rss, []
-    network: StemTailNetwork = assembly.factory(dict(model))(in_channels=shapes[0][1])
+    network: StemTailNetwork = factory(dict(model))(in_channels=shapes[0][1])
     network.train()
     free = free_bytes(on_gpu=on_gpu)
-    make = assembly.factory(dict(optimizer) | ({"fused": not on_gpu} if "fused" in optimizer else {}))
+    make = factory(dict(optimizer) | ({"fused": not on_gpu} if "fused" in optimizer else {}))
     for shape in shapes:
         halves = [HALVES[precision] if on_gpu else None for precision in precisions]
         # As much in every half precision.
@@ -150,7 +151,7 @@ def measure_memory(
             device=device,
             autocast=halves[0],
         )
-        for precision, half in zip(precisions, halves, strict=True):
+        for arithmetic, half in zip(precisions, halves, strict=True):
             peak_mb = None
             if told.peak < free:
                 network.to(device)
@@ -160,7 +161,7 @@ def measure_memory(
                 Row(
                     setting=setting.name,
                     batch=shape[0],
-                    precision=precision,
+                    precision=arithmetic,
                     parameters=sum(parameter.numel() for parameter in parameters),
                     trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
                     activations_mb=told.activations / 1e6,

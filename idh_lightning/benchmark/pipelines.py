@@ -29,13 +29,15 @@ from torch import Tensor, nn
 
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import Study
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import ConfigError
 from idh_lightning.files import atomic_write, write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.fast.convolutions import restore_convolutions
-from idh_lightning.runs import assembly
+from idh_lightning.runs.assembly import classifier, data_module, prepare
+from idh_lightning.runs.rehearsal import check, on_gpu, precision
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -86,22 +88,22 @@ def run(config: DictConfig) -> list[Measured]:
     """
     ways, tasks = list(config.benchmark.ways), list(config.benchmark.tasks)
     _check(ways, tasks)
-    assembly.checked(config)
+    check(config)
     run_folder = Path(config.paths.run)
-    prepared = assembly.prepare(config)
-    data = assembly.data_module(config, prepared)
+    prepared = prepare(config)
+    data = data_module(config, prepared)
     measured = []
     for way in ways:
         logger.info("%s ...", TITLES[way])
         torch.manual_seed(config.seed)
-        network = assembly.classifier(config, prepared).network.to(device_of(config))
+        network = classifier(config, prepared).network.to(device_of(config))
         measured.append(_WAYS[way](config, data, network))
         logger.info("%s: %s", way, _words(measured[-1]))
         del network
         gc.collect()
     seconds = {}
     for task in tasks:
-        network = assembly.classifier(config, prepared).network.to(device_of(config))
+        network = classifier(config, prepared).network.to(device_of(config))
         seconds[task] = TASKS_OF[task](config, data, network.eval())
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
@@ -222,13 +224,13 @@ def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetw
 
 
 def _explain_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
-    explain = assembly.instantiate_section(config.explain)
+    explain = instantiate_section(config.explain)
     volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1].to(device_of(config))
     return _seconds(lambda: explain(network, volumes), int(config.benchmark.repeats))
 
 
 def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
-    explain = assembly.instantiate_section(config.explain)
+    explain = instantiate_section(config.explain)
     study = data.studies["test"][0]
 
     def predict() -> None:
@@ -273,7 +275,7 @@ class _Learner:
         self.device = device_of(config)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=as_trained or None)
-        self.half = HALVES.get(assembly.precision(config.trainer)) if as_trained and self.device == "cuda" else None
+        self.half = HALVES.get(precision(config.trainer)) if as_trained and self.device == "cuda" else None
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.half == torch.float16)
 
     def step(self, logits: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor) -> None:
@@ -337,7 +339,7 @@ def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per
 
 def device_of(config: DictConfig) -> str:
     """Return where training takes place, "cuda" or "cpu"."""
-    return "cuda" if assembly.on_gpu(config.trainer) else "cpu"
+    return "cuda" if on_gpu(config.trainer) else "cpu"
 
 
 def device_name(config: DictConfig) -> str:

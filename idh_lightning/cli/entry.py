@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import shlex
 import sys
@@ -29,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
+from idh_lightning.machine import is_first_process
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
@@ -66,6 +69,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         def job(config: DictConfig) -> Any:
             # Relative paths count from where the command was started, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
+            silence_library_warnings()
             with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
                 return checked(config)
 
@@ -77,6 +81,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             # So that Hydra raises what it finds wrong, instead of printing it in its own form.
             with _variable(FULL_ERROR, "1"), _hydra_as_before(), warnings.catch_warnings():
                 silence_hydra()
+                OmegaConf.register_new_resolver("product", _product, replace=True)
                 try:
                     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
                 except (HydraException, OmegaConfBaseException) as error:
@@ -100,6 +105,25 @@ def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) ->
     return config
 
 
+def silence_library_warnings() -> None:
+    """Hide warnings of libraries that a user can do nothing about."""
+    silence_hydra()
+    for message in (
+        "torch.jit.script. is deprecated",  # timm_3d 1.0.1
+        ".*does not have many workers.*",  # the queue has its own
+        ".*smaller than the logging interval.*",  # a small cohort
+        ".*Checkpoint directory .* exists.*",
+        ".*Experiment logs directory .* exists.*",  # the run folder, which holds the configuration already
+        ".*module.s. in eval mode at the start of training.*",  # the frozen stem
+        ".*LeafSpec.* is deprecated.*",  # lightning 2.6.6
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    if not is_first_process():
+        logging.disable(logging.INFO)  # the first of several processes speaks for all
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def silence_hydra() -> None:
     """Hide what Hydra 1.4 says of calls that Hydra 1.3 needs as they are."""
     for message in (
@@ -108,6 +132,11 @@ def silence_hydra() -> None:
         r"hydra\.utils\.instantiate\(\) resolved _target_=",
     ):
         warnings.filterwarnings("ignore", message=rf"\s*{message}")
+
+
+def _product(*factors: int) -> int:
+    """Product of numbers, for the number of folds in conf/sweep/folds.yaml."""
+    return math.prod(factors)
 
 
 def task_overrides() -> list[str]:

@@ -17,12 +17,13 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
-from idh_lightning.inference.predictor import Member
+from idh_lightning.inference.ensemble import Member
 from idh_lightning.models.fast.convolutions import restore_convolutions
-from idh_lightning.runs import assembly
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
         )
     if form == "onnx":
         _require_packages()
-    member = Member.load(checkpoint)
+    member = Member.of(Checkpoint.read(checkpoint))
     path = path or member.file.with_name(f"model{EXPORT_SUFFIXES[form]}")
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
@@ -167,7 +168,7 @@ def _store_of(folder: Path, member: Member) -> VolumeStore | None:
         place = Path(working["hydra"]["runtime"]["cwd"]) / recorded["paths"]["store"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return VolumeStore(place, assembly.preprocessing_of(member.recipe, member.file), member.recipe["sequences"])
+    return VolumeStore(place, instantiate_section(member.recipe["preprocessing"]), member.recipe["sequences"])
 
 
 def metadata(member: Member) -> dict[str, Any]:

@@ -1,47 +1,48 @@
-"""What a run remembers of its training studies, for its checkpoint."""
+"""Fit of the out-of-distribution detector on the training studies of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from idh_lightning.cohort import Fault, Study
-from idh_lightning.data import IDHDataModule
 from idh_lightning.machine import map_in_threads
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor
 from idh_lightning.ood.detector import OutOfDistributionDetector
+from idh_lightning.volumes import VolumeStore
 
 MOST_STUDIES = 100
 """Training studies that are looked at: a covariance needs no more, and the stem takes time."""
 
 
 def fit_ood_detector(
-    network: StemTailNetwork, data: IDHDataModule, faults: Iterable[Fault]
+    network: StemTailNetwork, store: VolumeStore, studies: Mapping[str, Sequence[Study]], faults: Iterable[Fault]
 ) -> OutOfDistributionDetector | None:
-    """Return what the training studies of a run look like, with limits from its validation studies.
+    """Out-of-distribution detector of the training studies, with limits from the validation studies.
 
     Args:
         network: With its final stem.
-        data: Its studies are prepared.
-        faults: Found when they were; they tell whose skull is still there.
+        store: Holds the studies.
+        studies: Of train and validation.
+        faults: Found when they were prepared; they tell whose skull is still there.
 
     Returns:
         None where there are fewer than two training or validation studies.
     """
-    chosen = _evenly(data.studies["train"], MOST_STUDIES)
-    validation = _evenly(data.studies["validation"], MOST_STUDIES)
+    chosen = _evenly(studies["train"], MOST_STUDIES)
+    validation = _evenly(studies["validation"], MOST_STUDIES)
     if min(len(chosen), len(validation)) < 2:
         return None
     with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
 
     def looks(studies: Sequence[Study]) -> list[StudyDescriptor]:
-        return map_in_threads(lambda study: study_descriptor(data.store.open(study), network), studies)
+        return map_in_threads(lambda study: study_descriptor(store.open(study), network), studies)
 
     return OutOfDistributionDetector.learn(
         looks(chosen),
         looks(validation),
-        sequences=data.store.sequences,
+        sequences=store.sequences,
         stripped=sum(study.study_id not in with_skull for study in chosen) / len(chosen),
     )
 

@@ -14,12 +14,12 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.instantiation import factory, optimizer_settings
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.data.feature_bank import filling_batch
 from idh_lightning.errors import MemoryShortageError, ModelError
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
 from idh_lightning.module import IDHClassifier
-from idh_lightning.runs import assembly
 
 LEAST = "low_memory"
 """The experiment that needs the least."""
@@ -145,17 +145,17 @@ def lighter_plans(model: IDHClassifier, data: IDHDataModule, *, accumulate: int,
 def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
     """Return what `LEAST` needs; its network, which is cut elsewhere, is built for the count and let go of."""
     experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
-    optimizer = assembly.factory(assembly.optimizer_settings("adafactor"))
+    optimizer = factory(optimizer_settings("adafactor"))
     settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
     size = int(experiment["data"]["batches"]["batch_size"])
     overrides = f"experiment={LEAST}"
     with torch.random.fork_rng(devices=[]):
         try:
-            network = assembly.factory(settings)(in_channels=_shape(data)[0])
+            network = factory(settings)(in_channels=_shape(data)[0])
         except ModelError:  # a smaller backbone has no such block
             settings["trainable_from"] = model.network.trainable_from
             overrides += f" model.trainable_from={model.network.trainable_from}"
-            network = assembly.factory(settings)(in_channels=_shape(data)[0])
+            network = factory(settings)(in_channels=_shape(data)[0])
     return _plan(overrides, network, optimizer, data, size, on_bank=True, on_gpu=on_gpu)
 
 

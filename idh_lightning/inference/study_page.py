@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -13,14 +12,13 @@ from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
 from idh_lightning.files import atomic_write, write_text
+from idh_lightning.inference.ensemble import Ensemble
+from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
 from idh_lightning.reports.turning import turning_frames, turning_view
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
 from idh_lightning.volumes import StoredVolume
-
-if TYPE_CHECKING:
-    from idh_lightning.inference.predictor import Predictor, StudyPrediction
 
 SETS = {
     "mutant": "mutant only: wildtype can be excluded",
@@ -35,8 +33,10 @@ def write_page(
     study: Study,
     stored: StoredVolume,
     cam: NDArray[np.floating],
-    predictor: Predictor,
+    ensemble: Ensemble,
     output: Path,
+    *,
+    confidence: float,
 ) -> Path:
     """Write <study_id>.png and <study_id>.html into a folder, and return the latter.
 
@@ -45,19 +45,20 @@ def write_page(
         study: Its files.
         stored: As the network saw it.
         cam: [D, H, W], on the grid of `stored`.
-        predictor: Who answers.
+        ensemble: That predicts.
         output: The folder.
+        confidence: Of the interval.
     """
     title = answer.study_id
     if answer.probability is not None:
         title += f"   ·   P(mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
     image, inside = np.asarray(stored.image, dtype=np.float32), cam * (np.asarray(stored.brain) > 0)
-    figure = cam_panel(image, predictor.sequences, inside, None, stored.affine_ras, title)
+    figure = cam_panel(image, ensemble.sequences, inside, None, stored.affine_ras, title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)
     with atomic_write(output / f"{answer.study_id}.png") as temporary:
         temporary.write_bytes(png.getvalue())
-    files = {name: study.files[name] for name in predictor.sequences if name in study.files}
+    files = {name: study.files[name] for name in ensemble.sequences if name in study.files}
     at_mm = cross_mm(tumour_planes(None, inside, inside.shape), stored.affine_ras)
 
     def views() -> Markup:
@@ -66,8 +67,7 @@ def write_page(
         return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
 
     viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)
-    conformal = [member.learnt.conformal for member in predictor.members]
-    cohorts = sorted({str(member.recipe.get("cohort", "")) for member in predictor.members})
+    cohorts = ensemble.cohorts
     page = render(
         "study.html.j2",
         title=f"{answer.study_id}: IDH status from MRI",
@@ -75,10 +75,10 @@ def write_page(
         answer=answer,
         files={name: path.name for name, path in study.files.items()},
         sets=SETS,
-        threshold=predictor.threshold,
-        confidence=predictor.confidence,
-        coverage=min(one.coverage for one in conformal),
-        checkpoints=[str(member.file) for member in predictor.members],
+        threshold=ensemble.threshold,
+        confidence=confidence,
+        coverage=ensemble.coverage,
+        checkpoints=[str(member.file) for member in ensemble.members],
         cohorts=cohorts,
         picture=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
         viewer=viewer,

@@ -1,0 +1,207 @@
+"""Checkpoint of a run: everything that is needed to use its network elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idh_lightning.attribution import Method
+from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.errors import CheckpointError
+from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
+from idh_lightning.files import atomic_write
+from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
+from idh_lightning.ood import OutOfDistributionDetector
+from idh_lightning.volumes import Preprocessing
+
+CHECKPOINT_FORMAT = 2
+"""Number of the layout of a checkpoint; 1 was that of version 0.1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """Checkpoint of a run, `checkpoints/best.ckpt`.
+
+    Attributes:
+        file: Where it lies.
+        recipe: Settings of the network, its objective, its preprocessing and its maps; cohort and sequences, seed.
+        state_dict: Weights, by the names that the LightningModule gives them.
+        ood_detector: Fitted on the training studies; None before the end of the fit, and where these were too few.
+        post_processing: Calibration, threshold and prediction sets; None before the report of the run.
+        calibration_covariance: [2, 2], of the calibration line.
+        development: Patients and results of the run; None before its report.
+        model_card: Text of model_card.md; None before the report.
+    """
+
+    file: Path
+    recipe: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor]
+    ood_detector: OutOfDistributionDetector | None = None
+    post_processing: PostProcessing | None = None
+    calibration_covariance: NDArray[np.float64] | None = None
+    development: DevelopmentCohort | None = None
+    model_card: str | None = None
+
+    @staticmethod
+    def locate(path: str | Path) -> Path:
+        """File of a checkpoint: the path itself, or the best.ckpt of a run folder.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        path = Path(path)
+        file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: there is no such file; expected a checkpoint. Give a run folder or a .ckpt."
+            )
+        return file
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Checkpoint in a file or a run folder.
+
+        Raises:
+            CheckpointError: If the file is absent, damaged, or not one of this version of this project.
+        """
+        file = cls.locate(path)
+        try:
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            if not {"recipe", "state_dict"} <= set(content):
+                raise ValueError("it has no recipe or no weights")
+            if content.get("format") != CHECKPOINT_FORMAT:
+                raise CheckpointError(
+                    f"{file}: written by another version (checkpoint format {content.get('format', 1)}); expected "
+                    f"format {CHECKPOINT_FORMAT}. Train again, or use it with the version that wrote it."
+                )
+            _refuse_foreign_targets(content["recipe"], file)
+            covariance = content.get("calibration_covariance")
+            return cls(
+                file=file,
+                recipe=content["recipe"],
+                state_dict=content["state_dict"],
+                ood_detector=_restored(OutOfDistributionDetector, content.get("ood_detector")),
+                post_processing=_restored(PostProcessing, content.get("post_processing")),
+                calibration_covariance=None if covariance is None else np.array(covariance, dtype=float),
+                development=_restored(DevelopmentCohort, content.get("development")),
+                model_card=content.get("model_card"),
+            )
+        except CheckpointError:
+            raise
+        except Exception as error:  # of any kind, where the file holds anything else
+            raise _unusable(file, error) from error
+
+    def write(self) -> None:
+        """Put the checkpoint in the place of its file, in one step."""
+        content: dict[str, Any] = {
+            "format": CHECKPOINT_FORMAT,
+            "recipe": self.recipe,
+            "state_dict": self.state_dict,
+            "model_card": self.model_card,
+        }
+        for name in ("ood_detector", "post_processing", "development"):
+            part = getattr(self, name)
+            content[name] = None if part is None else part.to_dict()
+        covariance = self.calibration_covariance
+        content["calibration_covariance"] = None if covariance is None else np.asarray(covariance).tolist()
+        with atomic_write(self.file) as temporary:
+            torch.save(content, temporary)
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Sequences that the network takes, in the order of its channels."""
+        return tuple(self.recipe["sequences"])
+
+    def network(self) -> StemTailNetwork:
+        """Network in eval mode, with its weights.
+
+        Raises:
+            CheckpointError: If the recipe and the weights do not go together.
+        """
+        try:
+            network: StemTailNetwork = factory({**self.recipe["model"], "weights": LATER})(
+                in_channels=len(self.recipe["sequences"])
+            )
+            network.weights_origin = WeightsOrigin(**self.recipe["weights"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise _unusable(self.file, error) from error
+        self.load_into(network)
+        return network.eval()
+
+    def load_into(self, network: StemTailNetwork) -> None:
+        """Give a network the weights of the checkpoint.
+
+        Raises:
+            CheckpointError: If they do not fit.
+        """
+        prefix = "network."
+        weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise _unusable(self.file, error) from error
+
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing that the network was trained with."""
+        made: Preprocessing = instantiate_section(self.recipe["preprocessing"])
+        return made
+
+    def explanation(self) -> Method:
+        """Method of explanation of the run: networks and volumes -> maps [B, D, H, W]."""
+        made: Method = instantiate_section(self.recipe["explain"])
+        return made
+
+    def reported(self) -> tuple[PostProcessing, DevelopmentCohort]:
+        """Post-processing and development cohort.
+
+        Raises:
+            CheckpointError: If the run has not come to its report.
+        """
+        if self.post_processing is None or self.development is None:
+            raise CheckpointError(
+                f"{self.file}: holds no threshold, calibration and patients; expected the best.ckpt of a run that "
+                "wrote its report. Report that run: stages=[report] hydra.run.dir=RUN and the overrides it was made "
+                "with."
+            )
+        return self.post_processing, self.development
+
+    def require_sequences(self, found: tuple[str, ...]) -> None:
+        """Raise a CheckpointError unless a cohort has the sequences of the network, in the same order."""
+        if self.sequences != tuple(found):
+            raise CheckpointError(
+                f"{self.file}: trained on {', '.join(self.sequences)}, while the cohort has {', '.join(found)}; "
+                "expected the same sequences. Use another checkpoint or cohort."
+            )
+
+
+def _restored(kind: Any, state: Any) -> Any:
+    return None if state is None else kind.from_dict(state)
+
+
+def _unusable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+        "Give another one."
+    )
+
+
+def _refuse_foreign_targets(section: Any, file: Path) -> None:
+    """Refuse a recipe that would call anything but this package or torch.nn: a checkpoint may come from anywhere."""
+    if isinstance(section, Mapping):
+        target = section.get("_target_", "idh_lightning.")
+        if not (isinstance(target, str) and target.startswith(("idh_lightning.", "torch.nn."))):
+            raise CheckpointError(
+                f"{file}: its recipe would call '{target}'; expected classes of idh_lightning or torch.nn. "
+                "Use a checkpoint that this project wrote."
+            )
+        section = list(section.values())
+    if isinstance(section, list | tuple):
+        for value in section:
+            _refuse_foreign_targets(value, file)

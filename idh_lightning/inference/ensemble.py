@@ -1,0 +1,163 @@
+"""Ensemble of checkpoints: one probability, interval, decision and map from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.errors import CheckpointError
+from idh_lightning.evaluation import Calibrator, PostProcessing
+from idh_lightning.inference.interval import MemberLogits, combined, views_of
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.ood import OutOfDistributionDetector
+from idh_lightning.volumes import StoredVolume
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One checkpoint, ready to answer.
+
+    Attributes:
+        file: Where it came from.
+        network: In eval mode.
+        recipe: How it was made.
+        learnt: Calibration, operating point, conformal sets.
+        covariance: [2, 2], of the calibration line; zero where the checkpoint does not say.
+        ood_detector: Of its training studies, or None where the checkpoint has none.
+        explain: Makes its maps.
+    """
+
+    file: Path
+    network: StemTailNetwork
+    recipe: Mapping[str, Any]
+    learnt: PostProcessing
+    covariance: NDArray[np.float64]
+    ood_detector: OutOfDistributionDetector | None
+    explain: Callable[[StemTailNetwork, Tensor], Tensor]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Member:
+        """Member of an ensemble.
+
+        Raises:
+            CheckpointError: If the run of the checkpoint ended before threshold and calibration were chosen.
+        """
+        post_processing, _ = checkpoint.reported()
+        covariance = checkpoint.calibration_covariance
+        return cls(
+            file=checkpoint.file,
+            network=checkpoint.network(),
+            recipe=checkpoint.recipe,
+            learnt=post_processing,
+            covariance=np.zeros((2, 2)) if covariance is None else covariance,
+            ood_detector=checkpoint.ood_detector,
+            explain=checkpoint.explanation(),
+        )
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """Logits -> probabilities."""
+        return self.learnt.calibrator
+
+
+class Ensemble:
+    """Checkpoints that were trained on the same sequences and volumes."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], device: torch.device) -> None:
+        """Build the networks.
+
+        Raises:
+            CheckpointError: If one cannot be used, or they do not go together.
+        """
+        self.device = device
+        self.members = [Member.of(one) for one in checkpoints]
+        first = self.members[0]
+        for other in self.members[1:]:
+            for part in ("sequences", "preprocessing"):
+                if other.recipe[part] != first.recipe[part]:
+                    raise CheckpointError(
+                        f"{other.file}: its {part} differ from those of {first.file}; expected members of one "
+                        "ensemble. Give checkpoints that were trained on the same sequences and volumes."
+                    )
+        for member in self.members:
+            member.network.to(device).eval()
+        self.sequences = checkpoints[0].sequences
+        self.preprocessing = checkpoints[0].preprocessing()
+
+    @property
+    def threshold(self) -> float:
+        """Operating point: the mean of the members'."""
+        return float(np.mean([member.learnt.operating_point.threshold for member in self.members]))
+
+    @property
+    def coverage(self) -> float:
+        """Least coverage of the members' prediction sets."""
+        return min(member.learnt.conformal.coverage for member in self.members)
+
+    @property
+    def cohorts(self) -> list[str]:
+        """Names of the cohorts that the members were trained on."""
+        return sorted({str(member.recipe.get("cohort", "")) for member in self.members})
+
+    def number(self, stored: StoredVolume, *, views: int, confidence: float) -> dict[str, Any]:
+        """Return probability, interval, decision and set."""
+        volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))
+        members = []
+        for member in self.members:
+            plain = self._logits(member, volume[None])[0]
+            moved = self._logits(member, views_of(volume, views)) if views else []
+            logits = MemberLogits(plain=plain, views=moved, calibrator=member.calibrator, covariance=member.covariance)
+            members.append(logits)
+        probability, low, high = combined(members, confidence=confidence)
+        # A class is left out only where every member leaves it out: the set covers at least as often as any of them.
+        kept = [one.learnt.conformal([said.probability])[0] for one, said in zip(self.members, members, strict=True)]
+        wildtype, mutant = np.any(kept, axis=0).tolist()
+        return {
+            "probability": probability,
+            "low": low,
+            "high": high,
+            "decision": "mutant" if probability >= self.threshold else "wildtype",
+            "prediction_set": ("none", "wildtype", "mutant", "both")[wildtype + 2 * mutant],
+            "members": tuple(logits.probability for logits in members),
+        }
+
+    def _logits(self, member: Member, volumes: Tensor) -> list[float]:
+        with torch.no_grad():
+            logits = member.network(volumes.to(self.device)).double().cpu()
+        found: list[float] = (logits[:, 1] - logits[:, 0]).tolist()
+        return found
+
+    def map(self, stored: StoredVolume) -> NDArray[np.float32]:
+        """Return the mean map [D, H, W] of the members, 0..1."""
+        volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(self.device)
+        maps = [one.explain(one.network, volume)[0].cpu() for one in self.members]
+        mean = torch.stack(maps).mean(dim=0).numpy()
+        highest = float(mean.max())
+        return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
+
+
+def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the checkpoints that a setting names: a run, a file, a folder of runs, or several of these.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if not isinstance(checkpoint, str | Path):
+        found = [path for one in checkpoint for path in checkpoints_in(one)]
+    else:
+        place = Path(checkpoint)
+        runs = [place] if not place.is_dir() or (place / "checkpoints").is_dir() else sorted(place.iterdir())
+        found = [run for run in runs if len(runs) == 1 or (run / "checkpoints" / "best.ckpt").is_file()]
+    if not found:
+        raise CheckpointError(
+            f"{checkpoint}: no run in it; expected a run folder, a sweep or a .ckpt. Correct checkpoint."
+        )
+    return found

@@ -1,0 +1,180 @@
+"""Preparation of a cohort: read, checked, brought into the volume store, split, and written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import (
+    SPLITS,
+    Cohort,
+    Study,
+    cohort_table,
+    exclusions_table,
+    faults_table,
+    raise_or_exclude,
+    without_left_out,
+)
+from idh_lightning.cohort.leakage import MEANS
+from idh_lightning.errors import CohortError, SplitError
+from idh_lightning.files import locked, write_text
+from idh_lightning.reports.cohort_page import write_cohort_report
+from idh_lightning.volumes import PrepareReport, VolumeStore
+
+logger = logging.getLogger(__name__)
+
+Screen = Callable[[Cohort, VolumeStore], Cohort]
+"""Leaves studies out, or refuses the cohort, once its volumes are in the store, before the split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCohort:
+    """Cohort that is ready for training.
+
+    Attributes:
+        cohort: Studies and exclusions; no errors are left.
+        splits: One row per study: study_id, patient_id, label, split, fold, age_years, ...; None if it has no split.
+        store: Holds the volumes of every study.
+        report: Of preparing them.
+    """
+
+    cohort: Cohort
+    splits: pd.DataFrame | None
+    store: VolumeStore
+    report: PrepareReport
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The splits, where they are known to be there."""
+        if self.splits is None:
+            raise SplitError("the cohort has no split; expected one. Prepare it with must_split=True.")
+        return self.splits
+
+    @property
+    def by_split(self) -> dict[str, list[Study]]:
+        """Studies of train, validation and test."""
+        split = dict(zip(self.table["study_id"], self.table["split"], strict=True))
+        return {name: [one for one in self.cohort.studies if split.get(one.study_id) == name] for name in SPLITS}
+
+    @property
+    def sha256(self) -> str:
+        """Hash of volumes, labels and split: two runs with the same one learnt from the same data."""
+        keys = {study.study_id: self.store.open(study).key for study in self.cohort.studies}
+        rows = self.table[["study_id", "patient_id", "label", "split"]].sort_values("study_id").to_numpy().tolist()
+        return hashlib.sha256(json.dumps([[*map(str, row), keys[row[0]]] for row in rows]).encode()).hexdigest()
+
+    def refuse_learnt_from(self, checkpoint: Checkpoint) -> None:
+        """Raise a SplitError if a network learnt from patients by whom it would now be chosen or tested.
+
+        They are known by identifier where the cohort is that of the checkpoint, else by the voxels of their images.
+        """
+        if checkpoint.development is None:
+            logger.warning(
+                "%s: its run wrote no report, so who trained it cannot be compared with the split.", checkpoint.file
+            )
+            return
+        development, studies = checkpoint.development, self.by_split
+        means = MEANS if development.cohort == self.cohort.name else ("image",)
+        now = [*studies["validation"], *studies["test"]]
+        fingerprints = {study.study_id: list(self.store.open(study).fingerprints.values()) for study in now}
+        for split, before in (("test", ("train", "validation")), ("validation", ("train",))):
+            if found := development.seen.find(studies[split], fingerprints, means=means, splits=before):
+                raise SplitError(
+                    f"{checkpoint.file}: learnt from {len(found)} of the {len(studies[split])} {split} studies, such "
+                    f"as {found[0].study.study_id}; expected patients that it has not seen. Use the split of its run: "
+                    f"split=given split.file={checkpoint.file.parent.parent / 'cohort.csv'}"
+                )
+
+
+def prepare_cohort(
+    reader: Any,
+    store_of: Callable[[tuple[str, ...]], VolumeStore],
+    split: Callable[[Cohort], pd.DataFrame],
+    run_folder: Path,
+    *,
+    must_split: bool = True,
+    screen: Screen | None = None,
+) -> PreparedCohort:
+    """Read a cohort, put its volumes into the store, split its patients, and write down who is in and who is out.
+
+    Writes cohort_report.html, exclusions.csv, cohort.csv and splits.csv into the run folder, and prints what was found
+    wrong.
+
+    Args:
+        reader: Of the cohort.
+        store_of: Volume store for the sequences of a cohort.
+        split: Assigns patients to train, validation and test.
+        run_folder: To write into.
+        must_split: Whether a cohort that cannot be split is refused; else its table is None and a warning says why.
+        screen: Leaves studies out before the split.
+
+    Raises:
+        CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
+            report has been written by then, and the volumes of the sound studies are in the store.
+        SplitError: If the patients cannot be split as asked.
+    """
+    cohort: Cohort = reader.read()
+    store = store_of(cohort.sequences)
+    console = Console(soft_wrap=True)
+    for note in cohort.notes:
+        console.print(note, markup=False, highlight=False)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
+    with locked(store.folder / ".preparing.lock") as note:
+        report = replace(store.prepare(cohort.studies), note=note)
+    found = replace(cohort, faults=(*cohort.faults, *report.faults))
+    try:
+        cohort = raise_or_exclude(cohort, report.faults, on_error=reader.on_error)
+    except CohortError:
+        write_cohort_report(found, run_folder / "cohort_report.html")
+        found = replace(found, faults=tuple(fault for fault in found.faults if fault.severity == "warning"))
+        raise
+    finally:  # what is raised lists the errors itself
+        if found.faults:
+            console.print(faults_table(found, rows_per_check=5))
+    if screen is not None:
+        cohort = screen(cohort, store)
+    table: pd.DataFrame | None = None
+    try:
+        table = split(cohort)
+        cohort = without_left_out(cohort, table)
+    except SplitError as error:
+        if must_split:
+            raise
+        logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
+    finally:
+        write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
+    write_cohort_report(cohort, run_folder / "cohort_report.html", table)
+    if table is not None:
+        _write_tables(cohort, table, run_folder)
+    return PreparedCohort(cohort=cohort, splits=table, store=store, report=report)
+
+
+def _write_tables(cohort: Cohort, table: pd.DataFrame, run_folder: Path) -> None:
+    """Write cohort.csv, with the files of every study since the report lays the maps over them, and splits.csv."""
+    listed = cohort_table(cohort, table)
+    files = pd.DataFrame.from_dict(
+        {
+            study.study_id: {
+                name.lower(): str(path.absolute())
+                for name, path in (*study.files.items(), ("mask", study.mask))
+                if path is not None
+            }
+            for study in cohort.studies
+        },
+        orient="index",
+    )
+    for name in files:
+        listed[name] = listed["study_id"].map(files[name])
+    write_text(run_folder / "cohort.csv", listed.to_csv(index=False))
+    splits = table[["study_id", "patient_id", "label", "split", "fold"]]
+    write_text(run_folder / "splits.csv", splits.to_csv(index=False))

@@ -1,0 +1,163 @@
+"""Rehearsal of a run: everything that needs no study is made, so that a fault is told before volumes are prepared."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from idh_lightning.attribution.library import method_files
+from idh_lightning.callbacks import tracking_mode
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import SEQUENCES
+from idh_lightning.config.checks import check_config
+from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.errors import CheckpointError, ConfigError, IDHError
+from idh_lightning.machine import NO_GPU
+from idh_lightning.models import LATER
+
+
+def check(config: DictConfig) -> None:
+    """Refuse unknown keys, contradictions, and what cannot be made.
+
+    Raises:
+        ConfigError: Listing all of them.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_config(plain, dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {})
+    rehearse(config)
+
+
+def rehearse(config: DictConfig) -> None:
+    """Make everything that needs no study.
+
+    The network is made without memory for its weights; a file or tag of weights is read into that all the same.
+
+    Raises:
+        ConfigError: Listing what cannot be made, and a device, checkpoint or file that is not there.
+    """
+    faults = [*_absent_devices(config), *_absent_files(config)]
+    made: dict[str, Any] = {}
+    for section in ("objective", "split", "augment", "explain", "explanation", "evaluation"):
+        if config.get(section):
+            faults += _fault(section, partial(_make, made, config, section))
+    if config.get("optimizer"):
+        faults += _fault("optimizer, scheduler", lambda: _schedule(config))
+    if config.get("model"):
+        faults += _fault("model", lambda: _sketch(config, made))
+    for section in (config.get("logger") or {}).values():
+        if str(section._target_).endswith("wandb_logger"):
+            faults += _fault("logger", partial(tracking_mode, section.mode))
+    faults += _fault("explanation", lambda: method_files(getattr(made.get("explanation"), "methods", None)))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    if "trainer" in config:
+        try:  # what Lightning itself refuses, a word that it does not know, say
+            make_trainer(config.trainer, logger=False, enable_checkpointing=False)
+        except (MisconfigurationException, InstantiationException, TypeError, ValueError, ImportError) as error:
+            raise ConfigError(
+                f"trainer: Lightning refuses these settings: {error} Expected some that it knows. Correct trainer.*, "
+                "or take trainer=default."
+            ) from error
+
+
+def make_trainer(section: DictConfig, **settings: Any) -> lightning.Trainer:
+    """Trainer of a section of the configuration, in the precision of this machine where it is "auto"."""
+    made: lightning.Trainer = factory(OmegaConf.merge(section, {"precision": precision(section)}))(**settings)
+    return made
+
+
+def precision(trainer: DictConfig) -> str:
+    """Precision that "auto" stands for on this machine."""
+    if trainer.precision != "auto":
+        return str(trainer.precision)
+    return "16-mixed" if on_gpu(trainer) else "bf16-mixed"
+
+
+def on_gpu(trainer: DictConfig) -> bool:
+    """Whether a trainer of these settings uses a GPU."""
+    return torch.cuda.is_available() and trainer.get("accelerator") in ("auto", "gpu", "cuda")
+
+
+def optimizer_section(config: DictConfig) -> dict[str, Any]:
+    """Settings of the optimizer; "auto" becomes fused on a CPU, where passes over memory are what counts."""
+    settings: dict[str, Any] = OmegaConf.to_container(config.optimizer, resolve=True)  # type: ignore[assignment]
+    if settings.get("fused") == "auto":
+        settings["fused"] = not on_gpu(config.trainer)
+    return settings
+
+
+def _make(made: dict[str, Any], config: DictConfig, section: str) -> None:
+    made[section] = instantiate_section(config[section])
+
+
+def _fault(section: str, make: Callable[[], object]) -> list[str]:
+    """Faults of a section in words, after making what it describes."""
+    try:
+        make()
+    except Exception as error:
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, IDHError):
+            told = told.__cause__
+        if told is not None:
+            return [str(told)]
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        words = " ".join(str(cause).split())
+        return [f"{section}: {type(cause).__name__}: {words}; expected settings that go together. Correct {section}."]
+    return []
+
+
+def _schedule(config: DictConfig) -> None:
+    optimizer = factory(optimizer_section(config))([torch.nn.Parameter(torch.zeros(1))])
+    factory(config.scheduler)(optimizer, total_steps=100)
+
+
+def _sketch(config: DictConfig, made: Mapping[str, Any]) -> None:
+    """Make the network in outline, and find in it the layers that are to be explained."""
+    weights = LATER if config.model.weights == "auto" else config.model.weights  # auto takes what there is
+    channels = len((config.get("cohort") or {}).get("sequences") or SEQUENCES)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = factory({**config.model, "weights": weights})(in_channels=channels)
+    layers = getattr(made.get("explain"), "layer", None) or ()
+    with network.watch(*([layers] if isinstance(layers, str) else layers)):
+        pass
+
+
+def _absent_devices(config: DictConfig) -> Iterator[str]:
+    settings: Any = config.get("trainer") or {}
+    asked, there = settings.get("accelerator", "auto"), torch.cuda.device_count()
+    if asked in ("gpu", "cuda") and not there:
+        yield f"trainer.accelerator: found {asked}, {NO_GPU} Set trainer.accelerator=auto."
+    elif on_gpu(settings) and isinstance(settings.devices, int) and settings.devices > there:
+        yield f"trainer.devices: found {settings.devices}; expected at most the {there} that torch finds. Set it so."
+
+
+def _absent_files(config: DictConfig) -> Iterator[str]:
+    split = config.get("split") or {}
+    if (file := split.get("file")) and not Path(file).is_file():
+        yield f"split.file: {file}: no such file; expected the cohort.csv of a run, or a table like it. Correct it."
+    checkpoint, stages = config.get("checkpoint"), set(config.get("stages") or ())
+    if checkpoint not in (None, "last") and stages:
+        try:
+            if "fit" not in stages:
+                Checkpoint.locate(checkpoint)
+            elif not Path(checkpoint).exists():
+                yield f"checkpoint: {checkpoint}: there is no such run; expected a run folder. Correct checkpoint."
+        except CheckpointError as error:
+            yield str(error)
+    run_folder = Path(config.paths.run)
+    if stages and stages <= {"explain", "report"} and not (run_folder / "predictions.csv").is_file():
+        yield (
+            f"{run_folder / 'predictions.csv'}: there is no such file; expected the predictions of the run that is to "
+            "be explained or reported. Add 'test' to stages, or name the folder of that run: hydra.run.dir=RUN."
+        )
