@@ -2,12 +2,8 @@
 
 import importlib
 
-from idh_lightning.machine import share_freed_memory
-
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]
-
-share_freed_memory()
 
 
 def __getattr__(name: str) -> object:

@@ -50,7 +50,7 @@ def study_page(folder: Path) -> Path:
         warnings=(f"{LONG} is another grid",), members=(0.4, 0.44),
     )  # fmt: skip
     page = render(
-        "inference/study.html.j2", title=f"{LONG}: IDH status from MRI", badges=badges("phantom"), answer=answer,
+        "study.html.j2", title=f"{LONG}: IDH status from MRI", badges=badges("phantom"), answer=answer,
         files={"FLAIR": f"{LONG}.nii.gz"}, reference="FLAIR", sets={}, threshold=0.4, confidence=0.95, coverage=0.9,
         checkpoints=[f"/outputs/{LONG}/checkpoints/best.ckpt"], cohorts=["phantom"], picture="data:,", viewer=None,
     )  # fmt: skip

@@ -15,7 +15,8 @@ import torch
 from test_predict import cohort, run  # noqa: F401 - fixtures
 
 from idh_lightning.cohort import new_studies
-from idh_lightning.inference import OutOfDistributionDetector, Predictor
+from idh_lightning.inference import Predictor
+from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.ood.descriptor import PERCENTILES, StudyDescriptor, turned, turns
 
 NAMES = ("FLAIR", "T1", "T1c", "T2")

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
-from idh_lightning.machine import is_first_process
+from idh_lightning.machine import is_first_process, share_freed_memory
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
@@ -76,6 +76,7 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         @exits_with_message
         @wraps(task)
         def command() -> None:
+            share_freed_memory()
             sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
             arguments = sys.argv[1:]
             # So that Hydra raises what it finds wrong, instead of printing it in its own form.

@@ -69,7 +69,8 @@ class Predictor:
         Raises:
             CheckpointError: If one cannot be used, or they do not go together.
         """
-        self.ensemble = Ensemble([Checkpoint.read(one) for one in checkpoints_in(checkpoint)], torch_device(device))
+        where = torch_device(device)
+        self.ensemble = Ensemble([Checkpoint.read(one) for one in checkpoints_in(checkpoint)], where)
         self.views = views
         self.withhold = withhold
         self.confidence = confidence

@@ -46,7 +46,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
         read=steps.loc["read"],
         used=steps.loc["used"],
         errors=len(open_errors(cohort)),
-        refused_studies=refused_studies(cohort),
+        refused=refused_studies(cohort),
         faults={kind: [(place_of(g, examples=len(g)), g[0]) for g in by_message(f)] for kind, f in found.items()},
         counts={kind: len(faults) for kind, faults in found.items()},
         exclusions=exclusions_table(cohort).to_dict("records"),

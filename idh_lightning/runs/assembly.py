@@ -155,7 +155,7 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
         stages=stages,
         prepared=prepared,
         evaluation=instantiate_section(config.evaluation),
-        map_comparison=instantiate_section(config.get("explanation")),
+        map_comparison=instantiate_section(config.explanation) if "explanation" in config else None,
         shared={name: Path(config.paths[name]) for name in SHARED_FOLDERS if name in config.paths},
         state=state,
         training=training,
@@ -247,7 +247,7 @@ def _training(
     if prepared.report.note:
         provenance.record["volumes"]["lock"] = prepared.report.note
     synthetic = config.data.get("calibrate_on") == "synthetic"
-    settings: Any = OmegaConf.to_container(config.augment, resolve=True)
+    settings: Any = OmegaConf.to_container(config.augment, resolve=True) if config.augment else {}
     return Training(
         model=model,
         data=data,
