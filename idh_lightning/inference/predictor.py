@@ -349,7 +349,7 @@ class Predictor:
         return [
             Doubt(
                 check=fault.check,
-                text=f"{fault.found}; expected {fault.expected}. {fault.remedy}",
+                text=f"{fault.found[:1].upper()}{fault.found[1:]}; expected {fault.expected}. {fault.remedy}",
                 withheld=fault.check in WITHHOLDING,
                 unlike=fault.check in WITHHOLDING,
             )
@@ -371,7 +371,7 @@ class Predictor:
         for member in self.members:
             if member.training_range is None:
                 text = (
-                    "not compared with the training studies: the checkpoint does not say what they looked like. Train "
+                    "Not compared with the training studies: the checkpoint does not say what they looked like. Train "
                     "again for one that does."
                 )
                 found["unknown_range"] = Doubt(check="unknown_range", text=text, withheld=False)

@@ -140,7 +140,7 @@ def in_words(key: str, words: Mapping[str, str | Metric] | None = None) -> str:
 
 def group_in_words(group: object) -> str:
     """Name of a group of patients: those for whom a yes-or-no column is true are "yes"."""
-    return {"True": "yes", "False": "no"}.get(str(group), str(group))
+    return {"True": "yes", "False": "no", "Yes": "yes", "No": "no"}.get(str(group), str(group))
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
