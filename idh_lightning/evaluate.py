@@ -94,7 +94,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         "external": {
             "trained_on": development.cohort,
             "n_train": development.covariates["n"],
-            "left_out": int(sum(exclusion.reason.startswith("seen_in_") for exclusion in prepared.cohort.exclusions)),
+            "left_out": int(sum(exclusion.reason.startswith("seen in ") for exclusion in prepared.cohort.exclusions)),
             "seen_by": list(config.seen_by),
             **compare_with_internal(
                 {"confidence": development.confidence, "test": development.test},

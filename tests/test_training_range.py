@@ -77,13 +77,13 @@ def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do(
     assert texts["brain_ml"].startswith(brain)
     assert "times the least. Check the spacing" in texts["brain_ml"]
     assert re.search(
-        r"shortest edge of a voxel is 5 mm; the 100 training studies have all 1 mm, so this is 5.00 times that\. \w+",
+        r"shortest edge of a voxel is 5 mm; the 100 training studies all have 1 mm, so this is 5.00 times that\. \w+",
         texts["least_voxel_edge_mm"],
     )
     number = r"−?\d+\.\d\d"
     measured = rf"{number} \(100 training studies: {number} to {number}\)"
     kept = "which 95% of patients like the 199 validation ones keep in everything that is measured here"
-    far = rf"From 1.5 times as far from their mean as the limit on, no answer is given: this is {number} times"
+    far = rf"From 1.5 times .*, an answer is withheld unless withhold=false; this is {number} times"
     assert re.fullmatch(
         rf"Intensities of T1: \S+ % of the brain has a z-score below {measured}\. Averaged over such percentiles, T1 "
         rf"differs from the mean training study by {number} z-scores; the limit is {number}, {kept}\. {far}\. Check .*",

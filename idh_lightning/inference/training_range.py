@@ -347,12 +347,12 @@ class TrainingRange:
                 words, unit, remedy = _GEOMETRY[name]
                 end, which = (high, "the greatest") if value > high else (low, "the least")
                 here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
-                theirs = f"{least} to {greatest}"
+                theirs = f"have {least} to {greatest}"
                 if least == greatest:
-                    theirs, which = f"all {least}", "that"
+                    theirs, which = f"all have {least}", "that"
                 yield Doubt(
                     check=name,
-                    text=f"{words} is {here} {unit}; the {self.training} training studies have {theirs} {unit}, so "
+                    text=f"{words} is {here} {unit}; the {self.training} training studies {theirs} {unit}, so "
                     f"this is {number(value / end)} times {which}. {remedy}",
                     withheld=False,
                 )
@@ -363,12 +363,13 @@ class TrainingRange:
             limit = math.exp(self.centre[name] + self.limit * self.spread[name])
             if value > limit:
                 what, remedy = self._look_in_words(name, numbers, value, limit)
-                far = f" From {FAR} times as far from their mean as the limit on, no answer is given: this is "
+                far = f" From {FAR} times as far from their mean as the limit on, an answer is withheld unless "
+                far += f"withhold=false; this is {number(value / limit)} times."
                 yield Doubt(
                     check=name.replace(" ", "_"),
                     text=f"{what}, which {1 - self.expected_false_alarms:.0%} of patients like the {self.validation} "
                     "validation ones keep in everything that is measured here."
-                    f"{f'{far}{number(value / limit)} times.' if value > FAR * limit else ''} {remedy}",
+                    f"{far if value > FAR * limit else ''} {remedy}",
                     withheld=value > FAR * limit,
                 )
 

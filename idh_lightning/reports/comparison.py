@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.pages import badges, environment
 from idh_lightning.reports.caveats import caveats, trained_on
@@ -62,11 +63,10 @@ def _headline(run: Run) -> list[str]:
     pairs = run.node("runs", "pairs") or []
     apart = [pair for pair in pairs if pair.get("p_holm") is not None and pair["p_holm"] < 0.05]
     named = "; ".join(" and ".join(pair["names"]) for pair in apart[:5])
-    told = (
-        f"{len(apart)} of {len(pairs)} pairs differ (p below 0.05 after correction): {named}"
-        if apart
-        else (f"None of {len(pairs)} pairs can be told apart (paired DeLong test, p below 0.05 after correction)")
-    )
+    told = "The two cannot be told apart" if len(pairs) == 1 else f"None of {len(pairs)} pairs can be told apart"
+    told += " (paired DeLong test, no p below 0.05 after correction)"
+    if apart:
+        told = f"{len(apart)} of {counted(len(pairs), 'pair')} differ (p below 0.05 after correction): {named}"
     return [*sentences, f"{told}. The best of several runs looks better than it is: test patients must not choose it."]
 
 
@@ -85,13 +85,14 @@ def _runs(run: Run) -> Table | None:
     if not isinstance(each, Mapping):
         return each_run(run)
     rows = []
+    named = run.node("runs", "settings") or {}
     for name, measured in each.items():
         cells = [as_estimate(measured.get(key)) for key in _SHOWN]
-        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
-        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), settings])
+        settings = [" ".join(named.get(name, []))] if any(named.values()) else []
+        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), *settings])
     return Table(
-        "Each run, with 95 % intervals",
-        ["", *(METRICS[key].name for key in _SHOWN), "settings"],
+        f"Each run on the same {run.node('runs', 'n')} test patients, with 95 % intervals",
+        ["", *(METRICS[key].name for key in _SHOWN), *(["settings"] if any(named.values()) else [])],
         rows,
         (0, len(_SHOWN) + 1),
     )

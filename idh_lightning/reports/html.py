@@ -695,9 +695,9 @@ def provenance_table(run: Run) -> Table | None:
 def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, inner in node.items():
-            # Packages keep their names; a unit stands behind a comma.
+            # Packages and runs keep their names; a unit stands behind a comma.
             name = str(key)
-            if path != "versions":
+            if path not in ("versions", "runs"):
                 name = re.sub("_(gb|mb)$", lambda unit: f", {unit[1].upper()}", name).replace("_", " ")
             yield from _flat(inner, f"{path}: {name}" if path else name)
     elif isinstance(node, list) and any(isinstance(item, Mapping | list) for item in node):
