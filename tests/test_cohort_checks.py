@@ -316,7 +316,7 @@ def test_the_exclusions_table_says_who_and_why(copy: UCSFCopy) -> None:
     copy.set(1, "IDH", "pending")
     table = exclusions_table(settle(copy.reader().read(), on_error="exclude"))
     assert table.to_dict("records") == [
-        {"study_id": "UCSF-PDGM-0001", "patient_id": "UCSF-PDGM-0001", "reason": "unknown_label: IDH is 'pending'"}
+        {"study_id": "UCSF-PDGM-0001", "patient_id": "UCSF-PDGM-0001", "reason": "unknown label: IDH is 'pending'"}
     ]
 
 
