@@ -26,6 +26,7 @@ from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.caveats import caveats
 from idh_lightning.reports.html import provenance_table, write_report
+from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run import read_run, write_figures
 from idh_lightning.reports.vocabulary import group_in_words
@@ -587,6 +588,13 @@ def test_the_checklist_and_the_provenance_speak_in_words_not_in_values_of_a_prog
     assert list(map(tuple, table.rows)) == [
         ("memory, GB: free", "1.5"), ("versions: timm_3d", "1.0.1"), ("frozen", "yes"), ("cuda", "unknown"),
     ]  # fmt: skip
+
+
+def test_scores_of_right_and_of_wrong_calls_say_over_how_many_studies_they_are() -> None:
+    rows = [("Evidence", "all", 5), ("Evidence", "right", 3), ("Evidence", "wrong", 2)]
+    table = pd.DataFrame(rows, columns=["method", "group", "n"])
+    tables = localisation_tables(table.assign(score="auprc", value=0.5, low=0.4, high=0.6))
+    assert [row[0] for row in tables[1].rows] == ["Evidence, call right, n = 3", "Evidence, call wrong, n = 2"]
 
 
 def test_half_a_millimetre_is_rounded_one_way_whatever_the_sum_of_floats() -> None:

@@ -32,11 +32,11 @@ def localisation_tables(summary: pd.DataFrame) -> list[Table]:
     rows = [[method, *_cells(found, method, "all", scores)] for method in methods]
     tables = [Table(caption, ["", *scores.values()], rows)]
     split = [
-        [f"{method}, call {group}", *_cells(found, method, group, scores)]
+        [f"{method}, call {group}, n = {n}", *_cells(found, method, group, scores)]
         for method in methods
         if not method.startswith(BASELINE)
         for group in ("right", "wrong")
-        if any((method, group, score) in found for score in scores)
+        if (n := max((int(found[method, group, s].n) for s in scores if (method, group, s) in found), default=0))
     ]
     if split:
         tables.append(Table("The same where the network is right and where it is wrong", ["", *scores.values()], split))
