@@ -86,7 +86,7 @@ def _compared(
     return {
         "trained_on": development.cohort,
         "n_train": development.covariates["n"],
-        "left_out": int(sum(exclusion.reason.startswith("seen_in_") for exclusion in cohort.exclusions)),
+        "left_out": int(sum(exclusion.reason.startswith("seen in ") for exclusion in cohort.exclusions)),
         "seen_by": list(means),
         **compare_with_internal(
             {"confidence": development.confidence, "test": development.test},

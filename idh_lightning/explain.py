@@ -40,7 +40,7 @@ from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_inte
 from idh_lightning.callbacks.maps import beside_drawing, drawing, panel_of, reference_maps_of, rows_of
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import entry
-from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.cohort import SPLITS, Study
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError
@@ -50,7 +50,7 @@ from idh_lightning.machine import torch_device
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
-from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
+from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 from idh_lightning.runs.assembly import prepare
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.state import started_in

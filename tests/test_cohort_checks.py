@@ -126,7 +126,7 @@ def test_a_corruption_is_found_and_named_and_nothing_else_is_disturbed(copy: UCS
 
     settled = raise_or_exclude(cohort, on_error="exclude")
     assert {exclusion.study_id for exclusion in settled.exclusions} == studies
-    assert all(exclusion.reason.startswith(f"{check}: ") for exclusion in settled.exclusions)
+    assert all(exclusion.reason.startswith(f"{check.replace('_', ' ')}: ") for exclusion in settled.exclusions)
     assert settled.studies == cohort.studies
 
 
@@ -204,6 +204,7 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
     for number in (1, 2, 3, 4, 5):
         copy.set(number, "IDH", "IDH pos.")
     copy.set(6, "IDH", "1")
+    copy.set(7, "IDH", "0")
     with pytest.raises(CohortError) as raised:
         raise_or_exclude(copy.reader().read(), on_error="raise")
     lines = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
@@ -211,6 +212,7 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
     assert "5 studies (UCSF-PDGM-0001, UCSF-PDGM-0002, UCSF-PDGM-0003 and 2 more): IDH is 'IDH pos.'" in lines[0]
     assert "'cohort.vocabulary={IDH pos.: wildtype}' or 'cohort.vocabulary={IDH pos.: mutant}'" in lines[0]
     assert "'cohort.vocabulary={0: wildtype, 1: mutant}'" in lines[1]
+    assert "2 studies (UCSF-PDGM-0006, UCSF-PDGM-0007): IDH is '0' or '1'" in lines[1]
     assert "cohort.on_error=exclude, or 'cohort.exclude=[UCSF-PDGM-0001," in str(raised.value)
 
 
@@ -234,7 +236,7 @@ def test_faults_that_are_found_later_exclude_their_studies_too(copy: UCSFCopy) -
     cohort = copy.reader().read()
     settled = raise_or_exclude(cohort, [late], on_error="exclude")
     assert settled.exclusions == (
-        Exclusion(study_id="UCSF-PDGM-0002", patient_id="UCSF-PDGM-0002", reason="four_dimensions: a 4D file"),
+        Exclusion(study_id="UCSF-PDGM-0002", patient_id="UCSF-PDGM-0002", reason="four dimensions: a 4D file"),
     )
     assert len(settled.studies) == len(cohort.studies) - 1
     with pytest.raises(CohortError, match=r"UCSF-PDGM-0002: a 4D file; expected 3D. Replace it."):
@@ -284,7 +286,19 @@ def test_two_unmarked_studies_of_a_patient_become_one_and_a_follow_up() -> None:
     studies = [Study(study_id=name, patient_id="P", label=0, files={}) for name in ("b", "a")]
     cohort = assemble(name="x", sequences=("T1",), studies=studies)
     assert [(study.study_id, study.follow_up) for study in cohort.studies] == [("a", False), ("b", True)]
-    assert set(checks(cohort, "warning")) == {"patient_in_two_places", "follow_ups"}
+    assert set(checks(cohort, "warning")) == {"patient_in_two_places"}
+
+
+def test_a_follow_up_has_one_warning_whether_it_was_marked_or_found() -> None:
+    pairs = {"P": ("a", "b"), "Q": ("c", "d")}
+    studies = [
+        Study(study_id=name, patient_id=patient, label=0, files={}, follow_up=name == "d")
+        for patient, names in pairs.items()
+        for name in names
+    ]
+    found, marked = assemble(name="x", sequences=("T1",), studies=studies).faults
+    assert (found.check, found.found) == ("patient_in_two_places", "b, besides the first study")
+    assert (marked.check, marked.found) == ("follow_ups", "1 follow-up study of 1 patient: d")
 
 
 def test_one_file_in_two_roles_of_one_study_is_an_error() -> None:
@@ -302,7 +316,7 @@ def test_the_exclusions_table_says_who_and_why(copy: UCSFCopy) -> None:
     copy.set(1, "IDH", "pending")
     table = exclusions_table(raise_or_exclude(copy.reader().read(), on_error="exclude"))
     assert table.to_dict("records") == [
-        {"study_id": "UCSF-PDGM-0001", "patient_id": "UCSF-PDGM-0001", "reason": "unknown_label: IDH is 'pending'"}
+        {"study_id": "UCSF-PDGM-0001", "patient_id": "UCSF-PDGM-0001", "reason": "unknown label: IDH is 'pending'"}
     ]
 
 
@@ -374,7 +388,9 @@ def test_the_report_of_a_refused_table_shows_every_refused_study_and_adds_up(cop
     assert "The cohort was refused: 5 errors" in words
     assert "13 studies of 12 patients that were read, 4 are refused, 1 excluded and 8 without an error" in words
     for number in (1, 3, 4, 6):
-        assert f"<tr><td>UCSF-PDGM-000{number}</td>" in page
+        assert f'<th scope="row">UCSF-PDGM-000{number}</th>' in page
+    assert 'data-head="reason">unknown label: IDH is &#39;perhaps&#39;; missing sequence: no T1' in page
+    assert page.count("<h1>Cohort ucsf_pdgm, metadata.csv</h1>") == 1
     assert ">Refused: 4 patients</b>" in page
     assert "2 studies (UCSF-PDGM-0003, UCSF-PDGM-0004)" in page
     assert "metadata.csv: 13 rows of 13 studies, separated by commas" in page

@@ -271,7 +271,7 @@ def test_egd_codes_are_labels_and_minus_one_is_a_fault(tmp_path: Path) -> None:
         "T1c": "T1GD.nii.gz",
         "T2": "T2.nii.gz",
     }
-    assert [exclusion.reason for exclusion in cohort.exclusions] == ["unknown_label: IDH is '-1'"]
+    assert [exclusion.reason for exclusion in cohort.exclusions] == ["unknown label: IDH is '-1'"]
 
 
 def test_egd_is_read_as_its_server_gives_it(tmp_path: Path) -> None:

@@ -25,8 +25,16 @@ def test_the_card_counts_patients_and_gives_results_with_their_intervals(tmp_pat
     assert text == (tmp_path / "model_card.md").read_text()
     assert "| train | 4 | 8 | 2 |" in text
     assert "| ROC-AUC | 0.75 | 0.50 to 0.90 | 2 |" in text
+    assert "0 studies were left out" in text
     assert "These patients are synthetic" in text
     assert "**Not for clinical use** · **Trained on synthetic patients**" in text
+
+
+def test_the_card_writes_the_grid_as_people_do(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {grid: [49, 65, 49]}")
+    assert "grid 49 × 65 × 49" in write_model_card(tmp_path)
 
 
 def test_the_card_says_what_was_not_scored(tmp_path: Path) -> None:

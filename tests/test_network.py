@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -325,14 +326,14 @@ def test_3d_weights_are_taken_as_they_are(tmp_path: Path, small_network: Maker) 
 
 def test_auto_weights_fall_back_and_say_so(small_network: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
-        raise OSError("no name service")
+        raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     monkeypatch.setattr("idh_lightning.models.weights.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", unreachable_cache)
     origin = small_network(weights="auto").weights_origin
     assert (origin.source, origin.pretrained) == ("none", False)
-    assert "cannot be had" in origin.note
+    assert "cannot be had (no answer from the hub: its address is not found)" in origin.note
     with pytest.raises(ModelError, match="cannot be had"):
         small_network(weights="tf_efficientnet_b0.ns_jft_in1k")
 

@@ -243,7 +243,7 @@ def test_a_head_whose_header_turns_it_upside_down_is_noticed(predictor: Predicto
         voxels, affine = voxels_of(patient / f"patient_{name}.nii.gz")
         save(patient / f"patient_{name}.nii.gz", voxels[:, :, ::-1], affine)
     (answer,) = predictor.predict(patient)
-    assert answer.given is False or "turned or upside down" in " ".join(answer.warnings)
+    assert answer.given is False or "Turned or upside down" in " ".join(answer.warnings)
 
 
 def test_far_studies_are_flagged_instead_where_that_is_asked_for(

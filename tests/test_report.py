@@ -137,6 +137,8 @@ def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> 
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "On the same 100 test patients (25 mutant), the ROC-AUC of 2 runs goes from" in page
     assert "not computed" not in page
+    assert "The two cannot be told apart (paired DeLong test, no p below 0.05" in page
+    assert "Each run on the same 100 test patients, with 95 % intervals" in page
 
 
 def test_a_patient_with_logits_of_a_half_and_minus_three_is_called_alike_everywhere(tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import expit
 
+from idh_lightning.cli.tables import number as printed
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.caveats import caveats
+from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
-from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_page import provenance_table, write_report
 from idh_lightning.reports.run_tables import draw_run_figures, read_run
 from idh_lightning.reports.vocabulary import group_in_words
-from idh_lightning.reports.vocabulary import number as printed
 
 HOSTILE = "<script>alert(1)</script>"
 SEQUENCES = ("FLAIR", "T1", "T1c", "T2")
@@ -564,6 +565,42 @@ def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Pat
     answered = {row.items.split(",")[0] for row in rows if row.answer is not None}
     assert {"CLAIM 12", "CLAIM 19", "CLAIM 21", "CLAIM 32", "CLAIM 33", "CLAIM 35", "CLAIM 38", "CLAIM 43"} <= answered
     assert "44 items of CLAIM (2024 update)" in Parsed(report.read_text()).text
+
+
+def test_the_checklist_and_the_provenance_speak_in_words_not_in_values_of_a_program(run_folder: Path) -> None:
+    from idh_lightning.reports.checklist import checklist
+
+    run = read_run(run_folder)
+    config = {
+        "data": {"preprocessing": {"edge_mm": None}, "missing": "error"},
+        "model": {"checkpoint_tail": False, "_target_": "x.Net"},
+        "monitor": {"metric": "val/loss", "mode": "min"},
+    }
+    provenance = {"memory_gb": {"free": 1.5}, "versions": {"timm_3d": "1.0.1"}, "frozen": True, "cuda": None}
+    run = replace(run, config=config, provenance=provenance)
+    answers = {row.items: row.answer for row in checklist(run)}
+    assert answers["CLAIM 9, TRIPOD+AI 7"] == "edge mm none."
+    assert answers["CLAIM 22, TRIPOD+AI 12c"] == "Net: checkpoint tail no."
+    assert answers["CLAIM 26"] == "The epoch with the lowest val/loss."
+    assert str(answers["CLAIM 12, TRIPOD+AI 11"]).startswith("No study may lack a sequence. Age is unknown in")
+    table = provenance_table(run)
+    assert table is not None
+    assert list(map(tuple, table.rows)) == [
+        ("memory, GB: free", "1.5"), ("versions: timm_3d", "1.0.1"), ("frozen", "yes"), ("cuda", "unknown"),
+    ]  # fmt: skip
+
+
+def test_scores_of_right_and_of_wrong_calls_say_over_how_many_studies_they_are() -> None:
+    rows = [("Evidence", "all", 5), ("Evidence", "right", 3), ("Evidence", "wrong", 2)]
+    table = pd.DataFrame(rows, columns=["method", "group", "n"])
+    tables = localisation_tables(table.assign(score="auprc", value=0.5, low=0.4, high=0.6))
+    assert [row[0] for row in tables[1].rows] == ["Evidence, call right, n = 3", "Evidence, call wrong, n = 2"]
+
+
+def test_half_a_millimetre_is_rounded_one_way_whatever_the_sum_of_floats() -> None:
+    for y in (110.5, 110.5 - 1e-9, 110.5 + 1e-9):
+        assert plane_words("coronal", (0, y, 0)) == "coronal, y 111 mm"
+    assert plane_words("sagittal", (-0.5 - 1e-9, 0, 0)) == "sagittal, x 0 mm"
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign_of_its_own() -> None:

@@ -30,7 +30,7 @@ def test_a_patient_is_found_by_identifier_however_it_is_spelt(seen: DevelopmentP
         ("a", "train", "patient_id"),
         ("b", "validation", "patient_id"),
     ]
-    assert found[0].reason.startswith("seen_in_training: ")
+    assert found[0].reason.startswith("seen in training: ")
 
 
 def test_the_same_image_is_found_under_another_name_and_takes_all_studies_of_its_patient_along(

@@ -362,3 +362,8 @@ def test_an_entry_says_what_it_is(tmp_path, studies):
     assert written["settings"]["grid"] == [16, 16, 16]
     assert written["sequences"] == list(SEQUENCES)
     assert store.folder.name.startswith("16x16x16_brain_")
+
+
+def test_nothing_to_prepare_shows_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert VolumeStore(tmp_path, Preprocessing(48), SEQUENCES).prepare([]).built == 0
+    assert "Preparing volumes" not in capsys.readouterr().out

@@ -300,7 +300,7 @@ def test_on_the_internal_test_patients_external_validation_repeats_the_run(
     assert {"age_years", "brain_ml", "tumour_ml", "T1c_median", "mutant"} <= set(metrics["external"]["shift"])
     exclusions = pd.read_csv(folder / "exclusions.csv")
     assert len(exclusions) == metrics["external"]["left_out"] == len(table) - len(outside)
-    assert exclusions["reason"].str.startswith("seen_in_training: ").all()
+    assert exclusions["reason"].str.startswith("seen in training: ").all()
     page = (folder / "report.html").read_text()
     assert "patients of a cohort that it was not trained on, table" in page
     assert "Does it hold where it was not trained?" in page

@@ -73,31 +73,49 @@ def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do(
     far = replace(far, geometry={"least_voxel_edge_mm": 5.0, "brain_ml": 700.0}, roughness=far.roughness + 2)
     texts = {doubt.check: doubt.text for doubt in found.doubts(far, stripped=False, present=NAMES)}
     low, high = found.geometry["brain_ml"]
-    brain = f"the volume of the brain is 700 mL; training studies have {low:.0f} to {high:.0f} mL, so this is 0.5"
+    brain = (
+        f"The volume of the brain is 700 mL; the 100 training studies have {low:.0f} to {high:.0f} mL, so this is 0.5"
+    )
     assert texts["brain_ml"].startswith(brain)
     assert "times the least. Check the spacing" in texts["brain_ml"]
     assert re.search(
-        r"shortest edge of a voxel is 5 mm; training studies have 1 to 1 mm, so this is 5.00 times the greatest\. \w+",
+        r"shortest edge of a voxel is 5 mm; the 100 training studies all have 1 mm, so this is 5.00 times that\. \w+",
         texts["least_voxel_edge_mm"],
     )
-    number, beyond = r"-?\d+\.\d\d", r"\d+\.\d\d times the \d+\.\d\d that 95% of patients like the 199 validation ones"
+    number = r"−?\d+\.\d\d"
+    measured = rf"{number} \(100 training studies: {number} to {number}\)"
+    kept = "which 95% of patients like the 199 validation ones keep in everything that is measured here"
+    far = rf"From 1.5 times .*, an answer is withheld unless withhold=false; this is {number} times"
     assert re.fullmatch(
-        rf"intensities of T1: \S+ % of its brain lie below a z-score of {number}; training studies have {number} to "
-        rf"{number}\. As a whole it lies {number} from the mean training study: {beyond} stay below\. Check that .*",
+        rf"Intensities of T1: \S+ % of the brain has a z-score below {measured}\. Averaged over such percentiles, T1 "
+        rf"differs from the mean training study by {number} z-scores; the limit is {number}, {kept}\. {far}\. Check .*",
         texts["intensity_of_T1"],
     ), texts["intensity_of_T1"]
     assert re.search(
-        rf"differ by {number} z-scores; training studies have {number} to {number}\. As", texts["roughness_of_T2"]
+        rf"neighbouring voxels differ by {measured} z-scores; the limit is {number}, {kept}", texts["roughness_of_T2"]
     )
     assert re.search(
-        rf"distance {number} from the mean; training studies have {number} to {number}\. {beyond} .*No single cause",
+        rf"{measured} standard deviations from the mean training study \(Mahalanobis distance, which allows for .*No",
         texts["features"],
     )
-    assert "removed in 100% of 100 training studies. Strip it" in texts["skull"]
+    assert "removed in 100% of the 100 training studies. Strip it" in texts["skull"]
     same = replace(some_studies(1, 5)[0], correlation=np.ones((4, 4)))
     (first, *_) = found.doubts(same, stripped=True, present=NAMES)
     assert "FLAIR and T1 are the same image (correlation 1.0000" in first.text
-    assert all(text.endswith((".", ")")) for text in texts.values())
+    assert all(
+        text.endswith((".", ")")) and text[0].isupper() and not re.search(r"-\d", text) for text in texts.values()
+    )
+
+
+def test_a_rough_study_beyond_the_limit_lies_beyond_the_number_that_is_named_as_the_limit() -> None:
+    found = learnt()
+    (study,) = some_studies(1, 5)
+    for change in (-1.0, 1.0):
+        doubts = found.doubts(replace(study, roughness=study.roughness + change), stripped=True, present=NAMES)
+        text = next(doubt.text for doubt in doubts if doubt.check == "roughness_of_T2")
+        here, limit = (float(re.search(rf"{words} ([\d.]+)", text)[1]) for words in ("differ by", "the limit is"))
+        mean = np.exp(float(found.roughness[NAMES.index("T2")]))
+        assert here < limit < mean if change < 0 else here > limit > mean
 
 
 def test_a_range_gives_the_same_verdicts_after_a_checkpoint() -> None:

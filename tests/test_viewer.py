@@ -67,6 +67,16 @@ def test_a_landmark_keeps_its_millimetres_whatever_the_orientation_of_the_file(
     np.testing.assert_allclose(centre, BALL, atol=0.5)
 
 
+def test_the_slices_end_at_the_head_though_resampling_left_values_darker_than_the_air(tmp_path: Path) -> None:
+    files, cam, mask = write_head(tmp_path, ORIENTATIONS["LPS"])
+    plain = read_scene(files, cam, mask)
+    image = nib.load(files["FLAIR"])
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[60:62, 50:52, 40:42] = -7
+    nib.save(nib.Nifti1Image(voxels, image.affine), files["FLAIR"])
+    assert read_scene(files, cam, mask).cam.shape == plain.cam.shape
+
+
 _BRIGHTEST = """(() => {
   const canvas = document.querySelectorAll(".slices canvas")[%d], box = canvas.getBoundingClientRect();
   const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

@@ -74,7 +74,7 @@ def test_training_patients_that_are_not_asked_for_are_listed_as_left_out(table, 
     assert (used["split"] == "train").sum() == 6
     excluded = pd.read_csv(tmp_path / "run" / "exclusions.csv").set_index("study_id")["reason"]
     assert sorted([*used["study_id"], *excluded.index]) == [f"P{index:02d}" for index in range(16)]
-    assert set(excluded.drop("P03")) == {"not_among_training_patients: split"}
+    assert set(excluded.drop("P03")) == {"not among training patients: split"}
 
 
 def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path, caplog):

@@ -23,13 +23,13 @@ from torch import Tensor
 from idh_lightning.attribution import REFERENCED, SCORES, Method, mean_mask, study_rows
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.cli.signals import end_with
+from idh_lightning.cli.tables import number
 from idh_lightning.cohort import Study
 from idh_lightning.data import Batch, IDHDataModule
 from idh_lightning.errors import ExplanationError
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.panels import save_cam_panel
-from idh_lightning.reports.vocabulary import number
 from idh_lightning.volumes import StoredVolume, write_map
 
 logger = logging.getLogger(__name__)

@@ -69,3 +69,9 @@ class FittingTable:
                 if cell not in ("", "-"):
                     block.add_row(Text(heading, style="dim"), Text(cell, style=style))
             yield Padding(block, (0, 0, 0, 2))
+
+
+def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
+    """A number as it is printed everywhere: two digits after the point, a minus as long as a plus, none before 0."""
+    text = f"{value:+z.{digits}f}" if signed else f"{value:z.{digits}f}"
+    return text.replace("-", "−")

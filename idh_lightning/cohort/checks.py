@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -33,7 +33,8 @@ def assemble(
     """
     studies = sorted(studies, key=lambda study: study.study_id)
     faults = [*faults, *_label_conflicts(studies), *_shared_files(studies)]
-    marked, warnings = _mark_follow_ups(studies)
+    told = {fault.patient_id for fault in faults if fault.check == "patient_in_two_places"}
+    marked, warnings = _mark_follow_ups(studies, told)
     faulty = {fault.study_id for fault in faults if fault.severity == "error"}
     return Cohort(
         name=name,
@@ -95,7 +96,7 @@ def refused_studies(cohort: Cohort) -> tuple[Exclusion, ...]:
         Exclusion(
             study_id=study_id,
             patient_id=patients.get(study_id) or next((f.patient_id for f in found if f.patient_id), study_id),
-            reason="; ".join(f"{fault.check}: {fault.found}" for fault in found),
+            reason="; ".join(f"{_words(fault.check)}: {fault.found}" for fault in found),
         )
         for study_id, found in sorted(reasons.items())
     )
@@ -213,8 +214,11 @@ def _shared_files(studies: Sequence[Study]) -> list[Fault]:
     ]  # fmt: skip
 
 
-def _mark_follow_ups(studies: Sequence[Study]) -> tuple[list[Study], list[Fault]]:
-    """Return the studies with all but one per patient marked as follow-ups, and warnings that say so."""
+def _mark_follow_ups(studies: Sequence[Study], told: Collection[str | None]) -> tuple[list[Study], list[Fault]]:
+    """Return the studies with all but one per patient marked as follow-ups, and one warning for each of these.
+
+    Of the patients in `told` an earlier warning says so.
+    """
     later: dict[str, list[str]] = {}
     for patient, theirs in _group(studies).items():
         unmarked = [study.study_id for study in theirs if not study.follow_up]
@@ -230,7 +234,7 @@ def _mark_follow_ups(studies: Sequence[Study]) -> tuple[list[Study], list[Fault]
         )
         for patient, ids in later.items()
     ]  # fmt: skip
-    follow_ups = [study for study in marked if study.follow_up]
+    follow_ups = [study for study in studies if study.follow_up and study.patient_id not in told]
     if follow_ups:
         warnings.append(
             Fault(

@@ -50,7 +50,7 @@ def cohort_flow(cohort: Cohort, table: pd.DataFrame | None = None) -> pd.DataFra
 
 def _reason(text: str) -> str:
     """Return the check that an exclusion begins with, in words."""
-    return text.split(":", 1)[0].replace("_", " ")
+    return text.split(":", 1)[0]
 
 
 def _by_label(step: str, group: str, studies: Iterable[tuple[str, int]]) -> list[tuple[str, str, str, int, int]]:

@@ -38,8 +38,8 @@ class Overlap:
 
     @property
     def reason(self) -> str:
-        """For exclusions.csv: a fixed name, then the details."""
-        return f"seen_in_{'training' if self.split == 'train' else self.split}: the checkpoint knows it by {self.how}"
+        """For exclusions.csv: the check in words, then the details."""
+        return f"seen in {'training' if self.split == 'train' else self.split}: the checkpoint knows it by {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)

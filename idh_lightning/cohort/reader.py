@@ -243,7 +243,7 @@ class Reader(ABC):
             label = parse_idh(entry.idh, self._labels)
         except CohortError:
             report(
-                "unknown_label", f"{self.column('idh')} is {entry.idh[:80]!r}",
+                "unknown_label", f"{self.column('idh')} is {_quoted_label(entry.idh)}",
                 "'wildtype', 'mutant' or a mutation name", _label_remedy(entry.idh),
             )  # fmt: skip
         wanted = [name for name in SEQUENCES if name in (self.sequences or entry.files)]
@@ -330,6 +330,11 @@ def without_patients(where: str, column: str) -> Fault:
         found="every study counts as a patient of its own",
         remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
     )  # fmt: skip
+
+
+def _quoted_label(text: str) -> str:
+    """Return the spelling of a label for a message; 0 and 1 share one, since one line to paste explains both."""
+    return "'0' or '1'" if text in ("0", "1") else repr(text[:80])
 
 
 def _label_remedy(text: str) -> str:

@@ -184,7 +184,7 @@ def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
     """
     used = set(table["study_id"])
     return cohort.without(
-        Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not_among_training_patients: split")
+        Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not among training patients: split")
         for s in cohort.studies
         if s.study_id not in used
     )

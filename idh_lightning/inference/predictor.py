@@ -184,7 +184,7 @@ class Predictor:
         return [
             OODWarning(
                 check=fault.check,
-                text=f"{fault.found}; expected {fault.expected}. {fault.remedy}",
+                text=f"{fault.found[:1].upper()}{fault.found[1:]}; expected {fault.expected}. {fault.remedy}",
                 withheld=fault.check in WITHHOLDING,
                 unlike=fault.check in WITHHOLDING,
             )
@@ -206,7 +206,7 @@ class Predictor:
         for member in self.ensemble.members:
             if member.ood_detector is None:
                 text = (
-                    "not compared with the training studies: the checkpoint does not say what they looked like. Train "
+                    "Not compared with the training studies: the checkpoint does not say what they looked like. Train "
                     "again for one that does."
                 )
                 found["unknown_range"] = OODWarning(check="unknown_range", text=text, withheld=False)

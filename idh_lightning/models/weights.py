@@ -192,4 +192,5 @@ def _download(name: str) -> Path:
             socket.getaddrinfo(host, 443)
         return Path(huggingface_hub.hf_hub_download(config.hf_hub_id, "model.safetensors"))
     except (OSError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        raise _UnreachableError(f"no answer from the hub: {type(error).__name__}") from error
+        said = "its address is not found" if isinstance(error, socket.gaierror) else str(error).partition("\n")[0]
+        raise _UnreachableError(f"no answer from the hub: {said}") from error

@@ -13,6 +13,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
+from idh_lightning.cli.tables import number
 from idh_lightning.ood.descriptor import PERCENTILES, Floats, StudyDescriptor, turned, turns
 
 FALSE_ALARMS = 0.05
@@ -33,18 +34,20 @@ CLEARLY_OTHER = 0.97
 
 _SLACK = {"least_voxel_edge_mm": 1.5, "greatest_voxel_edge_mm": 1.5}
 _OTHER_SLACK = 1.15
+_ROUGH = 0.05
+"""Added to a difference of roughness, whose logarithm is taken."""
 
 _BRAIN_REMEDY = "Check the spacing in the header, the field of view and the skull-stripping."
 _GEOMETRY = {
-    "least_voxel_edge_mm": ("the shortest edge of a voxel", "mm", "Check the spacing in the header."),
+    "least_voxel_edge_mm": ("The shortest edge of a voxel", "mm", "Check the spacing in the header."),
     "greatest_voxel_edge_mm": (
-        "the longest edge of a voxel (slice thickness)", "mm",
+        "The longest edge of a voxel (slice thickness)", "mm",
         "Take a series with slices like those in training, or train on studies like this one.",
     ),
-    "brain_ml": ("the volume of the brain", "mL", _BRAIN_REMEDY),
-    "brain_height_mm": ("the height of the brain", "mm", _BRAIN_REMEDY),
-    "brain_length_mm": ("the length of the brain, front to back,", "mm", _BRAIN_REMEDY),
-    "brain_width_mm": ("the width of the brain", "mm", _BRAIN_REMEDY),
+    "brain_ml": ("The volume of the brain", "mL", _BRAIN_REMEDY),
+    "brain_height_mm": ("The height of the brain", "mm", _BRAIN_REMEDY),
+    "brain_length_mm": ("The length of the brain, front to back,", "mm", _BRAIN_REMEDY),
+    "brain_width_mm": ("The width of the brain", "mm", _BRAIN_REMEDY),
 }  # fmt: skip
 """Of `Likeness.geometry`: its words, its unit, and what to do where a study lies outside the training range."""
 
@@ -211,7 +214,9 @@ class OutOfDistributionDetector:
         rough = np.abs(study.roughness - self.roughness.numpy())
         return {
             **{f"intensity of {name}": float(value) + 1e-3 for name, value in zip(self.sequences, away, strict=True)},
-            **{f"roughness of {name}": float(value) + 0.05 for name, value in zip(self.sequences, rough, strict=True)},
+            **{
+                f"roughness of {name}": float(value) + _ROUGH for name, value in zip(self.sequences, rough, strict=True)
+            },
             "features": self.features.distance(study.features) + 1e-3,
         }
 
@@ -296,8 +301,9 @@ class OutOfDistributionDetector:
         given = self.order.distance(study.order(range(len(self.sequences))))
         yield OODWarning(
             check="sequence_identity",
-            text=f"{' and '.join(moved)}: so named, the contrasts between sequences lie {ratio * given:.1f} standard "
-            f"deviations from the mean training study; as given, {given:.1f}. Check which file is which.",
+            text=f"Likely exchanged: {' and '.join(moved)}. So named, the contrasts between sequences lie "
+            f"{number(ratio * given, 1)} standard deviations from the mean training study; as given, "
+            f"{number(given, 1)}. Check which file is which.",
             withheld=ratio < self.order_limit,
         )
 
@@ -316,9 +322,9 @@ class OutOfDistributionDetector:
         if best > plain:
             yield OODWarning(
                 check="orientation",
-                text=f"turned or upside down, the head correlates with the mean training study at {best:.2f}, as its "
-                f"header states at {plain:.2f} (of 1.30). Look at the picture; if it lies wrongly, convert again from "
-                "DICOM.",
+                text=f"Turned or upside down, the head fits the mean training study with {number(best)} of 1.30, as "
+                f"its header states with {number(plain)} (correlation of the outlines and 0.3 times that of the "
+                "intensities). Look at the picture; if it lies wrongly, convert again from DICOM.",
                 withheld=best > plain + TURNED,
             )
 
@@ -331,7 +337,7 @@ class OutOfDistributionDetector:
             )
             yield OODWarning(
                 check="skull",
-                text=f"the skull is {found}; it was removed in {self.stripped:.0%} of {self.training} training "
+                text=f"The skull is {found}; it was removed in {self.stripped:.0%} of the {self.training} training "
                 f"studies. {remedy}",
                 withheld=False,
             )
@@ -339,12 +345,15 @@ class OutOfDistributionDetector:
             slack, value = _SLACK.get(name, _OTHER_SLACK), study.geometry[name]
             if not low / slack <= value <= high * slack:
                 words, unit, remedy = _GEOMETRY[name]
-                far = f"{value / high:.2f} times the greatest" if value > high else f"{value / low:.2f} times the least"
+                end, which = (high, "the greatest") if value > high else (low, "the least")
                 here, least, greatest = (f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in (value, low, high))
+                theirs = f"have {least} to {greatest}"
+                if least == greatest:
+                    theirs, which = f"all have {least}", "that"
                 yield OODWarning(
                     check=name,
-                    text=f"{words} is {here} {unit}; training studies have {least} to {greatest} {unit}, so this is "
-                    f"{far}. {remedy}",
+                    text=f"{words} is {here} {unit}; the {self.training} training studies {theirs} {unit}, so "
+                    f"this is {number(value / end)} times {which}. {remedy}",
                     withheld=False,
                 )
 
@@ -353,20 +362,20 @@ class OutOfDistributionDetector:
         for name, value in self.statistics(study).items():
             limit = math.exp(self.centre[name] + self.limit * self.spread[name])
             if value > limit:
-                what, remedy = self._look_in_words(name, numbers)
-                whole = "" if name == "features" else f"As a whole it lies {value:.2f} from the mean training study: "
+                what, remedy = self._look_in_words(name, numbers, value, limit)
+                far = f" From {FAR} times as far from their mean as the limit on, an answer is withheld unless "
+                far += f"withhold=false; this is {number(value / limit)} times."
                 yield OODWarning(
                     check=name.replace(" ", "_"),
-                    text=f"{what}. {whole}{value / limit:.2f} times the {limit:.2f} that "
-                    f"{1 - self.expected_false_alarms:.0%} of patients like the {self.validation} validation ones stay "
-                    f"below. {remedy}",
+                    text=f"{what}, which {1 - self.expected_false_alarms:.0%} of patients like the {self.validation} "
+                    "validation ones keep in everything that is measured here."
+                    f"{far if value > FAR * limit else ''} {remedy}",
                     withheld=value > FAR * limit,
                 )
 
-    def _look_in_words(self, name: str, numbers: Mapping[str, float]) -> tuple[str, str]:
-        """Return what was measured beside the training range, and what to do, of one of the `statistics`."""
+    def _look_in_words(self, name: str, numbers: Mapping[str, float], value: float, limit: float) -> tuple[str, str]:
+        """Return what was measured beside the training studies and the limit, and what to do, of a statistic."""
         kind, _, sequence = name.partition(" of ")
-        row = name
         if kind == "intensity":
             mean = dict(zip(PERCENTILES, self.profiles[self.sequences.index(sequence)].tolist(), strict=True))
 
@@ -376,17 +385,33 @@ class OutOfDistributionDetector:
                 return float(max(low - value, value - high) / (high - low + 0.1))
 
             worst = max(PERCENTILES, key=outside)
-            row = f"{sequence} {worst:g}"
-            what = f"intensities of {sequence}: {worst:g} % of its brain lie below a z-score of {numbers[row]:.2f}"
+            what = (
+                f"Intensities of {sequence}: {worst:g} % of the brain has a z-score below "
+                f"{self._beside(f'{sequence} {worst:g}', numbers)}. Averaged over such percentiles, {sequence} differs "
+                f"from the mean training study by {number(value)} z-scores; the limit is {number(limit)}"
+            )
             remedy = f"Check that the file is {sequence}, that its skull is treated as in training, and its bias field."
         elif kind == "roughness":
-            row = f"{sequence} step"
-            what = f"noise and sharpness of {sequence}: neighbouring voxels differ by {numbers[row]:.2f} z-scores"
+            mean_log = float(self.roughness[self.sequences.index(sequence)])
+            side = 1 if math.log(numbers[f"{sequence} step"]) > mean_log else -1
+            what = (
+                f"Noise and sharpness of {sequence}: neighbouring voxels differ by "
+                f"{self._beside(f'{sequence} step', numbers)} z-scores; the limit is "
+                f"{number(math.exp(mean_log + side * (limit - _ROUGH)))}"
+            )
             remedy = "Check for noise, motion, smoothing, and resampling from thick slices."
         else:
-            what = f"features of the network's first layers: Mahalanobis distance {numbers[row]:.2f} from the mean"
+            what = (
+                "Image features of the network's first layers: the study lies "
+                f"{self._beside('features', numbers)} standard deviations from the mean training study (Mahalanobis "
+                f"distance, which allows for features that vary together); the limit is {number(limit)}"
+            )
             remedy = "No single cause can be named: look at the picture beside those of training studies."
-        if row in self.measured:
-            low, high = self.measured[row]
-            what += f"; training studies have {low:.2f} to {high:.2f}"
         return what, remedy
+
+    def _beside(self, row: str, numbers: Mapping[str, float]) -> str:
+        """Return one of the `plain_numbers`, and the range of the training studies where it is known."""
+        theirs = " to ".join(number(end) for end in self.measured.get(row, ()))
+        return (
+            f"{number(numbers[row])} ({self.training} training studies: {theirs})" if theirs else number(numbers[row])
+        )

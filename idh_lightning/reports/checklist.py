@@ -102,9 +102,10 @@ def _missing(run: ReportedRun) -> str | None:
         return None
     ages = "age_years" in run.cohort and int(run.cohort["age_years"].isna().sum())
     setting = _at(run.config, "data", "missing")
-    words = "" if setting is None else f"Missing sequences: {_plain(setting)}. "
+    words = {"error": "No study may lack a sequence. ", "zero": "Sequences that a study lacks are filled with zero. "}
     return (
-        f"{words}Age is unknown in {int(ages)} of {len(run.cohort)} studies; these do not enter comparisons with age."
+        f"{words.get(str(setting), '')}Age is unknown in {int(ages)} of {len(run.cohort)} studies; these do not enter "
+        "comparisons with age."
     )
 
 
@@ -163,8 +164,8 @@ def _training(run: ReportedRun) -> str | None:
 
 
 def _chosen(run: ReportedRun) -> str | None:
-    metric = _at(run.config, "monitor", "metric")
-    return None if metric is None else f"The epoch with the best {metric} ({_at(run.config, 'monitor', 'mode')})."
+    metric, mode = (_at(run.config, "monitor", key) for key in ("metric", "mode"))
+    return None if metric is None else f"The epoch with the {'lowest' if mode == 'min' else 'highest'} {metric}."
 
 
 def _imbalance(run: ReportedRun) -> str | None:
@@ -301,7 +302,7 @@ def _plain(node: Any) -> str:
         return ": ".join([*name, *([", ".join(values)] if values else [])])
     if isinstance(node, list | tuple):
         return " ".join(map(_plain, node)) or "none"
-    return str(node)
+    return {"None": "none", "True": "yes", "False": "no"}.get(str(node), str(node))
 
 
 def _millions(count: object) -> str:

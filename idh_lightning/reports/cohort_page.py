@@ -40,7 +40,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
     found = by_check(cohort.faults)
     page = render(
         "cohort.html.j2",
-        title=f"Cohort {cohort.name}",
+        title=", ".join([f"Cohort {cohort.name}", *dict.fromkeys(note.split(": ")[0] for note in cohort.notes)]),
         badges=[],
         cohort=cohort,
         read=steps.loc["read"],

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from idh_lightning.cli.tables import number
+from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cross_validation import each_run, spread_table
@@ -14,7 +16,7 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.run_page import inlined, provenance_table
 from idh_lightning.reports.run_tables import ReportedRun, as_estimate, read_run, save_figures
 from idh_lightning.reports.tables import ReportTable, signed
-from idh_lightning.reports.vocabulary import METRICS, number, p_value_words
+from idh_lightning.reports.vocabulary import METRICS, p_value_words
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +61,10 @@ def _headline(run: ReportedRun) -> list[str]:
     pairs = run.node("runs", "pairs") or []
     apart = [pair for pair in pairs if pair.get("p_holm") is not None and pair["p_holm"] < 0.05]
     named = "; ".join(" and ".join(pair["names"]) for pair in apart[:5])
-    told = (
-        f"{len(apart)} of {len(pairs)} pairs differ (p below 0.05 after correction): {named}"
-        if apart
-        else (f"None of {len(pairs)} pairs can be told apart (paired DeLong test, p below 0.05 after correction)")
-    )
+    told = "The two cannot be told apart" if len(pairs) == 1 else f"None of {len(pairs)} pairs can be told apart"
+    told += " (paired DeLong test, no p below 0.05 after correction)"
+    if apart:
+        told = f"{len(apart)} of {counted(len(pairs), 'pair')} differ (p below 0.05 after correction): {named}"
     return [*sentences, f"{told}. The best of several runs looks better than it is: test patients must not choose it."]
 
 
@@ -82,13 +83,14 @@ def _runs(run: ReportedRun) -> ReportTable | None:
     if not isinstance(each, Mapping):
         return each_run(run)
     rows = []
+    named = run.node("runs", "settings") or {}
     for name, measured in each.items():
         cells = [as_estimate(measured.get(key)) for key in _SHOWN]
-        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
-        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), settings])
+        settings = [" ".join(named.get(name, []))] if any(named.values()) else []
+        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), *settings])
     return ReportTable(
-        "Each run, with 95 % intervals",
-        ["", *(METRICS[key].name for key in _SHOWN), "settings"],
+        f"Each run on the same {run.node('runs', 'n')} test patients, with 95 % intervals",
+        ["", *(METRICS[key].name for key in _SHOWN), *(["settings"] if any(named.values()) else [])],
         rows,
         (0, len(_SHOWN) + 1),
     )

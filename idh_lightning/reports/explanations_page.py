@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
+from idh_lightning.cli.tables import number
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import write_text
@@ -25,7 +26,7 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.run_page import Picture, inlined, picture
 from idh_lightning.reports.run_tables import as_estimate, read_run, save_figure
 from idh_lightning.reports.tables import ReportTable, count
-from idh_lightning.reports.vocabulary import LOCALISATION, in_words, number
+from idh_lightning.reports.vocabulary import LOCALISATION, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,11 @@ def _headline(content: Mapping[str, Any]) -> list[str]:
     pointing = as_estimate(_scores_of(content, method).get("pointing_game"))
     sentences = [f"{content['default']['why']} Its maps are the ones shown."]
     if pointing is not None and pointing.value is not None:
-        interval = "" if pointing.low is None else f" ({100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
+        interval = (
+            ""
+            if pointing.low is None
+            else f" (95 % interval {100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
+        )
         sentences.insert(
             0,
             f"In {100 * pointing.value:.0f} % of {pointing.n} studies{interval} the hottest voxel of the map by "
@@ -109,7 +114,7 @@ def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         row = as_estimate(_scores_of(content, method).get(score))
         if row is not None and row.value is not None:
             interval = f"{row.interval}, " if row.interval else ""
-            tiles.append((metric.name, number(row.value), f"{interval}{row.n} studies"))
+            tiles.append((f"{metric.short}: {metric.name}", number(row.value), f"{interval}{row.n} studies"))
     return tiles
 
 
@@ -237,6 +242,6 @@ def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[st
             path = folder / "figures" / "cam" / f"{row['study_id']}.png"
             if path.is_file():
                 told = "" if "right" not in row else ", called right" if row["right"] else ", called wrong"
-                words = f"{row['study_id']}: average precision {number(row['auprc'])}{told}"
+                words = f"{row['study_id']}: AUPRC {number(row['auprc'])}{told}"
                 cases.append((which, words, picture(path, words, photograph=True)))
     return cases

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from idh_lightning.cli.tables import number
 from idh_lightning.reports.run_tables import ReportedRun, as_estimate
 from idh_lightning.reports.tables import ReportTable, cell, count, signed
-from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, number, p_value_words
+from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, p_value_words
 
 
 @dataclass(frozen=True)

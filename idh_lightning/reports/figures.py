@@ -21,8 +21,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from idh_lightning.cli.tables import number
 from idh_lightning.evaluation.intervals import Bootstrap
-from idh_lightning.reports.vocabulary import METRICS, number
+from idh_lightning.reports.vocabulary import METRICS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
@@ -126,17 +127,8 @@ def learning_curves(
         if best is not None:
             axes.axvline(best["step"], color=PURPLE, linewidth=1.2, zorder=0)
             if monitor in keys:
-                axes.annotate(
-                    f"best: {best[monitor]:.3f}\n(epoch {int(best['epoch'])})",
-                    (best["step"], 0.22),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(-4 if best["step"] > log["step"].max() / 2 else 4, 0),
-                    textcoords="offset points",
-                    ha="right" if best["step"] > log["step"].max() / 2 else "left",
-                    va="bottom",
-                    fontsize=9,
-                    color="#8b3a62",
-                )
+                words = f"line: best, {best[monitor]:.3f} in epoch {int(best['epoch'])}"
+                axes.set_xlabel(f"optimizer step ({words})", color="#8b3a62")
         if len(ends) > 1:
             told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
             top = axes.secondary_xaxis("top")
@@ -145,7 +137,7 @@ def learning_curves(
             top.spines["top"].set_color(RULE)
             top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
         if len(keys) > 1 and place == 0:
-            axes.legend(frameon=False)
+            axes.legend(frameon=True, framealpha=1, edgecolor="none")
     return figure
 
 
@@ -436,7 +428,10 @@ def forest(
         axes.text(1.12, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
     words = xlabel
     if reference is not None:
-        axes.axvline(reference[1], color=VERMILLION, linestyle="--", linewidth=1.2, zorder=0)
+        line: dict[str, Any] = {"color": VERMILLION, "linestyles": "--", "linewidth": 1.2, "zorder": 0}
+        # Where the numbers stand above the intervals, the line runs beside the intervals only.
+        tops = np.arange(len(rows)) - (0.18 if narrow else 0.6)
+        axes.vlines(np.full(len(rows), reference[1]), tops, tops + (0.66 if narrow else 1.2), **line)
         words = f"{xlabel} (dashed line: {reference[0]}, {reference[1]:.2f})"
     _dress(axes)
     axes.set_yticks(range(len(rows)), [_shorten(name.removeprefix("# "), 34) for name, _ in rows])

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from idh_lightning.attribution.scores import BASELINE
+from idh_lightning.cli.tables import number
 from idh_lightning.reports.figures import Estimate
 from idh_lightning.reports.tables import ReportTable
-from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP, number
+from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 
 
 def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
@@ -32,11 +33,11 @@ def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
     rows = [[method, *_cells(found, method, "all", scores)] for method in methods]
     tables = [ReportTable(caption, ["", *scores.values()], rows)]
     split = [
-        [f"{method}, call {group}", *_cells(found, method, group, scores)]
+        [f"{method}, call {group}, n = {n}", *_cells(found, method, group, scores)]
         for method in methods
         if not method.startswith(BASELINE)
         for group in ("right", "wrong")
-        if any((method, group, score) in found for score in scores)
+        if (n := max((int(found[method, group, s].n) for s in scores if (method, group, s) in found), default=0))
     ]
     if split:
         tables.append(

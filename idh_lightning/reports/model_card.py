@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from idh_lightning.attribution.scores import BASELINE
+from idh_lightning.cli.tables import number
+from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
 from idh_lightning.reports.run_tables import PARTS, ReportedRun, read_run
-from idh_lightning.reports.vocabulary import LOCALISATION, METRICS, number
+from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
 
 _RESULTS = (
     "auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "f1", "accuracy", "ece", "brier",
@@ -46,6 +48,7 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     yield "- Output: calibrated probability with an interval, a call at the stored threshold, a conformal set, a map."
     backbone, cut = _value(run.config, "model", "backbone"), _value(run.config, "model", "trainable_from")
     grid, crop = _value(run.config, "data", "grid"), _value(run.config, "data", "crop")
+    grid = " × ".join(map(str, grid)) if isinstance(grid, list) else grid
     yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
     if (focus := _value(run.config, "model", "focus")) not in (None, "unknown"):
         yield (
@@ -69,10 +72,11 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     yield ""
     threshold, slope = run.number("operating_point", "threshold"), run.number("calibration", "slope")
     if threshold is not None:
-        yield f"Threshold {number(threshold)} ({run.node('operating_point', 'rule')}), chosen on validation patients."
+        rule = run.node("operating_point", "rule")
+        yield f"Threshold {number(threshold)} (rule: {rule}), chosen on validation patients."
     if slope is not None:
         method = run.node("calibration", "method")
-        yield f"Calibration {method}, slope {number(slope)}; near 0 the network could not rank the validation patients."
+        yield f"Calibration {method}, slope {number(slope)} (near 0 where a network cannot rank validation patients)."
     yield from ("", "## Explanations", "")
     yield from _explanations(run)
     yield from ("", "## Limits", "")
@@ -101,7 +105,7 @@ def _cohort(run: ReportedRun) -> Iterator[str]:
     ages = pd.to_numeric(run.cohort.get("age_years", pd.Series(dtype=float)), errors="coerce").dropna()
     if len(ages):
         yield f"Age {ages.mean():.0f} years on average, {ages.min():.0f} to {ages.max():.0f}."
-    yield f"{len(run.exclusions)} studies were left out (exclusions.csv)."
+    yield f"{counted(len(run.exclusions), 'study was', 'studies were')} left out (exclusions.csv)."
 
 
 def _explanations(run: ReportedRun) -> Iterator[str]:

@@ -60,10 +60,12 @@ def cross_mm(planes: Sequence[int], affine_ras: NDArray[np.float64]) -> tuple[fl
 def plane_words(plane: str, point_mm: Sequence[float]) -> str:
     """Name of a plane and where it meets a point of RAS mm: "sagittal, x −32 mm".
 
+    Half a millimetre is rounded up, here and in the viewer, although sums of floats end beside it.
+
     Signs, not sides: in many files the origin is a corner of the image, and all of the head lies to the left of it.
     """
     axis = 2 - PLANES[plane][0]
-    return f"{plane}, {'xyz'[axis]} {math.floor(point_mm[axis] + 0.5)} mm".replace("-", "−")
+    return f"{plane}, {'xyz'[axis]} {math.floor(round(point_mm[axis], 2) + 0.5)} mm".replace("-", "−")
 
 
 def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:

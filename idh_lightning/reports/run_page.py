@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from idh_lightning.attribution.summary import summarised
+from idh_lightning.cli.tables import number
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.cohort.checks import counted
 from idh_lightning.evaluation import Folds
@@ -48,7 +50,6 @@ from idh_lightning.reports.vocabulary import (
     Metric,
     group_in_words,
     in_words,
-    number,
     p_value_words,
 )
 
@@ -681,7 +682,7 @@ def _weights_words(run: ReportedRun) -> str | None:
         )
     else:
         words = f"The network started from {source} (model.weights={requested})."
-    return f"{words} {note[:1].upper()}{note[1:]}".strip()
+    return f"{words} Note: {note}." if note else words
 
 
 def provenance_table(run: ReportedRun) -> ReportTable | None:
@@ -693,7 +694,10 @@ def provenance_table(run: ReportedRun) -> ReportTable | None:
 def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, inner in node.items():
-            name = str(key).replace("_", " ")
+            # Packages and runs keep their names; a unit stands behind a comma.
+            name = str(key)
+            if path not in ("versions", "runs"):
+                name = re.sub("_(gb|mb)$", lambda unit: f", {unit[1].upper()}", name).replace("_", " ")
             yield from _flat(inner, f"{path}: {name}" if path else name)
     elif isinstance(node, list) and any(isinstance(item, Mapping | list) for item in node):
         for number, inner in enumerate(node):
@@ -701,5 +705,5 @@ def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
     elif isinstance(node, list):
         yield path, ", ".join(map(str, node)) or "none"
     else:
-        grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else str(node)
+        grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else group_in_words(node)
         yield path, "unknown" if node is None else grouped

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from idh_lightning.cli.tables import number
 from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.vocabulary import number
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -76,7 +77,7 @@ def read_scene(
     grid = Geometry.from_affine((x, y, z), _LPS_RAS @ affine)
 
     def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear) -> NDArray[np.float32]:
-        air = float(sitk.GetArrayViewFromImage(image).min())
+        air = _air(sitk.GetArrayViewFromImage(image))
         place = (grid.size, sitk.Transform(), interpolation, grid.origin_mm, grid.spacing_mm, grid.direction)
         return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *place, air)), dtype=np.float32)
 
@@ -138,16 +139,21 @@ def _hottest_mm(heat: sitk.Image) -> NDArray[np.float64]:
 
 
 def _reach(image: sitk.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lowest and the highest RAS mm of what is brighter than the darkest voxel, with room for letters."""
+    """Return the lowest and the highest RAS mm of what is brighter than the air, with room for letters."""
     voxels = sitk.GetArrayViewFromImage(image)
-    ends = [(part.start, part.stop - 1) for part in reversed(head_box((voxels - voxels.min())[None]))]
+    ends = [(part.start, part.stop - 1) for part in reversed(head_box((voxels > _air(voxels))[None]))]
     corners = np.array([[*corner, 1] for corner in product(*ends)]) @ Geometry.of(image).affine_ras.T
     return corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
 
 
+def _air(voxels: NDArray[Any]) -> float:
+    """Return the value around the head, in the corners: resampling leaves darker ones at sharp edges."""
+    return float(np.median([voxels[corner] for corner in product((0, -1), repeat=3)]))
+
+
 def _greys(voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return grey levels 0..255 in few steps, from the darkest voxel to the brightest but some."""
-    low = float(voxels.min())
+    """Return grey levels 0..255 in few steps, from the air to the brightest voxel but some."""
+    low = _air(voxels)
     inside = voxels[voxels > low]
     high = float(np.percentile(inside, 99.5)) if inside.size else low + 1.0
     levels = np.clip((voxels - low) / max(high - low, 1e-6), 0, 1) * (_GREYS - 1)

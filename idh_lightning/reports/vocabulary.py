@@ -140,13 +140,7 @@ def in_words(key: str, words: Mapping[str, str | Metric] | None = None) -> str:
 
 def group_in_words(group: object) -> str:
     """Name of a group of patients: those for whom a yes-or-no column is true are "yes"."""
-    return {"True": "yes", "False": "no"}.get(str(group), str(group))
-
-
-def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """A number as it is printed everywhere: two digits after the point, a minus as long as a plus, none before 0."""
-    text = f"{value:+z.{digits}f}" if signed else f"{value:z.{digits}f}"
-    return text.replace("-", "−")
+    return {"True": "yes", "False": "no", "Yes": "yes", "No": "no"}.get(str(group), str(group))
 
 
 def p_value_words(p: float) -> str:

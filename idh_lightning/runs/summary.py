@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.reports.run_tables import as_estimate
-from idh_lightning.reports.vocabulary import METRICS, number
+from idh_lightning.reports.vocabulary import METRICS
 from idh_lightning.runs.assembly import SHARED_FOLDERS
 
 SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivity", "specificity")

@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.ensemble import RandomForestRegressor
 
-from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import relation
 from idh_lightning.files import atomic_write, write_text
 from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
-from idh_lightning.reports.vocabulary import number
 
 logger = logging.getLogger(__name__)
 

@@ -175,7 +175,7 @@ class VolumeStore:
         """
         start = time.monotonic()
         self._make_room(studies)
-        with _progress() as progress:
+        with _progress(shown=bool(studies)) as progress:
             bar = progress.add_task("Preparing volumes", total=len(studies))
             outcomes = self._outcomes(studies, workers or joblib.cpu_count(), lambda: progress.advance(bar))
         for outcome in outcomes:
@@ -453,6 +453,6 @@ def _one_thread_each() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def _progress() -> Progress:
+def _progress(*, shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not shown)
