@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from idh_lightning.config import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
 from idh_lightning.overrides import as_text, as_typed
+from idh_lightning.stopping import stops_on_signals
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
@@ -60,7 +61,8 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             except OmegaConfBaseException as error:
                 raise _refusal(error, name, overrides) from error
             check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
-            return task(config)
+            with stops_on_signals():
+                return task(config)
 
         @wraps(task)
         def job(config: DictConfig) -> Any:

@@ -38,7 +38,6 @@ from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, number
 from idh_lightning.runstate import RunState, adopt, claimed, follow, keep_recipe, read_last, weights_of
-from idh_lightning.stopping import stops_on_signals
 from idh_lightning.terminal import FittingTable
 
 logger = logging.getLogger(__name__)
@@ -410,8 +409,7 @@ def main(config: DictConfig) -> float | None:
     Returns:
         The ROC-AUC of the validation patients: what a sweep may choose by. Test patients choose nothing.
     """
-    with stops_on_signals():
-        value = run(config).get("validation", {}).get("auroc", {}).get("value")
+    value = run(config).get("validation", {}).get("auroc", {}).get("value")
     return None if value is None else float(value)
 
 

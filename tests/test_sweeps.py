@@ -482,3 +482,15 @@ def test_a_server_that_takes_no_connection_is_known_at_once() -> None:
         assert "127.0.0.1" in tracking._unreachable(address)
         free.listen(1)
         assert tracking._unreachable(address) == ""
+
+
+def test_wandb_is_not_given_a_setting_that_it_only_warns_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = tracking.wandb_logger(run_folder=tmp_path, save_dir=str(tmp_path))
+    assert tracker is not None
+    assert tracker.experiment.id
+    tracking.finish_tracking()
+    assert "anonymous" not in "".join(capfd.readouterr())

@@ -81,6 +81,7 @@ class Tracker(WandbLogger):
             name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
             settings |= {"id": name, "resume": "allow"}
         super().__init__(save_dir=save_dir, log_model=False, settings=quiet, **settings)
+        self._wandb_init.pop("anonymous")  # lightning 2.6.6 sets it; wandb 0.31 warns of it
 
     @property
     @rank_zero_experiment
