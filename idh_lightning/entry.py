@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -68,6 +69,10 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         def job(config: DictConfig) -> Any:
             # Relative paths count from where the command was started, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
+            if not HydraConfig.get().verbose:  # of libraries, warnings only: onnxscript alone has a line for each node
+                logging.getLogger().setLevel(logging.WARNING)
+                for ours in ("idh_lightning", "__main__"):
+                    logging.getLogger(ours).setLevel(logging.INFO)
             with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
                 return checked(config)
 

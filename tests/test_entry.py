@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shlex
 import signal
@@ -180,3 +181,22 @@ def test_every_command_that_is_interrupted_names_the_way_on(
     with pytest.raises(SystemExit, match="130"):
         interrupted()
     assert f"go on with {way_on.format(folder=tmp_path)}" in capsys.readouterr().err
+
+
+def test_of_libraries_only_warnings_are_shown_and_of_this_package_all_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @entry("phantom")
+    def speaking(config: DictConfig) -> None:
+        for name in ("onnxscript.optimizer", "__main__", "idh_lightning.build"):
+            logging.getLogger(name).info("info of %s", name)
+            logging.getLogger(name).warning("warning of %s", name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["phantom"])
+    speaking()
+    said = "".join(capfd.readouterr())
+    assert "info of onnxscript" not in said
+    assert "warning of onnxscript" in said
+    assert "info of __main__" in said
+    assert "info of idh_lightning.build" in said
