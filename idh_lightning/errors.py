@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -87,7 +88,7 @@ class StorageError(IDHError, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return cls(
                 f"{name or 'a file'}: the disk is full (or a quota reached); expected room to write. What was there "
-                "before is as it was. Free some space and go on with --resume RUN_FOLDER."
+                f"before is as it was. Free some space and go on with {way_on()}"
             )
         if error.errno in UNWRITABLE and isinstance(name, str | bytes | Path):
             return cls(_not_allowed(Path(os.fsdecode(name)), error))
@@ -126,7 +127,7 @@ class WorkerError(IDHError, RuntimeError):
             f"{' '.join(str(error).split())}; expected worker processes that live as long as the run. Most often the "
             "system has killed one because memory (or the container's limit) is used up; `dmesg` then says so. Use "
             "fewer or none: data.batches.workers=0 in training, cohort.workers=1 where a synthetic cohort is written."
-            " Go on with --resume RUN_FOLDER."
+            f" Go on with {way_on()}"
         )
 
 
@@ -140,6 +141,16 @@ class Stopped(BaseException):
         """Remember which signal."""
         super().__init__(number.name)
         self.number = number
+
+
+def way_on() -> str:
+    """Command that goes on with what was cut short."""
+    if not HydraConfig.initialized():
+        return "--resume RUN_FOLDER."
+    if (hydra := HydraConfig.get()).job.config_name != "train":
+        return "the same command."
+    folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else hydra.runtime.output_dir
+    return shlex.join(["python", "-m", "idh_lightning.train", "--resume", str(Path(folder).absolute())])
 
 
 def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
@@ -160,7 +171,7 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
         except BaseException as error:
             stopped = _find_stopped(error)
             if stopped is not None:
-                sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with --resume RUN_FOLDER.\n")
+                sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with {way_on()}\n")
                 sys.exit(128 + stopped.number)
             ours = _find_ours(error)
             if ours is None:

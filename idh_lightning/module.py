@@ -188,8 +188,10 @@ class IDHClassifier(lightning.LightningModule):
                 "weights and volumes are finite, so numbers grew too large on the way, as they do in 16 bits. Begin a "
                 "new run with trainer.precision=32-true, or with a lower optimizer.lr"
             )
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        kept = f"The best weights before are kept: {best}" if best else "No weights were kept, since no epoch had ended"
         return (
             f"{stage}/loss: not finite in epoch {self.current_epoch}, step {self.global_step}, in the "
-            f"batch of {', '.join(batch.study_ids)}; expected a number. Likely cause: {cause}. What was learnt before "
-            "is kept in checkpoints; --resume would come to this step again."
+            f"batch of {', '.join(dict.fromkeys(batch.study_ids))}; expected a number. Likely cause: {cause}. "
+            f"{kept}; --resume would come to this step again."
         )

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from idh_lightning.callbacks import finish_tracking
 from idh_lightning.cli.entry import entry
-from idh_lightning.cli.signals import stops_on_signals
 from idh_lightning.errors import exits_with_message
 from idh_lightning.machine import is_first_process
 from idh_lightning.runs import stages
@@ -59,8 +58,7 @@ def main(config: DictConfig) -> float | None:
     Returns:
         The ROC-AUC of the validation patients: what a sweep may choose by. Test patients choose nothing.
     """
-    with stops_on_signals():
-        value = train(config).get("validation", {}).get("auroc", {}).get("value")
+    value = train(config).get("validation", {}).get("auroc", {}).get("value")
     return None if value is None else float(value)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from idh_lightning.cli.entry import composed
+from idh_lightning.cli.entry import composed, entry
 from idh_lightning.config.checks import near_keys
 
 Refused = Callable[[str], str]
@@ -158,3 +162,41 @@ def test_keys_that_end_alike_come_before_those_that_are_spelt_alike() -> None:
 )
 def test_every_command_composes(name: str) -> None:
     assert composed(name, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "way_on"),
+    [("phantom", "the same command"), ("train", "python -m idh_lightning.train --resume {folder}/run")],
+)
+def test_every_command_that_is_interrupted_names_the_way_on(
+    name: str, way_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @entry(name)
+    def interrupted(config: DictConfig) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *(["hydra.run.dir=run"] if name == "train" else [])])
+    with pytest.raises(SystemExit, match="130"):
+        interrupted()
+    assert f"go on with {way_on.format(folder=tmp_path)}" in capsys.readouterr().err
+
+
+def test_of_libraries_only_warnings_are_shown_and_of_this_package_all_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @entry("phantom")
+    def speaking(config: DictConfig) -> None:
+        for name in ("onnxscript.optimizer", "__main__", "idh_lightning.runs.assembly"):
+            logging.getLogger(name).info("info of %s", name)
+            logging.getLogger(name).warning("warning of %s", name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["phantom"])
+    speaking()
+    said = "".join(capfd.readouterr())
+    assert "info of onnxscript" not in said
+    assert "warning of onnxscript" in said
+    assert "info of __main__" in said
+    assert "info of idh_lightning.runs.assembly" in said

@@ -221,12 +221,19 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_weights
     best = ModelCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss", save_weights_only=True)
     trainer = quiet_trainer(tmp_path, best, epochs=4, enable_checkpointing=True)
     with pytest.raises(
-        TrainingError, match=r"loss: not finite in epoch 1, step \d, in the batch of [tv]\d{3}, .*Likely"
+        TrainingError, match=r"loss: not finite in epoch 1, step \d, in the batch of [tv]\d{3}, .*Likely.*best.ckpt"
     ):
         trainer.fit(model, datamodule=data)
     kept = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert kept["epoch"] == 0
     assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_promises_no_weights(data: IDHDataModule, tmp_path: Path) -> None:
+    model = learner()
+    model.objective = Bursts(2, training=True)
+    with pytest.raises(TrainingError, match="No weights were kept, since no epoch had ended"):
+        quiet_trainer(tmp_path).fit(model, datamodule=data)
 
 
 def test_the_study_whose_values_are_not_finite_is_named(

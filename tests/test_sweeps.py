@@ -9,7 +9,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -475,10 +477,26 @@ def test_wandb_online_without_a_key_and_a_broken_wandb_are_refused(
         tracking.tracking_mode("offline")
 
 
-def test_a_server_that_takes_no_connection_is_known_at_once() -> None:
+def test_a_server_that_takes_no_connection_or_never_answers_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "CHECK_S", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
         assert "127.0.0.1" in tracking._unreachable(address)
         free.listen(1)
-        assert tracking._unreachable(address) == ""
+        assert "127.0.0.1" in tracking._unreachable(address)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # which answers 501
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert tracking._unreachable(f"http://127.0.0.1:{server.server_port}") == ""
+
+
+def test_wandb_is_not_given_a_setting_that_it_only_warns_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = tracking.wandb_logger(run_folder=tmp_path, save_dir=str(tmp_path))
+    assert tracker is not None
+    assert tracker.experiment.id
+    tracking.finish_tracking()
+    assert "anonymous" not in "".join(capfd.readouterr())

@@ -9,14 +9,14 @@ import netrc
 import os
 import secrets
 import shlex
-import socket
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import getproxies
+from urllib.request import urlopen
 
 import pandas as pd
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -37,7 +37,7 @@ FIGURES: tuple[str, ...] = ("roc", "precision_recall", "confusion_matrix", "reli
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 CHECK_S = 5.0
-"""Longest time in which the server must take a connection; else the run goes offline."""
+"""Longest time in which the server must answer a request; else the run goes offline."""
 
 INIT_S = 30.0
 """Longest time in which it must answer then."""
@@ -81,6 +81,7 @@ class Tracker(WandbLogger):
             name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
             settings |= {"id": name, "resume": "allow"}
         super().__init__(save_dir=save_dir, log_model=False, settings=quiet, **settings)
+        self._wandb_init.pop("anonymous")  # lightning 2.6.6 sets it; wandb 0.31 warns of it
 
     @property
     @rank_zero_experiment
@@ -104,6 +105,8 @@ class Tracker(WandbLogger):
         self.note = why
         finish_tracking()
         self._wandb_init["mode"] = "offline"
+        if self._wandb_init.get("id"):
+            self._wandb_init["id"] += "-offline"  # the first one is still in use
 
     def log_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Record the configuration without folders, files and identifiers of excluded patients."""
@@ -267,20 +270,21 @@ def _wandb() -> Any:
 
 
 def _unreachable(address: str) -> str:
-    """Return why a server takes no connection, or "" if it, or the proxy before it, does."""
-    url = urlparse(getproxies().get(urlparse(address).scheme, address))
-    port = url.port or (443 if url.scheme == "https" else 80)
-    found = [f"{url.hostname} did not answer within {CHECK_S:g} s"]
+    """Return why a server, or the proxy before it, answers no request, or "" if it does, whatever it says."""
+    host = urlparse(address).hostname
+    found = [f"{host} did not answer within {CHECK_S:g} s"]
 
-    def connect() -> None:
+    def ask() -> None:
         try:
-            socket.create_connection((url.hostname, port), timeout=CHECK_S).close()
+            urlopen(address, timeout=CHECK_S).close()
+            found[0] = ""
+        except HTTPError:
             found[0] = ""
         except OSError as error:
-            found[0] = f"{url.hostname}: {error}"
+            found[0] = f"{host}: {getattr(error, 'reason', error)}"
 
     # Looking a name up takes no timeout.
-    asking = threading.Thread(target=connect, daemon=True)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(CHECK_S)
     return found[0]

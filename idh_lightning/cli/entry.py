@@ -28,6 +28,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from idh_lightning.cli.signals import stops_on_signals
 from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
@@ -63,13 +64,18 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
             except OmegaConfBaseException as error:
                 raise _refusal(error, name, overrides) from error
             check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
-            return task(config)
+            with stops_on_signals():
+                return task(config)
 
         @wraps(task)
         def job(config: DictConfig) -> Any:
             # Relative paths count from where the command was started, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
             silence_library_warnings()
+            if not HydraConfig.get().verbose:  # of libraries, warnings only: onnxscript alone has a line for each node
+                logging.getLogger().setLevel(logging.WARNING)
+                for ours in ("idh_lightning", "__main__"):
+                    logging.getLogger(ours).setLevel(logging.INFO)
             with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
                 return checked(config)
 

@@ -134,6 +134,7 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
         CheckpointError: If a checkpoint cannot be used.
     """
     folder = Path(config.paths.run)
+    logger.info("Run folder: %s", folder)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     began = time.perf_counter()
     prepared = prepare(config, screen=screen)
