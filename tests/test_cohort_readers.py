@@ -413,6 +413,17 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, text: str) -> None:
         read(Table(table=path))
 
 
+def test_paths_as_windows_writes_them_and_endings_in_capitals_are_read(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path, dtype=str)
+    old = path.parent / frame.loc[0, "FLAIR"]
+    new = old.rename(old.with_name("A [1] = b.NII.GZ"))
+    frame.loc[0, "FLAIR"] = str(new.relative_to(path.parent)).replace("/", "\\")
+    frame.to_csv(path, index=False)
+    study = read(Table(table=path)).studies[0]
+    assert study.files["FLAIR"] == new
+
+
 def test_a_file_that_is_no_nifti_is_named(tmp_path: Path) -> None:
     path = table_cohort(tmp_path)
     path.write_text(path.read_text().replace("images/a_t1.nii", "cohort.csv"))

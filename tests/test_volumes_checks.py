@@ -69,6 +69,11 @@ def test_a_missing_file(study):
     assert str(study.files["T1"]) in fault.found
 
 
+def test_an_ending_in_capitals_is_that_of_a_nifti_file(study):
+    upper = study.files["T1"].rename(study.files["T1"].with_name("T1.NII.GZ"))
+    assert not faults_of(dataclasses.replace(study, files={**study.files, "T1": upper}))
+
+
 def test_a_file_that_is_no_nifti(study):
     study.files["T1"].write_bytes(b"not an image at all" * 100)
     only(study, "unreadable_file", "error", study.files["T1"])

@@ -12,6 +12,9 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity, parse_ucsf_pdgm
 from idh_lightning.cohort.study import SEQUENCES
 
+NAMES = {**{sequence: sequence for sequence in SEQUENCES}, "T1c": "(?:T1c|T1gad)"}
+CORRECTED = "_bias"
+
 
 @dataclass(kw_only=True)
 class UCSFPDGM(FolderReader):
@@ -37,7 +40,6 @@ class UCSFPDGM(FolderReader):
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder; the files of a follow-up may be named after study or patient."""
         stem = f"(?:{identity.study_id}|{identity.patient_id})"
-        suffix = "_bias" if self.bias_corrected else ""
-        names = {sequence: sequence for sequence in SEQUENCES} | {"T1c": "(?:T1c|T1gad)"}
-        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in names.items()}
+        suffix = CORRECTED if self.bias_corrected else ""
+        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in NAMES.items()}
         return found | {"mask": matching(folder, f"{stem}_tumor_segmentation")}
