@@ -381,6 +381,13 @@ def test_a_mask_that_covers_the_brain_is_not_taken_for_a_tumour(study, tissues):
     assert "labels: 1 100%" in fault.found if tissues == 1 else "labels: 1 3" in fault.found
 
 
+def test_grey_matter_alone_is_not_taken_for_a_tumour(study):
+    points = points_mm(ras_affine(), (40, 48, 38))
+    changed(study.mask, lambda voxels: in_brain(points) & ~in_brain(points / 0.85), dtype=np.uint8)
+    fault = only(study, "mask_of_the_brain", "error", study.mask)
+    assert "covers 39% of the brain (its labels: 1 100%) and spans 100% of its length" in fault.found
+
+
 def test_a_tumour_that_fills_a_third_of_the_brain_is_one(study):
     points = points_mm(ras_affine(), (40, 48, 38))
     changed(study.mask, lambda voxels: in_brain(points) & (points[..., 0] < -12), dtype=np.uint8)

@@ -33,6 +33,10 @@ class UCSFPDGM(FolderReader):
         "study_id": "ID", "patient_id": "", "idh": "IDH", "age_years": "Age at MRI", "sex": "Sex",
     }  # fmt: skip
 
+    restore: ClassVar[str] = (
+        f"Restore the file, take those with {CORRECTED} in their names (cohort.bias_corrected=true)"
+    )
+
     def identify(self, text: str) -> Identity | None:
         """Return the study of a table entry or of a folder name; see `FolderReader.identify`."""
         return parse_ucsf_pdgm(text.removesuffix("_nifti"))
