@@ -216,6 +216,19 @@ def test_a_spelling_is_one_message_with_count_examples_and_lines_to_paste(copy: 
     assert "cohort.on_error=exclude, or 'cohort.exclude=[UCSF-PDGM-0001," in str(raised.value)
 
 
+def test_a_message_names_twenty_faults_of_a_kind_and_counts_the_rest() -> None:
+    faults = [
+        Fault(where=f"row {i}", check="unknown_id", found=f"ID is {i}", expected="a name", remedy="Correct it.")
+        for i in range(25)
+    ]
+    with pytest.raises(CohortError) as raised:
+        settle(Cohort(name="x", sequences=("T1",), studies=(), faults=tuple(faults)), on_error="raise")
+    lines = str(raised.value).splitlines()
+    assert lines[1] == "unknown id (25):"
+    assert len(lines) == 23
+    assert lines[-1] == "  - and 5 more like these"
+
+
 def test_an_excluded_identifier_that_names_nobody_names_its_nearest(copy: UCSFCopy) -> None:
     with pytest.raises(CohortError, match=r"no study or patient 'UCSF-PDGM-0O05'.*Did you mean .*'UCSF-PDGM-0005'"):
         raise_or_exclude(copy.reader(exclude=["UCSF-PDGM-0O05"]).read(), on_error="raise")
@@ -307,6 +320,14 @@ def test_one_file_in_two_roles_of_one_study_is_an_error() -> None:
     cohort = assemble(name="x", sequences=("T1", "T2"), studies=[study])
     assert checks(cohort) == {"shared_file": {"a"}}
     assert cohort.studies == ()
+
+
+def test_a_file_that_many_studies_share_is_named_with_a_few_of_them() -> None:
+    same = Path("image.nii.gz")
+    studies = [Study(study_id=f"S{i}", patient_id=f"P{i}", label=0, files={"T1": same}) for i in range(9)]
+    faults = assemble(name="x", sequences=("T1",), studies=studies).faults
+    assert len(faults) == 9
+    assert faults[0].found == f"{same.resolve()} is used as T1 of S0, T1 of S1, T1 of S2, T1 of S3 and 5 more"
 
 
 # Tables, flow and report

@@ -305,6 +305,13 @@ def test_the_bias_corrected_contrast_image_of_ucsf_has_another_name(tmp_path: Pa
     assert names(read(copy.reader(bias_corrected=True)).studies[0])["T1c"] == "UCSF-PDGM-0001_T1gad_bias.nii.gz"
 
 
+def test_where_only_bias_corrected_files_are_there_the_setting_for_them_is_named(tmp_path: Path) -> None:
+    copy = write_ucsf_cohort(tmp_path)
+    copy.file("UCSF-PDGM-0001", "T1").rename(copy.file("UCSF-PDGM-0001", "T1_bias"))
+    with pytest.raises(CohortError, match=r"_T1_bias.nii.gz.*Restore the file, .*cohort.bias_corrected=true"):
+        read(copy.reader())
+
+
 def test_a_folder_named_like_a_file_holds_that_file(tmp_path: Path) -> None:
     name = "BraTS20_Training_001"
     for end in ("flair", "t1", "t1ce", "t2", "seg"):
@@ -413,6 +420,17 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, text: str) -> None:
         read(Table(table=path))
 
 
+def test_paths_as_windows_writes_them_and_endings_in_capitals_are_read(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path, dtype=str)
+    old = path.parent / frame.loc[0, "FLAIR"]
+    new = old.rename(old.with_name("A [1] = b.NII.GZ"))
+    frame.loc[0, "FLAIR"] = str(new.relative_to(path.parent)).replace("/", "\\")
+    frame.to_csv(path, index=False)
+    study = read(Table(table=path)).studies[0]
+    assert study.files["FLAIR"] == new
+
+
 def test_a_file_that_is_no_nifti_is_named(tmp_path: Path) -> None:
     path = table_cohort(tmp_path)
     path.write_text(path.read_text().replace("images/a_t1.nii", "cohort.csv"))
@@ -477,6 +495,7 @@ def test_a_table_may_say_which_study_is_a_follow_up(tmp_path: Path) -> None:
         {"study_id": "ID", "idh": "IDH", "FLAIR": "flair", "T1c": "T1ce"},
         {"study_id": "Scan ID", "patient_id": "Subject", "idh": "IDH_status", "FLAIR": "T2-FLAIR", "T1c": "T1 post"},
         {"patient_id": "patient", "idh": "IDH mutation status", "FLAIR": "flair_path", "T1": "t1n", "T1c": "t1c"},
+        {"T1": "T1 nativ", "T1c": "T1 KM"},
         {"idh": "IDH1/2", "age_years": "Age", "FLAIR": "t2f", "T1c": "T1+C"},
         {"T1c": "T1Gd"}, {"T1c": "T1-post"}, {"T1c": "T1C"},
     ],

@@ -90,7 +90,7 @@ def test_a_meaning_other_than_the_two_labels_is_refused() -> None:
 HOSPITAL_SPELLINGS = {
     MUTANT: [
         "IDH-mut", "IDH mutated", "R132H", "IDH1 R132H", "IDH1-R132H", "IDH1 (R132H)", "p.R132C", "IDH2 R172K", "R140Q",
-        "mut", "Mutant ", "IDHmut", "IDH1-mutant", "IDH_mut", "IDH1:p.R132H",
+        "mut", "Mutant ", "IDHmut", "mut (R132H)", "IDH1-mutant", "IDH_mut", "IDH1:p.R132H",
     ],
     WILDTYPE: [
         "WT", "wt", "IDH-wt", "IDHwt", "IDH_WT", "Wild type", "wild-type", "not mutated", "Non-mutated", "IDH1/2 wt",

@@ -29,6 +29,7 @@ def composed(*arguments: str, name: str = "train") -> Any:
         ("cohort.exclude=[12_1, 12e3,0012,true,1.0]", ["12_1", "12e3", "0012", "true", "1.0"]),
         ("cohort.exclude=['a b',\"c,d\"]", ["a b", "c,d"]),
         ("cohort.exclude=[]", []),
+        ("cohort.exclude=[null,yes]", ["null", "yes"]),
         ("cohort.table=2024", "2024"),
         ("cohort.table=/d\u00e4ta/copy (1)/a=b.csv", "/d\u00e4ta/copy (1)/a=b.csv"),
         ("cohort.columns.idh=IDH status", "IDH status"),

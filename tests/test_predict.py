@@ -85,6 +85,8 @@ def test_the_probability_is_that_of_the_network_itself(predictor: Predictor, pat
         ("p-t2f.nii.gz", "p-t1n.nii.gz", "p-t1c.nii.gz", "p-t2w.nii.gz"),
         ("p_FLAIR.nii.gz", "p_T1.nii.gz", "p_T1GD.nii.gz", "p_T2.nii.gz"),
         ("FLAIR.nii.gz", "T1.nii.gz", "T1GD.nii.gz", "T2.nii.gz"),
+        ("p_FLAIR_bias.nii.gz", "p_T1_bias.nii.gz", "p_T1gad_bias.nii.gz", "p_T2_bias.nii.gz"),
+        ("p_FLAIR.NII.GZ", "p_T1.NII.GZ", "p_T1gad.NII.GZ", "p_T2.NII.GZ"),
         ("sub-p_FLAIR.nii.gz", "sub-p_T1w.nii.gz", "sub-p_ce-gd_T1w.nii.gz", "sub-p_T2w.nii.gz"),
     ],
 )
@@ -107,6 +109,14 @@ def test_two_files_for_one_sequence_are_an_error_that_names_both(predictor: Pred
     assert answer.status == "failed"
     assert "patient_T1c.nii.gz" in answer.reasons[0]
     assert "patient_t1ce.nii.gz" in answer.reasons[0]
+
+
+def test_the_plain_image_comes_before_the_one_whose_bias_was_corrected(tmp_path: Path) -> None:
+    for end in ("FLAIR", "FLAIR_bias", "T1", "T1_bias", "T1gad_bias", "T2"):
+        (tmp_path / f"UCSF-PDGM-0004_{end}.nii.gz").touch()
+    (new,) = new_studies(tmp_path)
+    assert new.study is not None
+    assert [path.name[15:-7] for path in new.study.files.values()] == ["FLAIR", "T1", "T1gad_bias", "T2"]
 
 
 def test_studies_side_by_side_in_one_folder_are_told_apart(tmp_path: Path) -> None:

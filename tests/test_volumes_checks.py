@@ -69,6 +69,11 @@ def test_a_missing_file(study):
     assert str(study.files["T1"]) in fault.found
 
 
+def test_an_ending_in_capitals_is_that_of_a_nifti_file(study):
+    upper = study.files["T1"].rename(study.files["T1"].with_name("T1.NII.GZ"))
+    assert not faults_of(dataclasses.replace(study, files={**study.files, "T1": upper}))
+
+
 def test_a_file_that_is_no_nifti(study):
     study.files["T1"].write_bytes(b"not an image at all" * 100)
     only(study, "unreadable_file", "error", study.files["T1"])
@@ -374,6 +379,13 @@ def test_a_mask_that_covers_the_brain_is_not_taken_for_a_tumour(study, tissues):
     fault = only(study, "mask_of_the_brain", "error", study.mask)
     assert "100% of the brain" in fault.found
     assert "labels: 1 100%" in fault.found if tissues == 1 else "labels: 1 3" in fault.found
+
+
+def test_grey_matter_alone_is_not_taken_for_a_tumour(study):
+    points = points_mm(ras_affine(), (40, 48, 38))
+    changed(study.mask, lambda voxels: in_brain(points) & ~in_brain(points / 0.85), dtype=np.uint8)
+    fault = only(study, "mask_of_the_brain", "error", study.mask)
+    assert "covers 39% of the brain (its labels: 1 100%) and spans 100% of its length" in fault.found
 
 
 def test_a_tumour_that_fills_a_third_of_the_brain_is_one(study):

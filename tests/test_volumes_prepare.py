@@ -46,8 +46,9 @@ def configuration(table, folder, *overrides):
 
 
 def test_a_faulty_study_stops_the_run_with_one_message_and_the_others_are_prepared(table, tmp_path, capsys):
-    with pytest.raises(CohortError, match=r"P03_T2\.nii\.gz, study P03: the file is truncated or damaged"):
+    with pytest.raises(CohortError, match=r"P03_T2\.nii\.gz, study P03: the file is truncated or damaged") as refused:
         prepare(configuration(table, tmp_path))
+    assert str(refused.value).endswith(f"and why: {tmp_path / 'run' / 'cohort_report.html'}")
     assert "truncated" not in capsys.readouterr().out  # what is raised says it
     assert "P03" in (tmp_path / "run" / "cohort_report.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "store").glob("*/[0-9a-f]*"))) == 15

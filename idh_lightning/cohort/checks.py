@@ -15,6 +15,9 @@ from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
 
+MOST_LINES = 20
+"""Of one check in a message; the cohort report has all of them."""
+
 
 def assemble(
     *,
@@ -172,7 +175,9 @@ def _list_of(cohort: Cohort, errors: Sequence[Fault]) -> str:
     lines = [f"cohort {cohort.name}: {counted(len(errors), 'error')}. Correct them{ways or '.'}"]
     for (_, check), found in by_check(errors).items():
         lines += [f"{_words(check)} ({len(found)}):"]
-        lines += [f"  - {replace(group[0], where=place_of(group))}" for group in by_message(found)]
+        groups = by_message(found)
+        lines += [f"  - {replace(group[0], where=place_of(group))}" for group in groups[:MOST_LINES]]
+        lines += [f"  - and {len(groups) - MOST_LINES} more like these"] if len(groups) > MOST_LINES else []
     return "\n".join(lines)
 
 
@@ -205,7 +210,8 @@ def _shared_files(studies: Sequence[Study]) -> list[Fault]:
     return [
         Fault(
             where=f"study {study.study_id}", check="shared_file", study_id=study.study_id, patient_id=study.patient_id,
-            found=f"{path} is used as {', '.join(f'{role} of {other.study_id}' for other, role in using)}",
+            found=f"{path} is used as {', '.join(f'{role} of {other.study_id}' for other, role in using[:4])}"
+            + (f" and {len(using) - 4} more" if len(using) > 4 else ""),
             expected="each file used once", remedy="Correct the paths in the table.",
         )
         for path, using in users.items()

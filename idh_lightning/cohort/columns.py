@@ -24,7 +24,7 @@ _USUAL: Mapping[str, str] = {
     "sex": "gender patient_sex biological_sex",
     "follow_up": "followup is_follow_up",
     "FLAIR": "flair t2_flair t2f flair_t2 t2w_flair",
-    "T1": "t1 t1w t1n t1_pre t1_native t1_pre_contrast t1_without_contrast pre_t1",
+    "T1": "t1 t1w t1n t1_pre t1_native t1_nativ t1_pre_contrast t1_without_contrast pre_t1",
     "T1c": "t1c t1ce t1gd t1gad t1km t1+ t1+c t1+gd t1+k t1_post t1_post_contrast t1_contrast t1_with_contrast t1w_ce "
     "t1w_c t1w_gd t1w_post t1w+c ce_t1 ce_t1w gd_t1 post_t1 contrast_t1",
     "T2": "t2 t2w",

@@ -50,7 +50,7 @@ def unwrapped(path: Path) -> Path:
 def images_in(folder: Path, *, most: int = 8) -> str:
     """Return in words which images lie in a folder and in the folders below it."""
     names = sorted(
-        {str((Path(place) / n).relative_to(folder)) for place, _, ns in walk(folder) for n in ns if n.endswith(NIFTI)}
+        {os.path.relpath(f"{at}/{n}", folder) for at, _, ns in walk(folder) for n in ns if n.lower().endswith(NIFTI)}
     )
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{folder} holds {', '.join(names[:most])}{more}" if names else f"{folder} holds no image"
@@ -89,8 +89,9 @@ def files_named(text: str, root: Path) -> list[Path]:
     """
     if not text:
         return []
-    path = root / text
-    path = unwrapped(path)
+    if not _is(root / text, "file"):
+        text = text.replace("\\", "/")  # as Windows writes it
+    path = unwrapped(root / text)
     if _is(path, "file") or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
         return [path]
     try:
@@ -119,4 +120,5 @@ def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
         return None, f"{what} is {str(path)[-200:]!r}, which is not there as a file but as a folder"
     if not _is(path, "file"):
         return None, f"{what} is {str(path)[-200:]!r}, which is not there"
-    return (path, "") if path.name.endswith(NIFTI) else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")
+    nifti = path.name.lower().endswith(NIFTI)
+    return (path, "") if nifti else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")

@@ -53,7 +53,7 @@ class FolderReader(Reader):
         for path in subfolders(self.folder):
             if identity := self.identify(path.name):
                 yield identity, path
-            elif any(child.name.endswith(NIFTI) for child in children(path)):
+            elif any(child.name.lower().endswith(NIFTI) for child in children(path)):
                 yield Fault(
                     where=str(path), check="unknown_folder", found="a folder with images that names no study",
                     expected=f"a study folder of {self.name}", remedy="Rename it if its study is meant to be used.",

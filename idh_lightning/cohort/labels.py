@@ -52,7 +52,7 @@ def _mutation_names() -> list[str]:
             for change in (f"R{position}{residue}", f"Arg{position}{_THREE_LETTERS[residue]}"):
                 for form in (change, f"p.{change}"):
                     names += [form, f"{gene} {form}", f"{gene}:{form}", f"{gene} ({form})", f"{gene} {form} mutant"]
-                    names += [f"{word} ({form})" for word in ("mutant", "mutated")] + [f"{form} mutant"]
+                    names += [f"{word} ({form})" for word in ("mutant", "mutated", "mut")] + [f"{form} mutant"]
     return names
 
 

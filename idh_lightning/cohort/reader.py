@@ -96,6 +96,7 @@ class Reader(ABC):
 
     default_columns: ClassVar[Mapping[str, str]] = {}
     default_vocabulary: ClassVar[Mapping[str, int]] = IDH_VOCABULARY
+    restore: ClassVar[str] = "Restore the file"
 
     def __post_init__(self) -> None:
         self._matched: dict[str, str] = {}
@@ -261,7 +262,7 @@ class Reader(ABC):
                     "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
                     f"exactly one NIfTI file for {sequence}",
                     "Leave one of them in place." if ambiguous
-                    else "Restore the file, leave the study out, or let studies lack a sequence: data.missing=zero",
+                    else f"{self.restore}, leave the study out, or let studies lack a sequence: data.missing=zero",
                     error=ambiguous or self.missing == "error",
                 )  # fmt: skip
         if not files and self.missing == "zero":
@@ -310,7 +311,8 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
         found=f"{len(rows)} rows for one study (rows {numbers})"
         + (", which say the same" if same else f", which differ in {', '.join(differ[:5])}"),
         expected="one row per study",
-        remedy="None needed: it is used once." if same else "Delete all but one, or give each a study_id of its own.",
+        remedy="None needed: it is used once." if same
+        else "Delete all but one, or name the column that tells them apart in cohort.columns.study_id.",
         study_id=study_id, patient_id=patient_id, severity="warning" if same else "error",
     )  # fmt: skip
 

@@ -34,7 +34,8 @@ def read_spreadsheet(path: str | Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     if kind not in TABLES:
         raise CohortError(
-            f"{path}: a table of kind {kind!r}; expected {', '.join(TABLES[:-1])} or {TABLES[-1]}. Save it as CSV."
+            f"{path}: a table of kind {kind!r}; expected {', '.join(TABLES[:-1])} or {TABLES[-1]}. Save it as CSV "
+            "(UTF-8)."
         )
     try:
         if not path.is_file():

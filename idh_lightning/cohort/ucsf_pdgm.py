@@ -12,6 +12,9 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity, parse_ucsf_pdgm
 from idh_lightning.cohort.study import SEQUENCES
 
+NAMES = {**{sequence: sequence for sequence in SEQUENCES}, "T1c": "(?:T1c|T1gad)"}
+CORRECTED = "_bias"
+
 
 @dataclass(kw_only=True)
 class UCSFPDGM(FolderReader):
@@ -30,6 +33,10 @@ class UCSFPDGM(FolderReader):
         "study_id": "ID", "patient_id": "", "idh": "IDH", "age_years": "Age at MRI", "sex": "Sex",
     }  # fmt: skip
 
+    restore: ClassVar[str] = (
+        f"Restore the file, take those with {CORRECTED} in their names (cohort.bias_corrected=true)"
+    )
+
     def identify(self, text: str) -> Identity | None:
         """Return the study of a table entry or of a folder name; see `FolderReader.identify`."""
         return parse_ucsf_pdgm(text.removesuffix("_nifti"))
@@ -37,7 +44,6 @@ class UCSFPDGM(FolderReader):
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder; the files of a follow-up may be named after study or patient."""
         stem = f"(?:{identity.study_id}|{identity.patient_id})"
-        suffix = "_bias" if self.bias_corrected else ""
-        names = {sequence: sequence for sequence in SEQUENCES} | {"T1c": "(?:T1c|T1gad)"}
-        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in names.items()}
+        suffix = CORRECTED if self.bias_corrected else ""
+        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in NAMES.items()}
         return found | {"mask": matching(folder, f"{stem}_tumor_segmentation")}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idh_lightning.cohort import bids, brats, egd, upenn_gbm
+from idh_lightning.cohort import bids, brats, egd, ucsf_pdgm, upenn_gbm
 from idh_lightning.cohort.columns import match_columns
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
@@ -28,8 +28,9 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
     patterns = {}
     for sequence in SEQUENCES:
-        names = {sequence, egd.NAMES[sequence], upenn_gbm.UPENN_SUFFIXES[sequence], brats.BRATS_SUFFIXES[sequence]}
-        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})"
+        known = (ucsf_pdgm.NAMES, egd.NAMES, upenn_gbm.UPENN_SUFFIXES, brats.BRATS_SUFFIXES)
+        names = {spelling[sequence] for spelling in known}
+        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})(?:{ucsf_pdgm.CORRECTED})?"
         session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"
         patterns[sequence] = re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
     return patterns
@@ -88,7 +89,7 @@ def new_studies(place: str | Path) -> list[NewStudy]:
     if not os.path.isdir(path):  # noqa: PTH112 - answers for any path, even one that no file system can hold
         raise CohortError(
             f"{str(path)[:300]}: no such folder; expected a folder with the images of one study or of many, or a "
-            "table (.csv, .tsv, .xlsx, .parquet). Correct input."
+            f"table ({', '.join(TABLES)}). Correct input."
         )
     found = _named_once(_in_folder(path))
     if not found:
@@ -133,6 +134,12 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
                     groups[stated[1]][stated[0]].append(path)
         if not groups:
             continue
+        for group in groups.values():
+            for (
+                sequence,
+                paths,
+            ) in group.items():  # as a cohort is read by default: the plain image where both are there
+                group[sequence] = [one for one in paths if f"{ucsf_pdgm.CORRECTED}." not in one.name.lower()] or paths
         own = Path(folder).absolute().name
         if len(groups) > 1 and all(len(group) > 1 for group in groups.values()):
             yield from (_new(prefix or own, group) for prefix, group in groups.items())

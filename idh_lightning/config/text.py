@@ -76,7 +76,8 @@ def _quoted_values(value: str) -> str:
     def quoted(match: re.Match[str]) -> str:
         is_key = value.startswith("{") and value[match.end() :].lstrip().startswith(":")
         word = match[0].strip()
-        return word if is_key or re.fullmatch(rf"|[{marks}]|null|\?\?\?", word, re.I) else _in_quotes(word)
+        bare = "" if value.startswith("[") else r"|null|\?\?\?"
+        return word if is_key or re.fullmatch(rf"|[{marks}]{bare}", word, re.I) else _in_quotes(word)
 
     return words.sub(quoted, value)
 

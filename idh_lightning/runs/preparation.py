@@ -134,10 +134,10 @@ def prepare_cohort(
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     try:
         cohort = raise_or_exclude(cohort, report.faults, on_error=reader.on_error)
-    except CohortError:
-        write_cohort_report(found, run_folder / "cohort_report.html")
+    except CohortError as error:
+        page = write_cohort_report(found, run_folder / "cohort_report.html")
         found = replace(found, faults=tuple(fault for fault in found.faults if fault.severity == "warning"))
-        raise
+        raise CohortError(f"{error}\nEvery study that is refused, and why: {page}") from error
     finally:  # what is raised lists the errors itself
         if found.faults:
             console.print(faults_table(found, rows_per_check=5))
@@ -153,7 +153,7 @@ def prepare_cohort(
         logger.warning("The cohort is prepared but cannot be split, so cohort.csv is not written. %s", error)
     finally:
         write_text(run_folder / "exclusions.csv", exclusions_table(cohort).to_csv(index=False))
-    write_cohort_report(cohort, run_folder / "cohort_report.html", table)
+        write_cohort_report(cohort, run_folder / "cohort_report.html", table)
     if table is not None:
         _write_tables(cohort, table, run_folder)
     return PreparedCohort(cohort=cohort, splits=table, store=store, report=report)

@@ -29,6 +29,10 @@ MOST_TUMOUR = 0.5
 """Share of the brain: of 68 real masks the largest, with oedema, covers 0.17, of 60 synthetic ones 0.26; grey matter,
 white matter and CSF together 0.9 and more."""
 
+WIDEST_TUMOUR = 0.8
+"""Share of the brain's length along each of the three axes at once: of 69 real masks the widest spans 0.58, of 150
+synthetic ones 0.61, grey matter alone 0.9 and more."""
+
 MOST_LABELS = 20
 """Of a tumour mask: more are a parcellation, or a probability from 0 to 255."""
 
@@ -277,7 +281,8 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
         return []  # already named as empty
     within = int(np.count_nonzero(tumour & brain))
     inside, filled = within / np.count_nonzero(tumour), within / max(int(np.count_nonzero(brain)), 1)
-    if filled > MOST_TUMOUR:
+    spans = min(1.0, *(one / max(other, 1) for one, other in zip(_lengths(tumour), _lengths(brain), strict=True)))
+    if filled > MOST_TUMOUR or spans > WIDEST_TUMOUR:
         values, counts = np.unique(labels[tumour & brain], return_counts=True)
         shares = ", ".join(
             f"{value:g} {count / within:.0%}" for value, count in zip(values[:8], counts[:8], strict=True)
@@ -285,8 +290,9 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
         return [
             place.fault(
                 "mask_of_the_brain",
-                f"the mask covers {filled:.0%} of the brain (its labels: {shares})",
-                f"a tumour, at most {MOST_TUMOUR:.0%}",
+                f"the mask covers {filled:.0%} of the brain (its labels: {shares}) and spans {spans:.0%} of its "
+                "length, width and height",
+                f"a tumour, at most {MOST_TUMOUR:.0%}, and {WIDEST_TUMOUR:.0%} across",
                 "Name the tumour segmentation: this is one of tissues (grey matter, white matter, CSF) or of the whole "
                 "brain. If one label of it is the tumour, save that one alone.",
             )
@@ -302,6 +308,13 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
             "error" if inside < 0.5 else "warning",
         )
     ]
+
+
+def _lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """Return how many voxels long a mask [D, H, W] is along each axis, the outermost 2 % of it at each end left out."""
+    thinned = mask[tuple(slice(None, None, 1 + (size > 100)) for size in mask.shape)]  # enough, and eight times as fast
+    sums = (np.cumsum(np.count_nonzero(thinned, axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return [int(np.ptp(np.searchsorted(total, (0.02 * total[-1], 0.98 * total[-1])))) for total in sums]
 
 
 def check_brain(brain_ml: float, stripped: bool, place: Place) -> list[Fault]:

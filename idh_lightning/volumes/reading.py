@@ -93,7 +93,7 @@ def read_header(path: Path, place: Place) -> nib.Nifti1Image:
     if not path.is_file():
         remedy = "Correct the path, or leave the sequence out of the table."
         raise FaultyStudyError([place.fault("missing_file", f"there is no file {path}", "a NIfTI file", remedy)])
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         found = f"{path} is not named as a NIfTI file"
         raise FaultyStudyError(
             [place.fault("unreadable_file", found, "a name ending in .nii or .nii.gz", "Convert it.")]
@@ -121,7 +121,7 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
     try:
         if offset > MOST_SURPLUS_BYTES:
             raise ValueError(f"the header says that the voxels begin at byte {offset}")
-        opened: Any = igzip.open if path.suffix == ".gz" else Path.open
+        opened: Any = igzip.open if path.suffix.lower() == ".gz" else Path.open
         with cast(IO[bytes], opened(path, "rb")) as file:
             content = file.read(length)
             surplus = 0
