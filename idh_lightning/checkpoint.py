@@ -136,7 +136,7 @@ class Checkpoint:
         return network.eval()
 
     def load_into(self, network: StemTailNetwork) -> None:
-        """Give a network the weights of the checkpoint.
+        """Load the weights of the checkpoint into a network.
 
         Raises:
             CheckpointError: If they do not fit.

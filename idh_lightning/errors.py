@@ -96,7 +96,7 @@ class StorageError(IDHError, OSError):
 
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""What the system says where this user may not write: missing rights, or a disk that is mounted to be read only."""
+"""Errors of the system where this user may not write: missing rights, or a disk that is mounted to be read only."""
 
 
 def _not_allowed(path: Path, error: OSError) -> str:

@@ -26,7 +26,7 @@ UNFINISHED = ".writing-"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, and put the result in its place in one step at the end.
+    """Temporary path beside `path` to write to; the result is put in its place in one step at the end.
 
     Whoever reads `path` meanwhile sees the old file or none; after an exception the old file is as it was. The
     temporary name keeps the suffixes of `path`, since libraries choose the format by them.

@@ -40,7 +40,7 @@ def share_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, memory that is freed stays with the process, so that the next step finds it there.
+    """Keep memory that is freed with the process, so that the next step finds it there.
 
     Every step asks for the same blocks. glibc gives large ones back as soon as they are free, and Linux clears each
     page again when it is next asked for: a step of the tail takes 0.20 s so, and up to 0.27 s without, for two studies

@@ -168,7 +168,7 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
 
 
 def common(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what several nested mappings have in common."""
+    """Entries that several nested mappings have in common."""
     first, *others = nodes
     kept: dict[str, Any] = {}
     for key, value in first.items():

@@ -315,7 +315,7 @@ _PLAIN_KINDS: dict[Any, Any] = {
 
 
 def _in_words(kind: Any) -> str:
-    """What an annotation allows, for people."""
+    """Annotation in words."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, inner))}"

@@ -104,7 +104,7 @@ def dicom_series(folder: Path) -> list[Series]:
 
 
 def series_table(series: Sequence[Series]) -> FittingTable:
-    """Return what was found and guessed, for the screen."""
+    """Table of the series found and their guessed sequences, for the screen."""
     headings = ("number", "description", "slices", "TE, ms", "TR, ms", "TI, ms", "contrast", "guess", "why")
     table = FittingTable("DICOM series", headings, ("description", "why"), ("contrast", "guess"))
     for one in series:

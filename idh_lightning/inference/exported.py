@@ -172,7 +172,7 @@ def _store_of(folder: Path, member: Member) -> VolumeStore | None:
 
 
 def metadata(member: Member) -> dict[str, Any]:
-    """Return what a program needs beside the network, in primitives."""
+    """Metadata that a program needs beside the network, in primitives."""
     preprocessing = {key: value for key, value in member.recipe["preprocessing"].items() if key != "_target_"}
     learnt = member.learnt
     return {
@@ -188,7 +188,7 @@ def metadata(member: Member) -> dict[str, Any]:
 
 
 def loaded(path: Path) -> ExportedFunction:
-    """Return what runs an exported file: volumes [B, C, D, H, W] -> logit and probability [B]."""
+    """Function of an exported file: volumes [B, C, D, H, W] -> logit and probability [B]."""
     names = ("logit", "probability")
     if path.suffix == ".onnx":
         import onnxruntime

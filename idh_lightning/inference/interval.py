@@ -21,7 +21,7 @@ _EDGE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class MemberLogits:
-    """What one checkpoint says of one study.
+    """Logits of one study by one checkpoint.
 
     Attributes:
         plain: Logit of the study as it is, mutant minus wildtype.

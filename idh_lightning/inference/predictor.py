@@ -125,7 +125,7 @@ class Predictor:
     def _answer(
         self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: Path | None
     ) -> dict[str, Any]:
-        """Return what is known of a study and, as "draw", what writes its page and returns its place."""
+        """Fields of a study's prediction and, as "draw", the function that writes its page and returns its path."""
         study = new.study
         if study is None:
             return {"status": "failed", "reasons": (new.problem,)}
@@ -240,7 +240,7 @@ def _finished(
 
 
 def _too_large(study: Study) -> str:
-    """Return what is wrong where the headers ask for more voxels than can be held, else "": no voxel is read."""
+    """Fault of headers that ask for more voxels than can be held, else "": no voxel is read."""
     total = 0
     for path in study.files.values():
         try:

@@ -1,4 +1,4 @@
-"""What a prepared study looks like in numbers, apart from its diagnosis: for comparison with the training studies."""
+"""Descriptor of a prepared study: geometry, intensities and features, for comparison with the training studies."""
 
 from __future__ import annotations
 

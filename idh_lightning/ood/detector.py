@@ -100,7 +100,7 @@ class MahalanobisModel:
 
 @dataclass(frozen=True, kw_only=True)
 class OutOfDistributionDetector:
-    """What is remembered of the training studies, and limits set on validation patients.
+    """Out-of-distribution detector fitted on training studies, with limits set on validation patients.
 
     Three kinds of question are asked of a new study:
 
@@ -221,7 +221,7 @@ class OutOfDistributionDetector:
         }
 
     def plain_numbers(self, study: StudyDescriptor) -> dict[str, float]:
-        """Return what a reader can check of a study's looks: percentiles, steps between voxels, distance."""
+        """Statistics of intensities that can be checked by eye: percentiles, steps between voxels, distance."""
         percentiles = {
             f"{name} {percentile:g}": float(value)
             for name, values in zip(self.sequences, study.profiles, strict=True)
@@ -374,7 +374,7 @@ class OutOfDistributionDetector:
                 )
 
     def _look_in_words(self, name: str, numbers: Mapping[str, float], value: float, limit: float) -> tuple[str, str]:
-        """Return what was measured beside the training studies and the limit, and what to do, of a statistic."""
+        """Statistic in words: value beside the training studies and the limit, and the remedy."""
         kind, _, sequence = name.partition(" of ")
         if kind == "intensity":
             mean = dict(zip(PERCENTILES, self.profiles[self.sequences.index(sequence)].tolist(), strict=True))

@@ -33,7 +33,7 @@ OUT_OF_MEMORY_WORDS = (
     "is killed by signal: Killed",  # the operating system, of a worker process
     "out of memory",  # libraries on a GPU that raise no class of their own
 )
-"""What an error says that means a lack of memory, where its class does not tell."""
+"""Words of an error that mean a lack of memory, where its class does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Plan:
 
 
 def require_memory(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool) -> dict[str, float]:
-    """Return what training needs and what is free, in GB, for the record of the run.
+    """Memory that training needs and that is free, in GB, for the record of the run.
 
     Only tensors are counted, so that what is refused would not have fitted.
 
@@ -115,7 +115,7 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def plan_of(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
-    """Return what was asked for as a plan."""
+    """Plan of the training that was asked for."""
     on_bank = isinstance(data, FeatureBankDataModule)
     return _plan("", model.network, model.optimizer, data, data.batch_size, on_bank=on_bank, on_gpu=on_gpu)
 
@@ -143,7 +143,7 @@ def lighter_plans(model: IDHClassifier, data: IDHDataModule, *, accumulate: int,
 
 
 def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
-    """Return what `LEAST` needs; its network, which is cut elsewhere, is built for the count and let go of."""
+    """Plan of `LEAST`; its network, which is cut elsewhere, is built for the count and let go of."""
     experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
     optimizer = factory(optimizer_settings("adafactor"))
     settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
@@ -211,7 +211,7 @@ def free_bytes(*, on_gpu: bool) -> int:
 
 
 def _left_to_group(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Return what a container's limit leaves, if there is one; Linux counts files that it could drop as used."""
+    """Bytes that a container's limit leaves, if there is one; Linux counts files that it could drop as used."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

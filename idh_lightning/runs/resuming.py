@@ -84,7 +84,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 
 
 def _key(override: str) -> str:
-    """Return what an override sets; Hydra refuses a config group that is chosen twice."""
+    """Key of an override; Hydra refuses a config group that is chosen twice."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -187,7 +187,7 @@ def _quoted(path: Path) -> str:
 
 
 class RunFolder(Callback):
-    """Gives a run a folder of its own before Hydra writes its recipe there, and holds it while the run lasts.
+    """Hydra callback that claims the folder of a run before its recipe is written there, and holds it to the end.
 
     Two runs of one second would else share the folder that is named after it.
     """

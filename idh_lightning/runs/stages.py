@@ -82,7 +82,7 @@ def fit(run: Run, training: Training) -> None:
 
 
 def _calibrate(training: Training) -> str:
-    """Give an untrained network its BatchNorm statistics; return in words what they are of, "nothing" if pretrained.
+    """Calibrate the BatchNorm of an untrained network; return in words on what, "nothing" if pretrained.
 
     With `data.calibrate_on: synthetic` they come from synthetic patients that are no patients of the cohort. The frozen
     stem is then the same for all folds of a cross-validation, which share one feature bank, and no patient who is

@@ -1,4 +1,4 @@
-"""What several runs of one command say together."""
+"""Sweeps: the runs of one command together."""
 
 from __future__ import annotations
 
