@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -18,7 +19,14 @@ from idh_lightning.callbacks import CurveLogger, Tracker
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.data import FeatureBankDataModule
 from idh_lightning.errors import CheckpointError, ConfigError
-from idh_lightning.evaluation import DevelopmentCohort, ImageCovariates, image_covariates, per_patient, read_table
+from idh_lightning.evaluation import (
+    DevelopmentCohort,
+    ImageCovariates,
+    PostProcessing,
+    image_covariates,
+    per_patient,
+    read_table,
+)
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference import line_covariance
 from idh_lightning.machine import freed_memory_kept
@@ -176,11 +184,13 @@ def report(run: Run) -> dict[str, Any]:
         write_report(run.folder)
         card = write_model_card(run.folder)
         if (run.folder / "checkpoints" / "best.ckpt").is_file():
+            learnt = results.learnt
+            assert isinstance(learnt, PostProcessing)  # of one run
             chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
             replace(
                 Checkpoint.read(run.folder),
-                post_processing=results.learnt,
-                calibration_covariance=line_covariance(chosen["logit"], chosen["label"], results.learnt.calibrator),
+                post_processing=learnt,
+                calibration_covariance=np.array(line_covariance(chosen["logit"], chosen["label"], learnt.calibrator)),
                 development=DevelopmentCohort.of(
                     run.prepared.cohort.name, studies, run.prepared.table, described, results.metrics
                 ),
