@@ -267,6 +267,17 @@ def text_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
+def test_folders_whose_images_cannot_be_told_apart_by_name_are_said_not_to_be_read(
+    patient: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(patient, tmp_path / "in" / "known")
+    (tmp_path / "in" / "other").mkdir()
+    shutil.copy(next(patient.rglob("*.nii.gz")), tmp_path / "in" / "other" / "FLAIR a.nii.gz")
+    assert len(new_studies(tmp_path / "in")) == 1
+    assert "state no sequence: 1 folders" in caplog.text
+    assert "other/FLAIR a.nii.gz; expected names that end like _FLAIR" in caplog.text
+
+
 # Ensembles and intervals
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -17,10 +18,16 @@ from idh_lightning.cohort.spreadsheet import TABLES, read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
 
+logger = logging.getLogger(__name__)
+
 DEEPEST = 6
 """Folders below the input that are searched: more than any layout has, and an end where a link leads in circles."""
 
 _UNKNOWN = 0
+_EXPECTED = (
+    "names that end like _FLAIR, _T1, _T1c, _T2, -t2f, -t1n, -t1c, -t2w, _t1ce, _T1GD or _ce-gd_T1w, then .nii "
+    "or .nii.gz"
+)
 _SESSION = re.compile(r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?")
 
 
@@ -94,8 +101,7 @@ def new_studies(place: str | Path) -> list[NewStudy]:
     found = _named_once(_in_folder(path))
     if not found:
         raise CohortError(
-            f"{path}: no image whose name states its sequence; expected names that end like _FLAIR, _T1, _T1c, _T2, "
-            "-t2f, -t1n, -t1c, -t2w, _t1ce, _T1GD or _ce-gd_T1w, then .nii or .nii.gz. Rename the files, or name them: "
+            f"{path}: no image whose name states its sequence; expected {_EXPECTED}. Rename the files, or name them: "
             "flair=... t1=... t1c=... t2=..."
         )
     return found
@@ -116,6 +122,7 @@ def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewSt
 
 
 def _in_folder(root: Path) -> Iterator[NewStudy]:
+    unread: list[str] = []
     for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
@@ -133,12 +140,10 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
                 if stated := sequence_of(path.name) or sequence_of(name):
                     groups[stated[1]][stated[0]].append(path)
         if not groups:
+            unread += [str(Path(folder) / name) for name in sorted(names) if name.lower().endswith(NIFTI)][:1]
             continue
         for group in groups.values():
-            for (
-                sequence,
-                paths,
-            ) in group.items():  # as a cohort is read by default: the plain image where both are there
+            for sequence, paths in group.items():  # as a cohort is read: the plain image where both are there
                 group[sequence] = [one for one in paths if f"{ucsf_pdgm.CORRECTED}." not in one.name.lower()] or paths
         own = Path(folder).absolute().name
         if len(groups) > 1 and all(len(group) > 1 for group in groups.values()):
@@ -149,6 +154,13 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
                 for sequence, paths in group.items():
                     merged[sequence] += paths
             yield _new(next(iter(groups)) if len(groups) == 1 and next(iter(groups)) else own, merged)
+    if unread:
+        logger.warning(
+            "Not read, since the names of their images state no sequence: %d folders, such as %s; expected %s.",
+            len(unread),
+            ", ".join(unread[:3]),
+            _EXPECTED,
+        )
 
 
 def _in_table(path: Path) -> Iterator[NewStudy]:
