@@ -37,7 +37,7 @@ def commands(page: Path) -> list[str]:
     return [line[line.index(COMMAND) :] for line in lines if COMMAND in line]
 
 
-DOCUMENTED = [(page, line) for page in PAGES if page != GENERATED for line in commands(page)]
+DOCUMENTED = {line: page for page in reversed(PAGES) if page != GENERATED for line in commands(page)}
 
 
 def overrides_of(words: list[str]) -> list[str]:
@@ -59,8 +59,8 @@ def overrides_of(words: list[str]) -> list[str]:
     return firsts
 
 
-@pytest.mark.parametrize(("page", "line"), DOCUMENTED, ids=[f"{page.name}: {line[:60]}" for page, line in DOCUMENTED])
-def test_every_documented_command_composes(page: Path, line: str) -> None:
+@pytest.mark.parametrize("line", DOCUMENTED, ids=[f"{page.name}: {line[:60]}" for line, page in DOCUMENTED.items()])
+def test_every_documented_command_composes(line: str) -> None:
     name, *words = shlex.split(line.removeprefix(COMMAND), comments=True)
     overrides = overrides_of(words)
     config = composed(name, overrides, hydra_too=True)
@@ -75,6 +75,22 @@ def test_every_documented_command_composes(page: Path, line: str) -> None:
     complete = "..." not in words and "--resume" not in words and "--rerun" not in words and bool(words)
     if complete:
         check_config(OmegaConf.to_container(config, resolve=True), choices)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GENERATED], ids=lambda page: page.name)
+def test_every_setting_that_a_page_mentions_is_in_the_configuration_reference(page: Path) -> None:
+    reference = GENERATED.read_text(encoding="utf-8")
+    known = set(re.findall(r"^\| \[?`([^`]+)`", reference, re.MULTILINE))
+    choices = set(re.findall(r"^### `([\w]+=\w+)`$", reference, re.MULTILINE))
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"`([^`]+)`", prose):
+        words = shlex.split(span) if "=" in span and "(" not in span else []
+        if not all(re.match(r"[+~]?[a-z][\w.]*(=|$)", word) for word in words):
+            continue  # a command, an environment variable, a placeholder
+        for word in words:
+            key, _, value = word.lstrip("+~").partition("=")
+            is_choice = (CONF_DIR / key).is_dir() and value
+            assert word in choices if is_choice else key in known, f"{span}: {word}"
 
 
 def test_every_command_is_documented_in_the_readme() -> None:
