@@ -1,6 +1,7 @@
 # make setup   only set up                                make test        set up and run the everyday tests
 # make train   set up and run the default experiment      make test-slow   the others: whole runs, stopped, resumed, swept
 # make check   format, lint, types, import rules          make clean-runs  remove the runs in outputs/
+# make docs    the documents as a site in site/           make newest      the everyday tests with the newest versions
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,12 +9,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+NEWEST := .venv-newest
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(WORKERS)
 
-.PHONY: help setup train test test-slow check clean-runs
+.PHONY: help setup train test test-slow check docs newest clean-runs
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 setup: $(STAMP)
 
@@ -43,6 +46,21 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: setup
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@$(RUN) docs/reference/generate_configuration.py
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo "Open site/index.html."
+
+# Not the pinned versions but the newest that pyproject.toml allows, in an environment of its own.
+newest:
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@echo "Installing the newest allowed dependencies into $(NEWEST) (about 6 GB the first time) ..."
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--editable '.[dev,sweeps,export]'
+	@$(NEWEST)/bin/python -m pip freeze --exclude-editable | diff constraints.txt - | grep '^>' || true
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 clean-runs:
 	@echo "Removing every run in outputs/ (cohorts and the volume store stay) ..."

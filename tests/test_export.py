@@ -37,8 +37,9 @@ numpy.save(sys.argv[3], run(torch.from_numpy(numpy.load(sys.argv[2])))[1].detach
 
 
 def grids() -> list[tuple[int, ...]]:
-    """Return every grid that the configuration or the README names."""
-    files = [*CONF_DIR.rglob("*.yaml"), CONF_DIR.parent / "README.md"]
+    """Every grid that the configuration or the documents name."""
+    root = CONF_DIR.parent
+    files = [*CONF_DIR.rglob("*.yaml"), root / "README.md", *root.glob("docs/**/*.md")]
     found = {
         tuple(edges) if isinstance(edges := yaml.safe_load(text), list) else (edges,) * 3
         for file in files

@@ -18,7 +18,12 @@ def main(config: DictConfig) -> None:
     MEASURES[config.benchmark.measure](config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Take a first word for the measure, then do what the command line says."""
     if len(sys.argv) > 1 and sys.argv[1] in MEASURES:
         sys.argv[1] = f"benchmark.measure={sys.argv[1]}"
     main()
+
+
+if __name__ == "__main__":
+    command()
