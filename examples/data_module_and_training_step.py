@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from idh_lightning.batches import IDHDataModule
 from idh_lightning.cohort import SPLITS, HoldOut
+from idh_lightning.data import IDHDataModule
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.objectives import FocalLoss
 from idh_lightning.phantom import PhantomCohort

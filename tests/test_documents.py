@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
-from idh_lightning.config import CONF_DIR, check_config
-from idh_lightning.entry import composed
-from idh_lightning.overrides import as_text
+from idh_lightning.cli.entry import composed
+from idh_lightning.config.checks import CONF_DIR, check_config
+from idh_lightning.config.text import as_text
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ROOT / "docs" / "reference" / "configuration.md"
