@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,11 @@ from sklearn.linear_model import LogisticRegression
 
 from idh_lightning.evaluation.decisions import OperatingPoint, Rule
 from idh_lightning.evaluation.intervals import Floats, Integers
+from idh_lightning.evaluation.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Baseline(Record):
     """A logistic regression in primitives, with its own operating point.
 
     Attributes:
@@ -46,24 +46,8 @@ class Baseline:
         return _linear(patients, self.columns, self.coefficients, self.intercept)
 
     def called(self, patients: pd.DataFrame) -> Integers:
-        """Return the class of each patient at its operating point, [n]."""
+        """Classes of patients at the operating point, [n]."""
         return self.operating_point(expit(self.logits(patients)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self) | {"columns": list(self.columns), "coefficients": list(self.coefficients)}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the baseline that `to_dict` described."""
-        return cls(
-            columns=tuple(state["columns"]),
-            coefficients=tuple(state["coefficients"]),
-            intercept=state["intercept"],
-            fitted_on=state["fitted_on"],
-            n=state["n"],
-            operating_point=OperatingPoint.from_dict(state["operating_point"]),
-        )
 
 
 def fit_baseline(

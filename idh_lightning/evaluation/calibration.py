@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -15,6 +14,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
+from idh_lightning.evaluation.records import Record
 
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
@@ -23,7 +23,7 @@ _LEAST_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrator:
+class Calibrator(Record):
     """Logits -> probabilities of mutant, by a straight line through the logits that never reorders patients.
 
     Attributes:
@@ -86,15 +86,6 @@ class Calibrator:
         """Return the calibrated probability of mutant of each logit, same shape."""
         probabilities: Floats = expit(self.slope * np.asarray(logits, dtype=float) + self.intercept)
         return probabilities
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the two numbers, for a checkpoint."""
-        return {"slope": self.slope, "intercept": self.intercept}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, float]) -> Self:
-        """Return the calibrator that `to_dict` described."""
-        return cls(slope=float(state["slope"]), intercept=float(state["intercept"]))
 
 
 def calibration(labels: Integers, probabilities: Floats, *, bins: int, resamples: Bootstrap) -> dict[str, Statistic]:

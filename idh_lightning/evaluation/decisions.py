@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.discrimination import divide
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, wilson
+from idh_lightning.evaluation.records import Record
 
 Rule = Literal["youden", "sensitivity", "specificity"]
 
@@ -31,7 +32,7 @@ def check_rule(rule: str, target: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatingPoint:
+class OperatingPoint(Record):
     """The calibrated probability from which on a patient is called mutant.
 
     Attributes:
@@ -97,18 +98,9 @@ class OperatingPoint:
         """Return 1 (mutant) where the probability reaches the threshold, else 0."""
         return (np.asarray(probabilities, dtype=float) >= self.threshold).astype(np.int64)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the operating point that `to_dict` described."""
-        return cls(**state)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ConformalSets:
+class ConformalSets(Record):
     """For each patient the classes that cannot be excluded: none, one or both.
 
     Of future patients of either class, at least `coverage` have their class in the set, whatever the network,
@@ -165,15 +157,6 @@ class ConformalSets:
         """Return the set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
         words = np.array(["none", "wildtype", "mutant", "both"])
         return [str(word) for word in words[self(probabilities) @ np.array([1, 2])]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the sets that `to_dict` described."""
-        return cls(**state)
 
 
 def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:

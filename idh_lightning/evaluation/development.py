@@ -12,6 +12,7 @@ import pandas as pd
 
 from idh_lightning.cohort import DevelopmentPatients, Study
 from idh_lightning.evaluation.features import tumour_features
+from idh_lightning.evaluation.records import Record
 from idh_lightning.evaluation.shift import covariate_summary, study_covariates
 from idh_lightning.machine import map_in_threads
 from idh_lightning.volumes import StoredVolume, VolumeStore
@@ -72,7 +73,7 @@ def _described(study: Study, store: VolumeStore) -> _DescribedStudy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DevelopmentCohort:
+class DevelopmentCohort(Record):
     """The patients that a network was developed on, and how well it did there.
 
     Attributes:
@@ -114,27 +115,6 @@ class DevelopmentCohort:
             covariates=covariate_summary(table[table["split"] == "train"], described.covariates),
             confidence=float(metrics["settings"]["confidence"]),
             test=metrics["test"],
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint."""
-        return {
-            "cohort": self.cohort,
-            "seen": self.seen.to_dict(),
-            "covariates": dict(self.covariates),
-            "confidence": self.confidence,
-            "test": dict(self.test),
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
-        return cls(
-            cohort=state["cohort"],
-            seen=DevelopmentPatients.from_dict(state["seen"]),
-            covariates=state["covariates"],
-            confidence=state["confidence"],
-            test=state["test"],
         )
 
 
