@@ -7,9 +7,10 @@ from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import DevelopmentCohort, ImageCovariates, image_covariates
 from idh_lightning.evaluation.discrimination import compare_auroc
 from idh_lightning.evaluation.features import tumour_features
+from idh_lightning.evaluation.measurement import measure
 from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import patient_predictions, per_patient, read_table
-from idh_lightning.evaluation.protocol import Evaluation, Fold, Results, measure
+from idh_lightning.evaluation.protocol import Evaluation, Fold, Results
 from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
 
 __all__ = [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from idh_lightning.evaluation.discrimination import auroc, concordance, divide
+from idh_lightning.evaluation.cross_validation import Folds
+from idh_lightning.evaluation.discrimination import auroc, average_precision, concordance, divide
 from idh_lightning.evaluation.intervals import Bootstrap, Statistic, absent, wilson
+from idh_lightning.evaluation.measurement import Measurement, count_patients
+from idh_lightning.evaluation.postprocessing import PostProcessing
+from idh_lightning.evaluation.predictions import patient_predictions
 
 
 def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
@@ -104,3 +108,103 @@ def within_groups_auroc(
         more_right, more_pairs = concordance(labels[member], scores[member], drawn.weights[:, member])
         right, pairs = right + more_right, pairs + more_pairs
     return drawn.interval(divide(right, pairs))
+
+
+def subgroup_metrics(
+    studies: pd.DataFrame,
+    learnt: PostProcessing | Folds,
+    named: Mapping[str, str],
+    edges: Sequence[float],
+    settings: Measurement,
+) -> dict[str, Any]:
+    """Results in each subgroup; studies are grouped first and then reduced to patients within the group.
+
+    Args:
+        studies: Of the test split.
+        learnt: Calibration and threshold.
+        named: Name -> column of the cohort.
+        edges: Of the age bands, in years.
+        settings: Of the statistics.
+    """
+    entries: dict[str, Any] = {}
+    columns = {name: group_names(studies[column]) if column in studies else None for name, column in named.items()}
+    columns["age"] = age_bands(studies["age_years"], edges) if "age_years" in studies else None
+    for name, groups in columns.items():
+        column = named.get(name, "age_years")
+        if groups is None:
+            entries[name] = {"column": column, "why": f"no column {column} in the cohort"}
+            continue
+        patients = patient_predictions(studies.assign(_group=groups), learnt)
+        entries[name] = {
+            "column": column,
+            "groups": {},
+            "within_auroc": within_groups_auroc(
+                patients,
+                patients["_group"],
+                minimum=settings.minimum_group,
+                resamples=settings.bootstrap,
+                seed=settings.seed,
+                confidence=settings.confidence,
+            ),
+        }
+        for group in _ordered(groups.unique()):
+            members = patient_predictions(studies[groups == group], learnt)
+            entries[name]["groups"][group] = {
+                "n": len(members),
+                "n_mutant": int(members["label"].sum()),
+                **group_scores(members, minimum=settings.minimum_group, resamples=settings.resamples(members["label"])),
+            }
+    return entries
+
+
+def sensitivity_analyses(
+    studies: pd.DataFrame,
+    learnt: PostProcessing | Folds,
+    without: Mapping[str, Mapping[str, Any]],
+    settings: Measurement,
+) -> dict[str, Any]:
+    """Results without some studies, and over studies in place of patients.
+
+    Args:
+        studies: Of the test split.
+        learnt: Calibration and threshold.
+        without: Name -> `{column, value}` of the studies to leave out.
+        settings: Of the statistics.
+    """
+    entries: dict[str, Any] = {}
+    for name, left_out in without.items():
+        column, value = left_out["column"], left_out["value"]
+        entry: dict[str, Any] = {"column": column, "value": value}
+        entries[f"without_{name}"] = entry
+        if column not in studies:
+            entry["why"] = f"no column {column} in the cohort"
+            continue
+        kept = studies[group_names(studies[column]) != str(value)]
+        entry |= {"studies_left_out": len(studies) - len(kept), **count_patients(kept)}
+        if min(entry["n_mutant"], entry["n"] - entry["n_mutant"]) < settings.minimum_group:
+            entry["why"] = f"too few: {settings.minimum_group} patients of each class needed"
+            continue
+        entry["metrics"] = settings.measured(patient_predictions(kept, learnt))
+    entries["every_study"] = _every_study(studies, settings)
+    return entries
+
+
+def _every_study(studies: pd.DataFrame, settings: Measurement) -> dict[str, Any]:
+    """Areas over studies instead of patients; the studies of a patient are resampled together."""
+    entry: dict[str, Any] = count_patients(studies)
+    if entry["studies"] == entry["n"]:
+        return entry | {"why": "each patient has one study"}
+    labels, logits = studies["label"].to_numpy(dtype=np.int64), studies["logit"].to_numpy(dtype=float)
+    resamples = settings.resamples(labels, studies["patient_id"].to_numpy(dtype=object))
+    precision = average_precision(labels, logits, resamples.weights)
+    return entry | {
+        "metrics": {
+            "auroc": auroc(labels, logits, resamples=resamples),
+            "average_precision": resamples.interval(precision),
+        }
+    }
+
+
+def _ordered(groups: Iterable[str]) -> list[str]:
+    """Age bands from young to old, all else by name, and the unknown last."""
+    return sorted(groups, key=lambda name: (name == "unknown", not name.startswith("under "), name))
