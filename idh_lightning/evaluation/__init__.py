@@ -7,7 +7,7 @@ from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import DevelopmentCohort, ImageCovariates, image_covariates
 from idh_lightning.evaluation.discrimination import compare_auroc
 from idh_lightning.evaluation.features import tumour_features
-from idh_lightning.evaluation.measurement import measure
+from idh_lightning.evaluation.measurement import Measurement
 from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import patient_predictions, per_patient, read_table
 from idh_lightning.evaluation.protocol import Evaluation, Fold, Results
@@ -21,6 +21,7 @@ __all__ = [
     "Fold",
     "Folds",
     "ImageCovariates",
+    "Measurement",
     "OperatingPoint",
     "PostProcessing",
     "Results",
@@ -31,7 +32,6 @@ __all__ = [
     "covariate_shift",
     "covariate_summary",
     "image_covariates",
-    "measure",
     "patient_predictions",
     "per_patient",
     "pool",

@@ -15,34 +15,6 @@ from idh_lightning.evaluation.discrimination import confusion, discrimination
 from idh_lightning.evaluation.intervals import Bootstrap, Statistic
 
 
-def measure(
-    patients: pd.DataFrame, *, bins: int = 5, confidence: float = 0.95, bootstrap: int = 2000, seed: int = 0
-) -> dict[str, Statistic]:
-    """Return every statistic of one group of patients.
-
-    Args:
-        patients: One row each: label (both classes), logit, probability, predicted.
-        bins: Of the expected calibration error.
-        confidence: Of every interval.
-        bootstrap: Number of resamples.
-        seed: Of the resamples.
-
-    Returns:
-        Those of `discrimination` and of `calibration`.
-    """
-    labels = patients["label"].to_numpy(dtype=np.int64)
-    resamples = Bootstrap.draw(labels, resamples=bootstrap, seed=seed, confidence=confidence)
-    return {
-        **discrimination(
-            labels,
-            patients["logit"].to_numpy(dtype=float),
-            patients["predicted"].to_numpy(dtype=np.int64),
-            resamples=resamples,
-        ),
-        **calibration(labels, patients["probability"].to_numpy(dtype=float), bins=bins, resamples=resamples),
-    }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Settings of every statistic of an evaluation.
@@ -62,8 +34,18 @@ class Measurement:
     minimum_group: int = 5
 
     def measured(self, patients: pd.DataFrame) -> dict[str, Statistic]:
-        """`measure` of patients with these settings."""
-        return measure(patients, bins=self.bins, confidence=self.confidence, bootstrap=self.bootstrap, seed=self.seed)
+        """Every statistic of `discrimination` and of `calibration`.
+
+        Args:
+            patients: One row each: label (both classes), logit, probability, predicted.
+        """
+        labels, predicted = (patients[name].to_numpy(dtype=np.int64) for name in ("label", "predicted"))
+        logits, probabilities = (patients[name].to_numpy(dtype=float) for name in ("logit", "probability"))
+        resamples = self.resamples(labels)
+        return {
+            **discrimination(labels, logits, predicted, resamples=resamples),
+            **calibration(labels, probabilities, bins=self.bins, resamples=resamples),
+        }
 
     def resamples(self, strata: npt.ArrayLike, people: npt.ArrayLike | None = None) -> Bootstrap:
         """Resamples of rows, stratified; rows of one of `people` stay together."""

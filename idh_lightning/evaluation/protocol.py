@@ -30,7 +30,7 @@ from idh_lightning.evaluation.discrimination import (
 )
 from idh_lightning.evaluation.measurement import Measurement, confusion_counts, count_patients
 from idh_lightning.evaluation.postprocessing import PostProcessing
-from idh_lightning.evaluation.predictions import join, opinions_in, patient_predictions, per_patient
+from idh_lightning.evaluation.predictions import branch_logits_in, join, patient_predictions, per_patient
 from idh_lightning.evaluation.subgroups import sensitivity_analyses, subgroup_metrics
 
 logger = logging.getLogger(__name__)
@@ -272,7 +272,7 @@ class Evaluation(Measurement):
             name: fit_baseline(seen, columns, rule=rule, target=target) for name, columns in columns.items()
         }
         baselines.setdefault("features", "no table of tumour features was given")
-        for column in opinions_in(seen):
+        for column in branch_logits_in(seen):
             name = column.removeprefix("logit_")
             baselines[name] = fit_baseline(seen, (column,), fitted_on="validation", rule=rule, target=target)
         baselines["model_age"] = fit_baseline(
