@@ -1,4 +1,4 @@
-"""What is known without a network: prevalence, age, sex and simple tumour features, by logistic regression."""
+"""Baselines without a network: logistic regression on prevalence, age, sex and simple tumour features."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Baseline(Record):
     operating_point: OperatingPoint
 
     def known(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return the patients to whom it applies: all columns are known."""
+        """Patients to whom it applies: all columns are known."""
         if not set(self.columns) <= set(patients.columns):
             return patients.iloc[:0]
         return patients.dropna(subset=list(self.columns))
 
     def logits(self, patients: pd.DataFrame) -> Floats:
-        """Return the log-odds of mutant of each patient, [n]."""
+        """Log-odds of mutant of each patient, [n]."""
         return _linear(patients, self.columns, self.coefficients, self.intercept)
 
     def called(self, patients: pd.DataFrame) -> Integers:
@@ -58,7 +58,7 @@ def fit_baseline(
     rule: Rule = "youden",
     target: float | None = None,
 ) -> Baseline | str:
-    """Return a baseline fitted on one split with its operating point from validation, or the reason why not.
+    """Baseline fitted on one split with its operating point from validation, or the reason why not.
 
     Columns are standardised and weights ridged with strength 1, which hardly matters for age on a hundred patients
     and keeps a dozen tumour features in bounds.

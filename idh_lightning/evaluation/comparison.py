@@ -18,7 +18,7 @@ _SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy
 
 
 def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
-    """Return the out-of-fold predictions of a cross-validation as one table, with the column run.
+    """Out-of-fold predictions of a cross-validation as one table, with the column run.
 
     Raises:
         EvaluationError: If a patient is in that split of two runs, so that they are no folds of one cohort.
@@ -36,7 +36,7 @@ def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
 
 
 def relation(runs: Mapping[str, pd.DataFrame]) -> Literal["folds", "same patients"]:
-    """Return what runs have to do with each other, from their test patients alone.
+    """Relation of runs to each other, from their test patients alone.
 
     Args:
         runs: Name -> its patients, from `patient_predictions`.
@@ -62,7 +62,7 @@ def relation(runs: Mapping[str, pd.DataFrame]) -> Literal["folds", "same patient
 
 
 def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> list[dict[str, Any]]:
-    """Return `compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
+    """`compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
     rows = [
         {"names": [first, second], **compare_runs(runs[first], runs[second], confidence=confidence)}
         for first, second in combinations(runs, 2)
@@ -76,7 +76,7 @@ def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -
 
 
 def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Return the paired DeLong comparison of two runs on the patients that both have.
+    """Paired DeLong comparison of two runs on the patients that both have.
 
     Args:
         first: From `patient_predictions`.
@@ -104,7 +104,7 @@ def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float
 
 
 def spread(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return how much results move from run to run: over seeds, or over folds.
+    """Spread of results from run to run: over seeds, or over folds.
 
     Args:
         runs: Name -> its patients, from `patient_predictions`.

@@ -57,7 +57,7 @@ class OperatingPoint(Record):
     def choose(
         cls, labels: Integers, probabilities: Floats, *, rule: Rule = "youden", target: float | None = None
     ) -> Self:
-        """Return the threshold, among the midpoints between neighbouring probabilities, that follows the rule.
+        """Threshold, among the midpoints between neighbouring probabilities, that follows the rule.
 
         Args:
             labels: [n], 0 or 1; both present.
@@ -125,7 +125,7 @@ class ConformalSets(Record):
 
     @classmethod
     def fit(cls, labels: Integers, probabilities: Floats, *, coverage: float = 0.9) -> Self:
-        """Return the sets from validation patients: labels and calibrated probabilities [n], coverage in (0, 1)."""
+        """Sets from validation patients: labels and calibrated probabilities [n], coverage in (0, 1)."""
         wildtype = np.sort(probabilities[labels == 0])
         mutant = np.sort(1 - probabilities[labels == 1])
 
@@ -143,7 +143,7 @@ class ConformalSets(Record):
         )
 
     def __call__(self, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return [n, 2]: whether wildtype and whether mutant is in the set of each patient."""
+        """[n, 2]: whether wildtype and whether mutant is in the set of each patient."""
         mutant = np.asarray(probabilities, dtype=float)
         return np.stack(
             [
@@ -154,13 +154,13 @@ class ConformalSets(Record):
         )
 
     def names(self, probabilities: npt.ArrayLike) -> list[str]:
-        """Return the set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
+        """Set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
         words = np.array(["none", "wildtype", "mutant", "both"])
         return [str(word) for word in words[self(probabilities) @ np.array([1, 2])]]
 
 
 def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:
-    """Return how prediction sets did: coverage by class and overall, and the share of each kind of set, with Wilson.
+    """Observed coverage of prediction sets by class and overall, and shares of each kind of set, with Wilson intervals.
 
     Args:
         labels: [n].
@@ -188,7 +188,7 @@ def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) 
 
 
 def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, weights: Floats) -> Floats:
-    """Return the net benefit of treating patients from each threshold probability on.
+    """Net benefit of treating patients from each threshold probability on.
 
     Args:
         labels: [n], 0 or 1.
@@ -207,7 +207,7 @@ def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, wei
 
 
 def decision_curves(labels: Integers, strategies: Mapping[str, Floats], *, resamples: Bootstrap) -> dict[str, Any]:
-    """Return the net benefit of strategies over threshold probabilities of 1 % to 99 %.
+    """Net benefit of strategies over threshold probabilities of 1 % to 99 %.
 
     Args:
         labels: [n].

@@ -1,4 +1,4 @@
-"""What a checkpoint carries of the run that made it, so that it can be judged on other patients without the first."""
+"""Development cohort of a network, as its checkpoint carries it for external validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCovariates(NamedTuple):
-    """What the images of some studies say without a network.
+    """Covariates of some studies, from their images and without a network.
 
     Attributes:
         features: study_id and the tumour features, of the studies with a mask that holds a tumour.
@@ -35,7 +35,7 @@ class ImageCovariates(NamedTuple):
 
 
 def image_covariates(studies: Iterable[Study], store: VolumeStore) -> ImageCovariates:
-    """Return what the volumes of a store say about some studies."""
+    """Tumour features, covariates and fingerprints of some studies, from the volumes of a store."""
     listed = list(studies)
     found = map_in_threads(lambda study: _described(study, store), listed)
     features = [one.features for one in found if one.features]
@@ -99,7 +99,7 @@ class DevelopmentCohort(Record):
         described: ImageCovariates,
         metrics: Mapping[str, Any],
     ) -> Self:
-        """Return it for a finished run.
+        """Development cohort of a finished run.
 
         Args:
             name: Of the cohort.
@@ -119,7 +119,7 @@ class DevelopmentCohort(Record):
 
 
 def _features(stored: StoredVolume, image: Any, mask: Any, sequences: Sequence[str]) -> dict[str, float]:
-    """Return the features; those of a missing sequence are unknown, not 0."""
+    """Features; those of a missing sequence are unknown, not 0."""
     there = [channel for channel, present in enumerate(stored.presence) if present]
     return tumour_features(
         image[there], mask, sequences=[sequences[channel] for channel in there], spacing_mm=stored.spacing_mm

@@ -1,4 +1,4 @@
-"""All that an evaluation learns, and a checkpoint keeps."""
+"""Post-processing of logits: calibration, operating point, prediction sets and baselines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
 
 @dataclass(frozen=True, kw_only=True)
 class PostProcessing(Record):
-    """All that an evaluation learns: from training and validation patients, never from test patients.
+    """Post-processing learnt from training and validation patients, never from test patients.
 
     It goes into the checkpoint as primitives and is used unchanged wherever the network is used after.
 
@@ -41,18 +41,18 @@ class PostProcessing(Record):
     method: CalibrationMethod = "platt"
 
     def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
-        """Return raw_probability, probability, predicted and prediction_set of each logit, one row each."""
+        """Columns raw_probability, probability, predicted and prediction_set of each logit, one row each."""
         probability = self.calibrator(logits)
         raw = expit(np.asarray(logits, dtype=float))
         decided = (raw, probability, self.operating_point(probability), self.conformal.names(probability))
         return pd.DataFrame(dict(zip(DECISIONS, decided, strict=True)))
 
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return what `apply` says of the column logit, on the index of the patients."""
+        """Decisions of `apply` for the column logit, on the index of the patients."""
         return self.apply(patients["logit"]).set_index(patients.index)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return the entries of metrics.json that say what was learnt: operating_point, calibration, conformal."""
+        """Entries of metrics.json that say what was learnt: operating_point, calibration, conformal."""
         return {
             "operating_point": self.operating_point.to_dict(),
             "calibration": {

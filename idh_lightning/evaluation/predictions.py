@@ -32,11 +32,11 @@ def join(
     required: Sequence[str] = ("validation", "test"),
     features: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return one row per study of the cohort with its logit (NaN where the network was not asked), sorted.
+    """One row per study of the cohort with its logit (NaN where the network was not asked), sorted.
 
     Args:
-        predictions: study_id, patient_id, split, label, logit and, where there are any, `BRANCH_LOGITS`; further columns
-            are left aside.
+        predictions: study_id, patient_id, split, label, logit and, where there are any, `BRANCH_LOGITS`; further
+            columns are left aside.
         cohort: study_id, patient_id, split, label, and what is known of the patients: age_years, sex, follow_up,
             carried columns. Every study of a required split needs a prediction.
         required: Splits that need patients of both classes.
@@ -70,12 +70,12 @@ def join(
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
+    """CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
     return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per patient: the mean logits of the patient's studies, all else from the first that has it.
+    """One row per patient: the mean logits of the patient's studies, all else from the first that has it.
 
     Patients are independent of each other and their studies are not, so patients are what is counted. The first
     study is the one before any follow-up.

@@ -1,4 +1,4 @@
-"""The whole evaluation of one run: what is learnt from validation patients, and what test patients say."""
+"""Evaluation protocol of a run: post-processing from validation patients, metrics of test patients."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Fold:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
         predictions: The table that was given, its probability now calibrated, with the columns raw_probability,
@@ -146,7 +146,7 @@ class Evaluation(Measurement):
     def learn(
         self, predictions: pd.DataFrame, cohort: pd.DataFrame, features: pd.DataFrame | None = None
     ) -> PostProcessing:
-        """Return what training and validation patients teach; no test patient is needed.
+        """Post-processing fitted on training and validation patients; no test patient is needed.
 
         Args:
             predictions: As predictions.csv.
@@ -165,7 +165,7 @@ class Evaluation(Measurement):
         features: pd.DataFrame | None = None,
         learnt: PostProcessing | None = None,
     ) -> Results:
-        """Return the results of a run, or, with `learnt`, of a network on another cohort.
+        """Results of a run, or, with `learnt`, of a network on another cohort.
 
         Args:
             predictions: As predictions.csv: study_id, patient_id, split, fold, label, logit, probability.
@@ -186,7 +186,7 @@ class Evaluation(Measurement):
         return Results(predictions=calibrated, metrics=self._metrics(studies, splits, learnt), learnt=learnt)
 
     def pooled(self, runs: Mapping[str, Fold]) -> Results:
-        """Return the results of a cross-validation: every test patient as judged in the fold that left them out.
+        """Results of a cross-validation: every test patient as judged in the fold that left them out.
 
         Patients are ranked by calibrated probability, since the logits of different networks have no common scale;
         threshold, prediction sets and baselines are those of the patient's own fold. The intervals take the networks
@@ -216,7 +216,7 @@ class Evaluation(Measurement):
         return Results(predictions=predictions, metrics=self._metrics(studies, ("test",), folds), learnt=folds)
 
     def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: PostProcessing | Folds) -> dict[str, Any]:
-        """Return metrics.json of the studies in these splits."""
+        """Content of metrics.json for the studies in these splits."""
         parts = {split: patient_predictions(studies[studies["split"] == split], learnt) for split in splits}
         measured = {split: self.measured(patients) for split, patients in parts.items()}
         test, tested = parts["test"], studies[studies["split"] == "test"]
@@ -259,7 +259,7 @@ class Evaluation(Measurement):
         return metrics
 
     def _learn(self, studies: pd.DataFrame) -> PostProcessing:
-        """Return what is learnt. Test patients are dropped on the first line, so nothing below can depend on them."""
+        """Post-processing. Test patients are dropped on the first line, so nothing below can depend on them."""
         seen = per_patient(studies[studies["split"] != "test"])
         validation = seen[seen["split"] == "validation"]
         labels, logits = validation["label"].to_numpy(dtype=np.int64), validation["logit"].to_numpy(dtype=float)
@@ -289,7 +289,7 @@ class Evaluation(Measurement):
     def _baselines(
         self, parts: Mapping[str, pd.DataFrame], learnt: PostProcessing | Folds
     ) -> tuple[dict[str, Any], dict[str, pd.Series[Any]]]:
-        """Return the entries of metrics.json, and the log-odds of the test patients whom each baseline knows."""
+        """Entries of metrics.json, and the log-odds of the test patients whom each baseline knows."""
         entries: dict[str, Any] = {}
         scores: dict[str, pd.Series[Any]] = {}
         for name, baseline in learnt.baselines.items():
@@ -331,7 +331,7 @@ class Evaluation(Measurement):
         return entries
 
     def _decision_curves(self, test: pd.DataFrame, learnt: PostProcessing | Folds) -> dict[str, Any]:
-        """Return the curves on the same patients for all strategies: those whose age is known, if age is one."""
+        """Curves on the same patients for all strategies: those whose age is known, if age is one."""
         age = learnt.baselines["age"]
         patients, strategies = test, {}
         if not isinstance(age, str) and len(age.known(test)):

@@ -18,7 +18,7 @@ from idh_lightning.evaluation.predictions import patient_predictions
 
 
 def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
-    """Return the values as names: 4.0 is "4" (a column with gaps is read as floats), a gap is "unknown"."""
+    """Values as names: 4.0 is "4" (a column with gaps is read as floats), a gap is "unknown"."""
 
     def name(value: Any) -> str:
         if pd.isna(value):
@@ -29,7 +29,7 @@ def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
-    """Return the band of each age in years: "under 40", "40 to 60", "60 and over"; an edge is in the band above it."""
+    """Band of each age in years: "under 40", "40 to 60", "60 and over"; an edge is in the band above it."""
     cuts = sorted(edges)
     names = [
         f"under {cuts[0]:g}",
@@ -42,7 +42,7 @@ def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
 
 
 def group_scores(patients: pd.DataFrame, *, minimum: int, resamples: Bootstrap) -> dict[str, Statistic]:
-    """Return `auroc`, `accuracy`, `sensitivity` and `specificity` of a group, each where enough patients carry it.
+    """`auroc`, `accuracy`, `sensitivity` and `specificity` of a group, each where enough patients carry it.
 
     Args:
         patients: One row each: label, logit, predicted.
@@ -78,7 +78,7 @@ def group_scores(patients: pd.DataFrame, *, minimum: int, resamples: Bootstrap) 
 def within_groups_auroc(
     patients: pd.DataFrame, groups: pd.Series[Any], *, minimum: int, resamples: int, seed: int, confidence: float
 ) -> Statistic:
-    """Return the area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
+    """Area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
 
     It answers whether the network sees more than the group: predicting nothing but the grade gives 0.5 within grades.
     Groups without both classes have no pairs and do not count.
