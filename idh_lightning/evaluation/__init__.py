@@ -5,7 +5,6 @@ from idh_lightning.evaluation.comparison import compare_all, compare_runs, pool,
 from idh_lightning.evaluation.cross_validation import Folds
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.development import DevelopmentCohort, ImageCovariates, image_covariates
-from idh_lightning.evaluation.discrimination import compare_auroc
 from idh_lightning.evaluation.features import tumour_features
 from idh_lightning.evaluation.measurement import Measurement
 from idh_lightning.evaluation.postprocessing import PostProcessing
@@ -26,7 +25,6 @@ __all__ = [
     "PostProcessing",
     "Results",
     "compare_all",
-    "compare_auroc",
     "compare_runs",
     "compare_with_internal",
     "covariate_shift",

@@ -76,12 +76,7 @@ def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -
 
 
 def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Paired DeLong comparison of two runs on the patients that both have.
-
-    Args:
-        first: From `patient_predictions`.
-        second: The same of another run.
-        confidence: Of the interval.
+    """Paired DeLong comparison of two runs (from `patient_predictions`) on the patients that both have.
 
     Raises:
         EvaluationError: If they share no patients of both classes, or disagree about a label.

@@ -160,13 +160,7 @@ class ConformalSets(Record):
 
 
 def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:
-    """Observed coverage of prediction sets by class and overall, and shares of each kind of set, with Wilson intervals.
-
-    Args:
-        labels: [n].
-        names: [n], from `ConformalSets.names`.
-        confidence: Of the intervals.
-    """
+    """Observed coverage of the sets of `ConformalSets.names`, by class and overall, and shares of each kind of set."""
     words = np.asarray(names)
     sets = np.stack([np.isin(words, ["wildtype", "both"]), np.isin(words, ["mutant", "both"])], axis=-1)
     covered = sets[np.arange(len(labels)), labels]

@@ -99,15 +99,7 @@ class DevelopmentCohort(Record):
         described: ImageCovariates,
         metrics: Mapping[str, Any],
     ) -> Self:
-        """Development cohort of a finished run.
-
-        Args:
-            name: Of the cohort.
-            studies: Those of the run.
-            table: As cohort.csv.
-            described: From `image_covariates`, of these studies.
-            metrics: As metrics.json.
-        """
+        """Development cohort of a finished run."""
         splits = dict(zip(table["study_id"], table["split"], strict=True))
         return cls(
             cohort=name,

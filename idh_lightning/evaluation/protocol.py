@@ -148,11 +148,6 @@ class Evaluation(Measurement):
     ) -> PostProcessing:
         """Post-processing fitted on training and validation patients; no test patient is needed.
 
-        Args:
-            predictions: As predictions.csv.
-            cohort: As cohort.csv.
-            features: study_id and numeric tumour features, or None.
-
         Raises:
             EvaluationError: If the tables do not fit together or validation patients are of one class.
         """

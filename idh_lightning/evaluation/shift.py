@@ -83,12 +83,7 @@ def covariate_summary(cohort: pd.DataFrame, covariates: pd.DataFrame) -> dict[st
 def covariate_shift(
     reference: Mapping[str, Any], other: Mapping[str, Any], *, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """Covariate shift of a cohort against the training patients of a network.
-
-    Args:
-        reference: `covariate_summary` of the training patients.
-        other: The same of the other cohort.
-        confidence: Of the intervals.
+    """Covariate shift of a cohort against the training patients of a network, both from `covariate_summary`.
 
     Returns:
         Covariate -> `reference` and `other` (mean, sd, n), `difference` (standardised: of the means, over the pooled
@@ -123,11 +118,6 @@ def difference_of_independent(
 
     The interval recovers the variances from the two intervals, so it takes over their level and their lopsidedness:
     for intervals of DeLong that are not cut it is that of the sum of the two variances.
-
-    Args:
-        first: A statistic, `{value, low, high, n}`.
-        second: Another, at the same confidence.
-        method: Name of the method in the result.
 
     Source: Zou & Donner 2008, Stat. Med. 27:1693 (method of variance estimates recovery).
     """

@@ -81,15 +81,8 @@ def within_groups_auroc(
     """Area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
 
     It answers whether the network sees more than the group: predicting nothing but the grade gives 0.5 within grades.
-    Groups without both classes have no pairs and do not count.
-
-    Args:
-        patients: One row each: label, logit.
-        groups: [n], the group of each patient.
-        minimum: The fewest patients, of each class, that it may rest on.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-        confidence: Of the interval.
+    Groups without both classes have no pairs and do not count; with fewer than `minimum` patients of each class in all
+    groups that count there is no value.
     """
     labels = patients["label"].to_numpy(dtype=np.int64)
     scores = patients["logit"].to_numpy(dtype=float)
@@ -117,15 +110,7 @@ def subgroup_metrics(
     edges: Sequence[float],
     settings: Measurement,
 ) -> dict[str, Any]:
-    """Results in each subgroup; studies are grouped first and then reduced to patients within the group.
-
-    Args:
-        studies: Of the test split.
-        learnt: Calibration and threshold.
-        named: Name -> column of the cohort.
-        edges: Of the age bands, in years.
-        settings: Of the statistics.
-    """
+    """Results in each subgroup; studies are grouped first and then reduced to patients within the group."""
     entries: dict[str, Any] = {}
     columns = {name: group_names(studies[column]) if column in studies else None for name, column in named.items()}
     columns["age"] = age_bands(studies["age_years"], edges) if "age_years" in studies else None
@@ -163,14 +148,7 @@ def sensitivity_analyses(
     without: Mapping[str, Mapping[str, Any]],
     settings: Measurement,
 ) -> dict[str, Any]:
-    """Results without some studies, and over studies in place of patients.
-
-    Args:
-        studies: Of the test split.
-        learnt: Calibration and threshold.
-        without: Name -> `{column, value}` of the studies to leave out.
-        settings: Of the statistics.
-    """
+    """Results without some studies, and over studies in place of patients."""
     entries: dict[str, Any] = {}
     for name, left_out in without.items():
         column, value = left_out["column"], left_out["value"]
