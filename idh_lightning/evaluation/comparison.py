@@ -14,8 +14,6 @@ from statsmodels.stats.multitest import multipletests
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.discrimination import compare_auroc
 
-_SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1")
-
 
 def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
     """Out-of-fold predictions of a cross-validation as one table, with the column run.
@@ -116,16 +114,17 @@ def spread(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         raise EvaluationError("runs: none given; expected one or more. Name some run folders.")
     tables = {name: table.set_index("patient_id").sort_index() for name, table in runs.items()}
     values = {name: _scores(name, table) for name, table in tables.items()}
-    summary: dict[str, Any] = {}
-    for metric in _SCORES:
-        column = np.array([row[metric] for row in values.values()])
-        summary[metric] = {
+    scores = pd.DataFrame.from_dict(values, orient="index")
+    summary = {
+        metric: {
             "mean": float(column.mean()),
-            "sd": float(column.std(ddof=1)) if len(column) > 1 else None,
+            "sd": float(column.std()) if len(column) > 1 else None,
             "minimum": float(column.min()),
             "maximum": float(column.max()),
             "n": len(column),
         }
+        for metric, column in ((str(name), scores[name]) for name in scores)
+    }
     first, *others = tables.values()
     patients: dict[str, Any] = {"n": len(first)}
     if not others:

@@ -145,13 +145,8 @@ class ConformalSets(Record):
     def __call__(self, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """[n, 2]: whether wildtype and whether mutant is in the set of each patient."""
         mutant = np.asarray(probabilities, dtype=float)
-        return np.stack(
-            [
-                mutant <= (math.inf if self.wildtype is None else self.wildtype),
-                1 - mutant <= (math.inf if self.mutant is None else self.mutant),
-            ],
-            axis=-1,
-        )
+        wildtype_limit, mutant_limit = (math.inf if one is None else one for one in (self.wildtype, self.mutant))
+        return np.stack([mutant <= wildtype_limit, 1 - mutant <= mutant_limit], axis=-1)
 
     def names(self, probabilities: npt.ArrayLike) -> list[str]:
         """Set of each patient in a word: "wildtype", "mutant", "both" or "none"."""

@@ -40,9 +40,8 @@ def _restored(kind: Any, value: Any) -> Any:
         return kind.from_dict(value) if isinstance(value, Mapping) else value
     if get_origin(kind) is tuple:
         return tuple(value)
-    records = [one for one in get_args(get_args(kind)[-1]) if hasattr(one, "from_dict")] if _is_mapping(kind) else []
+    if get_origin(kind) is not Mapping:
+        return value
+    # Of a union, such as a baseline or the reason why there is none, the record.
+    records = [one for one in get_args(get_args(kind)[-1]) if hasattr(one, "from_dict")]
     return {key: _restored(records[0], one) for key, one in value.items()} if records else value
-
-
-def _is_mapping(kind: Any) -> bool:
-    return get_origin(kind) is Mapping
