@@ -22,7 +22,6 @@ from idh_lightning.evaluation import (
     Fold,
     PostProcessing,
     compare_all,
-    measure,
     patient_predictions,
     relation,
     spread,
@@ -211,16 +210,7 @@ def _pool(runs: Mapping[str, ReportedRun], evaluation: Evaluation, run_folder: P
 
 def _compare(patients: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> dict[str, Any]:
     """Return the metrics of each run on the same patients, and the difference of every two."""
-    measured = {
-        name: measure(
-            table,
-            bins=evaluation.bins,
-            confidence=evaluation.confidence,
-            bootstrap=evaluation.bootstrap,
-            seed=evaluation.seed,
-        )
-        for name, table in patients.items()
-    }
+    measured = {name: evaluation.measured(table) for name, table in patients.items()}
     first = next(iter(patients.values()))
     return {
         "settings": {"confidence": evaluation.confidence, "bootstrap": evaluation.bootstrap, "seed": evaluation.seed},

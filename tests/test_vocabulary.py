@@ -11,7 +11,7 @@ import pytest
 from idh_lightning.attribution import SCORES
 from idh_lightning.attribution.summary import LOWER_IS_BETTER
 from idh_lightning.cli.tables import number
-from idh_lightning.evaluation import measure
+from idh_lightning.evaluation import Measurement
 from idh_lightning.module import IDHClassifier
 from idh_lightning.reports.explanations_page import _sequences
 from idh_lightning.reports.figures import Estimate
@@ -25,7 +25,7 @@ def measured() -> dict[str, dict[str, float]]:
     label = np.tile([0, 0, 1], 40)
     logit = rng.normal(size=120) + label
     patients = pd.DataFrame({"label": label, "logit": logit, "probability": 1 / (1 + np.exp(-logit))})
-    return measure(patients.assign(predicted=(logit > 0.5).astype(int)), bootstrap=200)
+    return Measurement(bootstrap=200).measured(patients.assign(predicted=(logit > 0.5).astype(int)))
 
 
 def test_every_metric_of_metrics_json_that_is_shown_has_one_row_in_the_vocabulary(measured) -> None:

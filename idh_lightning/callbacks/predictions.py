@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idh_lightning.callbacks.gathering import gathered
 from idh_lightning.data import Batch
-from idh_lightning.evaluation.predictions import OPINIONS
+from idh_lightning.evaluation.predictions import BRANCH_LOGITS
 from idh_lightning.files import write_text
 
 
@@ -58,6 +58,6 @@ class PredictionWriter(Callback):
         table = table[["study_id", "patient_id", "split", "fold", "label"]].copy()
         logits = np.array([self._logits[study] for study in table["study_id"]])
         table["logit"], table["probability"] = logits[:, 0], expit(logits[:, 0])
-        for column, opinion in zip(OPINIONS, logits[:, 1:].T, strict=False):
+        for column, opinion in zip(BRANCH_LOGITS, logits[:, 1:].T, strict=False):
             table[column] = opinion
         write_text(self.run_folder / "predictions.csv", table.to_csv(index=False))

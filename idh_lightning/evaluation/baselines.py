@@ -1,10 +1,9 @@
-"""What is known without a network: prevalence, age, sex and simple tumour features, by logistic regression."""
+"""Baselines without a network: logistic regression on prevalence, age, sex and simple tumour features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,11 @@ from sklearn.linear_model import LogisticRegression
 
 from idh_lightning.evaluation.decisions import OperatingPoint, Rule
 from idh_lightning.evaluation.intervals import Floats, Integers
+from idh_lightning.evaluation.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Baseline(Record):
     """A logistic regression in primitives, with its own operating point.
 
     Attributes:
@@ -36,34 +36,18 @@ class Baseline:
     operating_point: OperatingPoint
 
     def known(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return the patients to whom it applies: all columns are known."""
+        """Patients to whom it applies: all columns are known."""
         if not set(self.columns) <= set(patients.columns):
             return patients.iloc[:0]
         return patients.dropna(subset=list(self.columns))
 
     def logits(self, patients: pd.DataFrame) -> Floats:
-        """Return the log-odds of mutant of each patient, [n]."""
+        """Log-odds of mutant of each patient, [n]."""
         return _linear(patients, self.columns, self.coefficients, self.intercept)
 
     def called(self, patients: pd.DataFrame) -> Integers:
-        """Return the class of each patient at its operating point, [n]."""
+        """Classes of patients at the operating point, [n]."""
         return self.operating_point(expit(self.logits(patients)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self) | {"columns": list(self.columns), "coefficients": list(self.coefficients)}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the baseline that `to_dict` described."""
-        return cls(
-            columns=tuple(state["columns"]),
-            coefficients=tuple(state["coefficients"]),
-            intercept=state["intercept"],
-            fitted_on=state["fitted_on"],
-            n=state["n"],
-            operating_point=OperatingPoint.from_dict(state["operating_point"]),
-        )
 
 
 def fit_baseline(
@@ -74,7 +58,7 @@ def fit_baseline(
     rule: Rule = "youden",
     target: float | None = None,
 ) -> Baseline | str:
-    """Return a baseline fitted on one split with its operating point from validation, or the reason why not.
+    """Baseline fitted on one split with its operating point from validation, or the reason why not.
 
     Columns are standardised and weights ridged with strength 1, which hardly matters for age on a hundred patients
     and keeps a dozen tumour features in bounds.

@@ -1,9 +1,8 @@
-"""Whether a predicted 30 % means that 30 of 100 such patients are mutant, and making it so."""
+"""Calibration of probabilities: 30 % shall mean that 30 of 100 such patients are mutant."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -15,6 +14,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
+from idh_lightning.evaluation.records import Record
 
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
@@ -23,7 +23,7 @@ _LEAST_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrator:
+class Calibrator(Record):
     """Logits -> probabilities of mutant, by a straight line through the logits that never reorders patients.
 
     Attributes:
@@ -42,7 +42,7 @@ class Calibrator:
         *,
         method: CalibrationMethod = "platt",
     ) -> Self:
-        """Return the line of least cross-entropy on validation patients.
+        """Line of least cross-entropy on validation patients.
 
         Args:
             logits: [n], mutant minus wildtype.
@@ -83,22 +83,13 @@ class Calibrator:
         return cls(slope=slope, intercept=float(found.x[1]) - slope * centre)
 
     def __call__(self, logits: npt.ArrayLike) -> Floats:
-        """Return the calibrated probability of mutant of each logit, same shape."""
+        """Calibrated probability of mutant of each logit, same shape."""
         probabilities: Floats = expit(self.slope * np.asarray(logits, dtype=float) + self.intercept)
         return probabilities
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the two numbers, for a checkpoint."""
-        return {"slope": self.slope, "intercept": self.intercept}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, float]) -> Self:
-        """Return the calibrator that `to_dict` described."""
-        return cls(slope=float(state["slope"]), intercept=float(state["intercept"]))
-
 
 def calibration(labels: Integers, probabilities: Floats, *, bins: int, resamples: Bootstrap) -> dict[str, Statistic]:
-    """Return every statistic of calibration of one group of patients, one row per patient.
+    """Every statistic of calibration of one group of patients, one row per patient.
 
     Args:
         labels: [n], 0 wildtype, 1 mutant.
@@ -128,14 +119,14 @@ def calibration(labels: Integers, probabilities: Floats, *, bins: int, resamples
 
 
 def equal_mass_bins(probabilities: Floats, bins: int) -> Integers:
-    """Return the bin of each patient, 0 to bins - 1, cut at quantiles; equal probabilities share a bin."""
+    """Bin of each patient, 0 to bins - 1, cut at quantiles; equal probabilities share a bin."""
     edges = np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1])
     found: Integers = np.searchsorted(edges, probabilities, side="right")
     return found
 
 
 def reliability_curve(labels: Integers, probabilities: Floats, *, bins: int, confidence: float) -> dict[str, Any]:
-    """Return the points of a reliability diagram: per bin the mean probability and the observed share of mutants.
+    """Points of a reliability diagram: per bin the mean probability and the observed share of mutants.
 
     Returns:
         Lists of one entry per bin that holds patients: `predicted`, `observed`, `low`, `high` (Wilson), `n`.
@@ -178,7 +169,7 @@ def _expected_calibration_error(labels: Integers, probabilities: Floats, bins: i
 
 
 def _slope_and_intercept(labels: Integers, logits: Floats, confidence: float) -> dict[str, Statistic]:
-    """Return the slope of the labels on the logits, and the intercept when the slope is held at 1."""
+    """Slope of the labels on the logits, and the intercept when the slope is held at 1."""
     n, z = len(labels), float(norm.ppf((1 + confidence) / 2))
 
     def wald(estimate: float, error: float) -> Statistic:

@@ -14,11 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.discrimination import compare_auroc
 
-_SCORES = ("auroc", "average_precision", "brier", "accuracy", "balanced_accuracy", "f1")
-
 
 def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
-    """Return the out-of-fold predictions of a cross-validation as one table, with the column run.
+    """Out-of-fold predictions of a cross-validation as one table, with the column run.
 
     Raises:
         EvaluationError: If a patient is in that split of two runs, so that they are no folds of one cohort.
@@ -36,7 +34,7 @@ def pool(runs: Mapping[str, pd.DataFrame], split: str = "test") -> pd.DataFrame:
 
 
 def relation(runs: Mapping[str, pd.DataFrame]) -> Literal["folds", "same patients"]:
-    """Return what runs have to do with each other, from their test patients alone.
+    """Relation of runs to each other, from their test patients alone.
 
     Args:
         runs: Name -> its patients, from `patient_predictions`.
@@ -62,7 +60,7 @@ def relation(runs: Mapping[str, pd.DataFrame]) -> Literal["folds", "same patient
 
 
 def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -> list[dict[str, Any]]:
-    """Return `compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
+    """`compare_runs` of every pair of runs, with `names` and the p-value after Holm's correction, `p_holm`."""
     rows = [
         {"names": [first, second], **compare_runs(runs[first], runs[second], confidence=confidence)}
         for first, second in combinations(runs, 2)
@@ -76,12 +74,7 @@ def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -
 
 
 def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Return the paired DeLong comparison of two runs on the patients that both have.
-
-    Args:
-        first: From `patient_predictions`.
-        second: The same of another run.
-        confidence: Of the interval.
+    """Paired DeLong comparison of two runs (from `patient_predictions`) on the patients that both have.
 
     Raises:
         EvaluationError: If they share no patients of both classes, or disagree about a label.
@@ -104,7 +97,7 @@ def compare_runs(first: pd.DataFrame, second: pd.DataFrame, *, confidence: float
 
 
 def spread(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return how much results move from run to run: over seeds, or over folds.
+    """Spread of results from run to run: over seeds, or over folds.
 
     Args:
         runs: Name -> its patients, from `patient_predictions`.
@@ -121,16 +114,17 @@ def spread(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         raise EvaluationError("runs: none given; expected one or more. Name some run folders.")
     tables = {name: table.set_index("patient_id").sort_index() for name, table in runs.items()}
     values = {name: _scores(name, table) for name, table in tables.items()}
-    summary: dict[str, Any] = {}
-    for metric in _SCORES:
-        column = np.array([row[metric] for row in values.values()])
-        summary[metric] = {
+    scores = pd.DataFrame.from_dict(values, orient="index")
+    summary = {
+        metric: {
             "mean": float(column.mean()),
-            "sd": float(column.std(ddof=1)) if len(column) > 1 else None,
+            "sd": float(column.std()) if len(column) > 1 else None,
             "minimum": float(column.min()),
             "maximum": float(column.max()),
             "n": len(column),
         }
+        for metric, column in ((str(name), scores[name]) for name in scores)
+    }
     first, *others = tables.values()
     patients: dict[str, Any] = {"n": len(first)}
     if not others:

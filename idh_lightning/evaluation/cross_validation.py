@@ -19,7 +19,7 @@ RUN = "run"
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:
-    """What several runs have learnt, each used for its own test patients; it stands in for a single `PostProcessing`.
+    """Post-processing of several runs, each used for its own test patients; it stands in for a single `PostProcessing`.
 
     The logits of different networks have no common scale, so those handed to `decide` are the calibrated ones (see
     `calibrated`); threshold, prediction sets and baselines are those of the patient's run.
@@ -44,7 +44,7 @@ class Folds:
         )
 
     def calibrated(self, studies: pd.DataFrame) -> pd.DataFrame:
-        """Return the studies with logits whose sigmoid is the calibrated probability; needs the column run."""
+        """Studies with logits whose sigmoid is the calibrated probability; needs the column run."""
 
         def line(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
             return rows.assign(logit=learnt.calibrator.slope * rows["logit"] + learnt.calibrator.intercept)
@@ -52,7 +52,7 @@ class Folds:
         return self._each(studies, line)
 
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return raw_probability, probability, predicted and prediction_set of patients with calibrated logits."""
+        """Columns raw_probability, probability, predicted and prediction_set of patients with calibrated logits."""
 
         def decisions(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
             return learnt.decide(_as_the_network_gave(learnt, rows))
@@ -60,7 +60,7 @@ class Folds:
         return self._each(patients, decisions)
 
     def predictions(self, studies: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-        """Return predictions.csv of pooled folds: the logit as the network gave it, all else as its run decides.
+        """Table predictions.csv of pooled folds: the logit as the network gave it, all else as its run decides.
 
         Args:
             studies: With run and calibrated logits.
@@ -70,7 +70,7 @@ class Folds:
         return pd.concat([given[[*columns, "logit"]], self.decide(studies)], axis=1)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return the entries of metrics.json that say what was learnt, run by run."""
+        """Entries of metrics.json that say what was learnt, run by run."""
         each = {run: learnt.to_metrics() for run, learnt in self.of_run.items()}
         first = next(iter(self.of_run.values()))
         return {
@@ -97,7 +97,7 @@ class Folds:
         return found
 
     def _each(self, rows: pd.DataFrame, apply: Callable[[PostProcessing, pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-        """Return what each run makes of its own rows, in the order of all rows."""
+        """Results of each run on its own rows, in the order of all rows."""
         parts = [apply(self.of_run[str(run)], own) for run, own in rows.groupby(RUN, sort=False)]
         return pd.concat(parts).loc[rows.index]
 
@@ -110,20 +110,20 @@ class FoldBaseline:
     of_run: Mapping[str, Baseline]
 
     def known(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return the patients to whom it applies."""
+        """Patients to whom it applies."""
         first = next(iter(self.of_run.values()))
         return first.known(patients)
 
     def logits(self, patients: pd.DataFrame) -> pd.Series[float]:
-        """Return the log-odds of mutant, each by the baseline of the patient's run."""
+        """Log-odds of mutant, each by the baseline of the patient's run."""
         return self._each(patients, lambda baseline, rows: baseline.logits(rows)).astype(float)
 
     def called(self, patients: pd.DataFrame) -> Integers:
-        """Return the class of each patient at the operating point of their run, [n]."""
+        """Class of each patient at the operating point of their run, [n]."""
         return self._each(patients, lambda baseline, rows: baseline.called(rows)).to_numpy(dtype=np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for metrics.json."""
+        """Primitives, for metrics.json."""
         first = next(iter(self.of_run.values()))
         return {
             "columns": list(first.columns),
@@ -141,5 +141,5 @@ class FoldBaseline:
 
 
 def _as_the_network_gave(learnt: PostProcessing, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with the logits before calibration: means over a patient's studies stay means, as it is a line."""
+    """Rows with the logits before calibration: means over a patient's studies stay means, as it is a line."""
     return rows.assign(logit=(rows["logit"] - learnt.calibrator.intercept) / learnt.calibrator.slope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.discrimination import divide
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, wilson
+from idh_lightning.evaluation.records import Record
 
 Rule = Literal["youden", "sensitivity", "specificity"]
 
@@ -31,7 +32,7 @@ def check_rule(rule: str, target: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatingPoint:
+class OperatingPoint(Record):
     """The calibrated probability from which on a patient is called mutant.
 
     Attributes:
@@ -56,7 +57,7 @@ class OperatingPoint:
     def choose(
         cls, labels: Integers, probabilities: Floats, *, rule: Rule = "youden", target: float | None = None
     ) -> Self:
-        """Return the threshold, among the midpoints between neighbouring probabilities, that follows the rule.
+        """Threshold, among the midpoints between neighbouring probabilities, that follows the rule.
 
         Args:
             labels: [n], 0 or 1; both present.
@@ -97,18 +98,9 @@ class OperatingPoint:
         """Return 1 (mutant) where the probability reaches the threshold, else 0."""
         return (np.asarray(probabilities, dtype=float) >= self.threshold).astype(np.int64)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the operating point that `to_dict` described."""
-        return cls(**state)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ConformalSets:
+class ConformalSets(Record):
     """For each patient the classes that cannot be excluded: none, one or both.
 
     Of future patients of either class, at least `coverage` have their class in the set, whatever the network,
@@ -133,7 +125,7 @@ class ConformalSets:
 
     @classmethod
     def fit(cls, labels: Integers, probabilities: Floats, *, coverage: float = 0.9) -> Self:
-        """Return the sets from validation patients: labels and calibrated probabilities [n], coverage in (0, 1)."""
+        """Sets from validation patients: labels and calibrated probabilities [n], coverage in (0, 1)."""
         wildtype = np.sort(probabilities[labels == 0])
         mutant = np.sort(1 - probabilities[labels == 1])
 
@@ -151,39 +143,19 @@ class ConformalSets:
         )
 
     def __call__(self, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return [n, 2]: whether wildtype and whether mutant is in the set of each patient."""
+        """[n, 2]: whether wildtype and whether mutant is in the set of each patient."""
         mutant = np.asarray(probabilities, dtype=float)
-        return np.stack(
-            [
-                mutant <= (math.inf if self.wildtype is None else self.wildtype),
-                1 - mutant <= (math.inf if self.mutant is None else self.mutant),
-            ],
-            axis=-1,
-        )
+        wildtype_limit, mutant_limit = (math.inf if one is None else one for one in (self.wildtype, self.mutant))
+        return np.stack([mutant <= wildtype_limit, 1 - mutant <= mutant_limit], axis=-1)
 
     def names(self, probabilities: npt.ArrayLike) -> list[str]:
-        """Return the set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
+        """Set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
         words = np.array(["none", "wildtype", "mutant", "both"])
         return [str(word) for word in words[self(probabilities) @ np.array([1, 2])]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint and metrics.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the sets that `to_dict` described."""
-        return cls(**state)
-
 
 def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:
-    """Return how prediction sets did: coverage by class and overall, and the share of each kind of set, with Wilson.
-
-    Args:
-        labels: [n].
-        names: [n], from `ConformalSets.names`.
-        confidence: Of the intervals.
-    """
+    """Observed coverage of the sets of `ConformalSets.names`, by class and overall, and shares of each kind of set."""
     words = np.asarray(names)
     sets = np.stack([np.isin(words, ["wildtype", "both"]), np.isin(words, ["mutant", "both"])], axis=-1)
     covered = sets[np.arange(len(labels)), labels]
@@ -205,7 +177,7 @@ def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) 
 
 
 def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, weights: Floats) -> Floats:
-    """Return the net benefit of treating patients from each threshold probability on.
+    """Net benefit of treating patients from each threshold probability on.
 
     Args:
         labels: [n], 0 or 1.
@@ -224,7 +196,7 @@ def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, wei
 
 
 def decision_curves(labels: Integers, strategies: Mapping[str, Floats], *, resamples: Bootstrap) -> dict[str, Any]:
-    """Return the net benefit of strategies over threshold probabilities of 1 % to 99 %.
+    """Net benefit of strategies over threshold probabilities of 1 % to 99 %.
 
     Args:
         labels: [n].

@@ -1,4 +1,4 @@
-"""What a checkpoint carries of the run that made it, so that it can be judged on other patients without the first."""
+"""Development cohort of a network, as its checkpoint carries it for external validation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from idh_lightning.cohort import DevelopmentPatients, Study
 from idh_lightning.evaluation.features import tumour_features
+from idh_lightning.evaluation.records import Record
 from idh_lightning.evaluation.shift import covariate_summary, study_covariates
 from idh_lightning.machine import map_in_threads
 from idh_lightning.volumes import StoredVolume, VolumeStore
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCovariates(NamedTuple):
-    """What the images of some studies say without a network.
+    """Covariates of some studies, from their images and without a network.
 
     Attributes:
         features: study_id and the tumour features, of the studies with a mask that holds a tumour.
@@ -34,7 +35,7 @@ class ImageCovariates(NamedTuple):
 
 
 def image_covariates(studies: Iterable[Study], store: VolumeStore) -> ImageCovariates:
-    """Return what the volumes of a store say about some studies."""
+    """Tumour features, covariates and fingerprints of some studies, from the volumes of a store."""
     listed = list(studies)
     found = map_in_threads(lambda study: _described(study, store), listed)
     features = [one.features for one in found if one.features]
@@ -72,7 +73,7 @@ def _described(study: Study, store: VolumeStore) -> _DescribedStudy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DevelopmentCohort:
+class DevelopmentCohort(Record):
     """The patients that a network was developed on, and how well it did there.
 
     Attributes:
@@ -98,15 +99,7 @@ class DevelopmentCohort:
         described: ImageCovariates,
         metrics: Mapping[str, Any],
     ) -> Self:
-        """Return it for a finished run.
-
-        Args:
-            name: Of the cohort.
-            studies: Those of the run.
-            table: As cohort.csv.
-            described: From `image_covariates`, of these studies.
-            metrics: As metrics.json.
-        """
+        """Development cohort of a finished run."""
         splits = dict(zip(table["study_id"], table["split"], strict=True))
         return cls(
             cohort=name,
@@ -116,30 +109,9 @@ class DevelopmentCohort:
             test=metrics["test"],
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint."""
-        return {
-            "cohort": self.cohort,
-            "seen": self.seen.to_dict(),
-            "covariates": dict(self.covariates),
-            "confidence": self.confidence,
-            "test": dict(self.test),
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
-        return cls(
-            cohort=state["cohort"],
-            seen=DevelopmentPatients.from_dict(state["seen"]),
-            covariates=state["covariates"],
-            confidence=state["confidence"],
-            test=state["test"],
-        )
-
 
 def _features(stored: StoredVolume, image: Any, mask: Any, sequences: Sequence[str]) -> dict[str, float]:
-    """Return the features; those of a missing sequence are unknown, not 0."""
+    """Features; those of a missing sequence are unknown, not 0."""
     there = [channel for channel, present in enumerate(stored.presence) if present]
     return tumour_features(
         image[there], mask, sequences=[sequences[channel] for channel in there], spacing_mm=stored.spacing_mm

@@ -1,4 +1,4 @@
-"""How well scores tell mutants from wildtypes: areas under curves, and what a threshold makes of them."""
+"""Discrimination between mutants and wildtypes: areas under curves and scores at a threshold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from idh_lightning.evaluation.intervals import (
 
 
 def delong(labels: Integers, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Return the areas under the ROC curve of K scores on the same patients, and their covariance.
+    """Areas under the ROC curve of K scores on the same patients, and their covariance.
 
     Args:
         labels: [n], 0 wildtype, 1 mutant; both classes present.
@@ -90,7 +90,7 @@ def _or_newcombe(area: Statistic, labels: Integers, confidence: float) -> Statis
 
 
 def _newcombe_bound(m: int, n: int, z: float) -> float:
-    """Return the smallest area that m mutants and n wildtypes in perfect order do not contradict."""
+    """Smallest area that m mutants and n wildtypes in perfect order do not contradict."""
     mean_size = (m + n) / 2
 
     def excess(area: float) -> float:
@@ -101,7 +101,7 @@ def _newcombe_bound(m: int, n: int, z: float) -> float:
 
 
 def compare_auroc(labels: Integers, first: Floats, second: Floats, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Return the difference in area (first minus second) on the same patients, with the paired DeLong test.
+    """Difference in area (first minus second) on the same patients, with the paired DeLong test.
 
     Returns:
         `first` and `second` (areas), `difference` (a statistic), `z`, `p_value` (two-sided; null where the
@@ -124,13 +124,13 @@ def compare_auroc(labels: Integers, first: Floats, second: Floats, *, confidence
 
 
 def divide(top: Floats, bottom: Floats, *, undefined: float = math.nan) -> Floats:
-    """Return the ratios, and `undefined` where the bottom is 0."""
+    """Ratios, and `undefined` where the bottom is 0."""
     quotient: Floats = np.divide(top, bottom, out=np.full_like(top, undefined, dtype=float), where=bottom > 0)
     return quotient
 
 
 def concordance(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Return the weighted number of mutant-wildtype pairs in the right order (ties one half), and of all pairs.
+    """Weighted number of mutant-wildtype pairs in the right order (ties one half), and of all pairs.
 
     Args:
         labels: [n].
@@ -147,7 +147,7 @@ def concordance(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floa
 
 
 def average_precision(labels: Integers, scores: Floats, weights: Floats) -> Floats:
-    """Return the average precision of each resample, [R]: precision at each score, weighted by the rise in recall."""
+    """Average precision of each resample, [R]: precision at each score, weighted by the rise in recall."""
     mutants, wildtypes = _counts_by_score(labels, scores, weights)
     mutants, wildtypes = mutants[:, ::-1], wildtypes[:, ::-1]
     found = np.cumsum(mutants, axis=1)
@@ -158,7 +158,7 @@ def average_precision(labels: Integers, scores: Floats, weights: Floats) -> Floa
 
 
 def _counts_by_score(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Return the mutants and wildtypes at each distinct score, from the lowest up, [R, distinct] each."""
+    """Mutants and wildtypes at each distinct score, from the lowest up, [R, distinct] each."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
     mutants: Floats = np.add.reduceat(weights[:, order] * (labels[order] == 1), starts, axis=1)
@@ -167,7 +167,7 @@ def _counts_by_score(labels: Integers, scores: Floats, weights: Floats) -> tuple
 
 
 def confusion(labels: Integers, predicted: Integers, weights: Floats) -> dict[str, Floats]:
-    """Return the counts `tn`, `fp`, `fn`, `tp` of each resample, [R] each."""
+    """Counts `tn`, `fp`, `fn`, `tp` of each resample, [R] each."""
     cells = {"tn": (0, 0), "fp": (0, 1), "fn": (1, 0), "tp": (1, 1)}
     return {
         cell: weights @ ((labels == truth) & (predicted == call)).astype(float) for cell, (truth, call) in cells.items()
@@ -196,7 +196,7 @@ def discrimination(
     *,
     resamples: Bootstrap,
 ) -> dict[str, Statistic]:
-    """Return every statistic of discrimination of one group of patients, one row per patient.
+    """Every statistic of discrimination of one group of patients, one row per patient.
 
     Args:
         labels: [n], 0 wildtype, 1 mutant; both classes present.
@@ -235,7 +235,7 @@ def discrimination(
 
 
 def _mean_of_two(first: Statistic, second: Statistic, n: int) -> Statistic:
-    """Return the mean of two independent proportions; the interval recovers its variance from theirs."""
+    """Mean of two independent proportions; the interval recovers its variance from theirs."""
     value = (first["value"] + second["value"]) / 2
     below = math.hypot(first["value"] - first["low"], second["value"] - second["low"]) / 2
     above = math.hypot(first["high"] - first["value"], second["high"] - second["value"]) / 2
@@ -256,19 +256,15 @@ def predictive_values(
     rows: list[dict[str, Any]] = []
     n = sensitivity["n"] + specificity["n"]
     for prevalence in prevalences:
-        values: dict[str, dict[str, float]] = {"ppv": {}, "npv": {}}
-        for bound in ("value", "low", "high"):
-            true_mutant = sensitivity[bound] * prevalence
-            true_wildtype = specificity[bound] * (1 - prevalence)
-            called_mutant = true_mutant + (1 - specificity[bound]) * (1 - prevalence)
-            called_wildtype = true_wildtype + (1 - sensitivity[bound]) * prevalence
-            values["ppv"][bound] = true_mutant / called_mutant if called_mutant > 0 else math.nan
-            values["npv"][bound] = true_wildtype / called_wildtype if called_wildtype > 0 else math.nan
         row: dict[str, Any] = {"prevalence": float(prevalence)}
-        for name, value in values.items():
-            if math.isfinite(value["value"]):
-                row[name] = statistic(value["value"], value["low"], value["high"], n, "Bayes")
-            else:
-                row[name] = absent("no patient was called so", n)
+        cases = (("ppv", sensitivity, specificity, prevalence), ("npv", specificity, sensitivity, 1 - prevalence))
+        for name, own, other, share in cases:
+            bounds = []
+            for bound in ("value", "low", "high"):
+                right = own[bound] * share
+                called = right + (1 - other[bound]) * (1 - share)
+                bounds.append(right / called if called > 0 else math.nan)
+            finite = math.isfinite(bounds[0])
+            row[name] = statistic(*bounds, n, "Bayes") if finite else absent("no patient was called so", n)
         rows.append(row)
     return rows

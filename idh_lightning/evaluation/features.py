@@ -1,4 +1,4 @@
-"""What a tumour mask and plain intensities say: the features of a baseline that a network has to beat."""
+"""First-order and shape features of a tumour, for a baseline that a network has to beat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tumour_features(
     sequences: Sequence[str],
     spacing_mm: Sequence[float],
 ) -> dict[str, float]:
-    """Return a few first-order and shape features of the tumour of one study.
+    """First-order and shape features of the tumour of one study.
 
     Args:
         images: [C, D, H, W], normalised within the brain, so that intensities compare between patients.

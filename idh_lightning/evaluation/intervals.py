@@ -35,12 +35,12 @@ def statistic(value: float, low: float | None, high: float | None, n: int, metho
 
 
 def absent(why: str, n: int = 0) -> Statistic:
-    """Return a statistic that has no value, and the reason."""
+    """Statistic that has no value, and the reason."""
     return {"value": None, "low": None, "high": None, "n": int(n), "why": why}
 
 
 def wilson(successes: int, n: int, confidence: float, *, denominator: str = "patients") -> Statistic:
-    """Return a proportion with its Wilson interval, which stays inside [0, 1] and never shrinks to a point.
+    """Proportion with its Wilson interval, which stays inside [0, 1] and never shrinks to a point.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
@@ -54,7 +54,7 @@ def wilson(successes: int, n: int, confidence: float, *, denominator: str = "pat
 class Bootstrap:
     """Patients drawn with replacement within strata, as weights, so that all resamples are computed at once.
 
-    A statistic written for weighted rows, `[rows, n] -> [rows]`, is called once with `weights` and its answer handed
+    A statistic written for weighted rows, `[rows, n] -> [rows]`, is called once with `weights` and its values handed
     to `interval`.
 
     Attributes:
@@ -78,7 +78,7 @@ class Bootstrap:
         confidence: float = 0.95,
         patients: npt.ArrayLike | None = None,
     ) -> Self:
-        """Return the resamples of n rows.
+        """Resamples of n rows.
 
         Args:
             strata: [n], any labels; each resample holds as many patients of a stratum as the sample.
@@ -99,7 +99,7 @@ class Bootstrap:
         return cls(weights=weights[:, person_of_row], strata=stratum_of_person, confidence=confidence)
 
     def interval(self, values: Floats) -> Statistic:
-        """Return the statistic of the sample with its bias-corrected and accelerated (BCa) interval.
+        """Statistic of the sample with its bias-corrected and accelerated (BCa) interval.
 
         Plain percentiles are too narrow in small cohorts: for an area of 0.9 on 10 mutants and 32 wildtypes their
         95 % intervals cover 88 %, these 95 %. Where no resample differs (a perfect or a constant predictor) the

@@ -1,9 +1,9 @@
-"""All that an evaluation learns, and a checkpoint keeps."""
+"""Post-processing of logits: calibration, operating point, prediction sets and baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -14,14 +14,15 @@ from scipy.special import expit
 from idh_lightning.evaluation.baselines import Baseline
 from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
+from idh_lightning.evaluation.records import Record
 
 DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
 """Columns that follow from a logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostProcessing:
-    """All that an evaluation learns: from training and validation patients, never from test patients.
+class PostProcessing(Record):
+    """Post-processing learnt from training and validation patients, never from test patients.
 
     It goes into the checkpoint as primitives and is used unchanged wherever the network is used after.
 
@@ -40,18 +41,18 @@ class PostProcessing:
     method: CalibrationMethod = "platt"
 
     def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
-        """Return raw_probability, probability, predicted and prediction_set of each logit, one row each."""
+        """Columns raw_probability, probability, predicted and prediction_set of each logit, one row each."""
         probability = self.calibrator(logits)
         raw = expit(np.asarray(logits, dtype=float))
         decided = (raw, probability, self.operating_point(probability), self.conformal.names(probability))
         return pd.DataFrame(dict(zip(DECISIONS, decided, strict=True)))
 
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:
-        """Return what `apply` says of the column logit, on the index of the patients."""
+        """Decisions of `apply` for the column logit, on the index of the patients."""
         return self.apply(patients["logit"]).set_index(patients.index)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return the entries of metrics.json that say what was learnt: operating_point, calibration, conformal."""
+        """Entries of metrics.json that say what was learnt: operating_point, calibration, conformal."""
         return {
             "operating_point": self.operating_point.to_dict(),
             "calibration": {
@@ -64,45 +65,11 @@ class PostProcessing:
             "conformal": self.conformal.to_dict(),
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint."""
-        return {
-            "calibrator": self.calibrator.to_dict(),
-            "operating_point": self.operating_point.to_dict(),
-            "conformal": self.conformal.to_dict(),
-            "baselines": {
-                name: found if isinstance(found, str) else found.to_dict() for name, found in self.baselines.items()
-            },
-            "method": self.method,
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
-        return cls(
-            calibrator=Calibrator.from_dict(state["calibrator"]),
-            operating_point=OperatingPoint.from_dict(state["operating_point"]),
-            conformal=ConformalSets.from_dict(state["conformal"]),
-            baselines={
-                name: found if isinstance(found, str) else Baseline.from_dict(found)
-                for name, found in state["baselines"].items()
-            },
-            method=state.get("method", "platt"),
-        )
-
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
-        """Return what a run learnt from its metrics.json, which is smaller than its checkpoint."""
-        conformal = metrics["conformal"]
-        return cls(
-            calibrator=Calibrator.from_dict(metrics["calibration"]),
-            operating_point=OperatingPoint.from_dict(
-                {field.name: metrics["operating_point"][field.name] for field in fields(OperatingPoint)}
-            ),
-            conformal=ConformalSets.from_dict({field.name: conformal[field.name] for field in fields(ConformalSets)}),
-            baselines={
-                name: found["why"] if "why" in found else Baseline.from_dict(found)
-                for name, found in metrics["baselines"].items()
-            },
-            method=metrics["calibration"]["method"],
+        """Post-processing of a run from its metrics.json, which is smaller than its checkpoint."""
+        baselines = {name: found.get("why", found) for name, found in metrics["baselines"].items()}
+        calibration = metrics["calibration"]
+        return cls.from_dict(
+            {**metrics, "calibrator": calibration, "baselines": baselines, "method": calibration["method"]}
         )

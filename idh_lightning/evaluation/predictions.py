@@ -16,13 +16,13 @@ from idh_lightning.evaluation.postprocessing import DECISIONS, PostProcessing
 _PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")
 
-OPINIONS = ("logit_deep", "logit_reader")
-"""Columns of predictions.csv: what the deep layers and the tumour reader say, whose mean `logit` is."""
+BRANCH_LOGITS = ("logit_deep", "logit_reader")
+"""Columns of predictions.csv: logits of the deep layers and of the radiomics head, whose mean `logit` is."""
 
 
-def opinions_in(table: pd.DataFrame) -> list[str]:
-    """Return those of `OPINIONS` that a table has: all, or none where the network had no reader."""
-    return [column for column in OPINIONS if column in table]
+def branch_logits_in(table: pd.DataFrame) -> list[str]:
+    """Those of `BRANCH_LOGITS` that a table has: none where the network had no radiomics head."""
+    return [column for column in BRANCH_LOGITS if column in table]
 
 
 def join(
@@ -32,11 +32,11 @@ def join(
     required: Sequence[str] = ("validation", "test"),
     features: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return one row per study of the cohort with its logit (NaN where the network was not asked), sorted.
+    """One row per study of the cohort with its logit (NaN where the network was not asked), sorted.
 
     Args:
-        predictions: study_id, patient_id, split, label, logit and, where there are any, `OPINIONS`; further columns
-            are left aside.
+        predictions: study_id, patient_id, split, label, logit and, where there are any, `BRANCH_LOGITS`; further
+            columns are left aside.
         cohort: study_id, patient_id, split, label, and what is known of the patients: age_years, sex, follow_up,
             carried columns. Every study of a required split needs a prediction.
         required: Splits that need patients of both classes.
@@ -50,7 +50,6 @@ def join(
     if features is not None:
         faults += _missing_columns(features, ("study_id",), "features")
     _raise(faults)
-
     predicted, studies = _with_text_ids(predictions), _with_text_ids(cohort)
     faults = _faults_of_one(predicted, "predictions") + _faults_of_one(studies, "cohort")
     logits = pd.to_numeric(predicted["logit"], errors="coerce")
@@ -60,70 +59,23 @@ def join(
         for study, value in predicted.loc[~np.isfinite(logits), ["study_id", "logit"]].itertuples(index=False)
     ]
     _raise(faults)
-
-    predicted["logit"] = logits
-    unknown = sorted(set(predicted["study_id"]) - set(studies["study_id"]))
-    faults += [
-        f"predictions, study {study}: not in the cohort; expected every study there. Give the tables of one run."
-        for study in unknown
-    ]
-    both = predicted[["study_id", "patient_id", "split", "label"]].merge(
-        studies[["study_id", "patient_id", "split", "label"]], on="study_id", suffixes=("", "_cohort")
+    _raise(_faults_between(predicted, studies))
+    kept = ["logit", *branch_logits_in(predicted)]
+    joined = studies.drop(columns=[*kept, "probability"], errors="ignore").merge(
+        predicted.assign(logit=logits)[["study_id", *kept]], on="study_id", how="left"
     )
-    for column in ("patient_id", "split", "label"):
-        differs = both[both[column] != both[f"{column}_cohort"]]
-        faults += [
-            f"predictions, study {row['study_id']}: {column} is {row[column]}; expected {row[f'{column}_cohort']} as "
-            "in the cohort. Give the tables of one run."
-            for _, row in differs.iterrows()
-        ]
-    _raise(faults)
-
-    said = ["logit", *opinions_in(predicted)]
-    joined = studies.drop(columns=[*said, "probability"], errors="ignore").merge(
-        predicted[["study_id", *said]], on="study_id", how="left"
-    )
-    for split in required:
-        inside = joined[joined["split"] == split]
-        faults += [
-            f"predictions, split {split}, study {study}: absent; expected a prediction for every study of the cohort. "
-            "Predict it, or leave it out of the cohort."
-            for study in inside.loc[inside["logit"].isna(), "study_id"]
-        ]
-        if inside.empty:
-            faults.append(
-                f"predictions, split {split}: no patients; expected some. Predict this split, or change the split "
-                "settings."
-            )
-        elif inside["label"].nunique() < 2:
-            faults.append(
-                f"predictions, split {split}: all patients have label {inside['label'].iloc[0]}; expected both "
-                "classes. Change the split settings or add patients."
-            )
-    _raise(faults)
-
-    if "follow_up" in joined:
-        joined["follow_up"] = joined["follow_up"].astype(str).str.lower().isin(["true", "1", "1.0", "yes"])
-    else:
-        joined["follow_up"] = False
-    if "age_years" in joined:
-        joined["age_years"] = pd.to_numeric(joined["age_years"], errors="coerce")
-    if "sex" in joined:
-        joined["sex_male"] = joined["sex"].map({"F": 0.0, "M": 1.0}).astype(float)
-    if features is not None:
-        measured = features.assign(study_id=features["study_id"].astype(str)).set_index("study_id")
-        measured = measured.select_dtypes("number").add_prefix("feature ")
-        joined = joined.merge(measured, left_on="study_id", right_index=True, how="left")
+    _raise([fault for split in required for fault in _faults_of_split(joined[joined["split"] == split], split)])
+    joined = _with_covariates(joined, features)
     return joined.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
+    """CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
     return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per patient: the mean logits of the patient's studies, all else from the first that has it.
+    """One row per patient: the mean logits of the patient's studies, all else from the first that has it.
 
     Patients are independent of each other and their studies are not, so patients are what is counted. The first
     study is the one before any follow-up.
@@ -134,7 +86,7 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
     # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
     groups = studies.groupby("patient_id", sort=False)
     patients = groups.first()
-    for column in ("logit", *opinions_in(studies)):
+    for column in ("logit", *branch_logits_in(studies)):
         patients[column] = groups[column].mean()
     patients["studies"] = groups.size()
     return patients.reset_index()
@@ -196,6 +148,60 @@ def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
                 listed = " and ".join(sorted(map(str, values)))
                 faults.append(f"{name}, patient {patient}: {column} is {listed}; expected one. {remedy}")
     return faults
+
+
+def _faults_between(predicted: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
+    """Faults of predictions that the cohort contradicts."""
+    unknown = sorted(set(predicted["study_id"]) - set(studies["study_id"]))
+    faults = [
+        f"predictions, study {study}: not in the cohort; expected every study there. Give the tables of one run."
+        for study in unknown
+    ]
+    both = predicted[list(_COHORT)].merge(studies[list(_COHORT)], on="study_id", suffixes=("", "_cohort"))
+    for column in ("patient_id", "split", "label"):
+        faults += [
+            f"predictions, study {row['study_id']}: {column} is {row[column]}; expected {row[f'{column}_cohort']} as "
+            "in the cohort. Give the tables of one run."
+            for _, row in both[both[column] != both[f"{column}_cohort"]].iterrows()
+        ]
+    return faults
+
+
+def _faults_of_split(studies: pd.DataFrame, split: str) -> list[str]:
+    """Faults of a split that needs a prediction of every study and patients of both classes."""
+    if studies.empty:
+        return [
+            f"predictions, split {split}: no patients; expected some. Predict this split, or change the split settings."
+        ]
+    faults = [
+        f"predictions, split {split}, study {study}: absent; expected a prediction for every study of the cohort. "
+        "Predict it, or leave it out of the cohort."
+        for study in studies.loc[studies["logit"].isna(), "study_id"]
+    ]
+    if studies["label"].nunique() < 2:
+        faults.append(
+            f"predictions, split {split}: all patients have label {studies['label'].iloc[0]}; expected both "
+            "classes. Change the split settings or add patients."
+        )
+    return faults
+
+
+def _with_covariates(studies: pd.DataFrame, features: pd.DataFrame | None) -> pd.DataFrame:
+    """Studies with follow_up as booleans, age as a number, sex_male and the columns `feature <name>`."""
+    studies = studies.assign(
+        follow_up=studies["follow_up"].astype(str).str.lower().isin(["true", "1", "1.0", "yes"])
+        if "follow_up" in studies
+        else False
+    )
+    if "age_years" in studies:
+        studies["age_years"] = pd.to_numeric(studies["age_years"], errors="coerce")
+    if "sex" in studies:
+        studies["sex_male"] = studies["sex"].map({"F": 0.0, "M": 1.0}).astype(float)
+    if features is None:
+        return studies
+    measured = features.assign(study_id=features["study_id"].astype(str)).set_index("study_id")
+    measured = measured.select_dtypes("number").add_prefix("feature ")
+    return studies.merge(measured, left_on="study_id", right_index=True, how="left")
 
 
 def _raise(faults: Sequence[str]) -> None:

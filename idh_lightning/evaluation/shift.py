@@ -1,4 +1,4 @@
-"""How another cohort differs from the one that a network learnt from, before anyone looks at a prediction."""
+"""Covariate shift between cohorts, and the difference of metrics between independent samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def study_covariates(
     spacing_mm: Sequence[float],
     native_spacing_mm: Sequence[float],
 ) -> dict[str, float]:
-    """Return what can be seen of one study without its label.
+    """Covariates of one study, known without its label.
 
     Args:
         image: [C, D, H, W], as the network is given it; a sequence that is missing is 0 everywhere.
@@ -59,7 +59,7 @@ def study_covariates(
 
 
 def covariate_summary(cohort: pd.DataFrame, covariates: pd.DataFrame) -> dict[str, Any]:
-    """Return what a checkpoint keeps of its training patients, in primitives.
+    """Covariate summary of training patients, in primitives for a checkpoint.
 
     Args:
         cohort: study_id, patient_id, label, and age_years where it is known; the studies to summarise.
@@ -83,12 +83,7 @@ def covariate_summary(cohort: pd.DataFrame, covariates: pd.DataFrame) -> dict[st
 def covariate_shift(
     reference: Mapping[str, Any], other: Mapping[str, Any], *, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """Return how far the patients of a cohort are from those that a network was trained on.
-
-    Args:
-        reference: `covariate_summary` of the training patients.
-        other: The same of the other cohort.
-        confidence: Of the intervals.
+    """Covariate shift of a cohort against the training patients of a network, both from `covariate_summary`.
 
     Returns:
         Covariate -> `reference` and `other` (mean, sd, n), `difference` (standardised: of the means, over the pooled
@@ -105,32 +100,24 @@ def covariate_shift(
         if min(len(first), len(second)) < 2:
             entries[name] = {"why": f"known in {len(first)} training patients and in {len(second)} of this cohort"}
             continue
-        tested = ks_2samp(first, second)
+        tested, moments = ks_2samp(first, second), (_moments(first), _moments(second))
         entries[name] = {
-            "reference": _moments(first),
-            "other": _moments(second),
-            "difference": _standardised(
-                float(first.mean()), float(second.mean()), float(first.var(ddof=1)), float(second.var(ddof=1)),
-                len(first), len(second), confidence,
-            ),
+            "reference": moments[0],
+            "other": moments[1],
+            "difference": _standardised(*moments, confidence),
             "ks": float(tested.statistic),
             "p_value": float(tested.pvalue),
-        }  # fmt: skip
+        }
     return entries
 
 
 def difference_of_independent(
     first: Mapping[str, Any], second: Mapping[str, Any], *, method: str = "MOVER"
 ) -> dict[str, Any]:
-    """Return the difference (first minus second) of one statistic in two samples that share no patient.
+    """Difference (first minus second) of one statistic in two samples that share no patient.
 
     The interval recovers the variances from the two intervals, so it takes over their level and their lopsidedness:
     for intervals of DeLong that are not cut it is that of the sum of the two variances.
-
-    Args:
-        first: A statistic, `{value, low, high, n}`.
-        second: Another, at the same confidence.
-        method: Name of the method in the result.
 
     Source: Zou & Donner 2008, Stat. Med. 27:1693 (method of variance estimates recovery).
     """
@@ -148,7 +135,7 @@ def difference_of_independent(
 def compare_with_internal(
     internal: Mapping[str, Any], measured: Mapping[str, Any], *, confidence: float, shared: int = 0
 ) -> dict[str, Any]:
-    """Return the result on another cohort beside the internal one.
+    """Result on another cohort beside the internal one.
 
     Args:
         internal: From the checkpoint: `confidence` and `test`: metric -> statistic.
@@ -173,28 +160,29 @@ def compare_with_internal(
 
 def _label_shift(reference: Mapping[str, Any], other: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     shares = [part["n_mutant"] / part["n"] for part in (reference, other)]
-    variances = [share * (1 - share) for share in shares]
+    first, second = (
+        {"mean": share, "sd": math.sqrt(share * (1 - share)), "n": part["n"]}
+        for share, part in zip(shares, (reference, other), strict=True)
+    )
     table = [[part["n_mutant"], part["n"] - part["n_mutant"]] for part in (reference, other)]
     return {
-        "reference": {"mean": shares[0], "sd": math.sqrt(variances[0]), "n": reference["n"]},
-        "other": {"mean": shares[1], "sd": math.sqrt(variances[1]), "n": other["n"]},
-        "difference": _standardised(
-            shares[0], shares[1], variances[0], variances[1], reference["n"], other["n"], confidence
-        ),
+        "reference": first,
+        "other": second,
+        "difference": _standardised(first, second, confidence),
         "ks": None,
         "p_value": float(fisher_exact(table).pvalue),
     }
 
 
-def _standardised(
-    first: float, second: float, first_variance: float, second_variance: float, m: int, n: int, confidence: float
-) -> dict[str, Any]:
-    spread = math.sqrt((first_variance + second_variance) / 2)
+def _standardised(first: Mapping[str, Any], second: Mapping[str, Any], confidence: float) -> dict[str, Any]:
+    """Cohen's d (second minus first) of two samples of known mean, sd and n."""
+    m, n = first["n"], second["n"]
+    spread = math.sqrt((first["sd"] ** 2 + second["sd"] ** 2) / 2)
     if spread < 1e-12:
-        if math.isclose(first, second):
+        if math.isclose(first["mean"], second["mean"]):
             return statistic(0.0, None, None, n, "Cohen's d")
         return absent("no spread in either cohort, and different values", n)
-    distance = (second - first) / spread
+    distance = (second["mean"] - first["mean"]) / spread
     half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt((m + n) / (m * n) + distance**2 / (2 * (m + n)))
     return statistic(distance, distance - half, distance + half, n, "Cohen's d")
 
