@@ -1,4 +1,4 @@
-"""What makes a resumed training equal to an undisturbed one: random numbers, whole checkpoints, curves that go on."""
+"""Exact resumption of a training: random numbers per batch, whole checkpoints, curves that go on."""
 
 from __future__ import annotations
 
@@ -73,23 +73,19 @@ class CurveLogger(Logger):
     """
 
     def __init__(self, *, folder: str) -> None:
-        """Begin with the rows that are there; `keep` says how many of them count.
-
-        Args:
-            folder: Holds metrics.csv.
-        """
+        """Take the folder of metrics.csv; `keep` says how many of the rows that are there count."""
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
-        """Return no name: the file lies in the run folder itself."""
+        """No name: the file lies in the run folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Return no version, likewise."""
+        """No version, likewise."""
         return ""
 
     def keep(self, steps: int | None = None) -> None:
@@ -128,5 +124,5 @@ class CurveLogger(Logger):
 
 
 def _is_first() -> bool:
-    """Return whether this is the process of several that writes."""
+    """Whether this is the process of several that writes."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
