@@ -10,7 +10,11 @@ from idh_lightning.benchmark import growth, memory, pipelines
 from idh_lightning.cli.entry import entry
 from idh_lightning.train import silence_library_warnings
 
-MEASURES = {"ways": pipelines.run, "memory": memory.run, "growth": growth.run}
+MEASURES = {
+    "pipelines": pipelines.measure_pipelines,
+    "memory": memory.measure_memory,
+    "growth": growth.measure_growth,
+}
 
 
 @entry("benchmark")

@@ -1,4 +1,4 @@
-"""What each way to train takes of memory: told beforehand, and measured in a process of its own."""
+"""Memory that training takes in each setting: estimated beforehand, and measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to train.
+    """One setting of training.
 
     Attributes:
         name: For people.
@@ -68,7 +68,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one way to train takes; memory in MB of 10^6 bytes.
+    """Memory that training takes in one setting, in MB of 10^6 bytes.
 
     Attributes:
         setting: Its name.
@@ -78,7 +78,7 @@ class Row:
         trainable: Number of those that learn.
         activations_mb: Kept by the forward pass of a batch for its backward pass.
         optimizer_mb: State of the optimizer.
-        told_mb: Peak of all tensors, told beforehand.
+        estimated_mb: Peak of all tensors, estimated beforehand.
         peak_mb: Measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
             the network was built; None where it would not have fitted.
     """
@@ -90,11 +90,11 @@ class Row:
     trainable: int
     activations_mb: float
     optimizer_mb: float
-    told_mb: float
+    estimated_mb: float
     peak_mb: float | None
 
 
-def run(config: DictConfig) -> list[Row]:
+def measure_memory(config: DictConfig) -> None:
     """Measure every setting, print the table and write memory.json into the run folder."""
     assembly.checked(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -109,22 +109,20 @@ def run(config: DictConfig) -> list[Row]:
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
-                found = alone.submit(measure_memory, setting, settings, chosen, shapes, precisions, device).result()
+                found = alone.submit(measure_setting, setting, settings, chosen, shapes, precisions, device).result()
             except ModelError as error:
                 logger.warning("%s is left out. %s", setting.name, error)
                 continue
         rows += found
         logger.info("%s: %s", setting.name, found)
-    write_json(
-        Path(config.paths.run) / "memory.json",
-        {"grid": grid, "device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
-    )
+    file = Path(config.paths.run) / "memory.json"
+    record = {"grid": grid, "device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    write_json(file, record)
     _show(rows, f"grid {' x '.join(map(str, shapes[0][2:]))}, {name}")
-    Console().print(f"{Path(config.paths.run) / 'memory.json'}", soft_wrap=True, highlight=False)
-    return rows
+    Console().print(f"{file}", soft_wrap=True, highlight=False)
 
 
-def measure_memory(
+def measure_setting(
     setting: Setting,
     model: Mapping[str, Any],
     optimizer: Mapping[str, Any],
@@ -141,7 +139,7 @@ def measure_memory(
     for shape in shapes:
         halves = [HALVES[precision] if on_gpu else None for precision in precisions]
         # As much in every half precision.
-        told = training_memory(
+        estimate = training_memory(
             network,
             shape,
             make,
@@ -152,23 +150,21 @@ def measure_memory(
         )
         for precision, half in zip(precisions, halves, strict=True):
             peak_mb = None
-            if told.peak < free:
+            if estimate.peak < free:
                 network.to(device)
                 peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
-            parameters = list(network.parameters())
-            rows.append(
-                Row(
-                    setting=setting.name,
-                    batch=shape[0],
-                    precision=precision,
-                    parameters=sum(parameter.numel() for parameter in parameters),
-                    trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-                    activations_mb=told.activations / 1e6,
-                    optimizer_mb=told.optimizer / 1e6,
-                    told_mb=told.peak / 1e6,
-                    peak_mb=peak_mb,
-                )
+            row = Row(
+                setting=setting.name,
+                batch=shape[0],
+                precision=precision,
+                parameters=sum(one.numel() for one in network.parameters()),
+                trainable=sum(one.numel() for one in network.parameters() if one.requires_grad),
+                activations_mb=estimate.activations / 1e6,
+                optimizer_mb=estimate.optimizer / 1e6,
+                estimated_mb=estimate.peak / 1e6,
+                peak_mb=peak_mb,
             )
+            rows.append(row)
     return rows
 
 
@@ -193,12 +189,12 @@ def _train(
     with freed_memory_kept():
         for _ in range(STEPS):
             with torch.autocast(device, dtype=half, enabled=half is not None):
-                answer = network.answer(network.stem(volumes) if features is None else features)
-                loss = nn.functional.cross_entropy(answer.logits, labels)
-                if answer.tumour is not None:
-                    loss = loss + answer.tumour.mean()
+                output = network.answer(network.stem(volumes) if features is None else features)
+                loss = nn.functional.cross_entropy(output.logits, labels)
+                if output.tumour is not None:
+                    loss = loss + output.tumour.mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            del answer, loss
+            del output, loss
             optimizer.step()
             optimizer.zero_grad()
     return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
@@ -211,7 +207,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    """Return the highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
+    """Highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float(psutil.Process().memory_info().rss)
@@ -220,9 +216,9 @@ def _peak() -> float:
 
 
 def _show(rows: Sequence[Row], where: str) -> None:
-    numbers = ("parameters", "trainable", "activations", "optimizer", "told", "peak", "share")
+    numbers = ("parameters", "trainable", "activations", "optimizer", "estimated", "peak", "share")
     table = FittingTable(f"Memory of training in MB, {where}", ("", "batch", "precision", *numbers))
-    whole = {(row.batch, row.precision): row.peak_mb or row.told_mb for row in reversed(rows)}
+    whole = {(row.batch, row.precision): row.peak_mb or row.estimated_mb for row in reversed(rows)}
     for row in rows:
         table.add_row(
             row.setting,
@@ -230,8 +226,8 @@ def _show(rows: Sequence[Row], where: str) -> None:
             row.precision,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.trainable / 1e6:.1f} M",
-            *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.told_mb)),
+            *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.estimated_mb)),
             "does not fit" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-            f"{(row.peak_mb or row.told_mb) / whole[row.batch, row.precision]:.2f}",
+            f"{(row.peak_mb or row.estimated_mb) / whole[row.batch, row.precision]:.2f}",
         )
     Console().print(table)

@@ -1,4 +1,4 @@
-"""Seconds and memory of training beside the plain way and MONAI's way, and of preparing, explaining and predicting."""
+"""Seconds and memory of training beside a plain pipeline and MONAI's, and of preparing, explaining and predicting."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ TASKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One way to train, measured.
+    """Seconds and memory of one pipeline.
 
     Attributes:
-        way: A key of `TITLES`.
+        pipeline: A key of `TITLES`.
         seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
         peak_mb: Highest resident memory of this process and its workers while it ran.
         peak_gpu_mb: Most that was allocated on the GPU at once; None without one.
@@ -70,7 +70,7 @@ class Measured:
         note: Why it was not measured.
     """
 
-    way: str
+    pipeline: str
     seconds_per_study: float | None = None
     peak_mb: float | None = None
     peak_gpu_mb: float | None = None
@@ -78,38 +78,36 @@ class Measured:
     note: str = ""
 
 
-def run(config: DictConfig) -> list[Measured]:
-    """Measure every way, one after the other, and write benchmark.json and benchmark.png into the run folder.
+def measure_pipelines(config: DictConfig) -> None:
+    """Measure every pipeline, one after the other, and write benchmark.json and benchmark.png into the run folder.
 
     Raises:
-        ConfigError: If a way or a task is unknown.
+        ConfigError: If a pipeline or a task is unknown.
     """
-    ways, tasks = list(config.benchmark.ways), list(config.benchmark.tasks)
-    _check(ways, tasks)
+    pipelines, tasks = list(config.benchmark.pipelines), list(config.benchmark.tasks)
+    _check(pipelines, tasks)
     assembly.checked(config)
     run_folder = Path(config.paths.run)
     prepared = assembly.prepare(config)
     data = assembly.data_module(config, prepared)
     measured = []
-    for way in ways:
-        logger.info("%s ...", TITLES[way])
+    for pipeline in pipelines:
+        logger.info("%s ...", TITLES[pipeline])
         torch.manual_seed(config.seed)
         network = assembly.classifier(config, prepared).network.to(device_of(config))
-        measured.append(_WAYS[way](config, data, network))
-        logger.info("%s: %s", way, _words(measured[-1]))
+        measured.append(_PIPELINES[pipeline](config, data, network))
+        logger.info("%s: %s", pipeline, _words(measured[-1]))
         del network
         gc.collect()
     seconds = {}
     for task in tasks:
         network = assembly.classifier(config, prepared).network.to(device_of(config))
-        seconds[task] = TASKS_OF[task](config, data, network.eval())
+        seconds[task] = _TASKS[task](config, data, network.eval())
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
-    figure = _chart(measured)
     with atomic_write(run_folder / "benchmark.png") as temporary:
-        figure.savefig(temporary, dpi=150)
+        _chart(measured).savefig(temporary, dpi=150)
     _show(config, measured, seconds, run_folder)
-    return measured
 
 
 def _words(one: Measured) -> str:
@@ -120,9 +118,9 @@ def _words(one: Measured) -> str:
     )
 
 
-def _check(ways: Sequence[str], tasks: Sequence[str] = ()) -> None:
-    for key, found, known in (("ways", ways, TITLES), ("tasks", tasks, TASKS)):
-        if any(one not in known for one in found) or (key == "ways" and not found):
+def _check(pipelines: Sequence[str], tasks: Sequence[str] = ()) -> None:
+    for key, found, known in (("pipelines", pipelines, TITLES), ("tasks", tasks, TASKS)):
+        if any(one not in known for one in found) or (key == "pipelines" and not found):
             raise ConfigError(f"benchmark.{key}: found {list(found)}; expected some of {', '.join(known)}. Correct it.")
 
 
@@ -170,7 +168,7 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
 def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
     """Cache what does not change, augment with MONAI's transforms, float32 and one pass through MONAI's B7."""
     if importlib.util.find_spec("monai") is None:
-        return Measured(way="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
+        return Measured(pipeline="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
     from idh_lightning.benchmark.monai_pipeline import batches, model
 
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
@@ -191,14 +189,13 @@ def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
 def _epochs_of(
     config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Tensor], Tensor]
 ) -> Callable[[], int]:
-    """Return what trains on the data module's next epoch each time it is called."""
+    """Function that trains on the data module's next epoch each time it is called."""
     model = _Learner(network.train(), config, as_trained=True)
     epochs = count()
 
     def epoch() -> int:
         seen = 0
-        for batch in data.training_loader(next(epochs)):
-            inputs, labels = batch[:2]
+        for inputs, labels, *_ in data.training_loader(next(epochs)):
             model.step(logits, inputs, labels)
             seen += len(labels)
         return seen
@@ -206,12 +203,7 @@ def _epochs_of(
     return epoch
 
 
-_WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured]] = {
-    "plain": _plain,
-    "on_the_fly": _on_the_fly,
-    "bank": _bank,
-    "monai": _monai,
-}
+_PIPELINES = {"plain": _plain, "on_the_fly": _on_the_fly, "bank": _bank, "monai": _monai}
 
 
 def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
@@ -242,7 +234,7 @@ def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetw
 
 
 def _seconds(action: Callable[[], object], repeats: int) -> float:
-    """Return the median of the repetitions after one that is not counted."""
+    """Median of the repetitions after one that is not counted."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -252,11 +244,7 @@ def _seconds(action: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds[1:])
 
 
-TASKS_OF: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], float]] = {
-    "prepare": _prepare_task,
-    "explain": _explain_task,
-    "predict": _predict_task,
-}
+_TASKS = {"prepare": _prepare_task, "explain": _explain_task, "predict": _predict_task}
 
 
 class _Learner:
@@ -295,14 +283,12 @@ def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Stud
 
 
 def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> tio.Subject:
-    """Return a study as the plain way sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
+    """Study as the plain pipeline sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
     channels = []
     for name in sequences:
         image = sitk.ReadImage(str(study.files[name]), sitk.sitkFloat32)
         size = list(reversed(shape))
-        spacing = [
-            old * length / new for old, length, new in zip(image.GetSpacing(), image.GetSize(), size, strict=True)
-        ]
+        spacing = (np.array(image.GetSpacing()) * image.GetSize() / size).tolist()
         resampled = sitk.Resample(
             image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing, image.GetDirection(), 0.0
         )
@@ -314,7 +300,7 @@ def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> 
     return tio.Subject(image=tio.ScalarImage(tensor=tensor))
 
 
-def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
+def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
     """Time the repetitions after one that is not counted."""
     epoch()
     seconds = []
@@ -325,9 +311,9 @@ def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per
             studies = epoch()
             wait_for_gpu()
             seconds.append((time.perf_counter() - start) / studies)
-            logger.info("%s, repetition %d: %d studies, %.2f s each", way, repeat + 1, studies, seconds[-1])
+            logger.info("%s, repetition %d: %d studies, %.2f s each", pipeline, repeat + 1, studies, seconds[-1])
     return Measured(
-        way=way,
+        pipeline=pipeline,
         seconds_per_study=statistics.median(seconds),
         peak_mb=peak[0] / 2**20,
         peak_gpu_mb=gpu_peak_mb() if device_of(config) == "cuda" else None,
@@ -336,12 +322,12 @@ def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per
 
 
 def device_of(config: DictConfig) -> str:
-    """Return where training takes place, "cuda" or "cpu"."""
+    """Device of training, "cuda" or "cpu"."""
     return "cuda" if assembly.on_gpu(config.trainer) else "cpu"
 
 
 def device_name(config: DictConfig) -> str:
-    """Return the name of the GPU that training uses, or "cpu"."""
+    """Name of the GPU that training uses, or "cpu"."""
     return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
 
 
@@ -360,13 +346,13 @@ def forget_gpu_peak() -> None:
 
 
 def gpu_peak_mb() -> float:
-    """Return the most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
+    """Most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
     return torch.cuda.max_memory_allocated() / 2**20
 
 
 @contextmanager
 def _peak() -> Iterator[list[float]]:
-    """Give a list whose only value becomes the highest resident memory meanwhile, this process and its children."""
+    """Highest resident memory meanwhile, of this process and its children, as the only value of a list."""
     process, found, done = psutil.Process(), [0.0], threading.Event()
 
     def resident() -> float:
@@ -393,8 +379,8 @@ def _peak() -> Iterator[list[float]]:
 
 
 def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, float] | None:
-    """Return how many times faster a whole training on the bank is, filling it included, than the yardstick."""
-    bank, first = next((one for one in measured if one.way == "bank"), None), measured[0].seconds_per_study
+    """Speed of a whole training on the bank, filling it included, as a multiple of the yardstick's."""
+    bank, first = next((one for one in measured if one.pipeline == "bank"), None), measured[0].seconds_per_study
     if bank is None or bank.seconds_per_study is None or first is None:
         return None
     views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
@@ -411,7 +397,7 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
 
 
 def _ratio(measured: Sequence[Measured], one: Measured) -> float | None:
-    """Return how many times as fast as the first one a way is."""
+    """Speed of a pipeline as a multiple of that of the first one."""
     first = measured[0].seconds_per_study
     return None if first is None or one.seconds_per_study is None else first / one.seconds_per_study
 
@@ -432,7 +418,7 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
 def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
     console = Console()
     title = f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}"
-    table = FittingTable(title, ("way", "s per study", "times as fast", "peak MB", "on the GPU"))
+    table = FittingTable(title, ("pipeline", "s per study", "times as fast", "peak MB", "on the GPU"))
     for one in measured:
         ratio = _ratio(measured, one)
         cells = (
@@ -445,7 +431,7 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
                 "" if one.peak_gpu_mb is None else f"{one.peak_gpu_mb:.0f}",
             )
         )
-        table.add_row(TITLES[one.way], *cells)
+        table.add_row(TITLES[one.pipeline], *cells)
     console.print(table)
     if seconds:
         table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))
@@ -456,7 +442,7 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
     if example:
         console.print(
             f"Training {example['training_studies']} studies for {example['epochs']} epochs on {example['views']} "
-            f"views, filling the bank included: {example['times_as_fast']:.1f} times as fast as {measured[0].way}."
+            f"views, filling the bank included: {example['times_as_fast']:.1f} times as fast as {measured[0].pipeline}."
         )
     console.print(f"{run_folder / 'benchmark.json'}", soft_wrap=True, highlight=False)
 
@@ -465,7 +451,7 @@ def _chart(measured: Sequence[Measured]) -> Figure:
     shown = [one for one in measured if one.seconds_per_study is not None]
     figure = Figure(figsize=(8, 0.7 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([TITLES[one.way] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
+    bars = axes.barh([TITLES[one.pipeline] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("seconds per training study")
