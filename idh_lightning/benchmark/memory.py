@@ -34,7 +34,7 @@ STEPS = 3
 """Training steps of which the highest use of memory is measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """One setting of training.
 
@@ -51,18 +51,15 @@ class Setting:
     optimizer: str | None = None
 
 
+_LAST_STAGES, _LAST_BLOCKS = {"trainable_from": "blocks.5"}, {"trainable_from": "blocks.6.2"}
+_CHECKPOINT = {"checkpoint_tail": True}
 SETTINGS: tuple[Setting, ...] = (
-    Setting(name="everything learns", model={"trainable_from": "conv_stem", "focus": None}),
-    Setting(name="two last stages", model={"trainable_from": "blocks.5"}),
-    Setting(name="two last stages, checkpoint_tail", model={"trainable_from": "blocks.5", "checkpoint_tail": True}),
-    Setting(name="two last blocks", model={"trainable_from": "blocks.6.2"}),
-    Setting(name="two last stages, feature_bank", model={"trainable_from": "blocks.5"}, from_features=True),
-    Setting(
-        name="experiment=low_memory",
-        model={"trainable_from": "blocks.6.2", "checkpoint_tail": True},
-        from_features=True,
-        optimizer="adafactor",
-    ),
+    Setting("everything learns", {"trainable_from": "conv_stem", "focus": None}),
+    Setting("two last stages", _LAST_STAGES),
+    Setting("two last stages, checkpoint_tail", _LAST_STAGES | _CHECKPOINT),
+    Setting("two last blocks", _LAST_BLOCKS),
+    Setting("two last stages, feature_bank", _LAST_STAGES, from_features=True),
+    Setting("experiment=low_memory", _LAST_BLOCKS | _CHECKPOINT, from_features=True, optimizer="adafactor"),
 )
 
 
@@ -139,20 +136,15 @@ def measure_setting(
     for shape in shapes:
         halves = [HALVES[precision] if on_gpu else None for precision in precisions]
         # As much in every half precision.
+        from_features = setting.from_features
         estimate = training_memory(
-            network,
-            shape,
-            make,
-            from_features=setting.from_features,
-            filling=1,
-            device=device,
-            autocast=halves[0],
+            network, shape, make, from_features=from_features, filling=1, device=device, autocast=halves[0]
         )
         for precision, half in zip(precisions, halves, strict=True):
             peak_mb = None
             if estimate.peak < free:
                 network.to(device)
-                peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
+                peak_mb = _train(network, make, shape, half, from_features=from_features, before=before) / 1e6
             row = Row(
                 setting=setting.name,
                 batch=shape[0],
@@ -211,8 +203,7 @@ def _peak() -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return float(psutil.Process().memory_info().rss)
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return float(line.split()[1]) * 1024
+    return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def _show(rows: Sequence[Row], where: str) -> None:

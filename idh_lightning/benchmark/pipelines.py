@@ -113,9 +113,8 @@ def measure_pipelines(config: DictConfig) -> None:
 def _words(one: Measured) -> str:
     if one.seconds_per_study is None or one.peak_mb is None:
         return one.note
-    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB" + (
-        "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
-    )
+    on_gpu = "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
+    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB{on_gpu}"
 
 
 def _check(pipelines: Sequence[str], tasks: Sequence[str] = ()) -> None:
@@ -132,14 +131,15 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     stock: nn.Module = network.train().network
     restore_convolutions(stock)
     model = _Learner(stock, config)
+    chosen, size = data.studies["train"][: int(config.benchmark.studies)], int(config.data.batches.batch_size)
 
     def epoch() -> int:
-        batches = _batches(data.studies["train"], config)
-        for studies in batches:
+        for start in range(0, len(chosen), size):
+            studies = chosen[start : start + size]
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
             model.step(stock, volumes, torch.tensor([study.label for study in studies]))
-        return sum(map(len, batches))
+        return len(chosen)
 
     return _measure("plain", config, epoch)
 
@@ -239,7 +239,7 @@ def _seconds(action: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         action()
-        wait_for_gpu()
+        _wait_for_gpu()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
@@ -251,13 +251,7 @@ class _Learner:
     """The least that training takes: loss, backward pass, clipping and AdamW over what is trainable."""
 
     def __init__(self, network: nn.Module, config: DictConfig, *, as_trained: bool = False) -> None:
-        """Take what is trainable of a network.
-
-        Args:
-            network: On its device.
-            config: Says where and how training computes.
-            as_trained: Whether to compute as this project's training does; else in float32 and with stock AdamW.
-        """
+        """Take what is trainable of a network; without `as_trained` it computes in float32 and with stock AdamW."""
         self.device = device_of(config)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=as_trained or None)
@@ -276,12 +270,6 @@ class _Learner:
         self.optimizer.zero_grad()
 
 
-def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:
-    size = int(config.data.batches.batch_size)
-    chosen = studies[: int(config.benchmark.studies)]
-    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
-
-
 def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> tio.Subject:
     """Study as the plain pipeline sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
     channels = []
@@ -289,15 +277,12 @@ def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> 
         image = sitk.ReadImage(str(study.files[name]), sitk.sitkFloat32)
         size = list(reversed(shape))
         spacing = (np.array(image.GetSpacing()) * image.GetSize() / size).tolist()
-        resampled = sitk.Resample(
-            image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing, image.GetDirection(), 0.0
-        )
-        array = sitk.GetArrayFromImage(resampled)
+        form = image.GetOrigin(), spacing, image.GetDirection()
+        array = sitk.GetArrayFromImage(sitk.Resample(image, size, sitk.Transform(), sitk.sitkLinear, *form, 0.0))
         brain = array != 0
         array[brain] = (array[brain] - array[brain].mean()) / array[brain].std()
         channels.append(array)
-    tensor = torch.from_numpy(np.stack(channels)).permute(0, 3, 2, 1)
-    return tio.Subject(image=tio.ScalarImage(tensor=tensor))
+    return tio.Subject(image=tio.ScalarImage(tensor=torch.from_numpy(np.stack(channels)).permute(0, 3, 2, 1)))
 
 
 def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
@@ -309,14 +294,14 @@ def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, onc
         for repeat in range(int(config.benchmark.repeats)):
             start = time.perf_counter()
             studies = epoch()
-            wait_for_gpu()
+            _wait_for_gpu()
             seconds.append((time.perf_counter() - start) / studies)
             logger.info("%s, repetition %d: %d studies, %.2f s each", pipeline, repeat + 1, studies, seconds[-1])
     return Measured(
         pipeline=pipeline,
         seconds_per_study=statistics.median(seconds),
         peak_mb=peak[0] / 2**20,
-        peak_gpu_mb=gpu_peak_mb() if device_of(config) == "cuda" else None,
+        peak_gpu_mb=torch.cuda.max_memory_allocated() / 2**20 if device_of(config) == "cuda" else None,
         once_per_view_s=once_per_view_s,
     )
 
@@ -331,7 +316,7 @@ def device_name(config: DictConfig) -> str:
     return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
 
 
-def wait_for_gpu() -> None:
+def _wait_for_gpu() -> None:
     """Wait until the GPU, if there is one, has done what it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -343,11 +328,6 @@ def forget_gpu_peak() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def gpu_peak_mb() -> float:
-    """Most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
-    return torch.cuda.max_memory_allocated() / 2**20
 
 
 @contextmanager
@@ -383,15 +363,12 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
     bank, first = next((one for one in measured if one.pipeline == "bank"), None), measured[0].seconds_per_study
     if bank is None or bank.seconds_per_study is None or first is None:
         return None
-    views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
-    with_bank = views * bank.once_per_view_s + epochs * bank.seconds_per_study
-    yardstick = epochs * first
-    return {
-        "views": views,
-        "epochs": epochs,
-        "training_studies": studies,
-        "hours": with_bank * studies / 3600,
-        "hours_of_the_yardstick": yardstick * studies / 3600,
+    example = {key: int(config.benchmark[key]) for key in ("views", "epochs", "training_studies")}
+    with_bank = example["views"] * bank.once_per_view_s + example["epochs"] * bank.seconds_per_study
+    yardstick = example["epochs"] * first
+    return example | {
+        "hours": with_bank * example["training_studies"] / 3600,
+        "hours_of_the_yardstick": yardstick * example["training_studies"] / 3600,
         "times_as_fast": yardstick / with_bank,
     }
 
@@ -421,17 +398,9 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
     table = FittingTable(title, ("pipeline", "s per study", "times as fast", "peak MB", "on the GPU"))
     for one in measured:
         ratio = _ratio(measured, one)
-        cells = (
-            (one.note, "", "", "")
-            if one.seconds_per_study is None or one.peak_mb is None
-            else (
-                f"{one.seconds_per_study:.3f}",
-                "" if ratio is None else f"{ratio:.1f}",
-                f"{one.peak_mb:.0f}",
-                "" if one.peak_gpu_mb is None else f"{one.peak_gpu_mb:.0f}",
-            )
-        )
-        table.add_row(TITLES[one.pipeline], *cells)
+        found = (one.seconds_per_study, ".3f"), (ratio, ".1f"), (one.peak_mb, ".0f"), (one.peak_gpu_mb, ".0f")
+        seconds_cell, *cells = ("" if value is None else f"{value:{form}}" for value, form in found)
+        table.add_row(TITLES[one.pipeline], seconds_cell or one.note, *cells)
     console.print(table)
     if seconds:
         table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))

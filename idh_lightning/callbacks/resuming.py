@@ -52,15 +52,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             StorageError: If the disk is full; the checkpoint that was there before is as it was.
         """
-        place = Path(path)
+        file = Path(path)
         try:
-            with atomic_write(place) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            with atomic_write(file) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
         except (OSError, RuntimeError) as error:
             # torch.save puts an error of its own over that of the system.
-            full = StorageError.of(error, place) or StorageError.of(error.__context__, place)
+            full = StorageError.of(error, file) or StorageError.of(error.__context__, file)
             if full is None:
                 raise
             raise full from error

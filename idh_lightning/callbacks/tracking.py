@@ -159,17 +159,10 @@ def wandb_logger(
 ) -> Tracker | None:
     """Logger that uploads only if the user asked for it; None where tracking is disabled.
 
-    Args:
-        run_folder: Holds the run's files.
-        save_dir: Folder of W&B's files; `wandb sync` can upload them later.
-        project: Name of the W&B project.
-        name: Of the run.
-        group: Of the run, for sweeps.
-        job_type: Role of the run in its group, for example a fold.
-        mode: See `tracking_mode`.
-        images: Whether Grad-CAM panels, which show slices and the name of the study, may be recorded.
-        identifiers: Whether study and patient identifiers may be recorded; else keyed hashes stand for them.
-        model: Whether best.ckpt is recorded as an artefact.
+    `save_dir` holds W&B's own files, which `wandb sync` can upload later; project, name, group and job_type are
+    `wandb.init`'s. For mode see `tracking_mode`. Grad-CAM panels, which show slices and the name of the study, are
+    recorded with `images`, study and patient identifiers instead of keyed hashes with `identifiers`, and best.ckpt as
+    an artefact with `model`.
 
     Raises:
         ConfigError: If images are allowed and identifiers are not; and see `tracking_mode`.

@@ -61,14 +61,9 @@ class FeatureBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BankReport:
-    """Summary of filling a bank.
+    """Summary of filling a bank: number of views that went through the stem and of those that were there, wall clock.
 
-    Attributes:
-        folder: Holds the features.
-        computed: Number of views that went through the stem.
-        reused: Number of views that were there.
-        elapsed_s: Wall clock.
-        note: How several runs are kept apart, where a lock cannot.
+    `note` says how several runs are kept apart, where a lock cannot.
     """
 
     folder: Path
@@ -106,18 +101,10 @@ class FeatureBankDataModule(IDHDataModule):
     ) -> None:
         """Hold the settings; nothing is computed yet.
 
-        Args:
-            studies: See `IDHDataModule`, as all that is not said here.
-            store: See there.
-            augmentation: Applied to training subjects before the stem, or None.
-            seed: See there.
-            folder: Of all banks; made when needed.
-            batch_size: See there.
-            workers: Processes that read and augment while the bank is filled.
-            mutant_fraction: See there.
-            views: Augmented views of each training study.
-            refresh: Number of epochs after which other views take their place, computed while the tail learns from the
-                present ones; None keeps them.
+        Further arguments are those of `IDHDataModule`. The augmentation is applied before the stem; the workers read and
+        augment while the bank is filled. Of each training study there are `views` augmented views; after `refresh`
+        epochs others take their place, computed while the tail learns from the present ones; None keeps them. `folder`
+        is that of all banks.
 
         Raises:
             ConfigError: If a number is out of range.
@@ -143,7 +130,7 @@ class FeatureBankDataModule(IDHDataModule):
         self._ahead: _Ahead | None = None
 
     def fill(self, network: StemTailNetwork, augmentation_settings: Mapping[str, Any]) -> BankReport:
-        """Compute what is missing of the first epoch's features, and remember the stem for later views.
+        """Compute what is missing of the first epoch's features, and keep the network for later views.
 
         Args:
             network: With its final stem; it computes where its weights are.

@@ -90,11 +90,7 @@ class Template:
 
 @lru_cache(maxsize=2)
 def load_template(blur_mm: float = 0.0) -> Template:
-    """MNI152 tissue maps that nilearn ships, smoothed against aliasing on coarser grids.
-
-    Args:
-        blur_mm: Standard deviation of the smoothing, 0 for none.
-    """
+    """MNI152 tissue maps that nilearn ships, smoothed against aliasing by Gaussians of standard deviation `blur_mm`."""
     if blur_mm > 0:
         sharp = load_template(0.0)
         return Template(*(gaussian_filter(m, blur_mm, truncate=2.5) for m in (sharp.white, sharp.grey, sharp.brain)))
@@ -155,8 +151,8 @@ class Pose:
         z, y, x = _offset(grid.axes(), centre)
         inverse = (np.diag(1.0 / self.scale) @ self.rotation.T).astype(np.float32)
         turned = [row[0] * z + row[1] * y + row[2] * x for row in inverse]
-        q = [t + np.float32(c) for t, c in zip(turned, _TEMPLATE_CENTRE_MM, strict=True)]
-        return q[0], q[1], q[2]
+        z, y, x = (t + np.float32(c) for t, c in zip(turned, _TEMPLATE_CENTRE_MM, strict=True))
+        return z, y, x
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
@@ -246,13 +242,9 @@ class Push:
 
 
 def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Generator) -> Anatomy:
-    """Normal tissue of a patient: the template posed, smoothly warped, and pressed aside by the tumour.
+    """Normal tissue of a patient: the template posed, smoothly warped, and pressed aside by the tumour's foci.
 
-    Args:
-        field: The whole grid of the images.
-        pose: Of the head.
-        pushes: One per tumour focus. The mapping stays one-to-one for strengths below 1.
-        rng: For the warp, the width of the fluid spaces, and the veins.
+    The mapping stays one-to-one for pushes of a strength below 1.
     """
     template = load_template(round(0.3 * field.spacing_mm, 3) if field.spacing_mm > 1 else 0.0)
     warp_seed, vein_seed = rng.spawn(2)

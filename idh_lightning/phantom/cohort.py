@@ -91,10 +91,10 @@ class PhantomCohort:
             seed: Of the cohort. The training seed is another one, so that it does not change the patients.
             missing_sequence: Share of the studies that lack one of the sequences.
             workers: Processes that write, or None for one per core. The files do not depend on it.
-            exclude: Studies to leave out when reading.
-            on_error: What is done with studies that are wrong: "raise" or "exclude".
-            sequences: The sequences to use, or None for all; all of them are written anyway.
-            missing: Whether a study may lack a sequence ("zero") or not ("error").
+            exclude: As in `UCSFPDGM`, like all that follows.
+            on_error: See there.
+            sequences: See there; all of them are written anyway.
+            missing: See there.
 
         Raises:
             ConfigError: If a setting is out of range.

@@ -140,11 +140,6 @@ def draw_patients(patients: int, *, seed: int, control: str = "natural") -> pd.D
     The signs of a group are drawn independently of one another; how many patients of the group carry a sign is the
     group's frequency times its size, rounded up or down at random, so that a small cohort keeps the frequencies.
 
-    Args:
-        patients: Number of patients, >= 10.
-        seed: Of the cohort; the same seed gives the same table.
-        control: One of CONTROLS.
-
     Returns:
         Columns patient_number, group (that the image was drawn from), label (0 or 1, as in the clinical table), the
         SIGNS (bool), lobe, side ("left" or "right", the patient's), volume_ml, oedema_share, water, mark (bool), and
@@ -239,11 +234,7 @@ def list_studies(
 ) -> pd.DataFrame:
     """Table of studies: first studies in the order of patients, then a few follow-up studies.
 
-    Args:
-        patients: From draw_patients.
-        seed: Of the cohort.
-        missing_sequence: Share of the studies that lack one sequence, 0..1; the number is rounded, not drawn.
-        sequences: The names that may be missing.
+    The number of studies that lack one of the sequences is the share `missing_sequence`, rounded, not drawn.
 
     Returns:
         The columns of patients, with study_id ("UCSF-PDGM-0004", "UCSF-PDGM-0429_FU003d"), ID (as the clinical table

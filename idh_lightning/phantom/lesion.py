@@ -124,14 +124,9 @@ def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
 def grow_lesion(
     anatomy: Anatomy, foci: list[Focus], signs: Signs, template_scale: float, rng: np.random.Generator
 ) -> Lesion:
-    """Compartments of the tumour on the grid of the anatomy.
+    """Compartments of the tumour on the grid of an anatomy that its foci, the main one first, have pressed aside.
 
-    Args:
-        anatomy: Of the patient, already pressed aside by the foci.
-        foci: From place_foci; the first one is the main tumour.
-        signs: Of the study.
-        template_scale: Patient millimetres per template millimetre.
-        rng: For shapes and borders.
+    `template_scale` is patient millimetres per template millimetre.
     """
     parts = {name: np.zeros(anatomy.grid.shape, dtype=np.float32) for name in _PARTS}
     evidence = np.zeros(anatomy.grid.shape, dtype=np.uint8)

@@ -71,9 +71,7 @@ _FLAIR_TI = _CSF_T1 * (log(2.0) - log(1.0 + exp(-_FLAIR_TR / _CSF_T1)))
 def signal(tissue: Tissue, sequence: str) -> float:
     """Magnitude of a tissue's signal, relative to fully relaxed water at echo time zero.
 
-    Args:
-        tissue: Its contrast agent counts only in T1c.
-        sequence: One of SEQUENCES.
+    The contrast agent counts only in T1c.
 
     Source: Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004: spin echo (T2), density (1 - e^(-TR/T1))
     e^(-TE/T2); inversion recovery with spin-echo readout (FLAIR), density (1 - 2 e^(-TI/T1) + e^(-TR/T1)) e^(-TE/T2);

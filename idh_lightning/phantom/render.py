@@ -24,13 +24,9 @@ _SLICE_MM = {"FLAIR": _T2_SLICES_MM, "T1": _T1_SLICES_MM, "T1c": _T1_SLICES_MM, 
 
 @dataclass(frozen=True)
 class Images:
-    """Arrays of one study on the whole field, [D, H, W].
+    """Arrays of one study on the whole field, [D, H, W]; `sequences` are 0 outside the brain and at least 1 inside.
 
-    Attributes:
-        grid: Their grid.
-        sequences: Sequence -> int16, 0 outside the brain and at least 1 inside.
-        labels: Tumour segmentation, uint8.
-        evidence: Sum of `SignMasks` codes, uint8.
+    `labels` is the tumour segmentation, `evidence` the sum of `SignMasks` codes.
     """
 
     grid: Grid
@@ -47,8 +43,8 @@ def render_study(
     Args:
         signs: The latent signs.
         spacing_mm: Isotropic voxel size.
-        patient_seed: For what stays the same in a follow-up study: anatomy, tumour shape, tissue.
-        study_seed: For what changes from session to session: pose, bias fields, gains, noise, slice thickness.
+        patient_seed: Of what stays the same in a follow-up study: anatomy, tumour shape, tissue.
+        study_seed: Of what changes from session to session: pose, bias fields, gains, noise, slice thickness.
     """
     anatomy_rng, lesion_rng, tissue_rng = (np.random.default_rng(child) for child in patient_seed.spawn(3))
     pose_rng, scanner_rng = (np.random.default_rng(child) for child in study_seed.spawn(2))
