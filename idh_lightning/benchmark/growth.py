@@ -50,7 +50,11 @@ def measure_growth(config: DictConfig) -> None:
     write_json(run_folder / "growth.json", {"points": [asdict(point) for point in points]})
     with atomic_write(run_folder / "growth.png") as temporary:
         growth_figure(points).savefig(temporary, dpi=150)
-    _show(points)
+    table = FittingTable("Growth", ("setting", "value", "pipeline", "s per study", "peak MB"), left=("pipeline",))
+    for point in points:
+        cells = f"{point.value:g}", point.pipeline, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
+        table.add_row(point.axis, *cells)
+    Console().print(table)
     Console().print(f"{run_folder / 'growth.json'}", soft_wrap=True, highlight=False)
 
 
@@ -80,11 +84,3 @@ def growth_figure(points: Sequence[Point]) -> Figure:
         grid[1][column].set_xlabel(axis)
     grid[0][0].legend(frameon=False)
     return figure
-
-
-def _show(points: Sequence[Point]) -> None:
-    table = FittingTable("Growth", ("setting", "value", "pipeline", "s per study", "peak MB"), left=("pipeline",))
-    for point in points:
-        cells = f"{point.value:g}", point.pipeline, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
-        table.add_row(point.axis, *cells)
-    Console().print(table)

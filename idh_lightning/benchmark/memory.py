@@ -36,13 +36,10 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of training.
+    """One setting of training: a name for people, and what differs from `conf/model` and the chosen optimizer.
 
-    Attributes:
-        name: For people.
-        model: Settings of the network that differ from `conf/model`.
-        from_features: Whether training starts at the stem's features, as on a feature bank.
-        optimizer: A file of `conf/optimizer`; None for the one that was chosen.
+    With `from_features` training starts at the stem's features, as on a feature bank; `optimizer` is a file of
+    `conf/optimizer`.
     """
 
     name: str
@@ -65,19 +62,11 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Memory that training takes in one setting, in MB of 10^6 bytes.
+    """Memory that training takes in one setting with a batch of studies, in MB of 10^6 bytes.
 
-    Attributes:
-        setting: Its name.
-        batch: Studies per step.
-        precision: The trainer's.
-        parameters: Number of all.
-        trainable: Number of those that learn.
-        activations_mb: Kept by the forward pass of a batch for its backward pass.
-        optimizer_mb: State of the optimizer.
-        estimated_mb: Peak of all tensors, estimated beforehand.
-        peak_mb: Measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
-            the network was built; None where it would not have fitted.
+    Activations are what the forward pass keeps for the backward pass, `estimated_mb` is the peak of all tensors, and
+    `peak_mb` was measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
+    the network was built; None where it would not have fitted.
     """
 
     setting: str

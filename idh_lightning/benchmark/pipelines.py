@@ -59,15 +59,11 @@ TASKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds and memory of one pipeline.
+    """Seconds and memory of one pipeline, a key of `TITLES`; else a note why it was not measured.
 
-    Attributes:
-        pipeline: A key of `TITLES`.
-        seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
-        peak_mb: Highest resident memory of this process and its workers while it ran.
-        peak_gpu_mb: Most that was allocated on the GPU at once; None without one.
-        once_per_view_s: Seconds per study and view that were spent before, to fill the bank; else 0.
-        note: Why it was not measured.
+    `seconds_per_study` is the median over the repetitions, reading and augmentation included; `peak_mb` the highest
+    resident memory of this process and its workers meanwhile, `peak_gpu_mb` the most that was allocated on the GPU at
+    once; `once_per_view_s` the seconds per study and view that were spent before, to fill the bank.
     """
 
     pipeline: str
@@ -76,6 +72,12 @@ class Measured:
     peak_gpu_mb: float | None = None
     once_per_view_s: float = 0.0
     note: str = ""
+
+    def __str__(self) -> str:
+        """Sentence for the log."""
+        on_gpu = "" if self.peak_gpu_mb is None else f", {self.peak_gpu_mb:.0f} MB on the GPU"
+        measured = f"{self.seconds_per_study:.3f} s per study, {self.peak_mb:.0f} MB{on_gpu}" if not self.note else ""
+        return f"{self.pipeline}: {measured or self.note}"
 
 
 def measure_pipelines(config: DictConfig) -> None:
@@ -96,7 +98,7 @@ def measure_pipelines(config: DictConfig) -> None:
         torch.manual_seed(config.seed)
         network = assembly.classifier(config, prepared).network.to(device_of(config))
         measured.append(_PIPELINES[pipeline](config, data, network))
-        logger.info("%s: %s", pipeline, _words(measured[-1]))
+        logger.info("%s", measured[-1])
         del network
         gc.collect()
     seconds = {}
@@ -108,13 +110,6 @@ def measure_pipelines(config: DictConfig) -> None:
     with atomic_write(run_folder / "benchmark.png") as temporary:
         _chart(measured).savefig(temporary, dpi=150)
     _show(config, measured, seconds, run_folder)
-
-
-def _words(one: Measured) -> str:
-    if one.seconds_per_study is None or one.peak_mb is None:
-        return one.note
-    on_gpu = "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
-    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB{on_gpu}"
 
 
 def _check(pipelines: Sequence[str], tasks: Sequence[str] = ()) -> None:

@@ -28,9 +28,6 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
 class Provenance(Callback):
     """Records versions, hardware, parameters, seconds per stage, studies per second and peak memory.
 
@@ -122,12 +119,11 @@ def git_commit() -> str | None:
 
 def _changes() -> str | None:
     """Differences of the checkout's tracked files from its commit, or None."""
-    # From the root of the checkout, whose names the patch holds.
-    return _git("diff", "HEAD", folder=_PACKAGE.parent) if (git_commit() or "").endswith("-dirty") else None
+    return _git("diff", "HEAD", "--no-relative") if (git_commit() or "").endswith("-dirty") else None
 
 
-def _git(*arguments: str, folder: Path = _PACKAGE) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
     return done.stdout.decode(errors="replace")
 
 

@@ -101,7 +101,7 @@ class FeatureBankDataModule(IDHDataModule):
     ) -> None:
         """Hold the settings; nothing is computed yet.
 
-        Further arguments are those of `IDHDataModule`. The augmentation is applied before the stem; the workers read and
+        Further arguments are those of `IDHDataModule`. The augmentation is applied before the stem; workers read and
         augment while the bank is filled. Of each training study there are `views` augmented views; after `refresh`
         epochs others take their place, computed while the tail learns from the present ones; None keeps them. `folder`
         is that of all banks.

@@ -81,13 +81,7 @@ class Focus:
 
 @dataclass(frozen=True)
 class Lesion:
-    """Tumour tissue in place of normal tissue.
-
-    Attributes:
-        parts: Tissue name -> fraction of each voxel, [D, H, W].
-        labels: Segmentation, [D, H, W], 0 or one of the labels of UCSF-PDGM.
-        evidence: Sum of `SignMasks` codes, [D, H, W].
-    """
+    """Tumour tissue in place of normal tissue, [D, H, W]: fractions of the tissues, segmentation, `SignMasks` codes."""
 
     parts: dict[str, _Floats]
     labels: _Labels

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.phantom.anatomy import Grid, draw_pose, field_grid, make_anatomy, smooth_field
-from idh_lightning.phantom.lesion import Lesion, Signs, grow_lesion, place_foci
+from idh_lightning.phantom.lesion import Signs, grow_lesion, place_foci
 from idh_lightning.phantom.physics import TISSUES, Tissue, signals
 
 _Floats = NDArray[np.float32]
@@ -53,7 +53,9 @@ def render_study(
     foci = place_foci(signs, lesion_rng)
     anatomy = make_anatomy(field, pose, [focus.push() for focus in foci], anatomy_rng)
     lesion = grow_lesion(anatomy, foci, signs, float(pose.scale.mean()), lesion_rng)
-    parts = _mix({"white": anatomy.white, "grey": anatomy.grey, "csf": anatomy.csf, "vein": anatomy.vein}, lesion)
+    # Normal tissue makes room for the tumour.
+    left = 1 - np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
+    parts = {name: getattr(anatomy, name) * left for name in ("white", "grey", "csf", "vein")} | lesion.parts
     images = _scan(parts, anatomy.brain, anatomy.grid, _draw_tissues(signs.water, tissue_rng), tissue_rng, scanner_rng)
     window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
 
@@ -68,12 +70,6 @@ def render_study(
         whole(lesion.labels),  # type: ignore[arg-type]
         whole(lesion.evidence),  # type: ignore[arg-type]
     )
-
-
-def _mix(normal: dict[str, _Floats], lesion: Lesion) -> dict[str, _Floats]:
-    """Fractions of the tissues, normal tissue making room for the tumour."""
-    tumour = np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
-    return {**{name: part * (1 - tumour) for name, part in normal.items()}, **lesion.parts}
 
 
 def _draw_tissues(water: float, rng: np.random.Generator) -> dict[str, Tissue]:
