@@ -358,7 +358,7 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
     bank, first = next((one for one in measured if one.pipeline == "bank"), None), measured[0].seconds_per_study
     if bank is None or bank.seconds_per_study is None or first is None:
         return None
-    example = {key: int(config.benchmark[key]) for key in ("views", "epochs", "training_studies")}
+    example: dict[str, float] = {key: int(config.benchmark[key]) for key in ("views", "epochs", "training_studies")}
     with_bank = example["views"] * bank.once_per_view_s + example["epochs"] * bank.seconds_per_study
     yardstick = example["epochs"] * first
     return example | {

@@ -174,9 +174,9 @@ def wandb_logger(
     if mode == "online" and (why := _unreachable(os.environ.get("WANDB_BASE_URL") or _wandb().Settings().base_url)):
         logger.warning("Weights & Biases cannot be had (%s); going on offline.", why)
         mode, note = "offline", why
-    allowed = {"images": images, "identifiers": identifiers, "model": model}
-    settings = {"project": project, "name": name, "group": group, "job_type": job_type, "mode": mode}
-    return Tracker(run_folder=run_folder, save_dir=save_dir, note=note, **allowed, **settings)  # type: ignore[arg-type]
+    allowed: dict[str, Any] = {"images": images, "identifiers": identifiers, "model": model}
+    settings: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type, "mode": mode}
+    return Tracker(run_folder=run_folder, save_dir=save_dir, note=note, **allowed, **settings)
 
 
 def without_places(recipe: Any) -> Any:

@@ -274,7 +274,7 @@ class FeatureBankDataModule(IDHDataModule):
         draws = [Draw(index, self._view_seed(self.studies[split][index], view)) for _, index, view in items]
         return DataLoader(
             SeededSubjects(self.subjects(split), transform=augmentation),
-            sampler=draws,  # type: ignore[arg-type]
+            sampler=draws,
             batch_size=filling_batch(self.store.open(self.studies["train"][0]).image.shape[1:]),
             num_workers=(max(self.workers, 1) if beside_training else self.workers) if draws else 0,
             worker_init_fn=begin_worker,

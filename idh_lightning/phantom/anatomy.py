@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
@@ -286,7 +287,7 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)
 
 
-def _offset(axes: Sequence[_Floats], centre: NDArray[np.floating]) -> list[_Floats]:
+def _offset(axes: Sequence[_Floats], centre: NDArray[Any]) -> list[_Floats]:
     return [axis - np.float32(c) for axis, c in zip(axes, centre, strict=True)]
 
 
