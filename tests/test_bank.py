@@ -13,7 +13,6 @@ from conftest import FakeStore, studies_of
 from torch import nn
 
 from idh_lightning.data import Batch, FeatureBankDataModule, FeatureBatch, IDHDataModule
-from idh_lightning.data.feature_bank import FeatureAugmentation
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.module import IDHClassifier
@@ -233,37 +232,11 @@ def test_the_end_of_training_stops_what_is_computed_for_later(
 def test_an_epoch_is_the_same_whenever_it_is_asked_for(
     tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
 ) -> None:
-    data = bank(tmp_path, fake_store, studies, mixing=0.5, dropout=0.2, noise=0.1)
+    data = bank(tmp_path, fake_store, studies)
     data.fill(network, {})
     epochs = [torch.cat([batch.features for batch in data.training_loader(epoch)]) for epoch in (1, 1, 2)]
     assert torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[0], epochs[2])
-
-
-def test_feature_noise_and_dropout_have_the_asked_size() -> None:
-    features = torch.randn(4000, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 3
-    generator = torch.Generator().manual_seed(1)
-    assert torch.equal(FeatureAugmentation()(features, generator), features)
-    noise = FeatureAugmentation(noise=0.1)(features, generator) - features
-    assert noise.std() == pytest.approx(0.3, rel=0.05)
-    dropped = FeatureAugmentation(dropout=0.25)(features, generator)
-    assert (dropped.flatten(1) == 0).all(1).float().mean() == pytest.approx(0.25, abs=0.03)
-
-
-def test_mixing_stays_between_studies_of_one_label(
-    tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
-) -> None:
-    for label, value in ((0, 0.0), (1, 2.0)):
-        for study in studies["train"]:
-            if study.label == label:
-                fake_store.put(study, np.full((4, 32, 32, 32), value))
-    settings = {"augmentation": None, "views": 1}
-    plain = bank(tmp_path, fake_store, studies, **settings)
-    plain.fill(network, {})
-    mixed = bank(tmp_path, fake_store, studies, mixing=1.0, **settings)
-    mixed.fill(network, {})
-    for one, other in zip(plain.training_loader(0), mixed.training_loader(0), strict=True):
-        torch.testing.assert_close(one.features, other.features, rtol=1e-3, atol=1e-3)
 
 
 def test_features_beyond_half_precision_are_refused(
@@ -275,7 +248,7 @@ def test_features_beyond_half_precision_are_refused(
 
 
 def test_impossible_settings_are_refused(tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any]) -> None:
-    for setting, value in (("views", 0), ("refresh", 0), ("mixing", -1.0), ("dropout", 1.0), ("noise", -0.1)):
+    for setting, value in (("views", 0), ("refresh", 0)):
         with pytest.raises(ConfigError, match=f"data.batches.{setting}: found {value}"):
             bank(tmp_path, fake_store, studies, **{setting: value})
 

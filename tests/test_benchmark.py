@@ -16,8 +16,8 @@ from idh_lightning.errors import ConfigError
 
 def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
     config = OmegaConf.create({"benchmark": {"views": 4, "epochs": 15, "training_studies": 140}})
-    plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)
-    bank = Measured(way="bank", seconds_per_study=0.2, peak_mb=1, once_per_view_s=0.5)
+    plain = Measured(pipeline="plain", seconds_per_study=6.0, peak_mb=1)
+    bank = Measured(pipeline="bank", seconds_per_study=0.2, peak_mb=1, once_per_view_s=0.5)
     example = _example(config, [plain, bank])
     assert example is not None
     assert example["times_as_fast"] == pytest.approx(15 * 6.0 / (4 * 0.5 + 15 * 0.2))
@@ -25,14 +25,14 @@ def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
     assert _example(config, [plain]) is None
 
 
-def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"benchmark\.ways: found .*'warp'"):
+def test_an_unknown_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark\.pipelines: found .*'warp'"):
         _check(["plain", "warp"])
     with pytest.raises(ConfigError, match=r"benchmark\.tasks: found .*'sing'"):
         _check(["plain"], ["sing"])
 
 
-def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() -> None:
+def test_a_pipeline_that_could_not_be_measured_stays_in_the_record_with_its_reason() -> None:
     config = OmegaConf.create(
         {
             "benchmark": {"views": 4, "epochs": 15, "training_studies": 140},
@@ -40,8 +40,8 @@ def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() 
             "trainer": {"accelerator": "cpu"},
         }
     )
-    plain = Measured(way="plain", seconds_per_study=6.0, peak_mb=1)
-    record = _record(config, [plain, Measured(way="monai", note="not installed")], {"predict": 2.0})
+    plain = Measured(pipeline="plain", seconds_per_study=6.0, peak_mb=1)
+    record = _record(config, [plain, Measured(pipeline="monai", note="not installed")], {"predict": 2.0})
     assert [row["times_as_fast"] for row in record["rows"]] == [1.0, None]
     assert record["rows"][1]["note"] == "not installed"
     assert record["seconds_per_study_of_tasks"] == {"predict": 2.0}
@@ -49,10 +49,10 @@ def test_a_way_that_could_not_be_measured_stays_in_the_record_with_its_reason() 
 
 def test_growth_is_drawn_with_a_column_per_setting() -> None:
     points = [
-        Point(axis=axis, value=value, way=way, seconds_per_study=value, peak_mb=100 * value)
+        Point(axis=axis, value=value, pipeline=pipeline, seconds_per_study=value, peak_mb=100 * value)
         for axis in ("data.grid", "cohort.patients")
         for value in (1.0, 2.0)
-        for way in ("on_the_fly", "bank")
+        for pipeline in ("on_the_fly", "bank")
     ]
     panels = growth_figure(points).axes
     assert [panel.get_xlabel() for panel in panels if panel.get_xlabel()] == ["data.grid", "cohort.patients"]
@@ -60,13 +60,13 @@ def test_growth_is_drawn_with_a_column_per_setting() -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -> None:
+def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "idh_lightning.benchmark"),
             *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
             *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
-            *("benchmark.ways=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+            *("benchmark.pipelines=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
             "benchmark.tasks=[explain,predict]",
         ],
         cwd=tmp_path,
@@ -77,7 +77,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert [row["way"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
+    assert [row["pipeline"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
     assert record["rows"][2]["once_per_view_s"] > 0
     assert set(record["seconds_per_study_of_tasks"]) == {"explain", "predict"}
@@ -86,7 +86,7 @@ def test_the_benchmark_measures_every_way_and_writes_them_down(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_was_told(
+def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_was_estimated(
     tmp_path: Path,
 ) -> None:
     done = subprocess.run(
@@ -106,4 +106,4 @@ def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_w
     assert rows["two last stages"]["activations_mb"] < 0.5 * rows["everything learns"]["activations_mb"]
     assert rows["two last stages"]["peak_mb"] < rows["everything learns"]["peak_mb"]
     for row in rows.values():
-        assert row["told_mb"] < row["peak_mb"] < row["told_mb"] + 400  # libraries take something too
+        assert row["estimated_mb"] < row["peak_mb"] < row["estimated_mb"] + 400  # libraries take something too

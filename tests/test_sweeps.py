@@ -478,7 +478,7 @@ def test_wandb_online_without_a_key_and_a_broken_wandb_are_refused(
 
 
 def test_a_server_that_takes_no_connection_or_never_answers_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "CHECK_S", 1.0)
+    monkeypatch.setattr(tracking, "_CHECK_S", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"

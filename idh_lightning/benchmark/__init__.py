@@ -1,1 +1,1 @@
-"""Seconds and memory of this project beside those of other ways to do the same."""
+"""Seconds and memory of this project beside those of other pipelines that do the same."""

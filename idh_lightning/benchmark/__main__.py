@@ -9,7 +9,11 @@ from omegaconf import DictConfig
 from idh_lightning.benchmark import growth, memory, pipelines
 from idh_lightning.cli.entry import entry
 
-MEASURES = {"ways": pipelines.run, "memory": memory.run, "growth": growth.run}
+MEASURES = {
+    "pipelines": pipelines.measure_pipelines,
+    "memory": memory.measure_memory,
+    "growth": growth.measure_growth,
+}
 
 
 @entry("benchmark")

@@ -1,7 +1,8 @@
-"""How seconds and memory grow with the number of patients, the grid and the batch."""
+"""Growth of seconds and memory with the number of patients, the grid and the batch."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
@@ -24,43 +25,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One way to train, measured with one setting changed.
-
-    Attributes:
-        axis: The setting.
-        value: Its value.
-        way: See `idh_lightning.benchmark.pipelines.TITLES`.
-        seconds_per_study: As there.
-        peak_mb: As there.
-    """
+    """One pipeline, measured with one setting, the axis, at one value; see `idh_lightning.benchmark.pipelines`."""
 
     axis: str
     value: float
-    way: str
+    pipeline: str
     seconds_per_study: float
     peak_mb: float
 
 
-def run(config: DictConfig) -> list[Point]:
+def measure_growth(config: DictConfig) -> None:
     """Measure each value of each setting in `benchmark.growth` in processes of their own; draw and write the result."""
     check(config)
     run_folder = Path(config.paths.run)
     overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("benchmark.measure=")]
+    pipelines = [one for one in config.benchmark.pipelines if one in ("on_the_fly", "bank")]
     points = []
     for axis, values in config.benchmark.growth.items():
-        for value in values:
-            for way in [way for way in config.benchmark.ways if way in ("on_the_fly", "bank")]:
-                folder = run_folder / "growth" / f"{axis}={value}" / way
-                settings = [*overrides, f"{axis}={value}", f"benchmark.ways=[{way}]", "benchmark.tasks=[]"]
-                row = _alone(settings, folder)
-                points.append(Point(axis=str(axis), value=value, way=way, **row))
-                logger.info("%s", points[-1])
+        for value, pipeline in itertools.product(values, pipelines):
+            folder = run_folder / "growth" / f"{axis}={value}" / pipeline
+            settings = [*overrides, f"{axis}={value}", f"benchmark.pipelines=[{pipeline}]", "benchmark.tasks=[]"]
+            points.append(Point(axis=str(axis), value=value, pipeline=pipeline, **_alone(settings, folder)))
+            logger.info("%s", points[-1])
     write_json(run_folder / "growth.json", {"points": [asdict(point) for point in points]})
     with atomic_write(run_folder / "growth.png") as temporary:
         growth_figure(points).savefig(temporary, dpi=150)
-    _show(points)
+    table = FittingTable("Growth", ("setting", "value", "pipeline", "s per study", "peak MB"), left=("pipeline",))
+    for point in points:
+        cells = f"{point.value:g}", point.pipeline, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
+        table.add_row(point.axis, *cells)
+    Console().print(table)
     Console().print(f"{run_folder / 'growth.json'}", soft_wrap=True, highlight=False)
-    return points
 
 
 def _alone(overrides: Sequence[str], folder: Path) -> dict[str, float]:
@@ -71,18 +66,17 @@ def _alone(overrides: Sequence[str], folder: Path) -> dict[str, float]:
 
 
 def growth_figure(points: Sequence[Point]) -> Figure:
-    """Return one column per setting: seconds per study above, peak memory below, one line per way."""
+    """Figure with a column per setting: seconds per study above, peak memory below, one line per pipeline."""
     axes_names = list(dict.fromkeys(point.axis for point in points))
     figure = Figure(figsize=(3.2 * len(axes_names) + 0.5, 5), layout="constrained")
     grid = figure.subplots(2, len(axes_names), squeeze=False, sharex="col")
     for column, axis in enumerate(axes_names):
         for row, (key, label) in enumerate((("seconds_per_study", "s per training study"), ("peak_mb", "peak MB"))):
             panel = grid[row][column]
-            for way in dict.fromkeys(point.way for point in points):
-                own = [point for point in points if (point.axis, point.way) == (axis, way)]
-                panel.plot(
-                    [point.value for point in own], [getattr(point, key) for point in own], marker="o", label=way
-                )
+            for pipeline in dict.fromkeys(point.pipeline for point in points):
+                own = [point for point in points if (point.axis, point.pipeline) == (axis, pipeline)]
+                heights = [getattr(point, key) for point in own]
+                panel.plot([point.value for point in own], heights, marker="o", label=pipeline)
             panel.set_ylim(bottom=0)
             panel.spines[["top", "right"]].set_visible(False)
             if column == 0:
@@ -90,11 +84,3 @@ def growth_figure(points: Sequence[Point]) -> Figure:
         grid[1][column].set_xlabel(axis)
     grid[0][0].legend(frameon=False)
     return figure
-
-
-def _show(points: Sequence[Point]) -> None:
-    table = FittingTable("Growth", ("setting", "value", "way", "s per study", "peak MB"), left=("way",))
-    for point in points:
-        cells = f"{point.value:g}", point.way, f"{point.seconds_per_study:.3f}", f"{point.peak_mb:.0f}"
-        table.add_row(point.axis, *cells)
-    Console().print(table)

@@ -1,4 +1,4 @@
-"""What each way to train takes of memory: told beforehand, and measured in a process of its own."""
+"""Memory that training takes in each setting: estimated beforehand, and measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -35,15 +35,12 @@ STEPS = 3
 """Training steps of which the highest use of memory is measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
-    """One way to train.
+    """One setting of training: a name for people, and what differs from `conf/model` and the chosen optimizer.
 
-    Attributes:
-        name: For people.
-        model: Settings of the network that differ from `conf/model`.
-        from_features: Whether training starts at the stem's features, as on a feature bank.
-        optimizer: A file of `conf/optimizer`; None for the one that was chosen.
+    With `from_features` training starts at the stem's features, as on a feature bank; `optimizer` is a file of
+    `conf/optimizer`.
     """
 
     name: str
@@ -52,36 +49,25 @@ class Setting:
     optimizer: str | None = None
 
 
+_LAST_STAGES, _LAST_BLOCKS = {"trainable_from": "blocks.5"}, {"trainable_from": "blocks.6.2"}
+_CHECKPOINT = {"checkpoint_tail": True}
 SETTINGS: tuple[Setting, ...] = (
-    Setting(name="everything learns", model={"trainable_from": "conv_stem", "focus": None}),
-    Setting(name="two last stages", model={"trainable_from": "blocks.5"}),
-    Setting(name="two last stages, checkpoint_tail", model={"trainable_from": "blocks.5", "checkpoint_tail": True}),
-    Setting(name="two last blocks", model={"trainable_from": "blocks.6.2"}),
-    Setting(name="two last stages, feature_bank", model={"trainable_from": "blocks.5"}, from_features=True),
-    Setting(
-        name="experiment=low_memory",
-        model={"trainable_from": "blocks.6.2", "checkpoint_tail": True},
-        from_features=True,
-        optimizer="adafactor",
-    ),
+    Setting("everything learns", {"trainable_from": "conv_stem", "focus": None}),
+    Setting("two last stages", _LAST_STAGES),
+    Setting("two last stages, checkpoint_tail", _LAST_STAGES | _CHECKPOINT),
+    Setting("two last blocks", _LAST_BLOCKS),
+    Setting("two last stages, feature_bank", _LAST_STAGES, from_features=True),
+    Setting("experiment=low_memory", _LAST_BLOCKS | _CHECKPOINT, from_features=True, optimizer="adafactor"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one way to train takes; memory in MB of 10^6 bytes.
+    """Memory that training takes in one setting with a batch of studies, in MB of 10^6 bytes.
 
-    Attributes:
-        setting: Its name.
-        batch: Studies per step.
-        precision: The trainer's.
-        parameters: Number of all.
-        trainable: Number of those that learn.
-        activations_mb: Kept by the forward pass of a batch for its backward pass.
-        optimizer_mb: State of the optimizer.
-        told_mb: Peak of all tensors, told beforehand.
-        peak_mb: Measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
-            the network was built; None where it would not have fitted.
+    Activations are what the forward pass keeps for the backward pass, `estimated_mb` is the peak of all tensors, and
+    `peak_mb` was measured: on a GPU the most that was allocated, else resident memory beyond that of the process before
+    the network was built; None where it would not have fitted.
     """
 
     setting: str
@@ -91,11 +77,11 @@ class Row:
     trainable: int
     activations_mb: float
     optimizer_mb: float
-    told_mb: float
+    estimated_mb: float
     peak_mb: float | None
 
 
-def run(config: DictConfig) -> list[Row]:
+def measure_memory(config: DictConfig) -> None:
     """Measure every setting, print the table and write memory.json into the run folder."""
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -110,22 +96,20 @@ def run(config: DictConfig) -> list[Row]:
         settings = plain["model"] | {"weights": "none"} | dict(setting.model)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             try:
-                found = alone.submit(measure_memory, setting, settings, chosen, shapes, precisions, device).result()
+                found = alone.submit(measure_setting, setting, settings, chosen, shapes, precisions, device).result()
             except ModelError as error:
                 logger.warning("%s is left out. %s", setting.name, error)
                 continue
         rows += found
         logger.info("%s: %s", setting.name, found)
-    write_json(
-        Path(config.paths.run) / "memory.json",
-        {"grid": grid, "device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]},
-    )
+    file = Path(config.paths.run) / "memory.json"
+    record = {"grid": grid, "device": name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    write_json(file, record)
     _show(rows, f"grid {' x '.join(map(str, shapes[0][2:]))}, {name}")
-    Console().print(f"{Path(config.paths.run) / 'memory.json'}", soft_wrap=True, highlight=False)
-    return rows
+    Console().print(f"{file}", soft_wrap=True, highlight=False)
 
 
-def measure_memory(
+def measure_setting(
     setting: Setting,
     model: Mapping[str, Any],
     optimizer: Mapping[str, Any],
@@ -142,34 +126,27 @@ def measure_memory(
     for shape in shapes:
         halves = [HALVES[precision] if on_gpu else None for precision in precisions]
         # As much in every half precision.
-        told = training_memory(
-            network,
-            shape,
-            make,
-            from_features=setting.from_features,
-            filling=1,
-            device=device,
-            autocast=halves[0],
+        from_features = setting.from_features
+        estimate = training_memory(
+            network, shape, make, from_features=from_features, filling=1, device=device, autocast=halves[0]
         )
         for arithmetic, half in zip(precisions, halves, strict=True):
             peak_mb = None
-            if told.peak < free:
+            if estimate.peak < free:
                 network.to(device)
-                peak_mb = _train(network, make, shape, half, from_features=setting.from_features, before=before) / 1e6
-            parameters = list(network.parameters())
-            rows.append(
-                Row(
-                    setting=setting.name,
-                    batch=shape[0],
-                    precision=arithmetic,
-                    parameters=sum(parameter.numel() for parameter in parameters),
-                    trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-                    activations_mb=told.activations / 1e6,
-                    optimizer_mb=told.optimizer / 1e6,
-                    told_mb=told.peak / 1e6,
-                    peak_mb=peak_mb,
-                )
+                peak_mb = _train(network, make, shape, half, from_features=from_features, before=before) / 1e6
+            row = Row(
+                setting=setting.name,
+                batch=shape[0],
+                precision=arithmetic,
+                parameters=sum(one.numel() for one in network.parameters()),
+                trainable=sum(one.numel() for one in network.parameters() if one.requires_grad),
+                activations_mb=estimate.activations / 1e6,
+                optimizer_mb=estimate.optimizer / 1e6,
+                estimated_mb=estimate.peak / 1e6,
+                peak_mb=peak_mb,
             )
+            rows.append(row)
     return rows
 
 
@@ -194,12 +171,12 @@ def _train(
     with freed_memory_kept():
         for _ in range(STEPS):
             with torch.autocast(device, dtype=half, enabled=half is not None):
-                answer = network.answer(network.stem(volumes) if features is None else features)
-                loss = nn.functional.cross_entropy(answer.logits, labels)
-                if answer.tumour is not None:
-                    loss = loss + answer.tumour.mean()
+                output = network.answer(network.stem(volumes) if features is None else features)
+                loss = nn.functional.cross_entropy(output.logits, labels)
+                if output.tumour is not None:
+                    loss = loss + output.tumour.mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            del answer, loss
+            del output, loss
             optimizer.step()
             optimizer.zero_grad()
     return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
@@ -212,18 +189,17 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    """Return the highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
+    """Highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float(psutil.Process().memory_info().rss)
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return float(line.split()[1]) * 1024
+    return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def _show(rows: Sequence[Row], where: str) -> None:
-    numbers = ("parameters", "trainable", "activations", "optimizer", "told", "peak", "share")
+    numbers = ("parameters", "trainable", "activations", "optimizer", "estimated", "peak", "share")
     table = FittingTable(f"Memory of training in MB, {where}", ("", "batch", "precision", *numbers))
-    whole = {(row.batch, row.precision): row.peak_mb or row.told_mb for row in reversed(rows)}
+    whole = {(row.batch, row.precision): row.peak_mb or row.estimated_mb for row in reversed(rows)}
     for row in rows:
         table.add_row(
             row.setting,
@@ -231,8 +207,8 @@ def _show(rows: Sequence[Row], where: str) -> None:
             row.precision,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.trainable / 1e6:.1f} M",
-            *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.told_mb)),
+            *(f"{value:.0f}" for value in (row.activations_mb, row.optimizer_mb, row.estimated_mb)),
             "does not fit" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-            f"{(row.peak_mb or row.told_mb) / whole[row.batch, row.precision]:.2f}",
+            f"{(row.peak_mb or row.estimated_mb) / whole[row.batch, row.precision]:.2f}",
         )
     Console().print(table)

@@ -27,7 +27,7 @@ FROZEN_STAGES = 5
 
 
 def model(channels: int) -> nn.Module:
-    """Return MONAI's untrained B7 with its first part frozen."""
+    """MONAI's untrained B7 with its first part frozen."""
     network = EfficientNetBN("efficientnet-b7", pretrained=False, spatial_dims=3, in_channels=channels, num_classes=2)
     for part in (network._conv_stem, network._bn0, *network._blocks[:FROZEN_STAGES]):
         part.requires_grad_(False)
@@ -37,7 +37,7 @@ def model(channels: int) -> nn.Module:
 def batches(
     studies: Sequence[Study], sequences: Sequence[str], shape: Sequence[int], *, batch_size: int, seed: int
 ) -> Any:
-    """Return a loader of {"image": [B, C, D, H, W], "label": [B]}: read and resized once, augmented anew each epoch.
+    """Loader of {"image": [B, C, D, H, W], "label": [B]}: read and resized once, augmented anew each epoch.
 
     Ranges and probabilities are those of `conf/augment/default.yaml`, as far as MONAI has the same effects.
     """

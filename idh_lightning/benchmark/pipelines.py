@@ -1,4 +1,4 @@
-"""Seconds and memory of training beside the plain way and MONAI's way, and of preparing, explaining and predicting."""
+"""Seconds and memory of training beside a plain pipeline and MONAI's, and of preparing, explaining and predicting."""
 
 from __future__ import annotations
 
@@ -61,70 +61,62 @@ TASKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One way to train, measured.
+    """Seconds and memory of one pipeline, a key of `TITLES`; else a note why it was not measured.
 
-    Attributes:
-        way: A key of `TITLES`.
-        seconds_per_study: Median over the repetitions, reading and augmentation included; None if it was not measured.
-        peak_mb: Highest resident memory of this process and its workers while it ran.
-        peak_gpu_mb: Most that was allocated on the GPU at once; None without one.
-        once_per_view_s: Seconds per study and view that were spent before, to fill the bank; else 0.
-        note: Why it was not measured.
+    `seconds_per_study` is the median over the repetitions, reading and augmentation included; `peak_mb` the highest
+    resident memory of this process and its workers meanwhile, `peak_gpu_mb` the most that was allocated on the GPU at
+    once; `once_per_view_s` the seconds per study and view that were spent before, to fill the bank.
     """
 
-    way: str
+    pipeline: str
     seconds_per_study: float | None = None
     peak_mb: float | None = None
     peak_gpu_mb: float | None = None
     once_per_view_s: float = 0.0
     note: str = ""
 
+    def __str__(self) -> str:
+        """Sentence for the log."""
+        on_gpu = "" if self.peak_gpu_mb is None else f", {self.peak_gpu_mb:.0f} MB on the GPU"
+        measured = f"{self.seconds_per_study:.3f} s per study, {self.peak_mb:.0f} MB{on_gpu}" if not self.note else ""
+        return f"{self.pipeline}: {measured or self.note}"
 
-def run(config: DictConfig) -> list[Measured]:
-    """Measure every way, one after the other, and write benchmark.json and benchmark.png into the run folder.
+
+def measure_pipelines(config: DictConfig) -> None:
+    """Measure every pipeline, one after the other, and write benchmark.json and benchmark.png into the run folder.
 
     Raises:
-        ConfigError: If a way or a task is unknown.
+        ConfigError: If a pipeline or a task is unknown.
     """
-    ways, tasks = list(config.benchmark.ways), list(config.benchmark.tasks)
-    _check(ways, tasks)
+    pipelines, tasks = list(config.benchmark.pipelines), list(config.benchmark.tasks)
+    _check(pipelines, tasks)
     check(config)
     run_folder = Path(config.paths.run)
     prepared = prepare(config)
     data = data_module(config, prepared)
     measured = []
-    for way in ways:
-        logger.info("%s ...", TITLES[way])
+    for pipeline in pipelines:
+        logger.info("%s ...", TITLES[pipeline])
         torch.manual_seed(config.seed)
         network = classifier(config, prepared).network.to(device_of(config))
-        measured.append(_WAYS[way](config, data, network))
-        logger.info("%s: %s", way, _words(measured[-1]))
+        measured.append(_PIPELINES[pipeline](config, data, network))
+        logger.info("%s", measured[-1])
         del network
         gc.collect()
     seconds = {}
     for task in tasks:
         network = classifier(config, prepared).network.to(device_of(config))
-        seconds[task] = TASKS_OF[task](config, data, network.eval())
+        seconds[task] = _TASKS[task](config, data, network.eval())
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
-    figure = _chart(measured)
     with atomic_write(run_folder / "benchmark.png") as temporary:
-        figure.savefig(temporary, dpi=150)
+        _chart(measured).savefig(temporary, dpi=150)
     _show(config, measured, seconds, run_folder)
-    return measured
 
 
-def _words(one: Measured) -> str:
-    if one.seconds_per_study is None or one.peak_mb is None:
-        return one.note
-    return f"{one.seconds_per_study:.3f} s per study, {one.peak_mb:.0f} MB" + (
-        "" if one.peak_gpu_mb is None else f", {one.peak_gpu_mb:.0f} MB on the GPU"
-    )
-
-
-def _check(ways: Sequence[str], tasks: Sequence[str] = ()) -> None:
-    for key, found, known in (("ways", ways, TITLES), ("tasks", tasks, TASKS)):
-        if any(one not in known for one in found) or (key == "ways" and not found):
+def _check(pipelines: Sequence[str], tasks: Sequence[str] = ()) -> None:
+    for key, found, known in (("pipelines", pipelines, TITLES), ("tasks", tasks, TASKS)):
+        if any(one not in known for one in found) or (key == "pipelines" and not found):
             raise ConfigError(f"benchmark.{key}: found {list(found)}; expected some of {', '.join(known)}. Correct it.")
 
 
@@ -136,14 +128,15 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
     stock: nn.Module = network.train().network
     restore_convolutions(stock)
     model = _Learner(stock, config)
+    chosen, size = data.studies["train"][: int(config.benchmark.studies)], int(config.data.batches.batch_size)
 
     def epoch() -> int:
-        batches = _batches(data.studies["train"], config)
-        for studies in batches:
+        for start in range(0, len(chosen), size):
+            studies = chosen[start : start + size]
             subjects = [augmentation(_resampled(study, data.store.sequences, shape)) for study in studies]
             volumes = torch.stack([subject["image"].data.permute(0, 3, 2, 1).float() for subject in subjects])
             model.step(stock, volumes, torch.tensor([study.label for study in studies]))
-        return sum(map(len, batches))
+        return len(chosen)
 
     return _measure("plain", config, epoch)
 
@@ -172,7 +165,7 @@ def _bank(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> 
 def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
     """Cache what does not change, augment with MONAI's transforms, float32 and one pass through MONAI's B7."""
     if importlib.util.find_spec("monai") is None:
-        return Measured(way="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
+        return Measured(pipeline="monai", note="not installed; pip install 'idh_lightning[benchmark]'")
     from idh_lightning.benchmark.monai_pipeline import batches, model
 
     shape = data.store.open(data.studies["train"][0]).image.shape[1:]
@@ -193,14 +186,13 @@ def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
 def _epochs_of(
     config: DictConfig, data: IDHDataModule, network: StemTailNetwork, logits: Callable[[Tensor], Tensor]
 ) -> Callable[[], int]:
-    """Return what trains on the data module's next epoch each time it is called."""
+    """Function that trains on the data module's next epoch each time it is called."""
     model = _Learner(network.train(), config, as_trained=True)
     epochs = count()
 
     def epoch() -> int:
         seen = 0
-        for batch in data.training_loader(next(epochs)):
-            inputs, labels = batch[:2]
+        for inputs, labels, *_ in data.training_loader(next(epochs)):
             model.step(logits, inputs, labels)
             seen += len(labels)
         return seen
@@ -208,12 +200,7 @@ def _epochs_of(
     return epoch
 
 
-_WAYS: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], Measured]] = {
-    "plain": _plain,
-    "on_the_fly": _on_the_fly,
-    "bank": _bank,
-    "monai": _monai,
-}
+_PIPELINES = {"plain": _plain, "on_the_fly": _on_the_fly, "bank": _bank, "monai": _monai}
 
 
 def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
@@ -244,34 +231,24 @@ def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetw
 
 
 def _seconds(action: Callable[[], object], repeats: int) -> float:
-    """Return the median of the repetitions after one that is not counted."""
+    """Median of the repetitions after one that is not counted."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         action()
-        wait_for_gpu()
+        _wait_for_gpu()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
 
-TASKS_OF: dict[str, Callable[[DictConfig, IDHDataModule, StemTailNetwork], float]] = {
-    "prepare": _prepare_task,
-    "explain": _explain_task,
-    "predict": _predict_task,
-}
+_TASKS = {"prepare": _prepare_task, "explain": _explain_task, "predict": _predict_task}
 
 
 class _Learner:
     """The least that training takes: loss, backward pass, clipping and AdamW over what is trainable."""
 
     def __init__(self, network: nn.Module, config: DictConfig, *, as_trained: bool = False) -> None:
-        """Take what is trainable of a network.
-
-        Args:
-            network: On its device.
-            config: Says where and how training computes.
-            as_trained: Whether to compute as this project's training does; else in float32 and with stock AdamW.
-        """
+        """Take what is trainable of a network; without `as_trained` it computes in float32 and with stock AdamW."""
         self.device = device_of(config)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=as_trained or None)
@@ -290,33 +267,22 @@ class _Learner:
         self.optimizer.zero_grad()
 
 
-def _batches(studies: Sequence[Study], config: DictConfig) -> list[Sequence[Study]]:
-    size = int(config.data.batches.batch_size)
-    chosen = studies[: int(config.benchmark.studies)]
-    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
-
-
 def _resampled(study: Study, sequences: Sequence[str], shape: Sequence[int]) -> tio.Subject:
-    """Return a study as the plain way sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
+    """Study as the plain pipeline sees it: squeezed to the grid by SimpleITK, z-normalised where not zero."""
     channels = []
     for name in sequences:
         image = sitk.ReadImage(str(study.files[name]), sitk.sitkFloat32)
         size = list(reversed(shape))
-        spacing = [
-            old * length / new for old, length, new in zip(image.GetSpacing(), image.GetSize(), size, strict=True)
-        ]
-        resampled = sitk.Resample(
-            image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing, image.GetDirection(), 0.0
-        )
-        array = sitk.GetArrayFromImage(resampled)
+        spacing = (np.array(image.GetSpacing()) * image.GetSize() / size).tolist()
+        form = image.GetOrigin(), spacing, image.GetDirection()
+        array = sitk.GetArrayFromImage(sitk.Resample(image, size, sitk.Transform(), sitk.sitkLinear, *form, 0.0))
         brain = array != 0
         array[brain] = (array[brain] - array[brain].mean()) / array[brain].std()
         channels.append(array)
-    tensor = torch.from_numpy(np.stack(channels)).permute(0, 3, 2, 1)
-    return tio.Subject(image=tio.ScalarImage(tensor=tensor))
+    return tio.Subject(image=tio.ScalarImage(tensor=torch.from_numpy(np.stack(channels)).permute(0, 3, 2, 1)))
 
 
-def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
+def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, once_per_view_s: float = 0.0) -> Measured:
     """Time the repetitions after one that is not counted."""
     epoch()
     seconds = []
@@ -325,29 +291,29 @@ def _measure(way: str, config: DictConfig, epoch: Callable[[], int], *, once_per
         for repeat in range(int(config.benchmark.repeats)):
             start = time.perf_counter()
             studies = epoch()
-            wait_for_gpu()
+            _wait_for_gpu()
             seconds.append((time.perf_counter() - start) / studies)
-            logger.info("%s, repetition %d: %d studies, %.2f s each", way, repeat + 1, studies, seconds[-1])
+            logger.info("%s, repetition %d: %d studies, %.2f s each", pipeline, repeat + 1, studies, seconds[-1])
     return Measured(
-        way=way,
+        pipeline=pipeline,
         seconds_per_study=statistics.median(seconds),
         peak_mb=peak[0] / 2**20,
-        peak_gpu_mb=gpu_peak_mb() if device_of(config) == "cuda" else None,
+        peak_gpu_mb=torch.cuda.max_memory_allocated() / 2**20 if device_of(config) == "cuda" else None,
         once_per_view_s=once_per_view_s,
     )
 
 
 def device_of(config: DictConfig) -> str:
-    """Return where training takes place, "cuda" or "cpu"."""
+    """Device of training, "cuda" or "cpu"."""
     return "cuda" if on_gpu(config.trainer) else "cpu"
 
 
 def device_name(config: DictConfig) -> str:
-    """Return the name of the GPU that training uses, or "cpu"."""
+    """Name of the GPU that training uses, or "cpu"."""
     return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
 
 
-def wait_for_gpu() -> None:
+def _wait_for_gpu() -> None:
     """Wait until the GPU, if there is one, has done what it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -361,14 +327,9 @@ def forget_gpu_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def gpu_peak_mb() -> float:
-    """Return the most that was allocated on the GPU since `forget_gpu_peak`, in MB of 2^20 bytes."""
-    return torch.cuda.max_memory_allocated() / 2**20
-
-
 @contextmanager
 def _peak() -> Iterator[list[float]]:
-    """Give a list whose only value becomes the highest resident memory meanwhile, this process and its children."""
+    """Highest resident memory meanwhile, of this process and its children, as the only value of a list."""
     process, found, done = psutil.Process(), [0.0], threading.Event()
 
     def resident() -> float:
@@ -395,25 +356,22 @@ def _peak() -> Iterator[list[float]]:
 
 
 def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, float] | None:
-    """Return how many times faster a whole training on the bank is, filling it included, than the yardstick."""
-    bank, first = next((one for one in measured if one.way == "bank"), None), measured[0].seconds_per_study
+    """Speed of a whole training on the bank, filling it included, as a multiple of the yardstick's."""
+    bank, first = next((one for one in measured if one.pipeline == "bank"), None), measured[0].seconds_per_study
     if bank is None or bank.seconds_per_study is None or first is None:
         return None
-    views, epochs, studies = (int(config.benchmark[key]) for key in ("views", "epochs", "training_studies"))
-    with_bank = views * bank.once_per_view_s + epochs * bank.seconds_per_study
-    yardstick = epochs * first
-    return {
-        "views": views,
-        "epochs": epochs,
-        "training_studies": studies,
-        "hours": with_bank * studies / 3600,
-        "hours_of_the_yardstick": yardstick * studies / 3600,
+    example: dict[str, float] = {key: int(config.benchmark[key]) for key in ("views", "epochs", "training_studies")}
+    with_bank = example["views"] * bank.once_per_view_s + example["epochs"] * bank.seconds_per_study
+    yardstick = example["epochs"] * first
+    return example | {
+        "hours": with_bank * example["training_studies"] / 3600,
+        "hours_of_the_yardstick": yardstick * example["training_studies"] / 3600,
         "times_as_fast": yardstick / with_bank,
     }
 
 
 def _ratio(measured: Sequence[Measured], one: Measured) -> float | None:
-    """Return how many times as fast as the first one a way is."""
+    """Speed of a pipeline as a multiple of that of the first one."""
     first = measured[0].seconds_per_study
     return None if first is None or one.seconds_per_study is None else first / one.seconds_per_study
 
@@ -434,20 +392,12 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
 def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
     console = Console()
     title = f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}"
-    table = FittingTable(title, ("way", "s per study", "times as fast", "peak MB", "on the GPU"))
+    table = FittingTable(title, ("pipeline", "s per study", "times as fast", "peak MB", "on the GPU"))
     for one in measured:
         ratio = _ratio(measured, one)
-        cells = (
-            (one.note, "", "", "")
-            if one.seconds_per_study is None or one.peak_mb is None
-            else (
-                f"{one.seconds_per_study:.3f}",
-                "" if ratio is None else f"{ratio:.1f}",
-                f"{one.peak_mb:.0f}",
-                "" if one.peak_gpu_mb is None else f"{one.peak_gpu_mb:.0f}",
-            )
-        )
-        table.add_row(TITLES[one.way], *cells)
+        found = (one.seconds_per_study, ".3f"), (ratio, ".1f"), (one.peak_mb, ".0f"), (one.peak_gpu_mb, ".0f")
+        seconds_cell, *cells = ("" if value is None else f"{value:{form}}" for value, form in found)
+        table.add_row(TITLES[one.pipeline], seconds_cell or one.note, *cells)
     console.print(table)
     if seconds:
         table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))
@@ -458,7 +408,7 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
     if example:
         console.print(
             f"Training {example['training_studies']} studies for {example['epochs']} epochs on {example['views']} "
-            f"views, filling the bank included: {example['times_as_fast']:.1f} times as fast as {measured[0].way}."
+            f"views, filling the bank included: {example['times_as_fast']:.1f} times as fast as {measured[0].pipeline}."
         )
     console.print(f"{run_folder / 'benchmark.json'}", soft_wrap=True, highlight=False)
 
@@ -467,7 +417,7 @@ def _chart(measured: Sequence[Measured]) -> Figure:
     shown = [one for one in measured if one.seconds_per_study is not None]
     figure = Figure(figsize=(8, 0.7 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([TITLES[one.way] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
+    bars = axes.barh([TITLES[one.pipeline] for one in shown], [float(one.seconds_per_study or 0) for one in shown])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("seconds per training study")

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from idh_lightning.attribution import REFERENCED, SCORES, Method, mean_mask, study_rows
-from idh_lightning.callbacks.gathering import gathered
+from idh_lightning.callbacks.predictions import gathered
 from idh_lightning.cli.signals import end_with
 from idh_lightning.cli.tables import number
 from idh_lightning.cohort import Study

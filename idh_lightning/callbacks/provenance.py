@@ -1,4 +1,4 @@
-"""What it took to make a run and would take to repeat it: provenance.json, environment.txt, changes.patch."""
+"""Provenance of a run: provenance.json, environment.txt, changes.patch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,9 @@ from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
 
 _PACKAGES = (
-    "idh_lightning",
-    "torch",
-    "lightning",
-    "timm",
-    "timm_3d",
-    "torchio",
-    "torchcam",
-    "torchmetrics",
-    "hydra-core",
-    "SimpleITK",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-)
+    "idh_lightning", "torch", "lightning", "timm", "timm_3d", "torchio", "torchcam", "torchmetrics", "hydra-core",
+    "SimpleITK", "scikit-learn", "numpy", "pandas",
+)  # fmt: skip
 
 
 class Provenance(Callback):
@@ -55,10 +44,13 @@ class Provenance(Callback):
         """
         self.path = run_folder / "provenance.json"
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        module = spec.name if spec is not None else Path(sys.argv[0]).stem
         self.record |= {
-            "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
             "git_commit": git_commit(),
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in _PACKAGES},
             "hardware": _hardware(),
             "threads": torch.get_num_threads(),
             **known,
@@ -75,10 +67,9 @@ class Provenance(Callback):
                 write_text(self.run_folder / "changes.patch", changes)
         self.record["processes"] = trainer.world_size
         self._began[stage] = time.perf_counter()
-        parameters = list(pl_module.parameters())
         self.record["parameters"] = {
-            "total": sum(parameter.numel() for parameter in parameters),
-            "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "total": sum(one.numel() for one in pl_module.parameters()),
+            "trainable": sum(one.numel() for one in pl_module.parameters() if one.requires_grad),
         }
         self.record["precision"] = str(trainer.precision)
         if isinstance(network := getattr(pl_module, "network", None), StemTailNetwork):
@@ -117,46 +108,29 @@ class Provenance(Callback):
         write_json(self.path, self.record)
 
 
-def _module_name() -> str:
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name if spec is not None else Path(sys.argv[0]).stem
-
-
 def git_commit() -> str | None:
-    """Return the commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
-    folder = Path(__file__).resolve().parent
+    """Commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
     try:
-        inside = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True, check=False
-        )
-        if inside.returncode:
-            return None
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=folder, capture_output=True, check=True
-        )
+        _git("ls-files", "--error-unmatch", __file__)
+        return _git("describe", "--always", "--dirty", "--abbrev=40").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.decode().strip()
 
 
 def _changes() -> str | None:
-    """Return how the checkout's tracked files differ from its commit, or None."""
-    if not (git_commit() or "").endswith("-dirty"):
-        return None
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(["git", "diff", "HEAD"], cwd=root, capture_output=True, check=True).stdout.decode(
-        errors="replace"
-    )
+    """Differences of the checkout's tracked files from its commit, or None."""
+    return _git("diff", "HEAD", "--no-relative") if (git_commit() or "").endswith("-dirty") else None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
+    return done.stdout.decode(errors="replace")
 
 
 def _environment() -> str:
-    """Return every installed package as `name==version`, as pip reads it."""
+    """Every installed package as `name==version`, as pip reads it."""
     found = {f"{package.metadata['Name']}=={package.version}" for package in importlib.metadata.distributions()}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _hardware() -> dict[str, object]:
@@ -169,7 +143,7 @@ def _hardware() -> dict[str, object]:
 
 
 def _peak_memory_gb() -> dict[str, float]:
-    """Return peak resident memory of this process and of the largest of its finished children, and peak CUDA memory."""
+    """Peak resident memory of this process and of the largest of its finished children, and peak CUDA memory."""
     kibibytes = 1 if sys.platform != "darwin" else 1 / 1024
     peak = {
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes / 2**20,

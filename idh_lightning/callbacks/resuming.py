@@ -1,4 +1,4 @@
-"""What makes a resumed training equal to an undisturbed one: random numbers, whole checkpoints, curves that go on."""
+"""Exact resumption of a training: random numbers per batch, whole checkpoints, curves that go on."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             StorageError: If the disk is full; the checkpoint that was there before is as it was.
         """
-        place = Path(path)
+        file = Path(path)
         try:
-            with atomic_write(place) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            with atomic_write(file) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
         except (OSError, RuntimeError) as error:
             # torch.save puts an error of its own over that of the system.
-            full = StorageError.of(error, place) or StorageError.of(error.__context__, place)
+            full = StorageError.of(error, file) or StorageError.of(error.__context__, file)
             if full is None:
                 raise
             raise full from error
@@ -73,23 +73,19 @@ class CurveLogger(Logger):
     """
 
     def __init__(self, *, folder: str) -> None:
-        """Begin with the rows that are there; `keep` says how many of them count.
-
-        Args:
-            folder: Holds metrics.csv.
-        """
+        """Take the folder of metrics.csv; `keep` says how many of the rows that are there count."""
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
-        """Return no name: the file lies in the run folder itself."""
+        """No name: the file lies in the run folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Return no version, likewise."""
+        """No version, likewise."""
         return ""
 
     def keep(self, steps: int | None = None) -> None:
@@ -128,5 +124,5 @@ class CurveLogger(Logger):
 
 
 def _is_first() -> bool:
-    """Return whether this is the process of several that writes."""
+    """Whether this is the process of several that writes."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0

@@ -31,15 +31,15 @@ from idh_lightning.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-FIGURES: tuple[str, ...] = ("roc", "precision_recall", "confusion_matrix", "reliability", "learning_curves")
+_FIGURES: tuple[str, ...] = ("roc", "precision_recall", "confusion_matrix", "reliability", "learning_curves")
 """Figures of a run that show groups of patients only."""
 
-Mode = Literal["auto", "online", "offline", "disabled"]
+_Mode = Literal["auto", "online", "offline", "disabled"]
 
-CHECK_S = 5.0
+_CHECK_S = 5.0
 """Longest time in which the server must answer a request; else the run goes offline."""
 
-INIT_S = 30.0
+_INIT_S = 30.0
 """Longest time in which it must answer then."""
 
 
@@ -68,14 +68,11 @@ class Tracker(WandbLogger):
                 "name of their study. Set logger.wandb.identifiers=true as well, or leave images out."
             )
         wandb = _wandb()
-        self.note = note
-        self.run_folder = run_folder
-        self.images = images
-        self.identifiers = identifiers
-        self.model = model
+        self.note, self.run_folder = note, run_folder
+        self.images, self.identifiers, self.model = images, identifiers, model
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="hidden")
-        quiet.init_timeout = INIT_S
+        quiet.init_timeout = _INIT_S
         if "WANDB_SWEEP_ID" not in os.environ:  # the agent of a W&B sweep names its runs itself
             # A resumed run goes on under its name.
             name = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
@@ -93,38 +90,31 @@ class Tracker(WandbLogger):
             except _wandb().errors.Error as error:  # no answer, a key that is not valid, no leave for the project
                 if self._wandb_init["mode"] == "offline":
                     raise
-                self._go_offline(" ".join(str(error).split()))
+                self.note = " ".join(str(error).split())
+                logger.warning("Weights & Biases cannot be had (%s); going on offline.", self.note)
+                finish_tracking()
+                self._wandb_init["mode"] = "offline"
+                if self._wandb_init.get("id"):
+                    self._wandb_init["id"] += "-offline"  # the first one is still in use
                 _ = super().experiment
             if self._wandb_init["mode"] == "offline":
                 folder = Path(self._experiment.dir).parent  # type: ignore[attr-defined]
                 logger.info("Weights & Biases is offline; later: wandb sync %s", shlex.quote(str(folder)))
         return self._experiment
 
-    def _go_offline(self, why: str) -> None:
-        logger.warning("Weights & Biases cannot be had (%s); going on offline.", why)
-        self.note = why
-        finish_tracking()
-        self._wandb_init["mode"] = "offline"
-        if self._wandb_init.get("id"):
-            self._wandb_init["id"] += "-offline"  # the first one is still in use
-
     def log_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Record the configuration without folders, files and identifiers of excluded patients."""
         self.log_hyperparams(without_places(recipe))
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
-        """Record metrics, figures, predictions and, where allowed, Grad-CAM panels and the model.
-
-        Args:
-            metrics: Content of metrics.json.
-        """
+        """Record metrics.json, figures, predictions and, where allowed, Grad-CAM panels and the model."""
         wandb, run = _wandb(), self.experiment
         for split in ("validation", "test"):
             for name, entry in metrics.get(split, {}).items():
                 if isinstance(entry, Mapping) and entry.get("value") is not None:
                     for end in ("value", "low", "high", "n"):
                         run.summary[f"{split}/{name}/{end}"] = entry.get(end)
-        for name in FIGURES:
+        for name in _FIGURES:
             if (file := self.run_folder / "figures" / f"{name}.png").is_file():
                 run.log({f"figures/{name}": wandb.Image(str(file))})
         predictions = read_table(self.run_folder / "predictions.csv")
@@ -142,13 +132,14 @@ class Tracker(WandbLogger):
         if self.identifiers:
             return predictions
         key = self._key()
-        hidden = {
-            name: predictions[name].map(lambda text: _hidden(str(text), key)) for name in ("study_id", "patient_id")
-        }
-        return predictions.assign(**hidden)
+
+        def hidden(name: object) -> str:
+            return hmac.new(key, str(name).encode(), hashlib.sha256).hexdigest()[:12]
+
+        return predictions.assign(**{column: predictions[column].map(hidden) for column in ("study_id", "patient_id")})
 
     def _key(self) -> bytes:
-        """Return the key of the hashes, which stays in the run folder; without it names could be tried out."""
+        """Key of the hashes, which stays in the run folder; without it names could be tried out."""
         file = self.run_folder / "tracking_key"
         if not file.is_file():
             with atomic_write(file) as temporary:
@@ -164,24 +155,17 @@ def wandb_logger(
     name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
-    mode: Mode = "auto",
+    mode: _Mode = "auto",
     images: bool = False,
     identifiers: bool = False,
     model: bool = False,
 ) -> Tracker | None:
-    """Return a logger that uploads only if the user asked for it; None where tracking is disabled.
+    """Logger that uploads only if the user asked for it; None where tracking is disabled.
 
-    Args:
-        run_folder: Holds the run's files.
-        save_dir: Where the run's files go; `wandb sync` can upload them later.
-        project: Name of the W&B project.
-        name: Of the run.
-        group: Of the run, for sweeps.
-        job_type: What the run is in its group, for example a fold.
-        mode: See `tracking_mode`.
-        images: Whether Grad-CAM panels, which show slices and the name of the study, may be recorded.
-        identifiers: Whether study and patient identifiers may be recorded; else keyed hashes stand for them.
-        model: Whether best.ckpt is recorded as an artefact.
+    `save_dir` holds W&B's own files, which `wandb sync` can upload later; project, name, group and job_type are
+    `wandb.init`'s. For mode see `tracking_mode`. Grad-CAM panels, which show slices and the name of the study, are
+    recorded with `images`, study and patient identifiers instead of keyed hashes with `identifiers`, and best.ckpt as
+    an artefact with `model`.
 
     Raises:
         ConfigError: If images are allowed and identifiers are not; and see `tracking_mode`.
@@ -193,23 +177,13 @@ def wandb_logger(
     if mode == "online" and (why := _unreachable(os.environ.get("WANDB_BASE_URL") or _wandb().Settings().base_url)):
         logger.warning("Weights & Biases cannot be had (%s); going on offline.", why)
         mode, note = "offline", why
-    return Tracker(
-        note=note,
-        run_folder=run_folder,
-        save_dir=save_dir,
-        images=images,
-        identifiers=identifiers,
-        model=model,
-        project=project,
-        name=name,
-        group=group,
-        job_type=job_type,
-        mode=mode,
-    )
+    allowed: dict[str, Any] = {"images": images, "identifiers": identifiers, "model": model}
+    settings: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type, "mode": mode}
+    return Tracker(run_folder=run_folder, save_dir=save_dir, note=note, **allowed, **settings)
 
 
 def without_places(recipe: Any) -> Any:
-    """Return a configuration without what says where or who: paths, file names, identifiers of excluded patients."""
+    """Configuration without places and identities: paths, file names, identifiers of excluded patients."""
     if isinstance(recipe, Mapping):
         kept = {key: without_places(value) for key, value in recipe.items() if key not in ("paths", "checkpoint")}
         if isinstance(kept.get("exclude"), list):
@@ -220,12 +194,8 @@ def without_places(recipe: Any) -> Any:
     return "(a path)" if isinstance(recipe, str) and "/" in recipe else recipe
 
 
-def _hidden(name: str, key: bytes) -> str:
-    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def tracking_mode(mode: Mode) -> Mode:
-    """Return what a mode means in this environment, without asking the network or the user.
+def tracking_mode(mode: _Mode) -> _Mode:
+    """Mode of tracking in this environment, without asking the network or the user.
 
     What the configuration says comes first, then WANDB_MODE and WANDB_DISABLED; else it is online if an API key is set
     or was stored by `wandb login`, and offline without.
@@ -272,11 +242,11 @@ def _wandb() -> Any:
 def _unreachable(address: str) -> str:
     """Return why a server, or the proxy before it, answers no request, or "" if it does, whatever it says."""
     host = urlparse(address).hostname
-    found = [f"{host} did not answer within {CHECK_S:g} s"]
+    found = [f"{host} did not answer within {_CHECK_S:g} s"]
 
     def ask() -> None:
         try:
-            urlopen(address, timeout=CHECK_S).close()
+            urlopen(address, timeout=_CHECK_S).close()
             found[0] = ""
         except HTTPError:
             found[0] = ""
@@ -286,12 +256,12 @@ def _unreachable(address: str) -> str:
     # Looking a name up takes no timeout.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(CHECK_S)
+    asking.join(_CHECK_S)
     return found[0]
 
 
 def _logged_in() -> bool:
-    """Return whether an API key is at hand, without asking the network or the user."""
+    """Whether an API key is at hand, without asking the network or the user."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -81,7 +81,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     "monitor": ("metric", "mode"),
     "benchmark": (
         "measure",
-        "ways",
+        "pipelines",
         "tasks",
         "studies",
         "repeats",
@@ -109,7 +109,7 @@ _KINDS: dict[str, Any] = {
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,
     "data.batches.workers": int | None,  # null: chosen for the machine
-    "benchmark.measure": Literal["ways", "memory", "growth"],
+    "benchmark.measure": Literal["pipelines", "memory", "growth"],
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     **dict.fromkeys(_COUNTS, int),
 }

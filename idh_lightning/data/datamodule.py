@@ -1,4 +1,4 @@
-"""The LightningDataModule."""
+"""LightningDataModules over the volume store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class IDHDataModule(lightning.LightningDataModule):
         workers: int = 0,
         mutant_fraction: float = 0.5,
     ) -> None:
-        """Hold what is needed to make loaders.
+        """Hold the settings.
 
         Args:
             studies: Split name -> studies; the names are train, validation and test.
@@ -70,12 +70,11 @@ class IDHDataModule(lightning.LightningDataModule):
         self._subjects: dict[str, list[tio.Subject]] = {}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the trainer's current epoch."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return self.training_loader(epoch)
+        """Loader of the trainer's current epoch."""
+        return self.training_loader(self.trainer.current_epoch if self.trainer is not None else 0)
 
     def training_loader(self, epoch: int) -> DataLoader[Any]:
-        """Return the loader of one epoch: the same draws with the same augmentation whenever it is asked for."""
+        """Loader of one epoch: the same draws with the same augmentation whenever it is asked for."""
         sampler = self.sampler(epoch)
         queue = StudyQueue(
             SeededSubjects(self.subjects("train"), transform=self.augmentation),
@@ -91,16 +90,16 @@ class IDHDataModule(lightning.LightningDataModule):
         return DataLoader(queue, batch_size=self.batch_size, num_workers=0, collate_fn=collate, drop_last=drop_last)
 
     def own_share(self, split: str) -> range:
-        """Return the places of the studies that this process evaluates: over all processes, each study once."""
-        rank, world_size = self._place_among_processes()
+        """Indices of the studies that this process evaluates: over all processes, each study once."""
+        rank, world_size = self._rank_and_world_size()
         return range(rank, len(self.studies[split]), world_size)
 
-    def _place_among_processes(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def sampler(self, epoch: int) -> ClassBalancedSampler:
-        """Return the draws of one epoch for this process."""
-        rank, world_size = self._place_among_processes()
+        """Draws of one epoch for this process."""
+        rank, world_size = self._rank_and_world_size()
         return ClassBalancedSampler(
             [study.label for study in self.studies["train"]],
             seed=self.seed,
@@ -111,19 +110,19 @@ class IDHDataModule(lightning.LightningDataModule):
         )
 
     def leaves_one_over(self, draws: int) -> bool:
-        """Return whether the last batch would be a single study, which gives BatchNorm nothing to average over."""
+        """Whether the last batch would be a single study, which gives BatchNorm nothing to average over."""
         return draws % self.batch_size == 1 and self.batch_size > 1
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation studies."""
+        """Validation studies."""
         return self.evaluation_loader("validation")
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return the validation studies, from which thresholds are chosen, and the test studies, in this order."""
+        """Validation studies, from which thresholds are chosen, and the test studies, in this order."""
         return [self.evaluation_loader("validation"), self.evaluation_loader("test")]
 
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        """Return this process's studies of a split in the order of the table, unaugmented."""
+        """This process's studies of a split in the order of the table, unaugmented."""
         return DataLoader(
             SeededSubjects(self.subjects(split)),
             sampler=self.own_share(split),
@@ -143,7 +142,7 @@ class IDHDataModule(lightning.LightningDataModule):
             yield batch.volumes
 
     def subjects(self, name: str) -> list[tio.Subject]:
-        """Return the studies of a split as TorchIO subjects that read their voxels when they are needed.
+        """TorchIO subjects of a split, which read their voxels when they are needed.
 
         Those of training bring their tumour masks, where they have them.
         """
@@ -160,5 +159,5 @@ class ExternalDataModule(IDHDataModule):
     needed: ClassVar[tuple[str, ...]] = ("test",)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return the test studies."""
+        """Test studies."""
         return [self.evaluation_loader("test")]

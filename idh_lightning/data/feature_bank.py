@@ -1,4 +1,4 @@
-"""The feature bank: what the frozen stem makes of each study, computed once and kept on disk."""
+"""Feature bank: the output of the frozen stem for each study, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from idh_lightning.cohort import Study
 from idh_lightning.data.datamodule import IDHDataModule
 from idh_lightning.data.sampler import Draw
-from idh_lightning.data.subjects import SeededSubjects, collate
+from idh_lightning.data.subjects import Batch, SeededSubjects, collate
 from idh_lightning.data.workers import begin_worker
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.files import atomic_write, locked
@@ -32,15 +32,21 @@ from idh_lightning.volumes import VolumeStore
 BANK_FORMAT = 5
 """Raise it whenever the same stem, volumes and settings give other features."""
 
+_View = tuple[str, int, int | None]
+"""Split, index of the study in it, number of the view; None for the study as it is."""
+
+_Item = tuple[Tensor, int, str, Tensor | None]
+"""Features, label, study_id and share of tumour in each cell."""
+
 FILLING_VOXELS = 16 * 65**3
 """Voxels of a sequence that are read at once while a bank is filled."""
 
 
 class FeatureBatch(NamedTuple):
-    """What the tail is fed.
+    """Input of the tail.
 
     Attributes:
-        features: [B, F, d, h, w], float32: what the stem made of the volumes.
+        features: [B, F, d, h, w], float32: output of the stem.
         labels: [B], int64; 0 wildtype, 1 mutant.
         study_ids: B names.
         shares: [B, d, h, w], the share of tumour in each cell of the locator's grid, moved as the volumes were; NaN
@@ -55,14 +61,9 @@ class FeatureBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BankReport:
-    """What filling a bank did.
+    """Summary of filling a bank: number of views that went through the stem and of those that were there, wall clock.
 
-    Attributes:
-        folder: Holds the features.
-        computed: Number of views that went through the stem.
-        reused: Number of views that were there.
-        elapsed_s: Wall clock.
-        note: How several runs are kept apart, where a lock cannot.
+    `note` says how several runs are kept apart, where a lock cannot.
     """
 
     folder: Path
@@ -97,28 +98,13 @@ class FeatureBankDataModule(IDHDataModule):
         mutant_fraction: float = 0.5,
         views: int = 4,
         refresh: int | None = None,
-        mixing: float = 0.0,
-        dropout: float = 0.0,
-        noise: float = 0.0,
     ) -> None:
-        """Hold what is needed to fill the bank and to make loaders.
+        """Hold the settings; nothing is computed yet.
 
-        Args:
-            studies: See `IDHDataModule`, as all that is not said here.
-            store: Already holds every study.
-            augmentation: Applied to training subjects before the stem, or None.
-            seed: Of the run.
-            folder: Of all banks; made when needed.
-            batch_size: Studies per batch, before gradient accumulation.
-            workers: Processes that read and augment while the bank is filled.
-            mutant_fraction: Share of mutants among the training draws.
-            views: Augmented views of each training study.
-            refresh: Number of epochs after which other views take their place, computed while the tail learns from the
-                present ones; None keeps them.
-            mixing: Parameter of a beta distribution: how far a training study's features are mixed with those of
-                another one of the same label; 0 for not at all.
-            dropout: Share of a training study's feature channels that are set to zero.
-            noise: Standard deviation of Gaussian noise, as a share of that of the study's features.
+        Further arguments are those of `IDHDataModule`. The augmentation is applied before the stem; workers read and
+        augment while the bank is filled. Of each training study there are `views` augmented views; after `refresh`
+        epochs others take their place, computed while the tail learns from the present ones; None keeps them. `folder`
+        is that of all banks.
 
         Raises:
             ConfigError: If a number is out of range.
@@ -132,31 +118,19 @@ class FeatureBankDataModule(IDHDataModule):
             workers=workers,
             mutant_fraction=mutant_fraction,
         )
-        ranges = {
-            "views": views >= 1,
-            "refresh": refresh is None or refresh >= 1,
-            "mixing": mixing >= 0,
-            "dropout": 0 <= dropout < 1,
-            "noise": noise >= 0,
-        }
-        for name, holds in ranges.items():
-            if not holds:
-                raise ConfigError(
-                    f"data.batches.{name}: found {locals()[name]}; expected views and refresh of at least 1, mixing "
-                    "and noise of at least 0, dropout in [0, 1). Correct it."
-                )
+        for name, found in (("views", views), ("refresh", refresh)):
+            if found is not None and found < 1:
+                raise ConfigError(f"data.batches.{name}: found {found}; expected at least 1. Correct it.")
         self.bank = Path(folder).absolute()
         self.views = views
         self.refresh = refresh
-        self.feature_augmentation = FeatureAugmentation(dropout=dropout, noise=noise)
-        self.mixing = mixing
         self._network: StemTailNetwork | None = None
-        self._place = self.bank
+        self._folder = self.bank
         self._keys: dict[str, str] = {}
         self._ahead: _Ahead | None = None
 
     def fill(self, network: StemTailNetwork, augmentation_settings: Mapping[str, Any]) -> BankReport:
-        """Compute what is missing of the first epoch's features, and remember the stem for later views.
+        """Compute what is missing of the first epoch's features, and keep the network for later views.
 
         Args:
             network: With its final stem; it computes where its weights are.
@@ -178,24 +152,18 @@ class FeatureBankDataModule(IDHDataModule):
             "seed": self.seed,
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        self._place = self.bank / name
+        self._folder = self.bank / name
         return self._compute([*self._views_of("train", self._current_views(0)), *self._views_of("validation", [None])])
 
     def training_loader(self, epoch: int) -> DataLoader[Any]:
-        """Return the loader of one epoch: the draws of `IDHDataModule`, each with one of the study's views."""
+        """Loader of one epoch: the draws of `IDHDataModule`, each with one of the study's views."""
         views = self._current_views(epoch)
         if self._network is None:
             raise RuntimeError("the bank is empty; call fill before training")
         if self.refresh:
             self._refresh(epoch, self.refresh)
-        dataset = _TrainingFeatures(
-            files=[[self._file(study, view) for view in views] for study in self.studies["train"]],
-            studies=self.studies["train"],
-            augmentation=self.feature_augmentation,
-            mixing=self.mixing,
-        )
         sampler = self.sampler(epoch)
-        return self._loader(dataset, sampler, drop_last=self.leaves_one_over(len(sampler)))
+        return self._loader("train", views, sampler, drop_last=self.leaves_one_over(len(sampler)))
 
     def _refresh(self, epoch: int, every: int) -> None:
         """See to it that the views of an epoch are there, and begin with those that come after them."""
@@ -223,13 +191,15 @@ class FeatureBankDataModule(IDHDataModule):
         self.teardown()
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the features of this process's validation studies."""
-        studies = self.studies["validation"]
-        files = [self._file(study, None) for study in studies]
-        return self._loader(_Features(files, studies), self.own_share("validation"))
+        """Features of this process's validation studies."""
+        return self._loader("validation", [None], self.own_share("validation"))
 
-    def _loader(self, dataset: Dataset[Any], sampler: Any, *, drop_last: bool = False) -> DataLoader[Any]:
-        """Reading a study's features takes less than a millisecond, so that worker processes would only cost time."""
+    def _loader(
+        self, split: str, views: Sequence[int | None], sampler: Any, *, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        """Loader without worker processes, which would only cost time: a study's features are read in a millisecond."""
+        studies = self.studies[split]
+        dataset = _Features([[self._file(study, view) for view in views] for study in studies], studies)
         return DataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_collate_features, drop_last=drop_last
         )
@@ -238,105 +208,104 @@ class FeatureBankDataModule(IDHDataModule):
         first = (epoch // self.refresh) * self.views if self.refresh else 0
         return list(range(first, first + self.views))
 
-    def _views_of(self, split: str, views: Sequence[int | None]) -> list[tuple[str, int, int | None]]:
+    def _views_of(self, split: str, views: Sequence[int | None]) -> list[_View]:
         return [(split, index, view) for view in views for index in range(len(self.studies[split]))]
 
     def _file(self, study: Study, view: int | None) -> Path:
         name = "plain" if view is None else f"view{view}"
-        return self._place / f"{self._key(study)}_{name}.npy"
+        return self._folder / f"{self._key(study)}_{name}.npy"
 
     def _key(self, study: Study) -> str:
-        """Return the name of a study's volumes; the store, which reads a file to tell it, is asked once."""
+        """Name of a study's volumes; the store, which reads a file to tell it, is asked once."""
         if study.study_id not in self._keys:
             self._keys[study.study_id] = self.store.open(study).key
         return self._keys[study.study_id]
 
-    def _compute(
-        self, wanted: Sequence[tuple[str, int, int | None]], stop: threading.Event | None = None
-    ) -> BankReport:
-        start = time.monotonic()
-        network = self._network
-        assert network is not None
-        note = ""
+    def _compute(self, wanted: Sequence[_View], stop: threading.Event | None = None) -> BankReport:
+        start, note = time.monotonic(), ""
         missing = [item for item in wanted if not self._item_file(item).exists()]
         if missing:
-            self._place.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
-            with locked(self._place / ".filling.lock") as note:
+            with locked(self._folder / ".filling.lock") as note:
                 missing = [item for item in missing if not self._item_file(item).exists()]
-                self._compute_missing(network, missing, stop)
+                self._compute_missing(missing, stop)
         return BankReport(
-            folder=self._place,
+            folder=self._folder,
             computed=len(missing),
             reused=len(wanted) - len(missing),
             elapsed_s=time.monotonic() - start,
             note=note,
         )
 
-    def _grid(self) -> Sequence[int]:
-        shape: Sequence[int] = self.store.open(self.studies["train"][0]).image.shape
-        return shape[1:]
-
-    def _item_file(self, item: tuple[str, int, int | None]) -> Path:
+    def _item_file(self, item: _View) -> Path:
         split, index, view = item
         return self._file(self.studies[split][index], view)
 
-    def _compute_missing(
-        self,
-        network: StemTailNetwork,
-        missing: Sequence[tuple[str, int, int | None]],
-        stop: threading.Event | None,
-    ) -> None:
+    def _compute_missing(self, missing: Sequence[_View], stop: threading.Event | None) -> None:
         """Compute and keep features; with an event that says when to stop, beside training and without disturbing it.
 
         Random numbers belong to the whole process, so that what draws some must then be in another one.
         """
+        network = self._network
+        assert network is not None
         device = next(network.parameters()).device
-        workers = self.workers if stop is None else max(self.workers, 1)
         with Progress(transient=True, disable=stop is not None) as progress:
             bar = progress.add_task("Filling the feature bank", total=len(missing))
             for split, augmentation in (("train", self.augmentation), ("validation", None)):
-                items = [(index, view) for name, index, view in missing if name == split]
-                draws = [Draw(index, self._view_seed(self.studies[split][index], view)) for index, view in items]
-                loader: DataLoader[Any] = DataLoader(
-                    SeededSubjects(self.subjects(split), transform=augmentation),
-                    sampler=draws,
-                    batch_size=filling_batch(self._grid()),
-                    num_workers=workers if draws else 0,
-                    worker_init_fn=begin_worker,
-                    multiprocessing_context="spawn" if stop is not None and draws else None,
-                    generator=torch.Generator(),
-                    collate_fn=collate,
-                )
+                items = [item for item in missing if item[0] == split]
                 done = 0
-                for batch in loader:
+                for batch in self._filling_loader(split, items, augmentation, beside_training=stop is not None):
                     if stop is not None and stop.is_set():
                         return
-                    features = network.stem(batch.volumes.to(device)).half().cpu()
-                    if not torch.isfinite(features).all():
-                        raise ModelError(
-                            f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
-                            "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
-                        )
-                    shares = None
-                    if network.focus is not None and batch.masks is not None:
-                        shares = network.shares(batch.masks).half().numpy()
-                    for place, item in enumerate(items[done : done + len(features)]):
-                        file = self._file(self.studies[split][item[0]], item[1])
-                        if shares is not None:
-                            _save(_shares_file(file), shares[place])
-                        _save(file, features[place].numpy())  # last: a file of features says that all is there
-                    done += len(features)
-                    progress.advance(bar, len(features))
+                    size = len(batch.study_ids)
+                    self._keep(network, batch, [self._item_file(item) for item in items[done : done + size]], device)
+                    done += size
+                    progress.advance(bar, size)
+
+    def _filling_loader(
+        self,
+        split: str,
+        items: Sequence[_View],
+        augmentation: Callable[[tio.Subject], tio.Subject] | None,
+        *,
+        beside_training: bool,
+    ) -> DataLoader[Any]:
+        draws = [Draw(index, self._view_seed(self.studies[split][index], view)) for _, index, view in items]
+        return DataLoader(
+            SeededSubjects(self.subjects(split), transform=augmentation),
+            sampler=draws,
+            batch_size=filling_batch(self.store.open(self.studies["train"][0]).image.shape[1:]),
+            num_workers=(max(self.workers, 1) if beside_training else self.workers) if draws else 0,
+            worker_init_fn=begin_worker,
+            multiprocessing_context="spawn" if beside_training and draws else None,
+            generator=torch.Generator(),
+            collate_fn=collate,
+        )
+
+    def _keep(self, network: StemTailNetwork, batch: Batch, files: Sequence[Path], device: torch.device) -> None:
+        features = network.stem(batch.volumes.to(device)).half().cpu()
+        if not torch.isfinite(features).all():
+            raise ModelError(
+                f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
+                "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
+            )
+        shares = None
+        if network.focus is not None and batch.masks is not None:
+            shares = network.shares(batch.masks).half().numpy()
+        for index, file in enumerate(files):
+            if shares is not None:
+                _save(_shares_file(file), shares[index])
+            _save(file, features[index].numpy())  # last: a file of features says that all is there
 
     def _view_seed(self, study: Study, view: int | None) -> int:
-        """Return the seed of a view: by the study, so that folds share what they have in common."""
+        """Seed of a view: by the study, so that folds share what they have in common."""
         text = f"{self.seed}/{self._key(study)}/{view}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 class _Ahead(threading.Thread):
-    """Computes beside training what a later epoch will want."""
+    """Thread that computes the views of a later epoch beside training."""
 
     def __init__(self, epoch: int, compute: Callable[[threading.Event], object]) -> None:
         super().__init__(name=f"feature bank, epoch {epoch}", daemon=True)
@@ -359,83 +328,25 @@ class _Ahead(threading.Thread):
 
 
 def filling_batch(grid: Sequence[int]) -> int:
-    """Return how many volumes [D, H, W] are read at once while a bank is filled: 16 of up to 65^3, 2 of 128^3."""
+    """Number of volumes [D, H, W] that are read at once while a bank is filled: 16 of up to 65^3, 2 of 128^3."""
     return min(max(FILLING_VOXELS // math.prod(grid), 1), 16)
 
 
-class FeatureAugmentation:
-    """Random changes of a study's features [F, d, h, w]."""
+class _Features(Dataset[_Item]):
+    """Features of studies, each one of its views: chosen with the seed of the draw that asks for it, else the first."""
 
-    def __init__(self, *, dropout: float = 0.0, noise: float = 0.0) -> None:
-        """Choose how much; see `FeatureBankDataModule`."""
-        self.dropout = dropout
-        self.noise = noise
-
-    def __call__(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Return changed features; with all settings 0, the same ones."""
-        if self.dropout:
-            kept = torch.rand(len(features), generator=generator) >= self.dropout
-            features = features * kept[:, None, None, None] / (1 - self.dropout)
-        if self.noise:
-            features = features + self.noise * features.std() * torch.randn(features.shape, generator=generator)
-        return features
-
-
-BankItem = tuple[Tensor, int, str, Tensor | None]
-"""Features, label, study_id and share of tumour in each cell."""
-
-
-class _Features(Dataset[BankItem]):
-    """The plain features of studies, in order."""
-
-    def __init__(self, files: Sequence[Path], studies: Sequence[Study]) -> None:
+    def __init__(self, files: Sequence[Sequence[Path]], studies: Sequence[Study]) -> None:
         self.files = files
         self.studies = studies
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> BankItem:
-        study = self.studies[index]
-        return _read(self.files[index]), study.label, study.study_id, None
-
-
-class _TrainingFeatures(Dataset[BankItem]):
-    """One of the views of a study, chosen and changed with the seed of the draw that asks for it."""
-
-    def __init__(
-        self,
-        files: Sequence[Sequence[Path]],
-        studies: Sequence[Study],
-        augmentation: FeatureAugmentation,
-        mixing: float,
-    ) -> None:
-        self.files = files
-        self.studies = studies
-        self.augmentation = augmentation
-        self.mixing = mixing
-        self.alike = {label: [index for index, study in enumerate(studies) if study.label == label] for label in (0, 1)}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, draw: int) -> BankItem:
-        seed: int = draw.seed  # type: ignore[attr-defined]
-        choice = np.random.default_rng(seed)
-        study = self.studies[draw]
-        file = self._view(draw, choice)
-        features, tumour = _read(file), _read_shares(file)
-        if self.mixing:
-            other = self._view(int(choice.choice(self.alike[study.label])), choice)
-            share = max(own := float(choice.beta(self.mixing, self.mixing)), 1 - own)
-            features = share * features + (1 - share) * _read(other)
-            of_other = _read_shares(other)
-            tumour = None if tumour is None or of_other is None else share * tumour + (1 - share) * of_other
-        features = self.augmentation(features, torch.Generator().manual_seed(seed))
-        return features, study.label, study.study_id, tumour
-
-    def _view(self, index: int, choice: np.random.Generator) -> Path:
-        return self.files[index][int(choice.integers(len(self.files[index])))]
+    def __getitem__(self, index: int) -> _Item:
+        files, study, seed = self.files[index], self.studies[index], getattr(index, "seed", None)
+        file = files[0 if seed is None else int(np.random.default_rng(seed).integers(len(files)))]
+        beside = _shares_file(file)
+        return _read(file), study.label, study.study_id, _read(beside) if beside.exists() else None
 
 
 def _read(file: Path) -> Tensor:
@@ -443,13 +354,8 @@ def _read(file: Path) -> Tensor:
 
 
 def _shares_file(file: Path) -> Path:
+    """File of the share of tumour in each cell, beside a file of features; studies without a mask have none."""
     return file.with_name(f"{file.stem}_tumour.npy")
-
-
-def _read_shares(file: Path) -> Tensor | None:
-    """Return the share of tumour in each cell that lies beside a file of features, if the study has a mask."""
-    beside = _shares_file(file)
-    return _read(beside) if beside.exists() else None
 
 
 def _save(file: Path, array: np.ndarray) -> None:
@@ -457,21 +363,16 @@ def _save(file: Path, array: np.ndarray) -> None:
         np.save(temporary, array, allow_pickle=False)
 
 
-def _collate_features(items: Sequence[BankItem]) -> FeatureBatch:
+def _collate_features(items: Sequence[_Item]) -> FeatureBatch:
     features, labels, study_ids, shares = zip(*items, strict=True)
     known = next((share for share in shares if share is not None), None)
-    return FeatureBatch(
-        torch.stack(features),
-        torch.tensor(labels, dtype=torch.int64),
-        list(study_ids),
-        None
-        if known is None
-        else torch.stack([torch.full_like(known, torch.nan) if share is None else share for share in shares]),
-    )
+    if known is not None:
+        known = torch.stack([torch.full_like(known, torch.nan) if share is None else share for share in shares])
+    return FeatureBatch(torch.stack(features), torch.tensor(labels, dtype=torch.int64), list(study_ids), known)
 
 
 def _digest(network: StemTailNetwork) -> str:
-    """Return a hash of the stem's weights and buffers."""
+    """Hash of the stem's weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in network.stem_state().items():
         digest.update(name.encode())

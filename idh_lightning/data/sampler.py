@@ -1,4 +1,4 @@
-"""Which studies an epoch shows, in which order, and with which random numbers."""
+"""Class-balanced sampler: the studies of an epoch, their order and the seeds of their augmentation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class ClassBalancedSampler(Sampler[int]):
         seed: int,
         epoch: int,
         mutant_fraction: float = 0.5,
-        draws: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -54,8 +53,7 @@ class ClassBalancedSampler(Sampler[int]):
             labels: One per study, 0 or 1.
             seed: Of the run.
             epoch: Number of the epoch, from 0.
-            mutant_fraction: Share of the epoch's draws that are mutant, in (0, 1).
-            draws: Number of draws in the epoch over all processes; the number of studies by default.
+            mutant_fraction: Share of the epoch's draws, over all processes as many as studies, that are mutant.
             rank: Index of this process.
             world_size: Number of processes; each takes every world_size-th draw of each class, so each is balanced.
 
@@ -72,9 +70,7 @@ class ClassBalancedSampler(Sampler[int]):
             raise SplitError(
                 f"data.mutant_fraction: found {mutant_fraction}; expected a number between 0 and 1. Correct it."
             )
-        total = len(labels) if draws is None else draws
-        total = max(total - total % world_size, world_size)
-        per_process = total // world_size
+        per_process = max(len(labels) // world_size, 1)
         mutants = min(max(round(per_process * mutant_fraction), 1), max(per_process - 1, 1))
         generator = np.random.default_rng([seed, epoch])
         drawn = {
@@ -96,6 +92,6 @@ class ClassBalancedSampler(Sampler[int]):
 
 
 def _cycle(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return `count` draws from `members`, going through all of them in a new order each time."""
+    """`count` draws from `members`, going through all of them in a new order each time."""
     rounds = -(-count // len(members))
     return np.concatenate([generator.permutation(members) for _ in range(rounds)] or [members[:0]])[:count]

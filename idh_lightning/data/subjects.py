@@ -25,7 +25,7 @@ _DRAWING = threading.Lock()
 
 
 class Batch(NamedTuple):
-    """What the network is fed.
+    """Input of the network.
 
     Attributes:
         volumes: [B, C, D, H, W], float32, z-normalised within the brain; D to superior, H to posterior, W to left.
@@ -54,16 +54,16 @@ class _Stored(tio.Image):  # type: ignore[misc]
             self.set_data(data)
 
 
-class StoredImage(_Stored, tio.ScalarImage):  # type: ignore[misc]
+class _StoredImage(_Stored, tio.ScalarImage):  # type: ignore[misc]
     """The sequences of a study."""
 
 
-class StoredMask(_Stored, tio.LabelMap):  # type: ignore[misc]
+class _StoredMask(_Stored, tio.LabelMap):  # type: ignore[misc]
     """The tumour mask of a study."""
 
 
 def whole_volume(subject: tio.Subject) -> Iterator[tio.Subject]:
-    """Yield what a queue samples from a subject: the subject, once, and no copy of it."""
+    """Sampler of a queue: yields the subject itself, once, and no copy of it."""
     yield subject
 
 
@@ -94,15 +94,14 @@ class StudyQueue(tio.Queue):  # type: ignore[misc]
     def _get_subjects_iterable(self) -> Iterator[tio.Subject]:
         self._num_sampled_subjects = 0
         if self.num_workers:
-            return iter(
-                DataLoader(
-                    self.subjects_dataset,
-                    sampler=self.subject_sampler,
-                    collate_fn=self._get_first_item,
-                    num_workers=self.num_workers,
-                    worker_init_fn=begin_worker,
-                )
+            loader = DataLoader(
+                self.subjects_dataset,
+                sampler=self.subject_sampler,
+                collate_fn=self._get_first_item,
+                num_workers=self.num_workers,
+                worker_init_fn=begin_worker,
             )
+            return iter(loader)
         return self._by_threads()
 
     def _by_threads(self) -> Iterator[tio.Subject]:
@@ -112,35 +111,23 @@ class StudyQueue(tio.Queue):  # type: ignore[misc]
 
 
 def to_subject(stored: StoredVolume, study: Study, *, with_mask: bool = False) -> tio.Subject:
-    """Return a study as a TorchIO subject whose voxels are read from the store when they are needed.
-
-    Args:
-        stored: Its volumes.
-        study: Gives label and name.
-        with_mask: Whether the tumour mask comes along, where there is one.
-    """
+    """TorchIO subject of a study, with its tumour mask where asked for and there; voxels are read when needed."""
     reader = partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
-    images = {"image": StoredImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
+    images = {"image": _StoredImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
     if with_mask and stored.mask is not None:
-        images["mask"] = StoredMask(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
+        images["mask"] = _StoredMask(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
     return tio.Subject(**images, label=study.label, study_id=study.study_id)
 
 
 def collate(subjects: Sequence[tio.Subject]) -> Batch:
     """Stack subjects into a batch, back in the order [D, H, W]; with masks, if any of them has one."""
-    volumes = torch.stack([_from_torchio(subject["image"].data) for subject in subjects])
+    volumes = torch.stack([_from_torchio(one["image"].data) for one in subjects])
+    labels = torch.tensor([int(one["label"]) for one in subjects], dtype=torch.int64)
     masks = None
-    if any("mask" in subject for subject in subjects):
+    if any("mask" in one for one in subjects):
         unknown = torch.full(volumes.shape[2:], torch.nan)
-        masks = torch.stack(
-            [_from_torchio(subject["mask"].data)[0] if "mask" in subject else unknown for subject in subjects]
-        )
-    return Batch(
-        volumes=volumes,
-        labels=torch.tensor([int(subject["label"]) for subject in subjects], dtype=torch.int64),
-        study_ids=[str(subject["study_id"]) for subject in subjects],
-        masks=masks,
-    )
+        masks = torch.stack([_from_torchio(one["mask"].data)[0] if "mask" in one else unknown for one in subjects])
+    return Batch(volumes, labels, [str(one["study_id"]) for one in subjects], masks)
 
 
 def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:

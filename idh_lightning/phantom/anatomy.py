@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
+_Floats = NDArray[np.float32]
+_Bools = NDArray[np.bool_]
 
 FIELD_OF_VIEW_MM = (155.0, 240.0, 240.0)
 """Extent of a UCSF-PDGM volume, [z, y, x]: at 1 mm spacing 155 x 240 x 240 voxels."""
@@ -51,20 +52,20 @@ class Grid:
         return self.spacing_mm**3 / 1000.0
 
     def affine_ras(self) -> NDArray[np.float64]:
-        """Return the 4x4 matrix from file index [i, j, k] = [w, h, d] to RAS millimetres, as NIfTI stores it."""
+        """4x4 matrix from file index [i, j, k] = [w, h, d] to RAS millimetres, as NIfTI stores it."""
         z, y, x = self.origin_mm
         affine = np.diag([-self.spacing_mm, -self.spacing_mm, self.spacing_mm, 1.0])
         affine[:3, 3] = (-x, -y, z)
         return affine
 
     def crop(self, low: tuple[int, ...], high: tuple[int, ...]) -> Grid:
-        """Return the part of the grid from index `low` up to but not including `high`."""
+        """Part of the grid from index `low` up to but not including `high`."""
         depth, height, width = (int(stop - start) for start, stop in zip(low, high, strict=True))
         z, y, x = (o + self.spacing_mm * start for o, start in zip(self.origin_mm, low, strict=True))
         return Grid((depth, height, width), self.spacing_mm, (z, y, x))
 
-    def axes(self) -> tuple[Floats, Floats, Floats]:
-        """Return the positions along z, y and x, shaped to broadcast to [D, H, W]."""
+    def axes(self) -> tuple[_Floats, _Floats, _Floats]:
+        """Positions along z, y and x, shaped to broadcast to [D, H, W]."""
         z, y, x = (
             (o + self.spacing_mm * np.arange(n, dtype=np.float64)).astype(np.float32)
             for o, n in zip(self.origin_mm, self.shape, strict=True)
@@ -73,7 +74,7 @@ class Grid:
 
 
 def field_grid(spacing_mm: float) -> Grid:
-    """Return the grid that fills the field of view of UCSF-PDGM with voxels of the given size."""
+    """Grid that fills the field of view of UCSF-PDGM with voxels of the given size."""
     shape = [round(extent / spacing_mm) for extent in FIELD_OF_VIEW_MM]
     z, y, x = _FIELD_CENTRE_MM - (np.array(shape) - 1) / 2 * spacing_mm
     return Grid((shape[0], shape[1], shape[2]), float(spacing_mm), (float(z), float(y), float(x)))
@@ -83,36 +84,28 @@ def field_grid(spacing_mm: float) -> Grid:
 class Template:
     """MNI152 2009a as tissue fractions at 1 mm, [D, H, W], 0..1: brain that is neither white nor grey is fluid."""
 
-    white: Floats
-    grey: Floats
-    brain: Floats
+    white: _Floats
+    grey: _Floats
+    brain: _Floats
 
 
 @lru_cache(maxsize=2)
 def load_template(blur_mm: float = 0.0) -> Template:
-    """Return the MNI152 tissue maps that nilearn ships, smoothed against aliasing on coarser grids.
-
-    Args:
-        blur_mm: Standard deviation of the smoothing, 0 for none.
-    """
+    """MNI152 tissue maps that nilearn ships, smoothed against aliasing by Gaussians of standard deviation `blur_mm`."""
     if blur_mm > 0:
         sharp = load_template(0.0)
         return Template(*(gaussian_filter(m, blur_mm, truncate=2.5) for m in (sharp.white, sharp.grey, sharp.brain)))
     t1, grey, white = (
-        np.ascontiguousarray(np.asarray(image.dataobj, dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
-        for image in (
-            load_mni152_template(resolution=1),
-            load_mni152_gm_template(resolution=1),
-            load_mni152_wm_template(resolution=1),
-        )
+        np.ascontiguousarray(np.asarray(load(resolution=1).dataobj, dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
+        for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
     )
     inside = t1 > 0
     return Template(white * inside, grey * inside, inside.astype(np.float32))
 
 
 @lru_cache(maxsize=1)
-def tumour_seeds() -> dict[tuple[str, str], Floats]:
-    """Return (lobe, side) -> [N, 3], template coordinates in deep enough white matter, where a tumour may start."""
+def tumour_seeds() -> dict[tuple[str, str], _Floats]:
+    """Points where a tumour may start, (lobe, side) -> [N, 3]: template coordinates in deep enough white matter."""
     template, step = load_template(), 2
     sparse = (slice(None, None, step),) * 3
     depth_mm = step * distance_transform_edt(template.brain[sparse] > 0)
@@ -126,8 +119,8 @@ def tumour_seeds() -> dict[tuple[str, str], Floats]:
     }
 
 
-def lobe_of(z: Floats, y: Floats, x: Floats) -> NDArray[np.int8]:
-    """Return the index in LOBES of each template position, -1 below the tentorium and close to the midline.
+def lobe_of(z: _Floats, y: _Floats, x: _Floats) -> NDArray[np.int8]:
+    """Index in LOBES of each template position, -1 below the tentorium and close to the midline.
 
     The borders are planes through the central sulcus, the lateral fissure and the parieto-occipital sulcus: good to
     about a gyrus, which is all that a tumour's location needs.
@@ -153,18 +146,18 @@ class Pose:
     scale: NDArray[np.float64]
     shift_mm: NDArray[np.float64]
 
-    def to_template(self, grid: Grid) -> tuple[Floats, Floats, Floats]:
-        """Return the template coordinates z, y, x, each [D, H, W], of a grid's voxels."""
+    def to_template(self, grid: Grid) -> tuple[_Floats, _Floats, _Floats]:
+        """Template coordinates z, y, x, each [D, H, W], of a grid's voxels."""
         centre = _BRAIN_CENTRE_MM + self.shift_mm
-        z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes(), centre, strict=True))
+        z, y, x = _offset(grid.axes(), centre)
         inverse = (np.diag(1.0 / self.scale) @ self.rotation.T).astype(np.float32)
         turned = [row[0] * z + row[1] * y + row[2] * x for row in inverse]
-        q = [t + np.float32(c) for t, c in zip(turned, _TEMPLATE_CENTRE_MM, strict=True)]
-        return q[0], q[1], q[2]
+        z, y, x = (t + np.float32(c) for t, c in zip(turned, _TEMPLATE_CENTRE_MM, strict=True))
+        return z, y, x
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """Return a random pose, as rigid registration to an atlas leaves it, and a brain of 1.2 to 1.7 litres.
+    """Random pose, as rigid registration to an atlas leaves it, and a brain of 1.2 to 1.7 litres.
 
     MNI152 is larger than most brains, hence a mean scale below one.
     """
@@ -179,15 +172,15 @@ def draw_pose(rng: np.random.Generator) -> Pose:
     return Pose(rotation, scale, np.clip(rng.normal(0, [0.7, 1.5, 1.0]), -4, 4))
 
 
-def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> Floats:
-    """Return a smooth random field [D, H, W] with mean 0 and standard deviation about 1.
+def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> _Floats:
+    """Smooth random field [D, H, W] with mean 0 and standard deviation about 1.
 
     Normal numbers on a lattice half a wavelength apart, joined by cubic B-splines. The same field results on every
     spacing, and the sums run in a fixed order, so that the field does not depend on threads.
     """
     step = wavelength_mm / 2
     counts = [int(np.ceil(extent / step)) + 4 for extent in FIELD_OF_VIEW_MM]
-    field: Floats = rng.standard_normal(counts, dtype=np.float32)
+    field: _Floats = rng.standard_normal(counts, dtype=np.float32)
     first = _FIELD_CENTRE_MM - np.array(FIELD_OF_VIEW_MM) / 2
     # The axis whose neighbours lie furthest apart comes last, since then the field is largest and is not rearranged.
     for axis in (2, 1, 0):
@@ -203,7 +196,7 @@ def smooth_field(grid: Grid, wavelength_mm: float, rng: np.random.Generator) -> 
 
 
 def _cubic_splines(place: NDArray[np.float64], count: int) -> sparse.csr_array:
-    """Return the matrix [N, count] that joins values at 0, 1, 2, ... to the value at each of N places."""
+    """Matrix [N, count] that joins values at 0, 1, 2, ... to the value at each of N places."""
     base = place.astype(int)
     t = (place - base).astype(np.float32)
     cubic = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
@@ -226,33 +219,33 @@ class Anatomy:
 
     grid: Grid
     low: tuple[int, int, int]
-    white: Floats
-    grey: Floats
-    csf: Floats
-    vein: Floats
-    brain: Bools
-    z: Floats
-    y: Floats
-    x: Floats
+    white: _Floats
+    grey: _Floats
+    csf: _Floats
+    vein: _Floats
+    brain: _Bools
+    z: _Floats
+    y: _Floats
+    x: _Floats
+
+    def offset(self, centre: _Floats) -> list[_Floats]:
+        """Distances from a point along z, y and x, template millimetres, each [D, H, W]."""
+        return _offset((self.z, self.y, self.x), centre)
 
 
 @dataclass(frozen=True)
 class Push:
     """Mass effect: tissue within about `radius_mm` of a centre (template coordinates) is pressed outwards."""
 
-    centre_mm: Floats
+    centre_mm: _Floats
     radius_mm: float
     strength: float
 
 
 def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Generator) -> Anatomy:
-    """Return one patient's normal tissue: the template posed, smoothly warped, and pressed aside by the tumour.
+    """Normal tissue of a patient: the template posed, smoothly warped, and pressed aside by the tumour's foci.
 
-    Args:
-        field: The whole grid of the images.
-        pose: Of the head.
-        pushes: One per tumour focus. The mapping stays one-to-one for strengths below 1.
-        rng: For the warp, the width of the fluid spaces, and the veins.
+    The mapping stays one-to-one for pushes of a strength below 1.
     """
     template = load_template(round(0.3 * field.spacing_mm, 3) if field.spacing_mm > 1 else 0.0)
     warp_seed, vein_seed = rng.spawn(2)
@@ -263,7 +256,7 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
         axis += 1.5 * smooth_field(grid, 60.0, warp_seed) + 0.5 * smooth_field(grid, 25.0, warp_seed)
     source = [z.copy(), y.copy(), x.copy()]
     for push in pushes:
-        offset = [axis - np.float32(c) for axis, c in zip((z, y, x), push.centre_mm, strict=True)]
+        offset = _offset((z, y, x), push.centre_mm)
         distance2 = offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2
         pull = np.float32(push.strength) * np.exp(-distance2 / np.float32(2 * push.radius_mm**2))
         for axis, component in zip(source, offset, strict=True):
@@ -281,8 +274,8 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     total[total <= 1e-6] = 1
     white, grey = white / total, grey / total
 
-    def placed(values: Floats) -> Floats:
-        whole: Floats = np.zeros_like(inside)
+    def placed(values: _Floats) -> _Floats:
+        whole: _Floats = np.zeros_like(inside)
         whole[brain] = values
         return whole
 
@@ -294,12 +287,16 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)
 
 
+def _offset(axes: Sequence[_Floats], centre: NDArray[Any]) -> list[_Floats]:
+    return [axis - np.float32(c) for axis, c in zip(axes, centre, strict=True)]
+
+
 _PLACES = 16384
 """Places to interpolate at once, so that all of it stays in the processor's cache."""
 
 
-def _interpolated(values: Floats, index: Floats) -> Floats:
-    """Return values [D, H, W] at places `index` [3, ...], linear in between; the outermost values go on outside.
+def _interpolated(values: _Floats, index: _Floats) -> _Floats:
+    """Values [D, H, W] at places `index` [3, ...], linear in between; the outermost values go on outside.
 
     As `scipy.ndimage.map_coordinates` does it, which takes 2.4 times as long.
     """
@@ -318,7 +315,7 @@ def _interpolated(values: Floats, index: Floats) -> Floats:
     return result.reshape(index.shape[1:])
 
 
-def _between(flat: Floats, corner: NDArray[np.int64], strides: Sequence[int], shares: Sequence[Floats]) -> Floats:
+def _between(flat: _Floats, corner: NDArray[np.int64], strides: Sequence[int], shares: Sequence[_Floats]) -> _Floats:
     """Join the two neighbours along the first axis, each joined along the other axes before."""
     if not shares:
         return np.asarray(flat.take(corner))
@@ -330,7 +327,7 @@ def _between(flat: Floats, corner: NDArray[np.int64], strides: Sequence[int], sh
 
 
 def _brain_box(field: Grid, pose: Pose) -> tuple[Grid, tuple[int, int, int]]:
-    """Return the part of the field that holds the posed brain with a margin of 8 mm for the warp, and its corner."""
+    """Part of the field that holds the posed brain with a margin of 8 mm for the warp, and its corner."""
     corners = np.array(np.meshgrid([-77, 77], [-90, 90], [-72, 72], indexing="ij")).reshape(3, -1)
     placed = pose.rotation @ (pose.scale[:, None] * corners) + (_BRAIN_CENTRE_MM + pose.shift_mm)[:, None]
     origin = np.array(field.origin_mm)

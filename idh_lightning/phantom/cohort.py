@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PhantomSettings:
     """All that decides what is in a cohort."""
 
     patients: int
@@ -58,7 +58,7 @@ class Settings:
     missing_sequence: float
 
     def folder_name(self) -> str:
-        """Return a name for people that ends in a hash of all settings, so that no two cohorts share a folder."""
+        """Name for people that ends in a hash of all settings, so that no two cohorts share a folder."""
         digest = hashlib.sha256(json.dumps([PHANTOM_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
         return f"{self.control}-{self.patients}-{self.spacing_mm:g}mm-{digest[:8]}"
 
@@ -91,15 +91,15 @@ class PhantomCohort:
             seed: Of the cohort. The training seed is another one, so that it does not change the patients.
             missing_sequence: Share of the studies that lack one of the sequences.
             workers: Processes that write, or None for one per core. The files do not depend on it.
-            exclude: Studies to leave out when reading.
-            on_error: What is done with studies that are wrong: "raise" or "exclude".
-            sequences: The sequences to use, or None for all; all of them are written anyway.
-            missing: Whether a study may lack a sequence ("zero") or not ("error").
+            exclude: As in `UCSFPDGM`, like all that follows.
+            on_error: See there.
+            sequences: See there; all of them are written anyway.
+            missing: See there.
 
         Raises:
             ConfigError: If a setting is out of range.
         """
-        self.settings = Settings(
+        self.settings = PhantomSettings(
             patients=int(patients),
             spacing_mm=float(spacing_mm),
             control="null" if control is None else control,
@@ -116,57 +116,52 @@ class PhantomCohort:
         _studies(self.settings)
         self.folder = from_home(folder) / self.settings.folder_name()
         self.workers = workers
-        self.exclude = tuple(exclude)
-        self.on_error = on_error
-        self.sequences = sequences
-        self.missing = missing
-
-    def write(self) -> Path:
-        """Return the folder of the cohort, after writing it unless it is there already."""
-        return write_cohort(self.folder, self.settings, workers=self.workers)
+        self._reading: dict[str, Any] = {
+            "exclude": tuple(exclude),
+            "on_error": on_error,
+            "sequences": sequences,
+            "missing": missing,
+        }
 
     def read(self) -> Cohort:
         """Return the cohort through the reader of the real data, after writing it unless it is there already."""
         folder = self.write()
-        reader = UCSFPDGM(
-            name="phantom",
-            folder=folder,
-            table=folder / CLINICAL_TABLE,
-            exclude=self.exclude,
-            on_error=self.on_error,
-            sequences=self.sequences,
-            missing=self.missing,
-        )
-        cohort: Cohort = reader.read()
+        cohort: Cohort = UCSFPDGM(name="phantom", folder=folder, table=folder / CLINICAL_TABLE, **self._reading).read()
         return cohort
 
+    def write(self) -> Path:
+        """Return the folder of the cohort; it is written if it is not there, and finished if it is not complete.
 
-def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None) -> Path:
-    """Write a cohort and return its folder; do nothing if it is complete, finish it if it is not.
+        Studies go to a sibling `<folder>.partial`, each one whole or not at all, and the sibling takes the name of the
+        folder once it is complete. A run that was interrupted therefore goes on where it stopped. Two runs that want
+        the same cohort wait for each other.
 
-    Studies go to a sibling `<folder>.partial`, each one whole or not at all, and the sibling takes the name of the
-    folder once it is complete. A run that was interrupted therefore goes on where it stopped. Two runs that want the
-    same cohort wait for each other.
-
-    Args:
-        folder: To be written.
-        settings: Of the cohort.
-        workers: Processes, None for one per core.
-
-    Raises:
-        CohortError: If the folder is there but is not a complete cohort of these settings.
-    """
-    if _is_there(folder, settings):  # whoever may only read needs no lock
-        return folder
-    partial = folder.with_name(folder.name + ".partial")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(folder.name + ".lock"), needed=True):
-        if _is_there(folder, settings):
+        Raises:
+            CohortError: If the folder is there but is not a complete cohort of these settings.
+        """
+        folder = self.folder
+        if _is_there(folder, self.settings):  # whoever may only read needs no lock
             return folder
-        partial.mkdir(exist_ok=True)
-        for leftover in partial.glob(".*"):
-            shutil.rmtree(leftover)
-        studies = _studies(settings)
+        partial = folder.with_name(folder.name + ".partial")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(folder.name + ".lock"), needed=True):
+            if _is_there(folder, self.settings):
+                return folder
+            partial.mkdir(exist_ok=True)
+            for leftover in partial.glob(".*"):
+                shutil.rmtree(leftover)
+            studies = _studies(self.settings)
+            self._write_studies(partial, studies)
+            studies[list(CLINICAL_COLUMNS)].to_csv(partial / CLINICAL_TABLE, index=False, lineterminator="\n")
+            signs = studies.assign(patient_id=[f"UCSF-PDGM-{number:04d}" for number in studies["patient_number"]])
+            signs[list(_SIGN_COLUMNS)].to_csv(partial / SIGNS_TABLE, index=False, lineterminator="\n")
+            (partial / MANIFEST).write_text(json.dumps(_manifest(self.settings), indent=2) + "\n")
+            partial.rename(folder)
+        _logger.info("Synthetic cohort: %s (%d studies written)", folder, len(studies))
+        return folder
+
+    def _write_studies(self, partial: Path, studies: pd.DataFrame) -> None:
+        """Write the studies that are not there yet, in several processes."""
         todo = [
             (index, row)
             for index, row in enumerate(studies.to_dict("records"))
@@ -174,8 +169,8 @@ def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None
         ]
         if len(todo) < len(studies):
             _logger.info("Synthetic cohort: %d of %d studies are there", len(studies) - len(todo), len(studies))
-        count = min(workers or cpu_count(), max(1, len(todo)))
-        tasks = (delayed(_write_study)(partial, row, index, settings) for index, row in todo)
+        count = min(self.workers or cpu_count(), max(1, len(todo)))
+        tasks = (delayed(_write_study)(partial, row, index, self.settings) for index, row in todo)
         # Loky's processes, unlike those of multiprocessing, neither fork a process that has threads nor import the
         # caller's main module with all that it imports.
         done = Parallel(
@@ -185,49 +180,31 @@ def write_cohort(folder: Path, settings: Settings, *, workers: int | None = None
             pass
         if count > 1:
             get_reusable_executor(reuse=True).shutdown(wait=True)
-        studies[list(CLINICAL_COLUMNS)].to_csv(partial / CLINICAL_TABLE, index=False, lineterminator="\n")
-        signs = studies.assign(patient_id=[f"UCSF-PDGM-{number:04d}" for number in studies["patient_number"]])
-        signs[list(_SIGN_COLUMNS)].to_csv(partial / SIGNS_TABLE, index=False, lineterminator="\n")
-        (partial / MANIFEST).write_text(json.dumps(_manifest(settings), indent=2) + "\n")
-        partial.rename(folder)
-    _logger.info("Synthetic cohort: %s (%d studies written)", folder, len(studies))
-    return folder
 
 
 def read_signs(folder: str | Path) -> pd.DataFrame:
-    """Return the latent signs of every study of a written cohort, indexed by study_id.
-
-    Args:
-        folder: Of one cohort, as returned by PhantomCohort.write.
-    """
-    table = pd.read_csv(Path(folder) / SIGNS_TABLE, keep_default_na=False)
-    return table.set_index("study_id")
+    """Latent signs of every study of a written cohort, indexed by study_id."""
+    return pd.read_csv(Path(folder) / SIGNS_TABLE, keep_default_na=False, index_col="study_id")
 
 
 def evidence_file(study: Study) -> Path | None:
-    """Return the file of `Evidence` codes of a synthetic study; None where the study has none, as real ones do."""
+    """File of `SignMasks` codes of a synthetic study; None where the study has none, as real ones do."""
     file = None if study.mask is None else study.mask.with_name(f"{study.study_id}_evidence.nii.gz")
     return file if file is not None and file.is_file() else None
 
 
-def _studies(settings: Settings) -> pd.DataFrame:
+def _studies(settings: PhantomSettings) -> pd.DataFrame:
     patients = draw_patients(settings.patients, seed=settings.seed, control=settings.control)
     return list_studies(patients, seed=settings.seed, missing_sequence=settings.missing_sequence, sequences=SEQUENCES)
 
 
-def _manifest(settings: Settings) -> dict[str, object]:
+def _manifest(settings: PhantomSettings) -> dict[str, object]:
     return {"format": PHANTOM_FORMAT, "settings": asdict(settings)}
 
 
-def _is_there(folder: Path, settings: Settings) -> bool:
+def _is_there(folder: Path, settings: PhantomSettings) -> bool:
     if not folder.exists():
         return False
-    _check_manifest(folder, settings)
-    _logger.info("Synthetic cohort: %s (there already)", folder)
-    return True
-
-
-def _check_manifest(folder: Path, settings: Settings) -> None:
     path = folder / MANIFEST
     found = json.loads(path.read_text()) if path.is_file() else None
     if found != _manifest(settings):
@@ -235,9 +212,11 @@ def _check_manifest(folder: Path, settings: Settings) -> None:
             f"{path}: {'other settings' if found else 'not there'}; expected the manifest of a complete synthetic "
             "cohort. Delete the folder; it is written anew."
         )
+    _logger.info("Synthetic cohort: %s (there already)", folder)
+    return True
 
 
-def _write_study(folder: Path, row: Mapping[Any, Any], index: int, settings: Settings) -> None:
+def _write_study(folder: Path, row: Mapping[Any, Any], index: int, settings: PhantomSettings) -> None:
     """Render one study and write its files; the study's folder appears when all of them are there."""
     study_id = str(row["study_id"])
     images = render_study(

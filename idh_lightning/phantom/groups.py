@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,41 +21,21 @@ FOLLOW_UP_SHARE = 6 / 495
 """Follow-up studies per patient in UCSF-PDGM v5: six rows on 495 patients."""
 
 CLINICAL_COLUMNS: tuple[str, ...] = (
-    "ID",
-    "Sex",
-    "Age at MRI",
-    "WHO CNS Grade",
-    "Final pathologic diagnosis (WHO 2021)",
-    "MGMT status",
-    "MGMT index",
-    "1p/19q",
-    "IDH",
-    "1-dead 0-alive",
-    "OS",
-    "EOR",
-    "Biopsy prior to imaging",
-    "BraTS21 ID",
-    "BraTS21 Segmentation Cohort",
-    "BraTS21 MGMT Cohort",
-)
+    "ID", "Sex", "Age at MRI", "WHO CNS Grade", "Final pathologic diagnosis (WHO 2021)", "MGMT status", "MGMT index",
+    "1p/19q", "IDH", "1-dead 0-alive", "OS", "EOR", "Biopsy prior to imaging",
+    "BraTS21 ID", "BraTS21 Segmentation Cohort", "BraTS21 MGMT Cohort",
+)  # fmt: skip
 """The columns of UCSF-PDGM-metadata_v5.csv, in its order."""
 
 SIGNS: tuple[str, ...] = (
-    "enhancing",
-    "ring_necrosis",
-    "mismatch",
-    "frontal",
-    "multifocal",
-    "cyst",
-    "solid",
-    "sharp_margin",
-)
+    "enhancing", "ring_necrosis", "mismatch", "frontal", "multifocal", "cyst", "solid", "sharp_margin",
+)  # fmt: skip
 """The yes-or-no signs, named as the attributes of Group that hold their frequencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """How often the patients of one diagnosis show each sign; frequencies in 0..1.
+    """Frequencies, 0..1, of each sign among the patients of one diagnosis.
 
     Attributes:
         count: Patients of this group among the 495 of UCSF-PDGM v5; the groups' shares of a cohort follow it.
@@ -93,107 +74,36 @@ class Group:
     survival_days: float
 
 
-GROUPS: tuple[Group, ...] = (
-    Group(
-        name="wildtype_grade_4",
-        label=WILDTYPE,
-        count=368,
-        grades={4: 1.0},
-        diagnosis="Glioblastoma, IDH-wildtype",
-        age_years=(61.8, 12.0),
-        enhancing=0.95,
-        ring_necrosis=0.85,
-        mismatch=0.004,
-        frontal=0.28,
-        multifocal=0.15,
-        cyst=0.10,
-        solid=0.25,
-        sharp_margin=0.40,
-        volume_ml=(59.0, 37.0),
-        water=0.0,
-        oedema_shift=0.0,
-        survival_days=420,
+_COLUMN_PER_GROUP: dict[str, tuple[Any, ...]] = {
+    "name": (
+        "wildtype_grade_4", "wildtype_grade_2_3", "mutant_astrocytoma_grade_2_3", "mutant_grade_4",
+        "oligodendroglioma_grade_2_3",
     ),
-    Group(
-        name="wildtype_grade_2_3",
-        label=WILDTYPE,
-        count=24,
-        grades={2: 0.4, 3: 0.6},
-        diagnosis="Astrocytoma, IDH-wildtype",
-        age_years=(58.1, 10.9),
-        enhancing=0.50,
-        ring_necrosis=0.10,
-        mismatch=0.01,
-        frontal=0.30,
-        multifocal=0.20,
-        cyst=0.05,
-        solid=0.85,
-        sharp_margin=0.25,
-        volume_ml=(70.0, 40.0),
-        water=0.0,
-        oedema_shift=0.0,
-        survival_days=700,
+    "diagnosis": (
+        "Glioblastoma, IDH-wildtype", "Astrocytoma, IDH-wildtype", "Astrocytoma, IDH-mutant", "Astrocytoma, IDH-mutant",
+        "Oligodendroglioma, IDH-mutant, 1p/19q-codeleted",
     ),
-    Group(
-        name="mutant_astrocytoma_grade_2_3",
-        label=MUTANT,
-        count=62,
-        grades={2: 0.55, 3: 0.45},
-        diagnosis="Astrocytoma, IDH-mutant",
-        age_years=(38.2, 10.3),
-        enhancing=0.25,
-        ring_necrosis=0.02,
-        mismatch=0.42,
-        frontal=0.55,
-        multifocal=0.03,
-        cyst=0.20,
-        solid=0.95,
-        sharp_margin=0.55,
-        volume_ml=(80.0, 45.0),
-        water=0.03,
-        oedema_shift=-0.04,
-        survival_days=2600,
-    ),
-    Group(
-        name="mutant_grade_4",
-        label=MUTANT,
-        count=28,
-        grades={4: 1.0},
-        diagnosis="Astrocytoma, IDH-mutant",
-        age_years=(38.0, 11.7),
-        enhancing=0.85,
-        ring_necrosis=0.45,
-        mismatch=0.264,
-        frontal=0.60,
-        multifocal=0.03,
-        cyst=0.42,
-        solid=0.67,
-        sharp_margin=0.45,
-        volume_ml=(109.0, 68.0),
-        water=0.03,
-        oedema_shift=-0.04,
-        survival_days=1100,
-    ),
-    Group(
-        name="oligodendroglioma_grade_2_3",
-        label=MUTANT,
-        count=13,
-        grades={2: 0.7, 3: 0.3},
-        diagnosis="Oligodendroglioma, IDH-mutant, 1p/19q-codeleted",
-        age_years=(43.9, 15.0),
-        enhancing=0.40,
-        ring_necrosis=0.03,
-        mismatch=0.01,
-        frontal=0.65,
-        multifocal=0.02,
-        cyst=0.10,
-        solid=0.95,
-        sharp_margin=0.08,
-        volume_ml=(75.0, 45.0),
-        water=0.03,
-        oedema_shift=-0.04,
-        survival_days=3600,
-    ),
+    "label":          (WILDTYPE,     WILDTYPE,         MUTANT,             MUTANT,        MUTANT),
+    "count":          (368,          24,               62,                 28,            13),
+    "grades":         ({4: 1.0},     {2: 0.4, 3: 0.6}, {2: 0.55, 3: 0.45}, {4: 1.0},      {2: 0.7, 3: 0.3}),
+    "age_years":      ((61.8, 12.0), (58.1, 10.9),     (38.2, 10.3),       (38.0, 11.7),  (43.9, 15.0)),
+    "enhancing":      (0.95,         0.50,             0.25,               0.85,          0.40),
+    "ring_necrosis":  (0.85,         0.10,             0.02,               0.45,          0.03),
+    "mismatch":       (0.004,        0.01,             0.42,               0.264,         0.01),
+    "frontal":        (0.28,         0.30,             0.55,               0.60,          0.65),
+    "multifocal":     (0.15,         0.20,             0.03,               0.03,          0.02),
+    "cyst":           (0.10,         0.05,             0.20,               0.42,          0.10),
+    "solid":          (0.25,         0.85,             0.95,               0.67,          0.95),
+    "sharp_margin":   (0.40,         0.25,             0.55,               0.45,          0.08),
+    "volume_ml":      ((59.0, 37.0), (70.0, 40.0),     (80.0, 45.0),       (109.0, 68.0), (75.0, 45.0)),
+    "water":          (0.0,          0.0,              0.03,               0.03,          0.03),
+    "oedema_shift":   (0.0,          0.0,              -0.04,              -0.04,         -0.04),
+    "survival_days":  (420,          700,              2600,               1100,          3600),
+}  # fmt: skip
+
+GROUPS: tuple[Group, ...] = tuple(
+    Group(**dict(zip(_COLUMN_PER_GROUP, column, strict=True)))
+    for column in zip(*_COLUMN_PER_GROUP.values(), strict=True)
 )
 
 _WATER_SD = 0.06
@@ -205,22 +115,18 @@ _OEDEMA_SD = 0.12
 # The lobes that are not frontal, with their shares among gliomas outside the frontal lobe (Larjavaara et al. 2007).
 _OTHER_LOBES = {"temporal": 0.5, "parietal": 0.3, "occipital": 0.1, "insular": 0.1}
 _MUTATIONS = {
-    "IDH1 p.R132H": 54,
-    "mutated (NOS)": 31,
-    "IDH1 p.R132C": 8,
-    "IDH1 p.R132G": 5,
-    "IDH1 p.R132S": 2,
-    "IDH2 p.R172K": 1,
-    "IDH2 p.Arg172Trp": 1,
-    "IDH1 p.Arg132His": 1,
+    "IDH1 p.R132H": 54, "mutated (NOS)": 31, "IDH1 p.R132C": 8, "IDH1 p.R132G": 5, "IDH1 p.R132S": 2,
+    "IDH2 p.R172K": 1, "IDH2 p.Arg172Trp": 1, "IDH1 p.Arg132His": 1,
+}  # fmt: skip
+_MGMT = {
+    True: {"positive": 0.8, "negative": 0.05, "unknown": 0.15},
+    False: {"positive": 0.57, "negative": 0.27, "unknown": 0.15, "indeterminate": 0.01},
 }
+_ARMS = {True: {"co-deletion": 0.6, "relative co-deletion": 0.4}, False: {"intact": 0.81, "unknown": 0.19}}
 
 
 def group_sizes(patients: int) -> list[int]:
-    """Return how many of `patients` belong to each group of GROUPS: shares as in UCSF-PDGM, rounded, never drawn.
-
-    Source: largest-remainder rounding, so that the sizes add up.
-    """
+    """Number of patients of each group of GROUPS: shares as in UCSF-PDGM, rounded by the largest-remainder method."""
     exact = patients * np.array([group.count for group in GROUPS]) / sum(group.count for group in GROUPS)
     sizes = np.floor(exact).astype(int)
     order = np.argsort(sizes - exact, kind="stable")
@@ -229,15 +135,10 @@ def group_sizes(patients: int) -> list[int]:
 
 
 def draw_patients(patients: int, *, seed: int, control: str = "natural") -> pd.DataFrame:
-    """Return one row per patient: the latent signs of the image, the label of the table, and the clinical columns.
+    """Table of patients: the latent signs of the image, the label of the table, and the clinical columns.
 
     The signs of a group are drawn independently of one another; how many patients of the group carry a sign is the
     group's frequency times its size, rounded up or down at random, so that a small cohort keeps the frequencies.
-
-    Args:
-        patients: Number of patients, >= 10.
-        seed: Of the cohort; the same seed gives the same table.
-        control: One of CONTROLS.
 
     Returns:
         Columns patient_number, group (that the image was drawn from), label (0 or 1, as in the clinical table), the
@@ -305,18 +206,15 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
     table["water"] = np.clip(rng.normal(group.water, _WATER_SD, size), -0.15, 0.2).round(3)
 
     mutant = group.label == MUTANT
-    codeleted = "codeleted" in group.diagnosis
     table["Sex"] = choice({"M": 0.6, "F": 0.4})
     table["Age at MRI"] = np.clip(rng.normal(*group.age_years, size), 18, 90).round().astype(int)
     table["WHO CNS Grade"] = choice({str(grade): share for grade, share in group.grades.items()}).astype(int)
     table["Final pathologic diagnosis (WHO 2021)"] = group.diagnosis
-    mgmt = {"positive": 0.8, "negative": 0.05, "unknown": 0.15} if mutant else {}
-    table["MGMT status"] = choice(mgmt or {"positive": 0.57, "negative": 0.27, "unknown": 0.15, "indeterminate": 0.01})
+    table["MGMT status"] = choice(_MGMT[mutant])
     index = pd.Series(rng.integers(1, 18, size).astype(str))
     table["MGMT index"] = index.where(table["MGMT status"] == "positive", "unknown")
     table.loc[table["MGMT status"] == "negative", "MGMT index"] = "0"
-    arms = {"co-deletion": 0.6, "relative co-deletion": 0.4} if codeleted else {"intact": 0.81, "unknown": 0.19}
-    table["1p/19q"] = choice(arms)
+    table["1p/19q"] = choice(_ARMS["codeleted" in group.diagnosis])
     table["IDH"] = choice(_MUTATIONS) if mutant else "wildtype"
     # Exponential survival with the group's median, seen until a follow-up of one to eight years ends.
     survival = rng.exponential(group.survival_days / np.log(2), size)
@@ -334,13 +232,9 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
 def list_studies(
     patients: pd.DataFrame, *, seed: int, missing_sequence: float, sequences: Sequence[str]
 ) -> pd.DataFrame:
-    """Return one row per study: first studies in the order of patients, then a few follow-up studies.
+    """Table of studies: first studies in the order of patients, then a few follow-up studies.
 
-    Args:
-        patients: From draw_patients.
-        seed: Of the cohort.
-        missing_sequence: Share of the studies that lack one sequence, 0..1; the number is rounded, not drawn.
-        sequences: The names that may be missing.
+    The number of studies that lack one of the sequences is the share `missing_sequence`, rounded, not drawn.
 
     Returns:
         The columns of patients, with study_id ("UCSF-PDGM-0004", "UCSF-PDGM-0429_FU003d"), ID (as the clinical table
@@ -370,4 +264,4 @@ def list_studies(
     lacking = rng.choice(len(studies), size=round(missing_sequence * len(studies)), replace=False)
     studies.loc[lacking, "missing"] = rng.choice(np.array(sequences, dtype=object), size=len(lacking))
     front = ["study_id", "ID", "follow_up", "missing"]
-    return studies[[*front, *(column for column in studies.columns if column not in front)]]
+    return studies[[*front, *studies.columns.drop(front)]]

@@ -10,9 +10,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from idh_lightning.phantom.anatomy import Anatomy, Floats, Push, smooth_field, tumour_seeds
+from idh_lightning.phantom.anatomy import Anatomy, Push, smooth_field, tumour_seeds
 
-Labels = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_Labels = NDArray[np.uint8]
 
 
 class SignMasks(IntFlag):
@@ -64,7 +65,7 @@ class Signs:
 class Focus:
     """One tumour focus: its centre in template coordinates, the volume of its core, and of its oedema."""
 
-    centre_mm: Floats
+    centre_mm: _Floats
     core_ml: float
     oedema_ml: float
 
@@ -74,27 +75,21 @@ class Focus:
         return float((self.core_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3))
 
     def push(self) -> Push:
-        """Return the mass effect of the focus: the core made about half of its room by pressing tissue aside."""
+        """Mass effect of the focus: the core made about half of its room by pressing tissue aside."""
         return Push(self.centre_mm, 1.1 * self.radius_mm, 0.35)
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """What the tumour puts in place of normal tissue.
+    """Tumour tissue in place of normal tissue, [D, H, W]: fractions of the tissues, segmentation, `SignMasks` codes."""
 
-    Attributes:
-        parts: Tissue name -> fraction of each voxel, [D, H, W].
-        labels: Segmentation, [D, H, W], 0 or one of the labels of UCSF-PDGM.
-        evidence: Sum of Evidence codes, [D, H, W].
-    """
-
-    parts: dict[str, Floats]
-    labels: Labels
-    evidence: Labels
+    parts: dict[str, _Floats]
+    labels: _Labels
+    evidence: _Labels
 
 
 def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
-    """Return the main focus, in the lobe and hemisphere of the signs, and one or two further ones if multifocal."""
+    """Tumour foci: the main one, in the lobe and hemisphere of the signs, and one or two further ones if multifocal."""
     oedema = signs.volume_ml * signs.oedema_share
     core = signs.volume_ml - oedema
     main = Focus(rng.choice(tumour_seeds()[signs.lobe, signs.side]), core, oedema)
@@ -107,8 +102,8 @@ def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
             # Far enough for normal tissue in between, near enough to look like one disease.
             gaps = np.min(
                 [
-                    np.linalg.norm(everywhere - other.centre_mm, axis=1) - other.radius_mm - further.radius_mm
-                    for other in foci
+                    np.linalg.norm(everywhere - one.centre_mm, axis=1) - one.radius_mm - further.radius_mm
+                    for one in foci
                 ],
                 axis=0,
             )
@@ -123,18 +118,12 @@ def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
 def grow_lesion(
     anatomy: Anatomy, foci: list[Focus], signs: Signs, template_scale: float, rng: np.random.Generator
 ) -> Lesion:
-    """Return the tumour's compartments on the grid of the anatomy.
+    """Compartments of the tumour on the grid of an anatomy that its foci, the main one first, have pressed aside.
 
-    Args:
-        anatomy: Of the patient, already pressed aside by the foci.
-        foci: From place_foci; the first one is the main tumour.
-        signs: Of the study.
-        template_scale: Patient millimetres per template millimetre.
-        rng: For shapes and borders.
+    `template_scale` is patient millimetres per template millimetre.
     """
-    shape = anatomy.grid.shape
-    parts = {name: np.zeros(shape, dtype=np.float32) for name in _PARTS}
-    evidence = np.zeros(shape, dtype=np.uint8)
+    parts = {name: np.zeros(anatomy.grid.shape, dtype=np.float32) for name in _PARTS}
+    evidence = np.zeros(anatomy.grid.shape, dtype=np.uint8)
     free = anatomy.brain.astype(np.float32)
     for number, focus in enumerate(foci):
         grown = _grow_focus(anatomy, focus, signs, template_scale, main=number == 0, rng=rng)
@@ -168,8 +157,8 @@ _EVIDENCE_OF_PART = {
 }
 
 
-def _segment(parts: dict[str, Floats]) -> Labels:
-    """Return the label of the tumour tissue that prevails in each voxel that is at least half tumour."""
+def _segment(parts: dict[str, _Floats]) -> _Labels:
+    """Label of the tumour tissue that prevails in each voxel that is at least half tumour."""
     core = parts["solid"] + parts["mismatch"] + parts["rim"] + parts["necrosis"] + parts["cyst"]
     stack = np.stack([core, parts["oedema"], parts["enhancing"]])
     labels = np.array([NECROTIC_OR_SOLID, OEDEMA, ENHANCING], dtype=np.uint8)[stack.argmax(axis=0)]
@@ -178,46 +167,27 @@ def _segment(parts: dict[str, Floats]) -> Labels:
 
 def _grow_focus(
     anatomy: Anatomy, focus: Focus, signs: Signs, scale: float, *, main: bool, rng: np.random.Generator
-) -> dict[str, Floats]:
-    """Return tissue name -> fraction for one focus."""
-    voxel_ml = anatomy.grid.voxel_ml
+) -> dict[str, _Floats]:
+    """Fractions of the tissues of one focus, by name."""
     radius = focus.radius_mm
     depth = _core_depth(anatomy, focus, scale, signs.sharp_margin, rng)
-    softness = 0.5 if signs.sharp_margin else 2.6
-    core = _inside(depth, softness)
-    result: dict[str, Floats] = {}
+    core = _inside(depth, 0.5 if signs.sharp_margin else 2.6)
+    result: dict[str, _Floats] = {}
 
     if main and signs.cyst:
-        # At the edge of the core, so that it shows beside a ring or a solid part; big enough to be seen.
-        cyst_radius = float(np.clip(rng.uniform(0.5, 0.65) * radius, 8.0, 20.0))
-        centre = focus.centre_mm + _direction(rng) * np.float32(0.6 * radius / scale)
-        wobble = 0.06 * cyst_radius * smooth_field(anatomy.grid, 20, rng)
-        ball = cyst_radius - _distance(anatomy, centre) * scale + wobble
-        # Not in the ventricles, which would only widen them, and not detached from the tumour.
-        cyst = _inside(ball, 0.5) * (1 - _ventricle(anatomy)) * _inside(depth + 0.6 * cyst_radius, 1.0)
-        result["cyst"] = np.asarray(cyst, dtype=np.float32)
-        core = core * (1 - cyst)
+        result["cyst"] = _cyst(anatomy, focus, scale, depth, rng)
+        core = core * (1 - result["cyst"])
 
     if signs.enhancing:
         whole = not (signs.solid or signs.mismatch)
-        if whole:
-            inner = depth - np.float32(0.5)
-        else:
-            centre = focus.centre_mm + _direction(rng) * np.float32(0.35 * radius / scale)
-            wobble = 0.12 * radius * smooth_field(anatomy.grid, max(12.0, radius), rng)
-            inner = np.minimum(radius - _distance(anatomy, centre) * scale + wobble, depth - np.float32(1.5))
-            share = 0.5 if signs.ring_necrosis else 0.35
-            inner = inner - _level(inner, anatomy.brain, share * focus.core_ml / voxel_ml)
-        tissue = core * _inside(inner, 0.6)
+        inner = depth - np.float32(0.5) if whole else _part_depth(anatomy, focus, signs, scale, depth, rng)
+        tissue = result["enhancing"] = core * _inside(inner, 0.6)
         if signs.ring_necrosis:
             inner_radius = radius * (1.0 if whole else 0.8)
             thickness = np.clip(0.36 * inner_radius, 4.5, 8.0)
             thickness = thickness * np.clip(1 + 0.35 * smooth_field(anatomy.grid, 16, rng), 0.5, 1.9)
-            necrosis = tissue * _inside(inner - thickness, 0.6)
-            result["necrosis"] = necrosis
-            result["enhancing"] = tissue - necrosis
-        else:
-            result["enhancing"] = tissue
+            result["necrosis"] = tissue * _inside(inner - thickness, 0.6)
+            result["enhancing"] = tissue - result["necrosis"]
         core = core - tissue
 
     if signs.solid:
@@ -244,15 +214,36 @@ def _grow_focus(
     return result
 
 
-def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, sharp: bool, rng: np.random.Generator) -> Floats:
-    """Return the depth below the core's surface in mm, [D, H, W], such that the core has its volume."""
+def _cyst(anatomy: Anatomy, focus: Focus, scale: float, depth: _Floats, rng: np.random.Generator) -> _Floats:
+    """Fraction of cyst: at the edge of the core, so that it shows beside a ring or a solid part, and big enough."""
+    radius = float(np.clip(rng.uniform(0.5, 0.65) * focus.radius_mm, 8.0, 20.0))
+    centre = focus.centre_mm + _direction(rng) * np.float32(0.6 * focus.radius_mm / scale)
+    wobble = 0.06 * radius * smooth_field(anatomy.grid, 20, rng)
+    ball = radius - _distance(anatomy, centre) * scale + wobble
+    # Not in the ventricles, which would only widen them, and not detached from the tumour.
+    cyst = _inside(ball, 0.5) * (1 - _ventricle(anatomy)) * _inside(depth + 0.6 * radius, 1.0)
+    return np.asarray(cyst, dtype=np.float32)
+
+
+def _part_depth(
+    anatomy: Anatomy, focus: Focus, signs: Signs, scale: float, depth: _Floats, rng: np.random.Generator
+) -> _Floats:
+    """Depth in mm below the surface of the part of a core that enhances, beside a solid part or a mismatch."""
+    radius = focus.radius_mm
+    centre = focus.centre_mm + _direction(rng) * np.float32(0.35 * radius / scale)
+    wobble = 0.12 * radius * smooth_field(anatomy.grid, max(12.0, radius), rng)
+    inner = np.minimum(radius - _distance(anatomy, centre) * scale + wobble, depth - np.float32(1.5))
+    share = 0.5 if signs.ring_necrosis else 0.35
+    return np.asarray(inner - _level(inner, anatomy.brain, share * focus.core_ml / anatomy.grid.voxel_ml))
+
+
+def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, sharp: bool, rng: np.random.Generator) -> _Floats:
+    """Depth below the core's surface in mm, [D, H, W], such that the core has its volume."""
     radius = focus.radius_mm
     axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     stretch = np.exp(rng.normal(0, 0.12, 3))
     form = (axes * (stretch / stretch.prod() ** (1 / 3))) @ axes.T
-    offset = [axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), focus.centre_mm, strict=True)]
-    rows = form.astype(np.float32)
-    squares = [(row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2]) ** 2 for row in rows]
+    squares = [_along(anatomy, focus.centre_mm, row) ** 2 for row in form.astype(np.float32)]
     depth = np.float32(radius) - np.float32(scale) * np.sqrt(squares[0] + squares[1] + squares[2])
     roughness = 0.07 if sharp else 0.16
     depth += np.float32(roughness * radius) * smooth_field(anatomy.grid, max(14.0, 1.2 * radius), rng)
@@ -268,9 +259,9 @@ def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, sharp: bool, rng: 
 
 
 def _oedema(
-    anatomy: Anatomy, tumour: Floats, seed: tuple[np.intp, ...], volume_ml: float, rng: np.random.Generator
-) -> Floats:
-    """Return the fraction of oedema: what fluid reaches first from the core when white matter conducts and cortex not.
+    anatomy: Anatomy, tumour: _Floats, seed: tuple[np.intp, ...], volume_ml: float, rng: np.random.Generator
+) -> _Floats:
+    """Fraction of oedema: fluid spreads from the core, which white matter conducts and cortex does not.
 
     Source: arrival time by fast marching (Sethian 1996), with the speed given by the share of white matter.
     """
@@ -295,36 +286,36 @@ def _oedema(
     return np.asarray(takes * _inside(np.float32(front) - np.minimum(arrival, 1e3), 0.8), dtype=np.float32)
 
 
-def _inside(depth: Floats, softness_mm: float) -> Floats:
-    """Return the share of a voxel below a surface: a logistic step in the depth, 0..1."""
+def _inside(depth: _Floats, softness_mm: float) -> _Floats:
+    """Share of a voxel below a surface: a logistic step in the depth, 0..1."""
     return np.asarray(1 / (1 + np.exp(np.clip(-depth / np.float32(softness_mm), -30, 30))), dtype=np.float32)
 
 
-def _level(depth: Floats, brain: NDArray[np.bool_], voxels: float) -> np.float32:
-    """Return the value that `voxels` voxels of the brain exceed."""
+def _level(depth: _Floats, brain: NDArray[np.bool_], voxels: float) -> np.float32:
+    """Value that `voxels` voxels of the brain exceed."""
     values = depth[brain]
     count = int(np.clip(voxels, 1, len(values) - 1))
     return np.float32(np.partition(values, len(values) - count)[len(values) - count])
 
 
-def _ventricle(anatomy: Anatomy) -> Floats:
-    """Return where fluid is wide, 0..1: the ventricles and cisterns but not the sulci."""
+def _ventricle(anatomy: Anatomy) -> _Floats:
+    """Wide spaces of fluid, 0..1: the ventricles and cisterns but not the sulci."""
     wide = gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5)
     return np.asarray(np.clip((wide - 0.35) / 0.3, 0, 1), dtype=np.float32)
 
 
-def _direction(rng: np.random.Generator) -> Floats:
+def _direction(rng: np.random.Generator) -> _Floats:
     vector = rng.standard_normal(3)
     return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
 
 
-def _distance(anatomy: Anatomy, centre: Floats) -> Floats:
-    """Return the distance to a point, template millimetres."""
-    z, y, x = (axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), centre, strict=True))
+def _distance(anatomy: Anatomy, centre: _Floats) -> _Floats:
+    """Distance to a point, template millimetres."""
+    z, y, x = anatomy.offset(centre)
     return np.asarray(np.sqrt(z**2 + y**2 + x**2), dtype=np.float32)
 
 
-def _along(anatomy: Anatomy, centre: Floats, direction: Floats) -> Floats:
-    """Return the position along a direction through a centre, template millimetres."""
-    z, y, x = (axis - np.float32(c) for axis, c in zip((anatomy.z, anatomy.y, anatomy.x), centre, strict=True))
+def _along(anatomy: Anatomy, centre: _Floats, direction: _Floats) -> _Floats:
+    """Position along a direction through a centre, template millimetres."""
+    z, y, x = anatomy.offset(centre)
     return np.asarray(direction[0] * z + direction[1] * y + direction[2] * x, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a tissue looks like: relaxation times at 3 T and the signal equations of the four sequences."""
+"""Signal of the tissues: relaxation times at 3 T and the signal equations of the four sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELAXIVITY_PER_S_MM = 4.5
 
 @dataclass(frozen=True, kw_only=True)
 class Tissue:
-    """What the signal equations need to know of a tissue.
+    """Properties of a tissue that enter the signal equations.
 
     Attributes:
         t1_ms: Longitudinal relaxation time at 3 T without contrast agent.
@@ -31,7 +31,7 @@ class Tissue:
     flows: bool = False
 
     def watered(self, share: float) -> Tissue:
-        """Return the tissue with both relaxation times longer by `share` of themselves."""
+        """Tissue with both relaxation times longer by `share` of themselves."""
         return replace(self, t1_ms=self.t1_ms * (1 + share), t2_ms=self.t2_ms * (1 + share))
 
 
@@ -69,11 +69,9 @@ _FLAIR_TI = _CSF_T1 * (log(2.0) - log(1.0 + exp(-_FLAIR_TR / _CSF_T1)))
 
 
 def signal(tissue: Tissue, sequence: str) -> float:
-    """Return the magnitude of a tissue's signal, relative to fully relaxed water at echo time zero.
+    """Magnitude of a tissue's signal, relative to fully relaxed water at echo time zero.
 
-    Args:
-        tissue: Its contrast agent counts only in T1c.
-        sequence: One of SEQUENCES.
+    The contrast agent counts only in T1c.
 
     Source: Bernstein, King, Zhou, Handbook of MRI Pulse Sequences, 2004: spin echo (T2), density (1 - e^(-TR/T1))
     e^(-TE/T2); inversion recovery with spin-echo readout (FLAIR), density (1 - 2 e^(-TI/T1) + e^(-TR/T1)) e^(-TE/T2);
@@ -93,5 +91,5 @@ def signal(tissue: Tissue, sequence: str) -> float:
 
 
 def signals(tissues: Mapping[str, Tissue]) -> dict[str, dict[str, float]]:
-    """Return sequence -> tissue -> signal, in the order of SEQUENCES and of `tissues`."""
+    """Signals by sequence and tissue, in the order of SEQUENCES and of `tissues`."""
     return {sequence: {name: signal(tissue, sequence) for name, tissue in tissues.items()} for sequence in SEQUENCES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,30 +9,24 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from idh_lightning.cohort.study import SEQUENCES
-from idh_lightning.phantom.anatomy import Floats, Grid, draw_pose, field_grid, make_anatomy, smooth_field
-from idh_lightning.phantom.lesion import Lesion, Signs, grow_lesion, place_foci
+from idh_lightning.phantom.anatomy import Grid, draw_pose, field_grid, make_anatomy, smooth_field
+from idh_lightning.phantom.lesion import Signs, grow_lesion, place_foci
 from idh_lightning.phantom.physics import TISSUES, Tissue, signals
+
+_Floats = NDArray[np.float32]
 
 _WATERED = ("solid", "mismatch", "rim", "oedema")
 """The compartments that the latent `water` makes darker on T1 and brighter on T2."""
 
-_SLICE_MM: Mapping[str, tuple[float, ...]] = {
-    "FLAIR": (1.2, 2.0, 3.0, 4.0),
-    "T1": (1.0, 1.2, 2.0),
-    "T1c": (1.0, 1.2, 2.0),
-    "T2": (1.2, 2.0, 3.0, 4.0),
-}
+_T1_SLICES_MM, _T2_SLICES_MM = (1.0, 1.2, 2.0), (1.2, 2.0, 3.0, 4.0)
+_SLICE_MM = {"FLAIR": _T2_SLICES_MM, "T1": _T1_SLICES_MM, "T1c": _T1_SLICES_MM, "T2": _T2_SLICES_MM}
 
 
 @dataclass(frozen=True)
 class Images:
-    """The arrays of one study on the whole field, [D, H, W].
+    """Arrays of one study on the whole field, [D, H, W]; `sequences` are 0 outside the brain and at least 1 inside.
 
-    Attributes:
-        grid: Their grid.
-        sequences: Sequence -> int16, 0 outside the brain and at least 1 inside.
-        labels: Tumour segmentation, uint8.
-        evidence: Sum of Evidence codes, uint8.
+    `labels` is the tumour segmentation, `evidence` the sum of `SignMasks` codes.
     """
 
     grid: Grid
@@ -45,13 +38,13 @@ class Images:
 def render_study(
     signs: Signs, *, spacing_mm: float, patient_seed: np.random.SeedSequence, study_seed: np.random.SeedSequence
 ) -> Images:
-    """Return the images of one study.
+    """Images of one study.
 
     Args:
         signs: The latent signs.
         spacing_mm: Isotropic voxel size.
-        patient_seed: For what stays the same in a follow-up study: anatomy, tumour shape, tissue.
-        study_seed: For what changes from session to session: pose, bias fields, gains, noise, slice thickness.
+        patient_seed: Of what stays the same in a follow-up study: anatomy, tumour shape, tissue.
+        study_seed: Of what changes from session to session: pose, bias fields, gains, noise, slice thickness.
     """
     anatomy_rng, lesion_rng, tissue_rng = (np.random.default_rng(child) for child in patient_seed.spawn(3))
     pose_rng, scanner_rng = (np.random.default_rng(child) for child in study_seed.spawn(2))
@@ -60,7 +53,9 @@ def render_study(
     foci = place_foci(signs, lesion_rng)
     anatomy = make_anatomy(field, pose, [focus.push() for focus in foci], anatomy_rng)
     lesion = grow_lesion(anatomy, foci, signs, float(pose.scale.mean()), lesion_rng)
-    parts = _mix({"white": anatomy.white, "grey": anatomy.grey, "csf": anatomy.csf, "vein": anatomy.vein}, lesion)
+    # Normal tissue makes room for the tumour.
+    left = 1 - np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
+    parts = {name: getattr(anatomy, name) * left for name in ("white", "grey", "csf", "vein")} | lesion.parts
     images = _scan(parts, anatomy.brain, anatomy.grid, _draw_tissues(signs.water, tissue_rng), tissue_rng, scanner_rng)
     window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
 
@@ -71,20 +66,14 @@ def render_study(
 
     return Images(
         field,
-        {sequence: whole(values) for sequence, values in images.items()},  # type: ignore[misc]
+        {sequence: whole(images[sequence]) for sequence in SEQUENCES},  # type: ignore[misc]
         whole(lesion.labels),  # type: ignore[arg-type]
         whole(lesion.evidence),  # type: ignore[arg-type]
     )
 
 
-def _mix(normal: dict[str, Floats], lesion: Lesion) -> dict[str, Floats]:
-    """Return tissue -> fraction, normal tissue making room for the tumour."""
-    tumour = np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
-    return {**{name: part * (1 - tumour) for name, part in normal.items()}, **lesion.parts}
-
-
 def _draw_tissues(water: float, rng: np.random.Generator) -> dict[str, Tissue]:
-    """Return the tissues of one patient: the tumour's with the patient's water and uptake of contrast agent."""
+    """Tissues of one patient: the tumour's with the patient's water and uptake of contrast agent."""
     tissues = dict(TISSUES)
     for name in _WATERED:
         tissues[name] = tissues[name].watered(water)
@@ -94,14 +83,14 @@ def _draw_tissues(water: float, rng: np.random.Generator) -> dict[str, Tissue]:
 
 
 def _scan(
-    parts: dict[str, Floats],
+    parts: dict[str, _Floats],
     brain: NDArray[np.bool_],
     grid: Grid,
     tissues: dict[str, Tissue],
     tissue_rng: np.random.Generator,
     scanner_rng: np.random.Generator,
 ) -> dict[str, NDArray[np.int16]]:
-    """Return sequence -> image: the mixed signals seen through bias field, slice profile, gain and noise."""
+    """Images by sequence: the mixed signals seen through bias field, slice profile, gain and noise."""
     # Living tumour is uneven; the mismatch core and fluid are not.
     uneven = sum(parts[name] for name in ("solid", "enhancing", "necrosis", "oedema"))
     texture = 1 + np.float32(0.09) * uneven * smooth_field(grid, 9.0, tissue_rng)
@@ -119,4 +108,4 @@ def _scan(
         image = np.abs(image + noise * scanner_rng.standard_normal(image.shape, dtype=np.float32))
         gain = 300 / levels["white"] * np.exp(scanner_rng.normal(0, 0.2))
         images[sequence] = np.where(brain, np.clip(image * np.float32(gain), 1, 32000), 0).astype(np.int16)
-    return {sequence: images[sequence] for sequence in SEQUENCES}
+    return images
