@@ -52,7 +52,7 @@ class Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting(name="everything learns", model={"trainable_from": "conv_stem", "focus": None}),
+    Setting(name="everything learns", model={"trainable_from": "conv_stem", "locator": None}),
     Setting(name="two last stages", model={"trainable_from": "blocks.5"}),
     Setting(name="two last stages, checkpoint_tail", model={"trainable_from": "blocks.5", "checkpoint_tail": True}),
     Setting(name="two last blocks", model={"trainable_from": "blocks.6.2"}),

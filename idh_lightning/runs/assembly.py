@@ -465,7 +465,7 @@ def methods(names: Sequence[str] | None, network: StemTailNetwork) -> list[Metho
         ConfigError: If there is no such file.
     """
     if names is None:
-        names = [name for name in _method_files(None) if network.focus is not None or name != "evidence"]
+        names = [name for name in _method_files(None) if network.locator_stage is not None or name != "evidence"]
     return [instantiate_section(OmegaConf.load(file)) for file in _method_files(names).values()]
 
 
