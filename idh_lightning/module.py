@@ -49,7 +49,7 @@ class IDHClassifier(lightning.LightningModule):
             optimizer: From parameter groups to an optimizer; only needed to fit.
             scheduler: From an optimizer and `total_steps` to a schedule that is stepped once per optimizer step.
             weight_decay: Of the weight matrices; biases and normalisation layers have none.
-            recipe: Primitives that are written into every checkpoint and suffice to build this model again.
+            recipe: Primitives in every checkpoint, which suffice to build this model again.
         """
         super().__init__()
         self.network = network
@@ -62,9 +62,8 @@ class IDHClassifier(lightning.LightningModule):
         """Of a training that is gone on with: the optimizer steps of its schedule."""
         metrics = MetricCollection({"study_accuracy": BinaryAccuracy(), "study_auroc": BinaryAUROC()})
         # A ModuleDict refuses the key "train", which is one of its methods.
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in ("train", "val", "test")}
-        )
+        stages = ("train", "val", "test")
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 2] of volumes [B, C, D, H, W]."""
@@ -167,9 +166,7 @@ class IDHClassifier(lightning.LightningModule):
     def _why_not_finite(self, batch: Batch | FeatureBatch, stage: str) -> str:
         """Place, likely cause and remedy of a loss that is not finite."""
         given = batch.features if isinstance(batch, FeatureBatch) else batch.volumes
-        broken = [
-            study for study, one in zip(batch.study_ids, given, strict=True) if not bool(torch.isfinite(one).all())
-        ]
+        broken = [study for study, one in zip(batch.study_ids, given, strict=True) if not torch.isfinite(one).all()]
         largest = max(float(parameter.detach().abs().max()) for parameter in self.network.parameters())
         if broken:
             cause = (

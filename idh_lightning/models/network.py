@@ -119,9 +119,8 @@ class StemTailNetwork(nn.Module):
             drop_rate: Dropout before the classifier, in [0, 1).
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
             stem_precision: Arithmetic of the stem. "auto" is the trainer's precision on a GPU; on a CPU bfloat16 where
-                the CPU has instructions for it, else float32.
-            tail_precision: Arithmetic of the tail. "auto" is the trainer's precision on a GPU; on a CPU float32, or
-                bfloat16 while training where the CPU has instructions for it.
+                it has instructions for that, else float32.
+            tail_precision: The same of the tail, which on a CPU takes bfloat16 only while it trains.
             checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
                 again when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
@@ -147,8 +146,7 @@ class StemTailNetwork(nn.Module):
         nn.init.normal_(self.network.classifier.weight, std=0.01)
         nn.init.zeros_(self.network.classifier.bias)
         self.trainable_from = trainable_from
-        self.stem_precision: Precision = stem_precision
-        self.tail_precision: Precision = tail_precision
+        self.stem_precision, self.tail_precision = stem_precision, tail_precision
         self.checkpoint_tail = checkpoint_tail
         self.fuse_stem = True
         self._fusing: tuple[object, FusedStem] | None = None
@@ -363,11 +361,8 @@ class StemTailNetwork(nn.Module):
 
     def stem_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the stem by name."""
-        return {
-            f"{name}.{inner}": tensor
-            for name, module in self._stem_modules().items()
-            for inner, tensor in module.state_dict().items()
-        }
+        states = {name: module.state_dict() for name, module in self._stem_modules().items()}
+        return {f"{name}.{inner}": tensor for name, state in states.items() for inner, tensor in state.items()}
 
     def _module(self, name: str) -> nn.Module:
         module: nn.Module = self.network.get_submodule(name)

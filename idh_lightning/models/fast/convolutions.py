@@ -45,10 +45,10 @@ def correct_padding(module: nn.Module) -> None:
 
 
 def swap_convolutions(module: nn.Module, *, within: Iterable[str] | None = None) -> None:
-    """Replace convolutions by those of this file that can stand for them, which share their weights.
+    """Replace convolutions, in place, by those of this file that can stand for them and share their weights.
 
     Args:
-        module: Changed in place.
+        module: Holds the convolutions.
         within: Names of the submodules to change; by default all.
     """
     prefixes = ("",) if within is None else tuple(f"{name}." for name in within)
@@ -358,22 +358,17 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(cells, weight)
-        return functional.linear(
-            cells, weight.flatten(1).to(cells.dtype), None if bias is None else bias.to(cells.dtype)
-        )
+        bias = None if bias is None else bias.to(cells.dtype)
+        return functional.linear(cells, weight.flatten(1).to(cells.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         cells, weight = ctx.saved_tensors
-        of_cells = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_cells = gradient @ weight.flatten(1).to(gradient.dtype)
-        if ctx.needs_input_grad[1]:
-            of_weight = (gradient.t() @ cells).to(weight.dtype).view_as(weight)
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(0, dtype=weight.dtype)
-        return of_cells, of_weight, of_bias
+        wanted = ctx.needs_input_grad
+        of_cells = gradient @ weight.flatten(1).to(gradient.dtype) if wanted[0] else None
+        of_weight = (gradient.t() @ cells).to(weight.dtype).view_as(weight) if wanted[1] else None
+        return of_cells, of_weight, gradient.sum(0, dtype=weight.dtype) if wanted[2] else None
 
 
 def _computed_in(volumes: Tensor) -> torch.dtype:

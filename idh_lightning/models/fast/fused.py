@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,13 +146,10 @@ class _Convolution:
 
     def _by_onednn(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
         how = padding, list(self.conv.stride), list(self.conv.dilation), self.conv.groups
-        operation = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor
-        if added is None:
-            result = operation(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], "")
-        else:
-            result = operation.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None)
-        return result
+        compute: Any = torch.ops.mkldnn._convolution_pointwise
+        if added is not None:
+            return cast(Tensor, compute.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None))
+        return cast(Tensor, compute(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], ""))
 
     def _by_torch(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
         how = self.conv.stride, padding, self.conv.dilation, self.conv.groups
