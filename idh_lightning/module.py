@@ -106,12 +106,9 @@ class IDHClassifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the gradients' norm, that of each part of the network on its own, since their scales differ.
+        """Clip the gradients of each module of the network on its own, since their scales differ.
 
         lightning 2.6.6 refuses to clip under mixed precision when the optimizer is a fused one, since it may have to
         undo the scaling of gradients first. On a CPU nothing is scaled, and the fused AdamW is four times as fast.

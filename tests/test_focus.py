@@ -36,7 +36,7 @@ def cubes(batch: int, seed: int, edge: int = 33) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4])
-def test_unfolding_gives_back_what_was_folded(ratio: int) -> None:
+def test_depth_to_space_gives_back_what_space_to_depth_took(ratio: int) -> None:
     fine = torch.randn(2, 3, 5, 4, 3)
     coarse = [-(-length // ratio) for length in fine.shape[2:]]
     back = depth_to_space(space_to_depth(fine, coarse, ratio), ratio)
@@ -61,7 +61,7 @@ def test_a_coarse_cell_is_as_open_as_the_most_open_place_around_it() -> None:
     assert coarse.nonzero().tolist() == [[0, d, 2, w] for d in (1, 2) for w in (2, 3)]
 
 
-def test_the_focus_loss_is_least_for_the_truth_and_passes_over_studies_without_a_mask() -> None:
+def test_the_mask_loss_is_least_for_the_truth_and_passes_over_studies_without_a_mask() -> None:
     shares = torch.zeros(2, 4, 4, 4)
     shares[:, 1:3, 1:3, 1:3] = 1
     right, wrong = 20 * (shares - 0.5), -20 * (shares - 0.5)
@@ -174,7 +174,7 @@ def test_the_bank_keeps_what_the_masks_of_the_views_say(small_network: Maker, fa
     assert next(iter(data.val_dataloader())).shares is None
 
 
-def test_the_loss_of_a_training_step_holds_the_focus_term(small_network: Maker) -> None:
+def test_the_loss_of_a_training_step_holds_the_mask_loss(small_network: Maker) -> None:
     network = small_network(locator="blocks.2").eval()
     x, masks = cubes(2, seed=7)
     labels = torch.tensor([0, 1])

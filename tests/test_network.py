@@ -55,7 +55,7 @@ def test_stem_in_bfloat16_agrees_with_float32_within_an_eighth_of_the_features_s
 
 
 @pytest.mark.parametrize("instructions", [set(), {"avx2"}, {"avx512_bf16"}, {"amx_bf16"}])
-def test_where_a_cpu_lacks_instructions_for_bfloat16_the_stem_is_folded_and_in_float32(
+def test_where_a_cpu_lacks_instructions_for_bfloat16_the_stem_is_fused_and_in_float32(
     small_network: Maker, monkeypatch: pytest.MonkeyPatch, instructions: set[str]
 ) -> None:
     monkeypatch.setattr(
@@ -88,35 +88,35 @@ def moved(network: StemTailNetwork) -> StemTailNetwork:
 
 @pytest.mark.parametrize("cut", ["bn1", "blocks.0", "blocks.3", "blocks.5.2", "conv_head", "bn2", "classifier"])
 @pytest.mark.parametrize("edge", [32, 33, 36, (24, 33, 26)], ids=str)
-def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
+def test_a_stem_with_batch_norm_fused_into_its_convolutions_computes_the_same(
     small_network: Maker, cut: str, edge: int | tuple[int, int, int]
 ) -> None:
     network = moved(small_network(trainable_from=cut, stem_precision="float32"))
     x = volumes(3, edge=edge)
     assert network._fuses("cpu")
-    folded = network.stem(x)
+    fused = network.stem(x)
     network.fuse_stem = False
-    torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused, network.stem(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("edge", [32, 33, (24, 33, 26)], ids=str)
-def test_a_stem_folded_for_a_gpu_computes_the_same_for_several_studies_at_once(
+def test_a_stem_fused_for_a_gpu_computes_the_same_for_several_studies_at_once(
     small_network: Maker, edge: int | tuple[int, int, int]
 ) -> None:
     network = moved(small_network(stem_precision="float32", locator="blocks.2"))
     network.fuse_stem = False
-    folded = FusedStem(network._stem_modules(), torch.float32, onednn=False)
+    fused = FusedStem(network._stem_modules(), torch.float32, onednn=False)
     for studies in (1, 3):
         x = volumes(studies, edge=edge)
-        torch.testing.assert_close(network._run_stem(x, folded), network.stem(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network._run_stem(x, fused), network.stem(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("locator", ["bn1", "conv_stem", "blocks.2"])
-def test_a_locator_sees_the_same_in_a_folded_stem(small_network: Maker, locator: str) -> None:
+def test_a_locator_sees_the_same_in_a_fused_stem(small_network: Maker, locator: str) -> None:
     network = moved(small_network(locator=locator, stem_precision="float32"))
-    folded = network.stem(volumes(edge=33))
+    fused = network.stem(volumes(edge=33))
     network.fuse_stem = False
-    torch.testing.assert_close(folded, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("edges", [(49, 65, 49), (24, 33, 26)], ids=str)
@@ -132,18 +132,18 @@ def test_what_is_explained_and_what_is_timed_the_plain_way_is_the_network_that_p
         torch.testing.assert_close(network.network(x), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_folding_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
+def test_fusing_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
     network = moved(small_network(stem_precision="float32", locator="blocks.2"))
     network.fuse_stem = False
     exact = network.stem(volumes(4))
     network.stem_precision = "bfloat16"
     plain = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
     network.fuse_stem = True
-    folded = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
-    assert 0 < folded < 1.25 * plain < 0.125 * exact.std()
+    fused = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
+    assert 0 < fused < 1.25 * plain < 0.125 * exact.std()
 
 
-def test_a_folded_stem_follows_its_weights_and_statistics_and_leaves_them_alone(small_network: Maker) -> None:
+def test_a_fused_stem_follows_its_weights_and_statistics_and_leaves_them_alone(small_network: Maker) -> None:
     network = moved(small_network(stem_precision="float32"))
     names, first = list(network.state_dict()), network.stem(volumes())
     before = copy.deepcopy(network.state_dict())
@@ -171,9 +171,9 @@ def test_blocks_of_an_untrained_stem_that_add_nothing_are_left_out_and_nothing_c
     network = small_network(stem_precision="float32", locator="blocks.2")
     calibrate_batch_norm(network, [volumes(4)])
     assert left_out(network) == 6  # of 11 in the first five stages of B0; five change the number of channels
-    folded = network.stem(volumes())
+    fused = network.stem(volumes())
     network.fuse_stem = False
-    torch.testing.assert_close(folded, network.stem(volumes()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused, network.stem(volumes()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("what", ["weight", "bias"])
@@ -213,7 +213,7 @@ def test_blocks_that_add_nothing_are_left_out_of_an_explanation_unless_they_are_
     assert list(network.state_dict()) == list(state)
 
 
-def test_parts_that_do_not_fold_run_as_they_are(small_network: Maker) -> None:
+def test_modules_that_do_not_fuse_run_as_they_are(small_network: Maker) -> None:
     network = small_network(backbone="efficientnet_es", stem_precision="float32").eval()
     assert not network._fuses("cpu")
     assert torch.isfinite(network.stem(volumes())).all()

@@ -166,14 +166,12 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         result = operation(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            if _storage(tensor) not in given:
-                self._note(tensor.untyped_storage())
+            if _storage(tensor) not in given | self._seen.keys():
+                self._note(_storage(tensor), tensor)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
+    def _note(self, key: int, tensor: Tensor) -> None:
+        storage, size = tensor.untyped_storage(), _bytes(tensor)
 
         def gone(_: object) -> None:
             del self._seen[key]
