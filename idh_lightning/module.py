@@ -18,7 +18,7 @@ from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import NetworkOutput, StemTailNetwork
-from idh_lightning.objectives import focus_loss
+from idh_lightning.objectives import mask_loss
 
 LARGE_WEIGHT = 1e4
 """No weight comes near in a training that goes well: after the default run none is above 24."""
@@ -28,8 +28,8 @@ class IDHClassifier(lightning.LightningModule):
     """Learns to tell IDH-mutant from IDH-wildtype glioma.
 
     Logs `<stage>/loss`, `<stage>/study_accuracy` (at probability 0.5, uncalibrated) and `<stage>/study_auroc` for the
-    stages train, val and test, which count studies while metrics.json counts patients; `train/focus` where the network
-    has a locator and studies have masks.
+    stages train, val and test, which count studies while metrics.json counts patients; `<stage>/mask_loss` where the
+    network has a locator and studies have masks.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class IDHClassifier(lightning.LightningModule):
 
         Args:
             network: Maps volumes [B, C, D, H, W] to logits [B, 2].
-            objective: Maps logits [B, 2] and labels [B] to a scalar; its attribute `focus` weighs `focus_loss`.
+            objective: Maps logits [B, 2] and labels [B] to a scalar; its attribute `mask_weight` weighs `mask_loss`.
             optimizer: From parameter groups to an optimizer; only needed to fit.
             scheduler: From an optimizer and `total_steps` to a schedule that is stepped once per optimizer step.
             weight_decay: Of the weight matrices; biases and normalisation layers have none.
-            recipe: Primitives that are written into every checkpoint and suffice to build this model again.
+            recipe: Primitives in every checkpoint, which suffice to build this model again.
         """
         super().__init__()
         self.network = network
@@ -63,17 +63,16 @@ class IDHClassifier(lightning.LightningModule):
         """Of a training that is gone on with: the optimizer steps of its schedule."""
         metrics = MetricCollection({"study_accuracy": BinaryAccuracy(), "study_auroc": BinaryAUROC()})
         # A ModuleDict refuses the key "train", which is one of its methods.
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in ("train", "val", "test")}
-        )
+        stages = ("train", "val", "test")
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in stages})
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Return the logits [B, 2] of volumes [B, C, D, H, W]."""
+        """Logits [B, 2] of volumes [B, C, D, H, W]."""
         logits: Tensor = self.network(volumes)
         return logits
 
     def training_step(self, batch: Batch | FeatureBatch, batch_index: int) -> Tensor:
-        """Return the loss of a training batch."""
+        """Loss of a training batch."""
         return self._shared_step(batch, "train")[0]
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_index: int) -> None:
@@ -85,14 +84,14 @@ class IDHClassifier(lightning.LightningModule):
 
         Returns:
             [B, 1 or 3], logits of the mutant class minus those of the wildtype class: that of the network, whose
-            sigmoid is P(mutant), and, where there are two opinions behind it, those of the deep layers and the reader.
+            sigmoid is P(mutant), and, where there are two branches, those of the deep layers and the radiomics head.
         """
-        answer = self._shared_step(batch, "test")[1] if dataloader_idx else self._answer(batch)
-        said = [answer.logits, *(answer.opinions if len(answer.opinions) > 1 else ())]
-        return torch.stack([logits[:, 1] - logits[:, 0] for logits in said], dim=1)
+        output = self._shared_step(batch, "test")[1] if dataloader_idx else self._output(batch)
+        each = [output.logits, *(output.branch_logits if len(output.branch_logits) > 1 else ())]
+        return torch.stack([logits[:, 1] - logits[:, 0] for logits in each], dim=1)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over what is trainable and its schedule per optimizer step."""
+        """Optimizer over the trainable weights, and its schedule per optimizer step."""
         if self.optimizer is None or self.scheduler is None:
             raise RuntimeError("this model was built to predict; give it an optimizer and a scheduler to fit it")
         optimizer = self.optimizer(timm.optim.param_groups_weight_decay(self.network, self.weight_decay))
@@ -108,12 +107,9 @@ class IDHClassifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the gradients' norm, that of each part of the network on its own, since their scales differ.
+        """Clip the gradients of each module of the network on its own, since their scales differ.
 
         lightning 2.6.6 refuses to clip under mixed precision when the optimizer is a fused one, since it may have to
         undo the scaling of gradients first. On a CPU nothing is scaled, and the fused AdamW is four times as fast.
@@ -131,47 +127,44 @@ class IDHClassifier(lightning.LightningModule):
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint |= {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
 
-    def _answer(self, batch: Batch) -> NetworkOutput:
-        return self.network.answer(self.network.stem(batch.volumes))
+    def _output(self, batch: Batch | FeatureBatch) -> NetworkOutput:
+        known = isinstance(batch, FeatureBatch)
+        return self.network.answer(batch.features if known else self.network.stem(batch.volumes))  # type: ignore[union-attr]
+
+    def _tumour_fraction(self, batch: Batch | FeatureBatch) -> Tensor | None:
+        if isinstance(batch, FeatureBatch):
+            return batch.shares
+        return None if batch.masks is None else self.network.tumour_fraction(batch.masks)
 
     def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, NetworkOutput]:
-        shares = None
-        if isinstance(batch, FeatureBatch):
-            answer, shares = self.network.answer(batch.features), batch.shares
-        else:
-            answer = self._answer(batch)
-            if batch.masks is not None and answer.tumour is not None:
-                shares = self.network.shares(batch.masks)
-        logits = answer.logits
-        loss: Tensor = self.objective(logits, batch.labels)
-        # Each opinion is taught on its own: of their mean, the deep layers would soon learn the training patients by
-        # heart and leave the reader nothing to learn.
-        taught = sum(self.objective(each, batch.labels) for each in answer.opinions) if stage == "train" else loss
+        output = self._output(batch)
+        loss: Tensor = self.objective(output.logits, batch.labels)
+        # Each branch is taught on its own: of their mean, the deep layers would soon learn the training patients by
+        # heart and leave the radiomics head nothing to learn.
+        branches = output.branch_logits if stage == "train" else ()
+        taught = sum(self.objective(each, batch.labels) for each in branches) if branches else loss
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
         # leave it no doubt.
-        probability = torch.softmax(logits.detach().float(), dim=1)[:, 1]
+        probability = torch.softmax(output.logits.detach().float(), dim=1)[:, 1]
         metrics = self.metrics[f"{stage}_metrics"]
         metrics.update(probability, batch.labels)  # type: ignore[operator]
-        size = len(batch.labels)
         # Over all processes, since checkpoints are chosen by it; torchmetrics gathers the metrics itself.
-        log = {"batch_size": size, "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
-        weight = float(getattr(self.objective, "focus", 0.0))
-        if weight and shares is not None and answer.tumour is not None:
-            focus = focus_loss(answer.tumour, shares)
-            loss, taught = loss + weight * focus, taught + weight * focus
-            self.log(f"{stage}/focus", focus.detach(), on_step=False, **log)  # type: ignore[arg-type]
+        log = {"batch_size": len(batch.labels), "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
+        weight = float(getattr(self.objective, "mask_weight", 0.0))
+        if weight and output.tumour is not None and (fractions := self._tumour_fraction(batch)) is not None:
+            found = mask_loss(output.tumour, fractions)
+            loss, taught = loss + weight * found, taught + weight * found
+            self.log(f"{stage}/mask_loss", found.detach(), on_step=False, **log)  # type: ignore[arg-type]
         if not bool(torch.isfinite(taught)):
             raise TrainingError(self._why_not_finite(batch, stage))
         self.log(f"{stage}/loss", loss.detach(), on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]
         self.log_dict(metrics, on_step=False, prog_bar=stage == "val", **log)  # type: ignore[arg-type]
-        return taught, answer
+        return taught, output
 
     def _why_not_finite(self, batch: Batch | FeatureBatch, stage: str) -> str:
-        """Return where a loss was not finite, its likely cause, and the way on."""
+        """Place, likely cause and remedy of a loss that is not finite."""
         given = batch.features if isinstance(batch, FeatureBatch) else batch.volumes
-        broken = [
-            study for study, one in zip(batch.study_ids, given, strict=True) if not bool(torch.isfinite(one).all())
-        ]
+        broken = [study for study, one in zip(batch.study_ids, given, strict=True) if not torch.isfinite(one).all()]
         largest = max(float(parameter.detach().abs().max()) for parameter in self.network.parameters())
         if broken:
             cause = (

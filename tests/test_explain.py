@@ -150,14 +150,14 @@ def test_an_empty_mask_or_another_grid_is_refused() -> None:
 
 
 def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) -> None:
-    network, x = small_network(focus="blocks.1").eval(), volumes()
-    network.fold_stem = False  # so that hooks see the stem run
+    network, x = small_network(locator="blocks.1").eval(), volumes()
+    network.fuse_stem = False  # so that hooks see the stem run
     methods = (Evidence(), GradCAM(), GradCAM(layer="blocks.2"))
     runs: list[int] = []
     handle = network.network.conv_stem.register_forward_hook(lambda *_: runs.append(1))
     apart = [method(network, x) for method in methods]
     assert len(runs) == 3
-    with network.stem_once():
+    with network.cache_stem():
         together = [method(network, x) for method in methods]
     assert len(runs) == 5, "a layer of the stem needs a graph of its own"
     handle.remove()
@@ -166,19 +166,19 @@ def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) ->
 
 
 def test_features_that_are_known_are_not_computed_again(small_network: Maker) -> None:
-    network, x = small_network(focus="blocks.1").eval(), volumes()
+    network, x = small_network(locator="blocks.1").eval(), volumes()
     assert network.locator is not None
-    assert network.reader is not None
+    assert network.radiomics is not None
     with torch.no_grad():  # an open gate, and an opinion on what it lets through
         network.locator.tell.bias.fill_(1)
-        network.reader.weigh.weight.fill_(1e-4)
+        network.radiomics.weigh.weight.fill_(1e-4)
     features, apart = network.stem(x), Evidence()(network, x)
     assert apart.any(), "a map without evidence tests nothing"
-    with network.stem_once():
-        with network.stem_known(x, features):
+    with network.cache_stem():
+        with network.with_stem_features(x, features):
             assert network.stem(x) is features
             assert torch.equal(Evidence()(network, x), apart)
-        with network.stem_known(x, 2 * features):
+        with network.with_stem_features(x, 2 * features):
             assert not torch.equal(Evidence()(network, x), apart), "what is known is what is explained"
             assert torch.equal(network.stem(x.clone()), features), "and only for the volumes that it belongs to"
         assert torch.equal(network.stem(x), features)
@@ -195,7 +195,7 @@ def test_as_many_validation_studies_are_followed_as_asked(
     drawn: list[str] = []
     monkeypatch.setattr(explanations, "panel_of", lambda *_, **__: {})
     monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
-    network = small_network(focus="blocks.1").train()
+    network = small_network(locator="blocks.1").train()
     data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, sanity_checking=False, current_epoch=2)
     module: Any = SimpleNamespace(network=network, device=torch.device("cpu"))

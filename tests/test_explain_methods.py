@@ -44,7 +44,7 @@ def volumes(batch: int = 2) -> Tensor:
 @pytest.fixture(scope="module")
 def network() -> StemTailNetwork:
     torch.manual_seed(0)
-    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "focus": "blocks.1"}
+    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "locator": "blocks.1"}
     made = StemTailNetwork(stem_precision="float32", tail_precision="float32", **settings)
     calibrate_batch_norm(made, [volumes(4)])
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_class_activation_maps_follow_the_formula_of_their_paper(network: StemTa
 
 
 def test_fused_layers_take_the_hottest_of_their_maps(network: StemTailNetwork) -> None:
-    network.fold_stem = False  # which rounds otherwise, and only where no layer of the stem is explained
+    network.fuse_stem = False  # which rounds otherwise, and only where no layer of the stem is explained
     x, layers = volumes(), ["blocks.2", "entry"]
     alone = [GradCAM(layer=layer, variant="layer_cam")(network, x) for layer in layers]
     lifted = torch.maximum(*(torch.tanh(2 * cam) for cam in alone)) / np.tanh(2)
@@ -193,12 +193,12 @@ def reading(network: StemTailNetwork) -> StemTailNetwork:
     """Its gate stands open; its reader, not its deep layers, has an opinion: on the brightness of one sequence."""
     made = copy.deepcopy(network)
     assert made.locator is not None
-    assert made.reader is not None
+    assert made.radiomics is not None
     with torch.no_grad():
         made.locator.tell.weight.zero_()
         made.locator.tell.bias.fill_(2 / RADIOMICS_GAIN)
         made.network.classifier.weight.zero_()
-        made.reader.weigh.weight[0, 1] = 1 / RADIOMICS_GAIN
+        made.radiomics.weigh.weight[0, 1] = 1 / RADIOMICS_GAIN
     return made
 
 
@@ -206,10 +206,10 @@ def reading(network: StemTailNetwork) -> StemTailNetwork:
 def test_evidence_adds_up_to_the_difference_from_a_shut_gate_and_ordinary_tissue(
     network: StemTailNetwork, reading: StemTailNetwork, sign: float
 ) -> None:
-    assert reading.reader is not None
+    assert reading.radiomics is not None
     with torch.no_grad():
         reading.network.classifier.weight.copy_(sign * network.network.classifier.weight)
-        reading.reader.weigh.weight[0, :20] = torch.linspace(-sign, sign, 20) / RADIOMICS_GAIN
+        reading.radiomics.weigh.weight[0, :20] = torch.linspace(-sign, sign, 20) / RADIOMICS_GAIN
     x = volumes()
     x[:, :, :, :, :16] *= 0.5
     seen, read, gate = Evidence(steps=64).contributions(reading, x)
@@ -232,9 +232,9 @@ def test_evidence_adds_up_to_the_difference_from_a_shut_gate_and_ordinary_tissue
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_evidence_shows_what_the_reader_read_for_either_class(reading: StemTailNetwork, sign: float) -> None:
-    assert reading.reader is not None
+    assert reading.radiomics is not None
     with torch.no_grad():
-        reading.reader.weigh.weight.mul_(sign)
+        reading.radiomics.weigh.weight.mul_(sign)
     x = with_a_bright_cube(33)
     assert reading(x).argmax(1).item() == (sign > 0)
     cam, cube = Evidence()(reading, x), torch.zeros(1, 33, 33, 33)
@@ -245,9 +245,9 @@ def test_evidence_shows_what_the_reader_read_for_either_class(reading: StemTailN
 
 
 def test_evidence_against_the_class_is_not_shown(reading: StemTailNetwork) -> None:
-    assert reading.reader is not None
+    assert reading.radiomics is not None
     with torch.no_grad():
-        reading.reader.weigh.bias.fill_(-9 / RADIOMICS_GAIN)  # wildtype, whatever the cube says
+        reading.radiomics.weigh.bias.fill_(-9 / RADIOMICS_GAIN)  # wildtype, whatever the cube says
     x = with_a_bright_cube(33)
     assert reading(x).argmax(1).item() == 0
     assert inside(Evidence()(reading, x)) < 0.01

@@ -106,12 +106,12 @@ def test_a_network_with_every_part_is_exported_and_gives_the_predictions_of_its_
 def whole(small_network: Callable[..., StemTailNetwork], grid: tuple[int, ...], **settings: object) -> StemTailNetwork:
     """Return a network whose locator finds something and whose reader has an opinion."""
     precise = {"stem_precision": "float32", "tail_precision": "float32"}
-    network = small_network(focus="blocks.1", **precise, **settings).eval()
+    network = small_network(locator="blocks.1", **precise, **settings).eval()
     assert network.locator is not None
-    assert network.reader is not None
+    assert network.radiomics is not None
     calibrate_batch_norm(network, [torch.randn(2, 4, *(min(edge, 33) for edge in grid))])
     nn.init.constant_(network.locator.tell.bias, 0.0)  # type: ignore[arg-type]
-    nn.init.normal_(network.reader.weigh.weight, std=1e-4)
+    nn.init.normal_(network.radiomics.weigh.weight, std=1e-4)
     return network
 
 
@@ -126,7 +126,7 @@ def test_what_is_exported_computes_the_network_on_every_grid(
     network = whole(small_network, grid, missing=missing)
     volumes = torch.randn(1, 4, *grid, generator=torch.Generator().manual_seed(0))
     expected = network(volumes)
-    assert float((expected - network.answer(network.stem(volumes)).opinions[0]).abs().max()) > 1e-4
+    assert float((expected - network.answer(network.stem(volumes)).branch_logits[0]).abs().max()) > 1e-4
     calibrator = type("Line", (), {"slope": 1.0, "intercept": 0.0})
     portable = PortableNetwork(type("One", (), {"network": network, "calibrator": calibrator}))  # type: ignore[arg-type]
     found = portable(volumes)[0]

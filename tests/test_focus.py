@@ -14,7 +14,7 @@ from idh_lightning.errors import ModelError, ObjectiveError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.locator import cell_means, coarsen, depth_to_space, space_to_depth
 from idh_lightning.module import IDHClassifier
-from idh_lightning.objectives import FocalLoss, focus_loss
+from idh_lightning.objectives import FocalLoss, mask_loss
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -36,7 +36,7 @@ def cubes(batch: int, seed: int, edge: int = 33) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4])
-def test_unfolding_gives_back_what_was_folded(ratio: int) -> None:
+def test_depth_to_space_gives_back_what_space_to_depth_took(ratio: int) -> None:
     fine = torch.randn(2, 3, 5, 4, 3)
     coarse = [-(-length // ratio) for length in fine.shape[2:]]
     back = depth_to_space(space_to_depth(fine, coarse, ratio), ratio)
@@ -61,27 +61,27 @@ def test_a_coarse_cell_is_as_open_as_the_most_open_place_around_it() -> None:
     assert coarse.nonzero().tolist() == [[0, d, 2, w] for d in (1, 2) for w in (2, 3)]
 
 
-def test_the_focus_loss_is_least_for_the_truth_and_passes_over_studies_without_a_mask() -> None:
+def test_the_mask_loss_is_least_for_the_truth_and_passes_over_studies_without_a_mask() -> None:
     shares = torch.zeros(2, 4, 4, 4)
     shares[:, 1:3, 1:3, 1:3] = 1
     right, wrong = 20 * (shares - 0.5), -20 * (shares - 0.5)
-    assert focus_loss(right, shares) < 1e-3 < 5 < focus_loss(wrong, shares)
+    assert mask_loss(right, shares) < 1e-3 < 5 < mask_loss(wrong, shares)
     half = shares.clone()
     half[1] = torch.nan
     mixed = torch.cat([right[:1], wrong[:1]]).requires_grad_(True)
-    loss = focus_loss(mixed, half)
+    loss = mask_loss(mixed, half)
     assert loss < 1e-3
     loss.backward()
     assert mixed.grad is not None
     assert not mixed.grad[1].any()
-    assert focus_loss(wrong, torch.full_like(shares, torch.nan)) == 0
+    assert mask_loss(wrong, torch.full_like(shares, torch.nan)) == 0
 
 
 @pytest.mark.parametrize("missing", ["error", "zero"])
 def test_stem_then_tail_is_the_network_and_the_gate_decides_what_the_tail_sees(
     small_network: Maker, missing: str
 ) -> None:
-    network = small_network(focus="blocks.2", missing=missing).eval()
+    network = small_network(locator="blocks.2", missing=missing).eval()
     calibrate_batch_norm(network, [volumes(4)])
     x = volumes()
     torch.testing.assert_close(network.tail(network.stem(x)), network(x))
@@ -94,15 +94,15 @@ def test_stem_then_tail_is_the_network_and_the_gate_decides_what_the_tail_sees(
 
 
 def test_the_locator_learns_from_the_label_as_well_as_from_the_mask(small_network: Maker) -> None:
-    network = small_network(focus="blocks.2").eval()
+    network = small_network(locator="blocks.2").eval()
     x, masks = cubes(2, seed=3)
     calibrate_batch_norm(network, [x])
     assert network.locator is not None
     answer = network.answer(network.stem(x))
     assert answer.tumour is not None
-    assert answer.tumour.shape == network.shares(masks).shape
+    assert answer.tumour.shape == network.tumour_fraction(masks).shape
     weight = network.locator.tell.weight
-    for loss in (answer.logits[:, 1].sum(), focus_loss(answer.tumour, network.shares(masks))):
+    for loss in (answer.logits[:, 1].sum(), mask_loss(answer.tumour, network.tumour_fraction(masks))):
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
         assert gradient.abs().sum() > 0
 
@@ -111,16 +111,16 @@ def test_the_locator_learns_from_the_label_as_well_as_from_the_mask(small_networ
 def trained() -> StemTailNetwork:
     """A B0 whose locator has learnt to find bright cubes."""
     torch.manual_seed(0)
-    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", focus="blocks.1").eval()
+    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", locator="blocks.1").eval()
     x, masks = cubes(24, seed=4)
     calibrate_batch_norm(network, [x])
-    features, shares = network.stem(x), network.shares(masks)
+    features, shares = network.stem(x), network.tumour_fraction(masks)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(40):
         answer = network.answer(features)
         assert answer.tumour is not None
         optimizer.zero_grad()
-        focus_loss(answer.tumour, shares).backward()
+        mask_loss(answer.tumour, shares).backward()
         optimizer.step()
     return network
 
@@ -154,7 +154,7 @@ def test_the_bank_keeps_what_the_masks_of_the_views_say(small_network: Maker, fa
     for part in parts.values():
         for study in part:
             fake_store.put(study, np.random.default_rng(0).normal(size=(4, 33, 33, 33)))
-    network = small_network(focus="blocks.2").eval()
+    network = small_network(locator="blocks.2").eval()
     data = FeatureBankDataModule(
         studies=parts, store=fake_store, augmentation=None, seed=0, folder=fake_store.folder / "bank", views=1
     )
@@ -170,30 +170,32 @@ def test_the_bank_keeps_what_the_masks_of_the_views_say(small_network: Maker, fa
     ]
     masks = collate(subjects).masks
     assert masks is not None
-    torch.testing.assert_close(batch.shares, network.shares(masks), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(batch.shares, network.tumour_fraction(masks), rtol=1e-3, atol=1e-3)
     assert next(iter(data.val_dataloader())).shares is None
 
 
-def test_the_loss_of_a_training_step_holds_the_focus_term(small_network: Maker) -> None:
-    network = small_network(focus="blocks.2").eval()
+def test_the_loss_of_a_training_step_holds_the_mask_loss(small_network: Maker) -> None:
+    network = small_network(locator="blocks.2").eval()
     x, masks = cubes(2, seed=7)
     labels = torch.tensor([0, 1])
-    batch = FeatureBatch(network.stem(x), labels, ["a", "b"], network.shares(masks))
+    batch = FeatureBatch(network.stem(x), labels, ["a", "b"], network.tumour_fraction(masks))
     losses = []
     for weight in (0.0, 2.0):
-        model = IDHClassifier(network=network, objective=FocalLoss(focus=weight))
+        model = IDHClassifier(network=network, objective=FocalLoss(mask_weight=weight))
         model.log = model.log_dict = lambda *_a, **_k: None  # type: ignore[method-assign,assignment]
         losses.append(model.training_step(batch, 0))
     answer = network.answer(batch.features)
     assert answer.tumour is not None
     assert batch.shares is not None
-    torch.testing.assert_close(losses[1] - losses[0], 2 * focus_loss(answer.tumour, batch.shares))
+    torch.testing.assert_close(losses[1] - losses[0], 2 * mask_loss(answer.tumour, batch.shares))
 
 
 def test_wrong_settings_are_refused(small_network: Maker) -> None:
-    with pytest.raises(ModelError, match=r"model\.focus: found 'blocks\.6'; expected a whole stage before 'blocks\.5'"):
-        small_network(focus="blocks.6")
+    with pytest.raises(
+        ModelError, match=r"model\.locator: found 'blocks\.6'; expected a whole stage before 'blocks\.5'"
+    ):
+        small_network(locator="blocks.6")
     with pytest.raises(ModelError, match=r"needs a network with a locator"):
         Evidence()(small_network().eval(), volumes())
-    with pytest.raises(ObjectiveError, match=r"objective\.focus: found -1"):
-        FocalLoss(focus=-1)
+    with pytest.raises(ObjectiveError, match=r"objective\.mask_weight: found -1"):
+        FocalLoss(mask_weight=-1)

@@ -20,8 +20,8 @@ from idh_lightning.config.instantiation import factory
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import MemoryShortageError
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
+from idh_lightning.models.fast.precision import precision_on_cpu
 from idh_lightning.models.memory import kept_for_backward
-from idh_lightning.models.network import _precision_on_cpu
 from idh_lightning.module import IDHClassifier
 from idh_lightning.runs import memory as memory_plan
 from idh_lightning.runs.memory import Plan, advise_on_out_of_memory, is_shortage, lighter_plans, plan_of, require_memory
@@ -67,7 +67,7 @@ def test_a_checkpointed_tail_keeps_less_than_half_for_the_backward_pass(small_ne
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"checkpoint_tail": True}, {"trainable_from": "conv_stem"}, {"focus": "blocks.2"}]
+    "settings", [{}, {"checkpoint_tail": True}, {"trainable_from": "conv_stem"}, {"locator": "blocks.2"}]
 )
 def test_activations_are_counted_without_taking_them(small_network: Maker, settings: dict[str, Any]) -> None:
     network = small_network(**settings).train()
@@ -78,7 +78,7 @@ def test_activations_are_counted_without_taking_them(small_network: Maker, setti
     # what the loss keeps beside, two logits a study and a scalar, is not in the second number; and a tensor without
     # memory says that in bfloat16 BatchNorm keeps mean and deviation in bfloat16, where they are float32
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    halved = _precision_on_cpu() == "bfloat16" and not settings.get("checkpoint_tail")
+    halved = precision_on_cpu() == "bfloat16" and not settings.get("checkpoint_tail")
     untold = sum(2 * 2 * norm.num_features for norm in norms) if halved else 0
     assert told.activations == pytest.approx(sum(kept.values()) - untold, rel=0.001)
     trainable = sum(p.nbytes for p in network.parameters() if p.requires_grad)

@@ -13,7 +13,7 @@ from torch import nn
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
 from idh_lightning.models.fast.convolutions import restore_convolutions
-from idh_lightning.models.fast.fused import FoldedStem
+from idh_lightning.models.fast.fused import FusedStem
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -56,17 +56,19 @@ def test_stem_in_bfloat16_agrees_with_float32_within_an_eighth_of_the_features_s
 
 
 @pytest.mark.parametrize("instructions", [set(), {"avx2"}, {"avx512_bf16"}, {"amx_bf16"}])
-def test_where_a_cpu_lacks_instructions_for_bfloat16_the_stem_is_folded_and_in_float32(
+def test_where_a_cpu_lacks_instructions_for_bfloat16_the_stem_is_fused_and_in_float32(
     small_network: Maker, monkeypatch: pytest.MonkeyPatch, instructions: set[str]
 ) -> None:
-    monkeypatch.setattr("idh_lightning.models.network._cpu_has", lambda *names: not instructions.isdisjoint(names))
+    monkeypatch.setattr(
+        "idh_lightning.models.fast.precision.cpu_has", lambda *names: not instructions.isdisjoint(names)
+    )
     network = small_network().eval()
     assert network.stem_precision == "auto"
     if {"avx512_bf16", "amx_bf16"} & instructions:
         assert network.stem_dtype("cpu") == torch.bfloat16
         return
     assert network.stem_dtype("cpu") == torch.float32
-    assert network._folds("cpu")
+    assert network._fuses("cpu")
     exact = small_network(stem_precision="float32").eval()
     exact.load_state_dict(network.state_dict())
     assert torch.equal(network.stem(volumes()), exact.stem(volumes()))
@@ -87,35 +89,35 @@ def moved(network: StemTailNetwork) -> StemTailNetwork:
 
 @pytest.mark.parametrize("cut", ["bn1", "blocks.0", "blocks.3", "blocks.5.2", "conv_head", "bn2", "classifier"])
 @pytest.mark.parametrize("edge", [32, 33, 36, (24, 33, 26)], ids=str)
-def test_a_stem_with_batch_norm_folded_into_its_convolutions_computes_the_same(
+def test_a_stem_with_batch_norm_fused_into_its_convolutions_computes_the_same(
     small_network: Maker, cut: str, edge: int | tuple[int, int, int]
 ) -> None:
     network = moved(small_network(trainable_from=cut, stem_precision="float32"))
     x = volumes(3, edge=edge)
-    assert network._folds("cpu")
-    folded = network.stem(x)
-    network.fold_stem = False
-    torch.testing.assert_close(folded, network.stem(x), rtol=1e-4, atol=1e-4)
+    assert network._fuses("cpu")
+    fused = network.stem(x)
+    network.fuse_stem = False
+    torch.testing.assert_close(fused, network.stem(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("edge", [32, 33, (24, 33, 26)], ids=str)
-def test_a_stem_folded_for_a_gpu_computes_the_same_for_several_studies_at_once(
+def test_a_stem_fused_for_a_gpu_computes_the_same_for_several_studies_at_once(
     small_network: Maker, edge: int | tuple[int, int, int]
 ) -> None:
-    network = moved(small_network(stem_precision="float32", focus="blocks.2"))
-    network.fold_stem = False
-    folded = FoldedStem(network._stem_modules(), torch.float32, onednn=False)
+    network = moved(small_network(stem_precision="float32", locator="blocks.2"))
+    network.fuse_stem = False
+    fused = FusedStem(network._stem_modules(), torch.float32, onednn=False)
     for studies in (1, 3):
         x = volumes(studies, edge=edge)
-        torch.testing.assert_close(network._run_stem(x, folded), network.stem(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network._run_stem(x, fused), network.stem(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("focus", ["bn1", "conv_stem", "blocks.2"])
-def test_a_locator_sees_the_same_in_a_folded_stem(small_network: Maker, focus: str) -> None:
-    network = moved(small_network(focus=focus, stem_precision="float32"))
-    folded = network.stem(volumes(edge=33))
-    network.fold_stem = False
-    torch.testing.assert_close(folded, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("locator", ["bn1", "conv_stem", "blocks.2"])
+def test_a_locator_sees_the_same_in_a_fused_stem(small_network: Maker, locator: str) -> None:
+    network = moved(small_network(locator=locator, stem_precision="float32"))
+    fused = network.stem(volumes(edge=33))
+    network.fuse_stem = False
+    torch.testing.assert_close(fused, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("edges", [(49, 65, 49), (24, 33, 26)], ids=str)
@@ -131,18 +133,18 @@ def test_what_is_explained_and_what_is_timed_the_plain_way_is_the_network_that_p
         torch.testing.assert_close(network.network(x), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_folding_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
-    network = moved(small_network(stem_precision="float32", focus="blocks.2"))
-    network.fold_stem = False
+def test_fusing_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
+    network = moved(small_network(stem_precision="float32", locator="blocks.2"))
+    network.fuse_stem = False
     exact = network.stem(volumes(4))
     network.stem_precision = "bfloat16"
     plain = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
-    network.fold_stem = True
-    folded = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
-    assert 0 < folded < 1.25 * plain < 0.125 * exact.std()
+    network.fuse_stem = True
+    fused = (network.stem(volumes(4)) - exact).pow(2).mean().sqrt()
+    assert 0 < fused < 1.25 * plain < 0.125 * exact.std()
 
 
-def test_a_folded_stem_follows_its_weights_and_statistics_and_leaves_them_alone(small_network: Maker) -> None:
+def test_a_fused_stem_follows_its_weights_and_statistics_and_leaves_them_alone(small_network: Maker) -> None:
     network = moved(small_network(stem_precision="float32"))
     names, first = list(network.state_dict()), network.stem(volumes())
     before = copy.deepcopy(network.state_dict())
@@ -154,25 +156,25 @@ def test_a_folded_stem_follows_its_weights_and_statistics_and_leaves_them_alone(
     ):
         change()
         changed = network.stem(volumes())
-        network.fold_stem = False
+        network.fuse_stem = False
         torch.testing.assert_close(changed, network.stem(volumes()), rtol=1e-4, atol=1e-4)
-        network.fold_stem = True
+        network.fuse_stem = True
     torch.testing.assert_close(changed, first)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def left_out(network: StemTailNetwork) -> int:
     blocks = sum(len(part) for part in network._stem_modules().values() if isinstance(part, nn.Sequential))
-    return blocks - sum(len(part.blocks) for part in network._folded("cpu").parts.values() if hasattr(part, "blocks"))
+    return blocks - sum(len(part.blocks) for part in network._fused("cpu").stages.values() if hasattr(part, "blocks"))
 
 
 def test_blocks_of_an_untrained_stem_that_add_nothing_are_left_out_and_nothing_changes(small_network: Maker) -> None:
-    network = small_network(stem_precision="float32", focus="blocks.2")
+    network = small_network(stem_precision="float32", locator="blocks.2")
     calibrate_batch_norm(network, [volumes(4)])
     assert left_out(network) == 6  # of 11 in the first five stages of B0; five change the number of channels
-    folded = network.stem(volumes())
-    network.fold_stem = False
-    torch.testing.assert_close(folded, network.stem(volumes()), rtol=1e-4, atol=1e-4)
+    fused = network.stem(volumes())
+    network.fuse_stem = False
+    torch.testing.assert_close(fused, network.stem(volumes()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("what", ["weight", "bias"])
@@ -184,7 +186,7 @@ def test_a_block_that_adds_something_is_computed(small_network: Maker, what: str
     assert left_out(network) == 5
     changed = network.stem(volumes())
     assert not torch.equal(changed, before)
-    network.fold_stem = False
+    network.fuse_stem = False
     torch.testing.assert_close(changed, network.stem(volumes()), rtol=1e-4, atol=1e-4)
 
 
@@ -212,9 +214,9 @@ def test_blocks_that_add_nothing_are_left_out_of_an_explanation_unless_they_are_
     assert list(network.state_dict()) == list(state)
 
 
-def test_parts_that_do_not_fold_run_as_they_are(small_network: Maker) -> None:
+def test_modules_that_do_not_fuse_run_as_they_are(small_network: Maker) -> None:
     network = small_network(backbone="efficientnet_es", stem_precision="float32").eval()
-    assert not network._folds("cpu")
+    assert not network._fuses("cpu")
     assert torch.isfinite(network.stem(volumes())).all()
 
 
@@ -374,16 +376,16 @@ def test_the_tail_learns_what_a_missing_sequence_means_and_a_complete_study_is_n
 ) -> None:
     network = small_network(missing="zero").eval()
     calibrate_batch_norm(network, [volumes(4)])
-    assert network.absence is not None
+    assert network.missing_sequence_embedding is not None
     x = volumes()
     x[0, 2] = 0
     before = network(x)
     nn.functional.cross_entropy(before, torch.tensor([0, 1])).backward()
-    reached = network.absence.weight.grad
+    reached = network.missing_sequence_embedding.weight.grad
     assert reached is not None
     assert [bool(column.any()) for column in reached.T] == [False, False, True, False]
     with torch.no_grad():
-        network.absence.weight[:, 2] = 5.0
+        network.missing_sequence_embedding.weight[:, 2] = 5.0
     after = network(x)
     torch.testing.assert_close(after[1], before[1])
     assert not torch.allclose(after[0], before[0])
@@ -418,7 +420,7 @@ def test_an_odd_grid_keeps_the_centre_at_every_layer(small_network: Maker) -> No
 
 
 def test_studies_side_by_side_give_what_they_give_one_by_one(small_network: Maker) -> None:
-    network, x = small_network(focus="blocks.1").eval(), volumes(edge=33)
+    network, x = small_network(locator="blocks.1").eval(), volumes(edge=33)
     alone = network.stem(x)
     torch.set_num_threads(2)
     try:

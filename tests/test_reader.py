@@ -53,7 +53,7 @@ def test_roughness_is_the_difference_of_neighbours_summed_over_the_axes() -> Non
 
 def test_the_notes_are_the_statistics_of_the_voxels_in_the_gate() -> None:
     volume, gate = a_volume(1), a_gate((0, 1, 2), (3, 4, 0), (2, 2, 1))
-    notes = RadiomicsHead(2).notes(intensities(volume, PLACES, CELLS), gate)[0]
+    notes = RadiomicsHead(2).features(intensities(volume, PLACES, CELLS), gate)[0]
     inside = torch.nn.functional.interpolate(gate[:, None], scale_factor=3)[0, 0] > 0
     for sequence in (0, 1):
         voxels = volume[0, sequence][inside].double().numpy()
@@ -64,7 +64,7 @@ def test_the_notes_are_the_statistics_of_the_voxels_in_the_gate() -> None:
 
 def test_the_notes_tell_where_a_tumour_lies_and_how_large_it_is() -> None:
     def where(*cells: tuple[int, int, int]) -> list[float]:
-        return RadiomicsHead(2).notes(intensities(a_volume(), PLACES, CELLS), a_gate(*cells))[0, 8:].tolist()
+        return RadiomicsHead(2).features(intensities(a_volume(), PLACES, CELLS), a_gate(*cells))[0, 8:].tolist()
 
     low, high, behind, left = where((0, 2, 1)), where((3, 2, 1)), where((0, 4, 1)), where((0, 2, 2))
     assert high[0] > low[0]
@@ -90,15 +90,15 @@ def test_what_a_weak_cell_is_like_does_not_matter() -> None:
     tissue = intensities(a_volume(), PLACES, CELLS)
     changed = tissue.clone()
     changed[:, :, 3, 3, 2] += 5
-    assert torch.equal(reader.notes(tissue, gate), reader.notes(changed, gate))
+    assert torch.equal(reader.features(tissue, gate), reader.features(changed, gate))
 
 
 def with_an_open_gate(network: StemTailNetwork, x: Tensor) -> StemTailNetwork:
     calibrate_batch_norm(network, [x])
     assert network.locator is not None
-    assert network.reader is not None
+    assert network.radiomics is not None
     torch.nn.init.constant_(network.locator.tell.bias, 0.1)
-    torch.nn.init.normal_(network.reader.weigh.weight, std=1e-4)
+    torch.nn.init.normal_(network.radiomics.weigh.weight, std=1e-4)
     return network.eval()
 
 
@@ -108,17 +108,17 @@ def noise(batch: int = 4, edge: int = 33) -> Tensor:
 
 def test_the_logits_are_the_mean_of_both_opinions(small_network: Maker) -> None:
     x = noise()
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
     answer = network.answer(network.stem(x))
-    deep, read = answer.opinions
+    deep, read = answer.branch_logits
     torch.testing.assert_close(answer.logits, (deep + read) / 2)
     assert (read[:, 1] - read[:, 0]).std() > 0
-    assert len(small_network().answer(small_network().stem(x)).opinions) == 1
+    assert len(small_network().answer(small_network().stem(x)).branch_logits) == 1
 
 
 def test_each_opinion_is_taught_as_if_the_other_were_not_there(small_network: Maker) -> None:
     x = noise()
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
     model = IDHClassifier(network=network, objective=FocalLoss())
     model.log = model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     batch = Batch(
@@ -126,8 +126,8 @@ def test_each_opinion_is_taught_as_if_the_other_were_not_there(small_network: Ma
     )
 
     def gradient() -> Tensor:
-        assert network.reader is not None
-        (found,) = torch.autograd.grad(model.training_step(batch, 0), network.reader.weigh.weight)
+        assert network.radiomics is not None
+        (found,) = torch.autograd.grad(model.training_step(batch, 0), network.radiomics.weigh.weight)
         return found
 
     before = gradient()
@@ -139,14 +139,14 @@ def test_each_opinion_is_taught_as_if_the_other_were_not_there(small_network: Ma
 
 def test_the_reader_does_not_move_the_gate(small_network: Maker) -> None:
     x = noise()
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
     assert network.locator is not None
-    read = network.answer(network.stem(x)).opinions[1]
+    read = network.answer(network.stem(x)).branch_logits[1]
     assert torch.autograd.grad(read[:, 1].sum(), network.locator.tell.weight, allow_unused=True) == (None,)
 
 
 def test_each_part_of_the_network_clips_its_own_gradients(small_network: Maker) -> None:
-    network = small_network(focus="blocks.2")
+    network = small_network(locator="blocks.2")
     model = IDHClassifier(network=network, objective=FocalLoss())
     for scale, part in enumerate(network.parts()):
         for parameter in part.parameters():
@@ -162,24 +162,24 @@ def test_each_part_of_the_network_clips_its_own_gradients(small_network: Maker) 
 
 def test_the_reader_reckons_in_float32_whatever_the_precision_of_the_trainer(small_network: Maker) -> None:
     x = noise()
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
     entry = network.entry(network.stem(x))
-    plain = network.classify(entry).opinions[1]
+    plain = network.classify(entry).branch_logits[1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(network.classify(entry).opinions[1], plain)
+        assert torch.equal(network.classify(entry).branch_logits[1], plain)
 
 
 def test_what_the_reader_went_by_is_in_the_map(small_network: Maker) -> None:
     x = noise(2)
     x[:, :, 8:16, 8:16, 8:16] += 4
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
-    assert network.reader is not None
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
+    assert network.radiomics is not None
     with torch.no_grad():
         network.network.classifier.weight.zero_()
         assert not Evidence()(network, x).isnan().any()
-        network.reader.weigh.weight.zero_()
+        network.radiomics.weigh.weight.zero_()
         assert not Evidence()(network, x).any()
-        network.reader.weigh.weight[0, :4] = 1e-3
+        network.radiomics.weigh.weight[0, :4] = 1e-3
     peak = Evidence()(network, x).flatten(1).argmax(1)
     for place in torch.stack(torch.unravel_index(peak, x.shape[2:]), 1):
         assert ((place >= 4) & (place <= 19)).all()
@@ -187,7 +187,7 @@ def test_what_the_reader_went_by_is_in_the_map(small_network: Maker) -> None:
 
 def test_both_opinions_are_written_beside_the_logit_and_judged_alone(small_network: Maker) -> None:
     x = noise()
-    network = with_an_open_gate(small_network(focus="blocks.2"), x)
+    network = with_an_open_gate(small_network(locator="blocks.2"), x)
     model = IDHClassifier(network=network, objective=FocalLoss())
     said = model.test_step(Batch(volumes=x, labels=torch.tensor([0, 1, 0, 1]), study_ids=list("abcd")), 0)
     torch.testing.assert_close(said[:, 0], said[:, 1:].mean(1))

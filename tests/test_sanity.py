@@ -82,7 +82,7 @@ class Fixed:
 
 @pytest.fixture
 def network(small_network: Maker) -> StemTailNetwork:
-    made = small_network(focus="blocks.2")
+    made = small_network(locator="blocks.2")
     calibrate_batch_norm(made, [volumes(4)])
     return made.eval()
 
@@ -94,10 +94,18 @@ def passed(method: str, check: str, frame: pd.DataFrame) -> bool:
 def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_input(small_network: Maker) -> None:
     head, stem = ["classifier", "bn2", "conv_head", "blocks.6"], ["blocks.1", "blocks.0", "bn1", "conv_stem"]
     middle = ["blocks.4", "blocks.3", "blocks.2"]
-    made = small_network(focus="blocks.2", missing="zero")
-    assert list(modules_downwards(made)) == ["reader", *head, "blocks.5", "locator", "absence", *middle, *stem]
-    cut_in_a_stage = small_network(trainable_from="blocks.6.0", focus="blocks.2")
-    assert list(modules_downwards(cut_in_a_stage)) == ["reader", *head, "locator", "blocks.5", *middle, *stem]
+    made = small_network(locator="blocks.2", missing="zero")
+    assert list(modules_downwards(made)) == [
+        "radiomics",
+        *head,
+        "blocks.5",
+        "locator",
+        "missing_sequence_embedding",
+        *middle,
+        *stem,
+    ]
+    cut_in_a_stage = small_network(trainable_from="blocks.6.0", locator="blocks.2")
+    assert list(modules_downwards(cut_in_a_stage)) == ["radiomics", *head, "locator", "blocks.5", *middle, *stem]
     assert modules_downwards(cut_in_a_stage)["blocks.6"] == "tail"
     assert modules_downwards(cut_in_a_stage)["blocks.5"] == "stem"
     whole = modules_downwards(small_network(trainable_from="conv_stem"))
@@ -122,7 +130,7 @@ class Walk(NamedTuple):
 def walk() -> Walk:
     """A cascade of a method that depends on the weights of one module, over a network in training mode."""
     torch.manual_seed(0)
-    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", focus="blocks.2")
+    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", locator="blocks.2")
     calibrate_batch_norm(network, [volumes(4)])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     method = Weights("blocks.5")

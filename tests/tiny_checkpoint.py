@@ -25,7 +25,7 @@ from idh_lightning.evaluation import (
     image_covariates,
 )
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.objectives import focus_loss
+from idh_lightning.objectives import mask_loss
 from idh_lightning.ood import fit_ood_detector
 from idh_lightning.runs.assembly import classifier
 from idh_lightning.runs.preparation import PreparedCohort
@@ -121,19 +121,19 @@ def _taught(network: StemTailNetwork, stored: list[StoredVolume]) -> np.ndarray:
     calibrate_batch_norm(network, torch.split(volumes, 8))
     network.eval()
     assert network.locator is not None
-    assert network.reader is not None
-    features, shares = network.stem(volumes), network.shares(masks)
+    assert network.radiomics is not None
+    features, shares = network.stem(volumes), network.tumour_fraction(masks)
     optimizer = torch.optim.Adam(network.locator.parameters(), lr=1e-3)
     for _ in range(30):
         optimizer.zero_grad()
         tumour = network.entry(features).tumour
         assert tumour is not None
-        focus_loss(tumour, shares).backward()
+        mask_loss(tumour, shares).backward()
         optimizer.step()
     with torch.no_grad():
-        network.reader.weigh.weight.normal_()
-        for opinion, layer in enumerate((network.network.classifier, network.reader.weigh)):
-            said = network.answer(features).opinions[opinion]
+        network.radiomics.weigh.weight.normal_()
+        for opinion, layer in enumerate((network.network.classifier, network.radiomics.weigh)):
+            said = network.answer(features).branch_logits[opinion]
             layer.weight.div_((said[:, 1] - said[:, 0]).std())  # conviction: logits that differ by about one
         network.network.classifier.bias.sub_(2 * network.tail(features).mean(dim=0))
         logits = network(volumes)

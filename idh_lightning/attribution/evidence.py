@@ -13,7 +13,7 @@ from idh_lightning.config.checks import NEEDS_LOCATOR
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, TailInput
 from idh_lightning.models.locator import coarsen
-from idh_lightning.models.radiomics import KINDS
+from idh_lightning.models.radiomics import INTENSITY_STATISTICS
 
 SHUT = 1e-6
 """A gate below this is taken to be shut."""
@@ -56,10 +56,10 @@ class Evidence:
             ModelError: If the network has no locator.
         """
         seen, read, gate = self.contributions(network, volumes)
-        assert network.focus is not None
+        assert network.locator_stage is not None
         shape = volumes.shape[2:]
         coarse = [network.sampling(network.entry_layer, size) for size in shape]
-        fine = [network.sampling(network.focus, size) for size in shape]
+        fine = [network.sampling(network.locator_stage, size) for size in shape]
         ratio = gate.shape[-1] // seen.shape[-1]
         # A coarse place, as wide open as the gate is anywhere in it, is ratio^3 cells.
         evenly = placed(seen / coarsen(gate, ratio).clamp_min(SHUT), shape, coarse) / ratio**3
@@ -77,7 +77,7 @@ class Evidence:
         Raises:
             ModelError: If the network has no locator.
         """
-        if network.focus is None:
+        if network.locator_stage is None:
             raise ModelError(NEEDS_LOCATOR)
 
         def margin(deep: Tensor, tissue: Tensor, tumour: Tensor, mutant: Tensor) -> Tensor:
@@ -102,13 +102,13 @@ class Evidence:
 
     def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Return the share of tumour in the cells of the locator, placed. See `Method`."""
-        assert network.focus is not None
-        return shares_placed(network, network.focus, masks)
+        assert network.locator_stage is not None
+        return shares_placed(network, network.locator_stage, masks)
 
 
 def _ordinary(tissue: Tensor, tumour: Tensor) -> Tensor:
     """Return the tissue of an average cell of the brain outside the tumour, in every cell of [B, G, e, f, g]."""
-    varied = torch.chunk(tissue, KINDS, dim=1)[1].sum(1) > 0  # which it is nowhere outside the brain
+    varied = torch.chunk(tissue, INTENSITY_STATISTICS, dim=1)[1].sum(1) > 0  # which it is nowhere outside the brain
     weight = ((1 - torch.sigmoid(tumour)) * varied)[:, None]
     mean = (tissue * weight).sum((2, 3, 4), keepdim=True) / weight.sum((2, 3, 4), keepdim=True).clamp_min(SHUT)
     return mean.expand_as(tissue)

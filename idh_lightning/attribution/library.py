@@ -21,7 +21,7 @@ def methods_named(names: Sequence[str] | None, network: StemTailNetwork) -> list
         ConfigError: If there is no such file.
     """
     if names is None:
-        names = [name for name in method_files(None) if network.focus is not None or name != "evidence"]
+        names = [name for name in method_files(None) if network.locator_stage is not None or name != "evidence"]
     return [instantiate_section(OmegaConf.load(file)) for file in method_files(names).values()]
 
 

@@ -68,7 +68,7 @@ def margins(logits: Tensor, mutant: Tensor) -> Tensor:
 def shares_placed(network: StemTailNetwork, layer: str, masks: Tensor) -> Tensor:
     """Return the share of tumour in each cell of a layer, placed as a map of that layer is: [B, D, H, W]."""
     shape = masks.shape[1:]
-    return placed(network.shares(masks, layer), shape, [network.sampling(layer, size) for size in shape])
+    return placed(network.tumour_fraction(masks, layer), shape, [network.sampling(layer, size) for size in shape])
 
 
 def placed(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:

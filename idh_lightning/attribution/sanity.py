@@ -190,8 +190,8 @@ def modules_downwards(network: StemTailNetwork) -> dict[str, str]:
         layers += [stage for stage in stages if any(True for _ in network.network.get_submodule(stage).parameters())]
     layers.reverse()
     cut = next(index for index, name in enumerate(layers) if f"{network.trainable_from}.".startswith(f"{name}."))
-    gates = [name for name in ("locator", "absence") if getattr(network, name) is not None]
-    reader = [] if network.reader is None else ["reader"]
+    gates = [name for name in ("locator", "missing_sequence_embedding") if getattr(network, name) is not None]
+    reader = [] if network.radiomics is None else ["radiomics"]
     parts = {"tail": [*reader, *layers[: cut + 1]], "locator": gates, "stem": layers[cut + 1 :]}
     return {name: part for part, names in parts.items() for name in names}
 

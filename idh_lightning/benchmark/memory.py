@@ -52,7 +52,7 @@ class Setting:
 _LAST_STAGES, _LAST_BLOCKS = {"trainable_from": "blocks.5"}, {"trainable_from": "blocks.6.2"}
 _CHECKPOINT = {"checkpoint_tail": True}
 SETTINGS: tuple[Setting, ...] = (
-    Setting("everything learns", {"trainable_from": "conv_stem", "focus": None}),
+    Setting("everything learns", {"trainable_from": "conv_stem", "locator": None}),
     Setting("two last stages", _LAST_STAGES),
     Setting("two last stages, checkpoint_tail", _LAST_STAGES | _CHECKPOINT),
     Setting("two last blocks", _LAST_BLOCKS),

@@ -109,7 +109,7 @@ class Explanations(Callback):
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
         self._rows = []
         if self.test:
-            self._during_test.enter_context(_network(pl_module).stem_once())
+            self._during_test.enter_context(_network(pl_module).cache_stem())
 
     def on_test_batch_end(
         self,
@@ -188,7 +188,7 @@ class Explanations(Callback):
         with torch.inference_mode(False):
             both = zip(*(torch.split(each.clone(), self.batch_size) for each in (volumes, features)), strict=True)
         for some, theirs in both:
-            with torch.inference_mode(False), network.stem_known(some, theirs):
+            with torch.inference_mode(False), network.with_stem_features(some, theirs):
                 maps = [method(network, some).cpu().numpy() for method in methods]
             yield from map(list, zip(*maps, strict=True))
 

@@ -23,8 +23,8 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 STAGES: tuple[str, ...] = ("fit", "test", "explain", "report")
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 NEEDS_LOCATOR = (
-    "explain: 'evidence' needs a network with a locator, and model.focus is null; expected a stage such as blocks.1. "
-    "Set model.focus, or explain=grad_cam."
+    "explain: 'evidence' needs a network with a locator, and model.locator is null; expected a stage such as blocks.1. "
+    "Set model.locator, or explain=grad_cam."
 )
 MONITORED: tuple[str, ...] = ("val/study_auroc", "val/study_accuracy", "val/loss")
 
@@ -404,7 +404,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "only the synthetic cohort has controls. Remove the control."
         )
     explained = str((config.get("explain") or {}).get("_target_", ""))
-    if explained.endswith(".Evidence") and (config.get("model") or {}).get("focus", True) is None:
+    if explained.endswith(".Evidence") and (config.get("model") or {}).get("locator", True) is None:
         yield NEEDS_LOCATOR
     monitor = config.get("monitor", {})
     if isinstance(monitor, Mapping) and monitor:

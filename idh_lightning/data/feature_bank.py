@@ -147,7 +147,7 @@ class FeatureBankDataModule(IDHDataModule):
             "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
             "device": device,
             "cut": network.trainable_from,
-            "focus": network.focus,
+            "locator": network.locator_stage,
             "augmentation": augmentation_settings,
             "seed": self.seed,
         }
@@ -291,8 +291,8 @@ class FeatureBankDataModule(IDHDataModule):
                 "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
             )
         shares = None
-        if network.focus is not None and batch.masks is not None:
-            shares = network.shares(batch.masks).half().numpy()
+        if network.locator_stage is not None and batch.masks is not None:
+            shares = network.tumour_fraction(batch.masks).half().numpy()
         for index, file in enumerate(files):
             if shares is not None:
                 _save(_shares_file(file), shares[index])

@@ -1,4 +1,4 @@
-"""Where the tumour is, learnt from masks, so that what the classifier sees comes from there."""
+"""Tumour locator, learnt from masks, and the grids of cells on which it works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCATOR_GAIN = 64.0
 """How much faster the locator learns than its weights, as stored, would: it starts from nothing, at the learning rate
 of a tail that may be pretrained. Source: the equalised learning rate of Karras et al. 2018, arXiv:1710.10196, 4.1."""
 
-RARE = -3.0
+_RARE = -3.0
 """Logit of tumour that an untrained locator begins with: 5 % of the cells."""
 
 GridPosition = tuple[float, float]
@@ -34,13 +34,13 @@ class TumourLocator(nn.Module):
         self.tell = nn.Conv3d(hidden, 1, 1)
         nn.init.orthogonal_(self.narrow.weight)
         nn.init.zeros_(self.look.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.tell.bias, RARE / LOCATOR_GAIN)  # type: ignore[arg-type]
+        nn.init.constant_(self.tell.bias, _RARE / LOCATOR_GAIN)  # type: ignore[arg-type]
         with torch.no_grad():
             for convolution in (self.narrow, self.look, self.tell):
                 convolution.weight.div_(LOCATOR_GAIN)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits [B, d, h, w] of features [B, F, d, h, w]."""
+        """Logits [B, d, h, w] of features [B, F, d, h, w]."""
         features = features.contiguous(memory_format=layout(features.device.type))
         hidden = functional.silu(self.look(self.narrow(self.norm(features)) * LOCATOR_GAIN) * LOCATOR_GAIN)
         logits: Tensor = self.tell(hidden)[:, 0] * LOCATOR_GAIN
@@ -48,7 +48,7 @@ class TumourLocator(nn.Module):
 
 
 def space_to_depth(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
-    """Return features of a fine grid as more channels of a coarse one, so that both are one tensor.
+    """Features of a fine grid as more channels of a coarse one, so that both are one tensor.
 
     No value is moved: which coarse cell holds what of the fine grid means nothing.
 
@@ -67,20 +67,20 @@ def space_to_depth(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
     return padded.reshape(fine.shape[0], -1, *coarse)
 
 
-def depth_to_space(folded: Tensor, ratio: int) -> Tensor:
+def depth_to_space(coarse: Tensor, ratio: int) -> Tensor:
     """Inverse of `space_to_depth`, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
-    return folded.reshape(folded.shape[0], -1, *(edge * ratio for edge in folded.shape[2:]))
+    return coarse.reshape(coarse.shape[0], -1, *(edge * ratio for edge in coarse.shape[2:]))
 
 
 def coarsen(gate: Tensor, ratio: int) -> Tensor:
-    """Return the largest gate in and around each coarse cell, [B, d, h, w] of [B, ratio * d, ratio * h, ratio * w]."""
+    """Largest gate in and around each coarse cell, [B, d, h, w] of [B, ratio * d, ratio * h, ratio * w]."""
     if ratio == 1:
         return gate
     return functional.max_pool3d(gate[:, None], ratio + 1, ratio, ratio // 2)[:, 0]
 
 
 def cell_means(masks: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:
-    """Return the share of tumour around each cell of a grid.
+    """Fraction of tumour around each cell of a grid.
 
     Args:
         masks: [B, D, H, W]; nothing outside of it counts as tumour. NaN throughout gives NaN throughout.
@@ -97,7 +97,7 @@ def cell_means(masks: Tensor, places: Sequence[GridPosition], cells: Sequence[in
 
 
 def _interval_means(values: Tensor, axis: int, place: GridPosition, count: int) -> Tensor:
-    """Return the mean around each of `count` cells along one axis; zeros beyond its ends count."""
+    """Mean around each of `count` cells along one axis; zeros beyond its ends count."""
     offset, step = place
     stride, size = round(step), values.shape[axis]
     edge = stride + 1 - stride % 2

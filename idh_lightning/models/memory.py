@@ -1,4 +1,4 @@
-"""What a training step needs of memory, counted before any of it is taken."""
+"""Memory of a training step, counted before any of it is taken."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from idh_lightning.models.network import StemTailNetwork
 
@@ -94,12 +95,9 @@ def training_memory(
         others = 2 * _bytes(features) * (len(taken) - together) // together  # kept until all are there, then joined
         features = torch.empty(len(batch), *features.shape[1:], device=device)
         functional_call(rehearsal, state, (features, "step"))
-        optimizer_bytes = sum(
-            _bytes(value) for entry in steps.state.values() for value in entry.values() if isinstance(value, Tensor)
-        )
-    own = {id(tensor): _bytes(tensor) for tensor in state.values()}
+        optimizer_bytes = sum(map(_bytes, _tensors(list(steps.state.values()))))
     return TrainingMemory(
-        parameters=sum(own.values()),
+        parameters=sum(_bytes(tensor) for tensor in state.values()),
         gradients=sum(map(_bytes, trainable)),
         optimizer=optimizer_bytes,
         activations=rehearsal.activations,
@@ -110,7 +108,7 @@ def training_memory(
 
 
 class _Rehearsal(nn.Module):
-    """Runs the two parts of a training step and notes the most memory that each had at once."""
+    """Rehearsal of the two phases of a training step with the most memory that each had at once."""
 
     def __init__(self, network: StemTailNetwork, optimizer: Optimizer) -> None:
         super().__init__()
@@ -118,38 +116,38 @@ class _Rehearsal(nn.Module):
         self.optimizer = optimizer
         self.stem = self.step = self.activations = 0
 
-    def forward(self, tensor: Tensor, part: str) -> Tensor:
+    def forward(self, tensor: Tensor, phase: str) -> Tensor:
         with _Alive() as alive:
-            if part == "stem":
+            if phase == "stem":
                 tensor = self.network.stem(tensor)
             else:
                 with kept_for_backward(self.network.parameters()) as kept:
-                    answer = self.network.answer(tensor)
+                    output = self.network.answer(tensor)
                     labels = torch.zeros(len(tensor), dtype=torch.int64, device=tensor.device)
-                    loss = nn.functional.cross_entropy(answer.logits, labels)
-                    if answer.tumour is not None:
-                        loss = loss + answer.tumour.mean()
+                    loss = nn.functional.cross_entropy(output.logits, labels)
+                    if output.tumour is not None:
+                        loss = loss + output.tumour.mean()
                 self.activations = sum(kept.values())
                 loss.backward()  # type: ignore[no-untyped-call]
-                del answer, loss
+                del output, loss
                 self.optimizer.step()
-        setattr(self, part, alive.peak)
+        setattr(self, phase, alive.peak)
         return tensor
 
 
 @contextmanager
 def kept_for_backward(excluded: Iterable[Tensor] = ()) -> Iterator[dict[int, int]]:
-    """Give a table, storage to bytes, of what the operations inside keep for their backward pass.
+    """Table, storage to bytes, of what the operations within the context keep for their backward pass.
 
     Args:
         excluded: Tensors whose memory is accounted for elsewhere, such as parameters.
     """
-    others = {_place(tensor) for tensor in excluded}
+    others = {_storage(tensor) for tensor in excluded}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if (place := _place(tensor)) not in others:
-            kept[place] = _bytes(tensor)
+        if (storage := _storage(tensor)) not in others:
+            kept[storage] = _bytes(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -157,7 +155,7 @@ def kept_for_backward(excluded: Iterable[Tensor] = ()) -> Iterator[dict[int, int
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make inside, for as long as anything refers to them."""
+    """Counter of the bytes of tensors that operations make within it, for as long as anything refers to them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -165,40 +163,31 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_place(tensor) for tensor in _tensors((args, kwargs))}
+        given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         result = operation(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            if _place(tensor) not in given:
-                self._note(tensor.untyped_storage())
+            if _storage(tensor) not in given | self._seen.keys():
+                self._note(_storage(tensor), tensor)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place in self._seen:
-            return
+    def _note(self, key: int, tensor: Tensor) -> None:
+        storage, size = tensor.untyped_storage(), _bytes(tensor)
 
         def gone(_: object) -> None:
-            del self._seen[place]
+            del self._seen[key]
             self.now -= size
 
-        self._seen[place] = weakref.ref(storage, gone)
+        self._seen[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def _place(tensor: Tensor) -> int:
-    place: int = tensor.untyped_storage()._cdata
-    return place
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,7 +1,8 @@
-"""What the tumour is like in each sequence, where it lies and how large it is, read by a linear classifier."""
+"""Radiomics head: a linear classifier of the tumour's intensities, position and size."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +11,16 @@ from torch import Tensor, nn
 from idh_lightning.models.locator import GridPosition, cell_means
 
 RADIOMICS_GAIN = 4096.0
-"""How much faster the reader learns than its weights, as stored, would: a linear classifier of two dozen numbers near
+"""How much faster the head learns than its weights, as stored, would: a linear classifier of two dozen numbers near
 one may take steps of a tenth, where deep layers that may be pretrained take steps of 3e-5."""
 
-KINDS = 4
+INTENSITY_STATISTICS = 4
 """Numbers that `intensities` gives of each sequence in each cell."""
 
-PLACES = 6
+SHAPE_FEATURES = 6
 """Numbers that say where the tumour lies and how large it is."""
 
-LOPSIDED = 3.0
+_LARGEST_SKEWNESS = 3.0
 """Largest skewness that counts, in either direction."""
 
 
@@ -33,19 +34,19 @@ class RadiomicsHead(nn.Module):
     """
 
     def __init__(self, sequences: int) -> None:
-        """Begin with no opinion."""
+        """Begin with weights of zero."""
         super().__init__()
-        self.weigh = nn.Linear(KINDS * sequences + PLACES, 1)
+        self.weigh = nn.Linear(INTENSITY_STATISTICS * sequences + SHAPE_FEATURES, 1)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
 
     def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
-        """Return by how much the logit of mutant exceeds that of wildtype, [B]. See `notes`."""
-        opinion: Tensor = self.weigh(self.notes(tissue, gate))[:, 0] * RADIOMICS_GAIN
-        return torch.where((gate > 0.5).flatten(1).any(1), opinion, 0.0)
+        """Logit of mutant minus that of wildtype, [B]; see `features` for the arguments."""
+        difference: Tensor = self.weigh(self.features(tissue, gate))[:, 0] * RADIOMICS_GAIN
+        return torch.where((gate > 0.5).flatten(1).any(1), difference, 0.0)
 
-    def notes(self, tissue: Tensor, gate: Tensor) -> Tensor:
-        """Return what is noted of each tumour: [B, 4 C + 6].
+    def features(self, tissue: Tensor, gate: Tensor) -> Tensor:
+        """Radiomic features of each tumour, [B, 4 C + 6].
 
         Brightness, spread, skewness and roughness of the C sequences, kind by kind; centre along D and H, extent along
         D, H and W, and size, so scaled that patients differ by about one.
@@ -57,17 +58,17 @@ class RadiomicsHead(nn.Module):
         weight = (2 * gate - 1).clamp_min(0)
         total = weight.sum((1, 2, 3))
         share = weight / total.clamp_min(1e-6)[:, None, None, None]
-        mean, variance, third, roughness = torch.chunk(tissue, KINDS, dim=1)
+        mean, variance, third, roughness = torch.chunk(tissue, INTENSITY_STATISTICS, dim=1)
         brightness = _over(share, mean)
         apart = mean - brightness[..., None, None, None]
         spread = (_over(share, variance + apart.square()) + 1e-3).sqrt()
         skewness = _over(share, third + 3 * variance * apart + apart**3) / spread**3
-        skewness = skewness.clamp(-LOPSIDED, LOPSIDED)
+        skewness = skewness.clamp(-_LARGEST_SKEWNESS, _LARGEST_SKEWNESS)
         return torch.cat([brightness, spread, skewness, _over(share, roughness), _where(share, total)], 1)
 
 
 def intensities(volumes: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:
-    """Return of what intensity the voxels around each cell are.
+    """Statistics of the intensities of the voxels around each cell.
 
     Args:
         volumes: [B, C, D, H, W].
@@ -78,10 +79,7 @@ def intensities(volumes: Tensor, places: Sequence[GridPosition], cells: Sequence
         [B, 4 C, *cells], float32: mean, variance and third central moment of each sequence, and how much neighbouring
         voxels differ, summed over the three axes.
     """
-
-    def around(values: Tensor) -> Tensor:
-        return cell_means(values, places, cells)
-
+    around = functools.partial(cell_means, places=places, cells=cells)
     kinds = []
     for volume in volumes.float().unbind(1):  # one after the other, since what is made of one fits into a CPU's cache
         square = volume.square()
@@ -96,7 +94,7 @@ def intensities(volumes: Tensor, places: Sequence[GridPosition], cells: Sequence
 
 
 def _over(share: Tensor, values: Tensor) -> Tensor:
-    """Return the mean [B, C] of values [B, C, d, h, w] over cells with shares [B, d, h, w] of the whole."""
+    """Mean [B, C] of values [B, C, d, h, w] over cells with shares [B, d, h, w] of the whole."""
     return (values * share[:, None]).sum((2, 3, 4))
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of the network come from: a hub tag, a local file, or nowhere."""
+"""Pretrained weights from a hub tag or a local file, and the record of their origin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOrigin:
-    """What was asked for and what was had; written to provenance.json and into the checkpoint.
+    """Origin of a network's weights, written to provenance.json and into the checkpoint.
 
     Attributes:
         requested: The setting `model.weights`.
@@ -45,7 +45,7 @@ class WeightsOrigin:
         return self.source != "none"
 
     def as_dict(self) -> dict[str, str]:
-        """Return the three fields as primitives."""
+        """The three fields as primitives."""
         return asdict(self)
 
 
@@ -54,7 +54,7 @@ LATER = "later"
 
 
 def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str) -> WeightsOrigin:
-    """Load weights into a timm_3d network and say where they came from.
+    """Origin of the weights that are loaded into a timm_3d network.
 
     Args:
         network: Changed in place.
@@ -68,36 +68,29 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
     """
     if requested in ("none", LATER):
         return WeightsOrigin(requested=requested, source="none")
-    if requested == "auto":
-        name = f"{backbone}.{tag}"
+    source, file = f"{backbone}.{tag}" if requested == "auto" else requested, Path(requested)
+    if requested == "auto" or not file.is_file():
+        if requested != "auto" and not timm.is_model(requested.split(".")[0]):
+            raise ModelError(
+                f"model.weights: found '{requested}', which is neither a file nor a timm model; expected 'auto', "
+                f"'none', a tag such as '{backbone}.{tag}', or a file that exists. Correct the setting."
+            )
         try:
-            file = _download(name)
+            file = _download(source)
         except _UnreachableError as error:
-            note = f"{name} cannot be had ({error}); the network starts untrained and its BatchNorm is calibrated"
+            if requested != "auto":
+                raise ModelError(
+                    f"model.weights: {requested} cannot be had ({error}); expected a reachable hub or a filled cache. "
+                    "Give a local file, or model.weights=none to start untrained."
+                ) from error
+            note = f"{source} cannot be had ({error}); the network starts untrained and its BatchNorm is calibrated"
             logger.warning("model.weights=auto: %s.", note)
             return WeightsOrigin(requested=requested, source="none", note=note)
-        return WeightsOrigin(requested=requested, source=name, note=_fit(network, _read(file), name))
-    if Path(requested).is_file():
-        return WeightsOrigin(
-            requested=requested, source=requested, note=_fit(network, _read(Path(requested)), requested)
-        )
-    if timm.is_model(requested.split(".")[0]):
-        try:
-            file = _download(requested)
-        except _UnreachableError as error:
-            raise ModelError(
-                f"model.weights: {requested} cannot be had ({error}); expected a reachable hub or a filled cache. "
-                "Give a local file, or model.weights=none to start untrained."
-            ) from error
-        return WeightsOrigin(requested=requested, source=requested, note=_fit(network, _read(file), requested))
-    raise ModelError(
-        f"model.weights: found '{requested}', which is neither a file nor a timm model; expected 'auto', 'none', "
-        f"a tag such as '{backbone}.{tag}', or a file that exists. Correct the setting."
-    )
+    return WeightsOrigin(requested=requested, source=source, note=_fit(network, _read(file), source))
 
 
 def inflate(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a 2D convolution's weight as a 3D one of the given shape, or the weight itself if it is 3D already.
+    """Weight of a 2D convolution as a 3D one of the given shape, or the weight itself if it is 3D already.
 
     The kernel is repeated along depth and divided by its depth, so that a volume that is constant along depth gives
     what the 2D network gives on one of its slices. Input channels beyond those of the weight are filled by repeating
@@ -120,14 +113,12 @@ def inflate(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
-    """Load weights of 2D or 3D shape into the network; return a note on what was adapted.
+    """Note on what was adapted while loading weights of 2D or 3D shape into the network.
 
     A classifier of another number of classes is left as it was initialised.
     """
-    target = network.state_dict()
     fitted: dict[str, Tensor] = {}
-    adapted: list[str] = []
-    for name, wanted in target.items():
+    for name, wanted in network.state_dict().items():
         if name not in weights:
             if name.startswith("classifier.") or name.endswith("num_batches_tracked"):
                 continue
@@ -136,16 +127,14 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
                 "Give weights of the same model.backbone."
             )
         found = inflate(weights[name], tuple(wanted.shape))
-        if found.shape != wanted.shape:
-            if name.startswith("classifier."):
-                continue
+        if found.shape == wanted.shape:
+            fitted[name] = found.to(wanted.dtype)
+        elif not name.startswith("classifier."):
             raise ModelError(
                 f"{source}: tensor '{name}' has shape {tuple(weights[name].shape)}; expected one that fits "
                 f"{tuple(wanted.shape)}. Give weights of the same model.backbone."
             )
-        if found.shape != weights[name].shape:
-            adapted.append(name)
-        fitted[name] = found.to(wanted.dtype)
+    adapted = [name for name, tensor in fitted.items() if tensor.shape != weights[name].shape]
     network.load_state_dict(fitted, strict=False)
     return f"{len(adapted)} 2D convolutions inflated to 3D" if adapted else ""
 
@@ -153,10 +142,8 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
 def _read(file: Path) -> dict[str, Tensor]:
     loaded: Any
     try:
-        if file.suffix == ".safetensors":
-            loaded = load_file(file)
-        else:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        safe = file.suffix == ".safetensors"
+        loaded = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, KeyError) as error:
         raise ModelError(
             f"{file}: cannot be read as weights ({error}); expected tensors only. Give a .safetensors or .pt file."
@@ -175,7 +162,7 @@ class _UnreachableError(OSError):
 
 
 def _download(name: str) -> Path:
-    """Return the local file of a timm tag, from the cache or the hub, without waiting for a network that is absent."""
+    """Local file of a timm tag, from the cache or the hub, without waiting for a network that is absent."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise ModelError(

@@ -1,6 +1,5 @@
 """Losses on the logits of a batch, and on where the network looks."""
 
-from idh_lightning.objectives.focal import CrossEntropy, FocalLoss, focal_loss
-from idh_lightning.objectives.mask import focus_loss
+from idh_lightning.objectives.losses import CrossEntropy, FocalLoss, focal_loss, mask_loss
 
-__all__ = ["CrossEntropy", "FocalLoss", "focal_loss", "focus_loss"]
+__all__ = ["CrossEntropy", "FocalLoss", "focal_loss", "mask_loss"]

@@ -50,9 +50,9 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     grid, crop = _value(run.config, "data", "grid"), _value(run.config, "data", "crop")
     grid = " × ".join(map(str, grid)) if isinstance(grid, list) else grid
     yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
-    if (focus := _value(run.config, "model", "focus")) not in (None, "unknown"):
+    if (stage := _value(run.config, "model", "locator")) not in (None, "unknown"):
         yield (
-            f"- A locator learnt from tumour masks on {focus}; the logit is the mean of that of the deep layers, gated "
+            f"- A locator learnt from tumour masks on {stage}; the logit is the mean of that of the deep layers, gated "
             "by it, and that of a linear reader of the located tumour's intensities, place and size."
         )
     weights = run.provenance.get("weights", {})

@@ -1,1 +1,1 @@
-"""Fast CPU kernels: convolutions, fused stem, memory of a training step."""
+"""Fast kernels: convolutions with fast gradients, the fused stem, and the arithmetic of a device."""

@@ -1,11 +1,12 @@
-"""The frozen stem as a machine runs it fastest: BatchNorm and, on a CPU, activations within the convolutions."""
+"""Fused stem: BatchNorm and, on a CPU, activations within the convolutions."""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from idh_lightning.models.fast.convolutions import SameConv3d, zeros_around
+from idh_lightning.models.fast.convolutions import SameConv3d, layout, zeros_around
 
 with warnings.catch_warnings():
     # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
-class FoldedStem:
+class FusedStem:
     """A copy of the stem's weights, rearranged for running; the network itself stays as it is.
 
     A BatchNorm in eval mode is a factor and a shift per channel, which go into the weights of the convolution before
@@ -33,67 +34,75 @@ class FoldedStem:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> None:
-        """Fold the weights into `parts`, which run one after the other on [B, C, D, H, W].
+        """Fuse the weights into `stages`, which run one after the other on [B, C, D, H, W].
 
         Args:
-            modules: The stem's parts by name, in the order in which they run, for which `can_fold` holds.
+            modules: The stem's modules by name, in the order in which they run, for which `can_fuse` holds.
             dtype: Of the arithmetic.
             onednn: Whether oneDNN computes, channels last; else torch's ordinary convolutions.
         """
-        how = dtype, onednn
-        self.parts: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.stages: dict[str, Callable[[Tensor], Tensor]] = {}
         with torch.no_grad():
             waiting: tuple[str, nn.Conv3d] | None = None  # a convolution whose BatchNorm may come next
             for name, module in modules.items():
                 if isinstance(module, nn.Conv3d):
                     waiting = name, module
-                    self.parts[name] = _Convolution.of(module, None, *how)
+                    self.stages[name] = _Convolution.of(module, None, dtype, onednn)
                 elif isinstance(module, _BatchNorm):
                     assert waiting is not None
                     before, conv = waiting
-                    del self.parts[before]
-                    self.parts[name] = _Convolution.of(conv, module, *how)
+                    del self.stages[before]
+                    self.stages[name] = _Convolution.of(conv, module, dtype, onednn)
                 else:
-                    blocks = module if isinstance(module, nn.Sequential) else [module]
-                    self.parts[name] = _Stage([_Block(block, *how) for block in blocks if not is_switched_off(block)])
+                    computed = [block for block in blocks_of(module) if not is_switched_off(block)]
+                    self.stages[name] = _Stage([_Block(block, dtype, onednn) for block in computed])
+
+
+_LAYERS = {
+    InvertedResidual: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+    DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+}
+"""Convolutions of a block, each with its BatchNorm, in the order in which they run."""
+
+
+def blocks_of(module: nn.Module) -> Iterable[nn.Module]:
+    """Blocks of a stage, or the module itself where it is none."""
+    return module if isinstance(module, nn.Sequential) else [module]
+
+
+def last_norm(block: nn.Module) -> Any:
+    """Last BatchNorm of the residual branch of a block."""
+    return block.bn3 if isinstance(block, InvertedResidual) else block.bn2
 
 
 def is_switched_off(block: nn.Module) -> bool:
-    """Return whether a module is a residual block that gives its input back, since its branch is multiplied by zero."""
-    if not (isinstance(block, InvertedResidual | DepthwiseSeparableConv) and block.has_skip):
+    """Whether a module is a residual block that gives its input back, since its branch is multiplied by zero."""
+    if not (isinstance(block, tuple(_LAYERS)) and block.has_skip):
         return False
-    last: Any = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    last = last_norm(block)
     # While it is calibrated it has to run, though it adds nothing: its statistics follow what passes through.
     return not (last.training or last.weight.any() or last.bias.any())
 
 
-def can_fold(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
-    """Return whether this machine and these parts of a network go with `FoldedStem`."""
+def can_fuse(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
+    """Whether this machine and these modules of a network go with `FusedStem`."""
     if onednn:
         available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             return False
-    blocks = [
-        block
-        for module in modules.values()
-        if not isinstance(module, nn.Conv3d | _BatchNorm)
-        for block in (module if isinstance(module, nn.Sequential) else [module])
-    ]
-    inside = [inner for module in modules.values() for inner in module.modules()]
-    return (
-        all(type(block) in (InvertedResidual, DepthwiseSeparableConv) for block in blocks)
-        and all(
-            not norm.training and isinstance(getattr(norm, "act", None), nn.SiLU | nn.Identity)
-            for norm in inside
-            if isinstance(norm, _BatchNorm)
-        )
-        and all(
-            isinstance(gate.act1, nn.SiLU) and isinstance(gate.gate, nn.Sigmoid)
-            for gate in inside
-            if isinstance(gate, SqueezeExcite)
-        )
+    stages = [module for module in modules.values() if not isinstance(module, nn.Conv3d | _BatchNorm)]
+    return all(type(block) in _LAYERS for stage in stages for block in blocks_of(stage)) and all(
+        _fuses(inner) for module in modules.values() for inner in module.modules()
     )
+
+
+def _fuses(module: Any) -> bool:
+    if isinstance(module, _BatchNorm):
+        return not module.training and isinstance(getattr(module, "act", None), nn.SiLU | nn.Identity)
+    if isinstance(module, SqueezeExcite):
+        return isinstance(module.act1, nn.SiLU) and isinstance(module.gate, nn.Sigmoid)
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +122,11 @@ class _Convolution:
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             weight, bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
         bends = norm is not None and isinstance(norm.act, nn.SiLU)
-        layout = torch.channels_last_3d if onednn else torch.contiguous_format
-        weight = weight.detach().to(dtype).contiguous(memory_format=layout)
+        weight = weight.detach().to(dtype).contiguous(memory_format=layout("cpu" if onednn else "cuda"))
         return cls(conv, weight, bias.detach().to(dtype), bends, onednn)
 
     def __call__(self, hidden: Tensor, *, gate: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-        """Return the convolution of `hidden` times `gate` [B, C, 1, 1, 1], plus `added`."""
+        """Convolution of `hidden` times `gate` [B, C, 1, 1, 1], plus `added`."""
         hidden, weight = hidden.to(self.weight.dtype), self.weight
         if gate is not None and len(gate) == 1:
             weight = weight * gate
@@ -129,22 +137,19 @@ class _Convolution:
             around = zeros_around(self.conv, hidden.shape, same=True)
             padding = around[::-2]
             # Where one zero more is needed behind than before, one in front of the kernel saves a copy of the volume.
-            missing = [zeros for place in (0, 2, 4) for zeros in (around[place + 1] - around[place], 0)]
+            missing = [zeros for axis in (0, 2, 4) for zeros in (around[axis + 1] - around[axis], 0)]
             if any(missing):
-                layout = torch.channels_last_3d if self.onednn else torch.contiguous_format
-                weight = functional.pad(weight, missing).contiguous(memory_format=layout)
+                weight = functional.pad(weight, missing)
+                weight = weight.contiguous(memory_format=layout("cpu" if self.onednn else "cuda"))
         compute = self._by_onednn if self.onednn else self._by_torch
         return compute(hidden, weight, list(padding), added)
 
     def _by_onednn(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
         how = padding, list(self.conv.stride), list(self.conv.dilation), self.conv.groups
-        operation = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor
-        if added is None:
-            result = operation(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], "")
-        else:
-            result = operation.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None)
-        return result
+        compute: Any = torch.ops.mkldnn._convolution_pointwise
+        if added is not None:
+            return cast(Tensor, compute.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None))
+        return cast(Tensor, compute(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], ""))
 
     def _by_torch(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
         how = self.conv.stride, padding, self.conv.dilation, self.conv.groups
@@ -155,32 +160,22 @@ class _Convolution:
         return result if added is None else result.add_(added)
 
 
+@dataclass(frozen=True)
 class _Stage:
     """Blocks, one after the other."""
 
-    def __init__(self, blocks: Sequence[_Block]) -> None:
-        self.blocks = blocks
+    blocks: Sequence[_Block]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        for block in self.blocks:
-            hidden = block(hidden)
-        return hidden
+        return functools.reduce(lambda output, block: block(output), self.blocks, hidden)
 
 
 class _Block:
     """A residual block: convolutions, squeeze-and-excitation and the sum with its input."""
 
     def __init__(self, block: Any, dtype: torch.dtype, onednn: bool) -> None:
-        how = dtype, onednn
-        if isinstance(block, InvertedResidual):
-            self.first = [
-                _Convolution.of(block.conv_pw, block.bn1, *how),
-                _Convolution.of(block.conv_dw, block.bn2, *how),
-            ]
-            self.last = _Convolution.of(block.conv_pwl, block.bn3, *how)
-        else:
-            self.first = [_Convolution.of(block.conv_dw, block.bn1, *how)]
-            self.last = _Convolution.of(block.conv_pw, block.bn2, *how)
+        layers = ((getattr(block, conv), getattr(block, norm)) for conv, norm in _LAYERS[type(block)])
+        *self.first, self.last = (_Convolution.of(conv, norm, dtype, onednn) for conv, norm in layers)
         self.excitation: Any = block.se if isinstance(block.se, SqueezeExcite) else None
         self.has_skip = bool(block.has_skip)
 
