@@ -19,6 +19,7 @@ import yaml
 from tiny_checkpoint import tiny_cohort, write_run
 from torch import nn
 
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, ModelError
@@ -79,6 +80,7 @@ def told_by(path: Path) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_a_network_with_every_part_is_exported_and_gives_the_predictions_of_its_run(
     form: Format, run: Path, cohort: list[Study], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -133,6 +135,7 @@ def test_what_is_exported_computes_the_network_on_every_grid(
     torch.testing.assert_close(found, expected[:, 1] - expected[:, 0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_predictions_that_are_not_those_of_the_network_are_refused_and_nothing_is_written(
     run: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +163,7 @@ def test_why_a_file_was_not_compared_with_predictions_is_said(
     other = tmp_path / "run"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("store"))
     change(other)
-    member = Member.load(other)
+    member = Member.of(Checkpoint.read(other))
     assert re.search(reason, exported._compared_with_predictions(lambda _: {}, member, Path("model.onnx")))
 
 

@@ -328,7 +328,7 @@ def test_a_checkpoint_without_a_range_answers_but_says_so(run: Path, patient: Pa
     torch.save(content, tmp_path / "old.ckpt")
     (answer,) = Predictor(tmp_path / "old.ckpt").predict(patient)
     assert answer.status == "flagged"
-    assert "not compared with the training studies" in answer.warnings[0]
+    assert "Not compared with the training studies" in answer.warnings[0]
 
 
 def member(plain: float, *, views: tuple[float, ...] = (), spread: float = 0.0) -> MemberLogits:

@@ -375,7 +375,7 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    monkeypatch.setattr(runstate, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(runstate, "CLAIM_PATIENCE_S", 0.2)
     try:
         with pytest.raises(ConfigError, match=rf"a run is going on there .*{process.pid}"), claimed(tmp_path):
             pass
