@@ -259,12 +259,13 @@ def predictive_values(
         row: dict[str, Any] = {"prevalence": float(prevalence)}
         cases = (("ppv", sensitivity, specificity, prevalence), ("npv", specificity, sensitivity, 1 - prevalence))
         for name, own, other, share in cases:
-            bounds = []
+            bounds: list[float] = []
             for bound in ("value", "low", "high"):
                 right = own[bound] * share
                 called = right + (1 - other[bound]) * (1 - share)
                 bounds.append(right / called if called > 0 else math.nan)
-            finite = math.isfinite(bounds[0])
-            row[name] = statistic(*bounds, n, "Bayes") if finite else absent("no patient was called so", n)
+            value, low, high = bounds
+            finite = math.isfinite(value)
+            row[name] = statistic(value, low, high, n, "Bayes") if finite else absent("no patient was called so", n)
         rows.append(row)
     return rows

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +54,16 @@ def channels_out(module: nn.Module) -> int:
     return last.out_channels if isinstance(last, nn.Conv3d) else last.num_features
 
 
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of the forward pass and of its repetition, which must not update BatchNorm a second time."""
+    return nullcontext(), statistics_kept(block)
+
+
 def checkpointed(module: nn.Module, hidden: Tensor) -> Tensor:
     """Output of a module, of which only what enters each block is kept for the backward pass."""
     for block in blocks_of(module):
-        hidden = checkpoint(
-            block, hidden, use_reentrant=False, context_fn=lambda block=block: (nullcontext(), statistics_kept(block))
-        )
+        kept = partial(_contexts, block)
+        hidden = checkpoint(block, hidden, use_reentrant=False, context_fn=kept)
     return hidden
 
 

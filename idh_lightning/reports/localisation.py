@@ -37,7 +37,7 @@ def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
         for method in methods
         if not method.startswith(BASELINE)
         for group in ("right", "wrong")
-        if (n := max((int(found[method, group, s].n) for s in scores if (method, group, s) in found), default=0))
+        if (n := max((int(str(found[method, group, s].n)) for s in scores if (method, group, s) in found), default=0))
     ]
     if split:
         tables.append(

@@ -300,7 +300,8 @@ def _gradient_of_few_cells(
     make: Any = _placement.__wrapped__ if isinstance(weight, FakeTensor) else _placement
     edges, before = tuple(weight.shape[2:]), tuple(pads[::2][::-1])
     taps = make(weight.device, weight.dtype, tuple(volumes.shape[2:]), edges, stride, before, tuple(gradient.shape[2:]))
-    return (torch.bmm(of_cells.transpose(1, 2), cells).flatten(1) @ taps.t()).view_as(weight)
+    found: Tensor = torch.bmm(of_cells.transpose(1, 2), cells).flatten(1) @ taps.t()
+    return found.view_as(weight)
 
 
 def _convolved(conv: nn.Conv3d, volumes: Tensor, pads: list[int]) -> Tensor:
