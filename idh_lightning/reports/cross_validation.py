@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.run_tables import ReportedRun
+from idh_lightning.reports.run_folder import ReportedRun
 from idh_lightning.reports.tables import ReportTable
 from idh_lightning.reports.vocabulary import METRICS, in_words
 

@@ -19,13 +19,14 @@ from idh_lightning.cli.tables import number
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import write_text
-from idh_lightning.reports import figures
+from idh_lightning.reports import map_figures
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.run_page import Picture, inlined, picture
-from idh_lightning.reports.run_tables import as_estimate, read_run, save_figure
-from idh_lightning.reports.tables import ReportTable, count
+from idh_lightning.reports.pictures import Picture, inlined, picture
+from idh_lightning.reports.run_figures import save_figure
+from idh_lightning.reports.run_folder import read_run
+from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count
 from idh_lightning.reports.vocabulary import LOCALISATION, in_words
 
 logger = logging.getLogger(__name__)
@@ -127,19 +128,19 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
     if columns:
         muted = [name for name in scores["method"].unique() if str(name).startswith(BASELINE)]
         drawn["map_scores"] = (
-            partial(figures.score_distributions, scores, columns, chosen=method, muted=muted),
+            partial(map_figures.score_distributions, scores, columns, chosen=method, muted=muted),
             f"Scores of each study by each method; {method} is coloured, baselines are grey.",
         )
     if content["faithfulness"]:
         curves = {name: found["curves"] for name, found in content["faithfulness"].items()}
         fractions = next(iter(content["faithfulness"].values()))["fractions"]
         drawn["faithfulness"] = (
-            partial(figures.faithfulness_curves, fractions, curves),
+            partial(map_figures.faithfulness_curves, fractions, curves),
             "Probability of the predicted class while the hottest voxels are replaced, or brought back.",
         )
     if content["cascade"]:
         drawn["cascade"] = (
-            partial(figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
+            partial(map_figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
             "Rank correlation with the map of the trained network while the network is randomised.",
         )
     shown: dict[str, str] = {}
@@ -157,7 +158,7 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
     for row in sorted(found, key=lambda row: (row["sign"], order.get(row["method"], len(order)))):
         estimate = as_estimate(row)
         cells = rows.setdefault((row["sign"], row["method"]), [])
-        text = "" if estimate is None else estimate.text
+        text = cell(estimate, "")
         cells.append(f"{text}, n = {row['n']}" if row["score"] == POINTING_WHERE_DECISIVE else text)
         if row["score"] == scores[-1]:
             cells.append(count(estimate))
@@ -179,9 +180,7 @@ def _sanity(content: Mapping[str, Any]) -> ReportTable | None:
         estimate = as_estimate(row)
         told = "passes" if row["passed"] else "fails"
         words = CHECK_WORDS.get(row["check"], row["check"])
-        rows.append(
-            [row["method"], words, "" if estimate is None else estimate.text, row["bound"], count(estimate), told]
-        )
+        rows.append([row["method"], words, cell(estimate, ""), row["bound"], count(estimate), told])
     head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
     return (
         ReportTable("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))

@@ -9,8 +9,7 @@ import pandas as pd
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.tables import ReportTable
+from idh_lightning.reports.tables import Estimate, ReportTable
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 
 

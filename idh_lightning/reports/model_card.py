@@ -13,7 +13,7 @@ from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
-from idh_lightning.reports.run_tables import PARTS, ReportedRun, read_run
+from idh_lightning.reports.run_folder import SPLITS, ReportedRun, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
 
 _RESULTS = (
@@ -94,13 +94,10 @@ def _lines(run: ReportedRun) -> Iterator[str]:
 
 
 def _cohort(run: ReportedRun) -> Iterator[str]:
-    yield "| part | patients | studies | mutant |"
-    yield "| --- | --- | --- | --- |"
-    for part in PARTS:
-        if "split" in run.cohort:
-            studies = run.cohort[run.cohort["split"] == part]
-            people = studies.drop_duplicates("patient_id")
-            yield f"| {part} | {len(people)} | {len(studies)} | {int((people['label'].astype(int) == 1).sum())} |"
+    yield from ("| part | patients | studies | mutant |", "| --- | --- | --- | --- |")
+    for split in SPLITS if run.partitions else ():
+        studies, patients, mutant = run.partitions.get(split, (0, 0, 0))
+        yield f"| {split} | {patients} | {studies} | {mutant} |"
     yield ""
     ages = pd.to_numeric(run.cohort.get("age_years", pd.Series(dtype=float)), errors="coerce").dropna()
     if len(ages):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from idh_lightning.reports.figures import BLUE, MUTED, _dress, _figure
+from idh_lightning.reports.style import BLUE, MUTED, dress, new_figure
 
 
 def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLike) -> Figure:
@@ -24,7 +24,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
     """
     scores = np.asarray(values, dtype=float)
     drawn = np.flatnonzero(np.isfinite(scores))
-    figure = _figure(2.4 + 1.9 * (len(settings) + 1), 4.2)
+    figure = new_figure(2.4 + 1.9 * (len(settings) + 1), 4.2)
     axes = figure.add_subplot()
     heights = []
     for position, (name, column) in enumerate(settings.items()):
@@ -61,7 +61,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
 def importance(shares: Mapping[str, float]) -> Figure:
     """Return how much of the differences between runs each setting explains, the most first."""
     names = sorted(shares, key=lambda name: shares[name])
-    figure = _figure(6.4, 1.4 + 0.4 * len(names))
+    figure = new_figure(6.4, 1.4 + 0.4 * len(names))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), [shares[name] for name in names], color=BLUE, height=0.6)
     axes.set_yticks(range(len(names)), names)
@@ -69,7 +69,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
         axes.text(shares[name] + 0.01, position, f"{shares[name]:.2f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share of what a random forest explains of the validation ROC-AUC")
-    _dress(axes, "Which settings mattered")
+    dress(axes, "Which settings mattered")
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -87,7 +87,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     """
     table = np.array([np.asarray(column, dtype=float) for column in (settings, values, low, high)])
     x, y, lower, upper = table[:, np.isfinite(table[1])]
-    figure = _figure(6.0, 4.2)
+    figure = new_figure(6.0, 4.2)
     axes = figure.add_subplot()
     counts = np.unique(x)
     axes.plot(counts, [y[x == count].mean() for count in counts], color=BLUE, linewidth=1.8)
@@ -101,7 +101,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     axes.set_ylim(min(0.45, float(np.nanmin(lower)) - 0.02) if len(y) else 0.45, 1.01)
     axes.set_xlabel(name)
     axes.set_ylabel(f"{split} ROC-AUC (95 % interval)")
-    _dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
+    dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
     return figure
 
 
