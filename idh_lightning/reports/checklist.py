@@ -110,13 +110,9 @@ def _data(run: ReportedRun) -> _Answers:
     yield "CLAIM 8", f"Studies with the sequences asked for and a known IDH status; {lost}."
     ages = "age_years" in run.cohort and int(run.cohort["age_years"].isna().sum())
     filled = {"error": "No study may lack a sequence. ", "zero": "Sequences that a study lacks are filled with zero. "}
-    yield (
-        "CLAIM 12",
-        (
-            f"{filled.get(str(_at(run.config, 'data', 'missing')), '')}Age is unknown in {int(ages)} of {len(run.cohort)} "
-            "studies; these do not enter comparisons with age."
-        ),
-    )
+    told = filled.get(str(_at(run.config, "data", "missing")), "")
+    known = f"{told}Age is unknown in {int(ages)} of {len(run.cohort)} studies"
+    yield "CLAIM 12", f"{known}; these do not enter comparisons with age."
     yield "CLAIM 14", "IDH mutation (1) or wildtype (0) from the cohort's table, matched against a closed vocabulary."
     yield "CLAIM 35", "See the figure of the cohort flow; cohort.csv and exclusions.csv name everyone."
     yield "CLAIM 36", "See the table of patients: counts, age and sex per partition."

@@ -15,8 +15,8 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
-from idh_lightning.reports.run_results import provenance_table
-from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, p_value_cell, signed
+from idh_lightning.reports.run_results import PAIRED_CAPTION, provenance_table
+from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, cell, p_value_cell, signed
 from idh_lightning.reports.vocabulary import METRICS
 
 logger = logging.getLogger(__name__)

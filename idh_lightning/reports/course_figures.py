@@ -15,7 +15,7 @@ from idh_lightning.reports.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE,
 
 
 def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
-    """Return the way from the studies that were found to the three parts, as boxes.
+    """Way from the studies that were found to the three parts, as boxes.
 
     Args:
         excluded: Reason -> studies left out.
@@ -66,7 +66,7 @@ def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int,
 def learning_curves(
     log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max", narrow: bool = False
 ) -> Figure:
-    """Return loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
+    """Loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
 
     Args:
         log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.

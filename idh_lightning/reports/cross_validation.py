@@ -18,7 +18,7 @@ def fold_tables(run: ReportedRun) -> list[ReportTable]:
 
 
 def each_run(run: ReportedRun) -> ReportTable | None:
-    """Return the scores of each of several runs, with the settings that tell them apart."""
+    """Scores of each of several runs, with the settings that tell them apart."""
     each = run.node("runs", "spread", "runs")
     if not isinstance(each, Mapping):
         return None
@@ -31,7 +31,7 @@ def each_run(run: ReportedRun) -> ReportTable | None:
 
 
 def spread_table(run: ReportedRun) -> ReportTable | None:
-    """Return the mean, spread and range of each score over the runs."""
+    """Mean, spread and range of each score over the runs."""
     summary = run.node("runs", "spread", "summary")
     if not isinstance(summary, Mapping):
         return None

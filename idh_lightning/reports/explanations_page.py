@@ -150,7 +150,7 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
 
 
 def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
-    """Return scores against all signs taken together, or against each."""
+    """Scores against all signs taken together, or against each."""
     rows: dict[tuple[str, str], list[str]] = {}
     found = [row for row in content["by_sign"] if (row["sign"] == ANY_SIGN) == any_sign]
     scores = list(dict.fromkeys(row["score"] for row in found))

@@ -21,7 +21,7 @@ class External:
 
 
 def external_section(run: ReportedRun) -> External | None:
-    """Return the section, or None where the run was trained on the cohort."""
+    """Section, or None where the run was trained on the cohort."""
     section = run.node("external")
     if not isinstance(section, Mapping):
         return None

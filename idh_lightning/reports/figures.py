@@ -39,7 +39,7 @@ from idh_lightning.reports.vocabulary import METRICS
 
 
 def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
-    """Return the confusion matrix with counts and row percentages.
+    """Confusion matrix with counts and row percentages.
 
     Args:
         counts: [2, 2], rows are the truth and columns the prediction, wildtype first.
@@ -77,7 +77,7 @@ def roc(
     resamples: int = 500,
     seed: int = 0,
 ) -> Figure:
-    """Return the ROC curve with a pointwise 95 % bootstrap band and the operating point.
+    """ROC curve with a pointwise 95 % bootstrap band and the operating point.
 
     Args:
         labels: [N], 0 wildtype, 1 mutant; both present.
@@ -129,7 +129,7 @@ def precision_recall(
     threshold: float | None = None,
     title: str = "Precision and recall",
 ) -> Figure:
-    """Return the precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
+    """Precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     precision, recall, _ = precision_recall_curve(truth, score)
     prevalence = truth.mean()
@@ -160,7 +160,7 @@ def reliability(
     ece: Estimate | None = None,
     title: str = "Calibration",
 ) -> Figure:
-    """Return the observed share of mutants against P(mutant), with the probabilities themselves below.
+    """Observed share of mutants against P(mutant), with the probabilities themselves below.
 
     Args:
         curve: `predicted`, `observed`, `low`, `high`: one entry per group of patients.

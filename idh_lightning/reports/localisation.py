@@ -14,7 +14,7 @@ from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 
 
 def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
-    """Return all methods and baselines with all scores, then the methods where the call is right and where it is wrong.
+    """All methods and baselines with all scores, then the methods where the call is right and where it is wrong.
 
     Args:
         summary: Of `explain.summary.summarised`.

@@ -35,7 +35,7 @@ METHOD_LOOKS = (
 def score_distributions(
     scores: pd.DataFrame, columns: Mapping[str, str], *, chosen: str, muted: Sequence[str] = (), narrow: bool = False
 ) -> Figure:
-    """Return each score of each method as points, one per study, with the mean and the middle half.
+    """Each score of each method as points, one per study, with the mean and the middle half.
 
     Args:
         scores: One row per study and method: `method` and the columns.
@@ -78,7 +78,7 @@ def score_distributions(
 def faithfulness_curves(
     fractions: ArrayLike, curves: Mapping[str, Mapping[str, Sequence[float]]], *, narrow: bool = False
 ) -> Figure:
-    """Return the probability of the predicted class while voxels go and come in the order of each method's map.
+    """Probability of the predicted class while voxels go and come in the order of each method's map.
 
     Args:
         fractions: Share of the brain, 0 to 1.

@@ -16,7 +16,7 @@ from idh_lightning.reports.style import BLUE, MUTED, dress, new_figure
 
 
 def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLike) -> Figure:
-    """Return one line per run through all of its settings; the better its value, the darker.
+    """One line per run through all of its settings; the better its value, the darker.
 
     Args:
         settings: Name -> one value per run; numbers over more than a factor of 20 are spaced by their logarithm.
@@ -75,7 +75,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 
 def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, split: str) -> Figure:
-    """Return the ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
+    """ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
 
     Args:
         settings: The number per run.
@@ -106,7 +106,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
 
 
 def _axis(column: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the height of each run on the axis of a setting, 0 to 1, and the labels with their heights."""
+    """Height of each run on the axis of a setting, 0 to 1, and the labels with their heights."""
     try:
         numbers = np.array([float(value) for value in column])
     except (TypeError, ValueError):

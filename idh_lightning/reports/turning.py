@@ -109,7 +109,7 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _lettered(frame: Image.Image, azimuth: float, width: float, length: float) -> Image.Image:
-    """Return a picture with the letters of the sides under it, without that of the side which is behind."""
+    """Picture with the letters of the sides under it, without that of the side which is behind."""
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(16)
     sides = {"R": (1, 0), "L": (-1, 0), "A": (0, 1), "P": (0, -1)}
     for letter, (x, y) in sides.items():
