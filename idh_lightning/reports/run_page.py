@@ -18,23 +18,9 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
-from idh_lightning.reports.run_results import (
-    baselines_table,
-    calibration_words,
-    cohort_table,
-    comparisons_table,
-    conformal_table,
-    exclusions_of,
-    map_tables,
-    metrics_table,
-    predictions_table,
-    predictive_values_table,
-    provenance_table,
-    sensitivity_analyses_table,
-    subgroups_table,
-)
+from idh_lightning.reports.run_results import result_tables
 from idh_lightning.reports.tables import signed
-from idh_lightning.reports.vocabulary import CALIBRATION, CLASSES, DISCRIMINATION, METRICS, p_value_words
+from idh_lightning.reports.vocabulary import CLASSES, METRICS, p_value_words
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +37,6 @@ def write_report(run_folder: Path) -> Path:
     drawn = save_figures(run)
     gallery = gallery_of(run)
     telling = telling_cases(run, gallery)
-    whose = "Test patients" + ("" if run.node("validation") is None else ", and validation patients for comparison")
     page = render(
         "report.html.j2",
         title=_title(run),
@@ -66,27 +51,14 @@ def write_report(run_folder: Path) -> Path:
         folds=fold_tables(run),
         learns=run.node("external") is None and run.node("runs") is None,
         flow=_flow(run),
-        cohort=cohort_table(run),
-        exclusions=exclusions_of(run),
-        metrics=metrics_table(run, DISCRIMINATION, whose),
-        predictive_values=predictive_values_table(run),
-        calibration=metrics_table(run, CALIBRATION, "Calibration", raw=True),
-        calibration_words=calibration_words(run),
-        baselines=baselines_table(run),
-        comparisons=comparisons_table(run),
-        subgroups=subgroups_table(run),
-        sensitivity_analyses=sensitivity_analyses_table(run),
-        conformal=conformal_table(run),
-        localisation=map_tables(run),
         compared=(run.folder / "explanations.html").is_file(),
         telling=telling,
         turning=turning_case(run),
         gallery=gallery,
         classes=CLASSES,
-        predictions=predictions_table(run),
         weights=_weights_words(run),
-        provenance=provenance_table(run),
         checklist=checklist(run),
+        **result_tables(run),
     )
     path = run.folder / "report.html"
     write_text(path, page)

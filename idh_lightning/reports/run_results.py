@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,9 @@ from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count, 
 from idh_lightning.reports.vocabulary import (
     ANALYSES,
     BASELINES,
+    CALIBRATION,
     CLASSES,
+    DISCRIMINATION,
     PREDICTION_SETS,
     Metric,
     group_in_words,
@@ -27,8 +30,28 @@ _CALLS = ("auroc", "sensitivity", "specificity")
 _CALLS_HEAD = ("", "n", "mutant", "ROC-AUC", "sensitivity", "specificity")
 
 
-def cohort_table(run: ReportedRun) -> ReportTable | None:
-    """Patients of each split: counts, age and sex."""
+def result_tables(run: ReportedRun) -> dict[str, Any]:
+    """Tables of report.html.j2 by their names there; None where the run has not computed them."""
+    whose = "Test patients" + ("" if run.node("validation") is None else ", and validation patients for comparison")
+    return {
+        "cohort": _cohort(run),
+        "exclusions": _exclusions(run),
+        "metrics": _metrics(run, DISCRIMINATION, whose),
+        "predictive_values": _predictive_values(run),
+        "calibration": _metrics(run, CALIBRATION, "Calibration", raw=True),
+        "calibration_words": _calibration_words(run),
+        "baselines": _baselines(run),
+        "comparisons": _comparisons(run),
+        "subgroups": _subgroups(run),
+        "sensitivity_analyses": _sensitivity_analyses(run),
+        "conformal": _conformal(run),
+        "localisation": _localisation(run),
+        "predictions": _predictions(run),
+        "provenance": provenance_table(run),
+    }
+
+
+def _cohort(run: ReportedRun) -> ReportTable | None:
     rows = []
     for split, (studies, patients, mutant) in run.partitions.items():
         people = run.cohort[run.cohort["split"] == split].drop_duplicates("patient_id")
@@ -49,8 +72,7 @@ def cohort_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable("Who the patients are", head, rows) if rows else None
 
 
-def exclusions_of(run: ReportedRun) -> ReportTable | None:
-    """Studies left out, and why."""
+def _exclusions(run: ReportedRun) -> ReportTable | None:
     if "reason" not in run.exclusions or run.exclusions.empty:
         return None
     columns = [name for name in ("study_id", "patient_id", "reason") if name in run.exclusions]
@@ -59,9 +81,7 @@ def exclusions_of(run: ReportedRun) -> ReportTable | None:
     return ReportTable(f"Studies left out: {reasons}", [in_words(name) for name in columns], rows, range(len(columns)))
 
 
-def metrics_table(
-    run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False
-) -> ReportTable | None:
+def _metrics(run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False) -> ReportTable | None:
     """Metrics of test and validation patients; with `raw` also those before calibration."""
     alone = run.node("validation") is None
     rows = []
@@ -79,8 +99,7 @@ def metrics_table(
     return ReportTable(caption, head, rows, (0, len(head) - 1)) if rows else None
 
 
-def predictive_values_table(run: ReportedRun) -> ReportTable | None:
-    """Predictive values at other shares of mutants."""
+def _predictive_values(run: ReportedRun) -> ReportTable | None:
     rows = [
         [f"{100 * float(row['prevalence']):.0f} %", *(cell(as_estimate(row.get(key))) for key in ("ppv", "npv"))]
         for row in run.node("predictive_values") or []
@@ -89,8 +108,7 @@ def predictive_values_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
 
 
-def calibration_words(run: ReportedRun) -> str | None:
-    """Sentence on how probabilities were calibrated, or None."""
+def _calibration_words(run: ReportedRun) -> str | None:
     method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
     if isinstance(run.node("calibration", "runs"), Mapping):
         slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
@@ -112,8 +130,7 @@ def calibration_words(run: ReportedRun) -> str | None:
     )
 
 
-def baselines_table(run: ReportedRun) -> ReportTable | None:
-    """Model, its parts and the baselines, each with its ROC-AUC and Brier score."""
+def _baselines(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("baselines") or {}).items():
         test = section.get("test", {})
@@ -135,8 +152,7 @@ def baselines_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable("The model, its parts, and what is known without a network", head, rows, (0, 4))
 
 
-def comparisons_table(run: ReportedRun) -> ReportTable | None:
-    """Paired differences of ROC-AUC."""
+def _comparisons(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("comparisons") or {}).items():
         words = " against ".join(in_words(one, BASELINES) for one in name.split("_vs_", 1))
@@ -151,8 +167,7 @@ def comparisons_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable(PAIRED_CAPTION, head, rows) if rows else None
 
 
-def subgroups_table(run: ReportedRun) -> ReportTable | None:
-    """Scores in groups of test patients."""
+def _subgroups(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("subgroups") or {}).items():
         words = name.replace("_", " ")
@@ -170,8 +185,7 @@ def subgroups_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable(caption, _CALLS_HEAD, rows) if rows else None
 
 
-def sensitivity_analyses_table(run: ReportedRun) -> ReportTable | None:
-    """Scores without some patients, or over studies in place of patients."""
+def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("sensitivity_analyses") or {}).items():
         values = [cell(as_estimate(section.get("metrics", {}).get(key)), "") for key in _CALLS]
@@ -184,8 +198,7 @@ def sensitivity_analyses_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable("Does the result hold without some patients?", _CALLS_HEAD, rows) if rows else None
 
 
-def conformal_table(run: ReportedRun) -> ReportTable | None:
-    """Coverage and sizes of the prediction sets."""
+def _conformal(run: ReportedRun) -> ReportTable | None:
     section = run.node("conformal", "test")
     if not isinstance(section, Mapping):
         return None
@@ -203,8 +216,7 @@ def conformal_table(run: ReportedRun) -> ReportTable | None:
     return ReportTable(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
 
 
-def map_tables(run: ReportedRun) -> list[ReportTable]:
-    """Scores of the maps against the tumour masks."""
+def _localisation(run: ReportedRun) -> list[ReportTable]:
     if not {"study_id", "method"} <= set(run.explanations.columns):
         return []
     scores = run.explanations.drop(columns="right", errors="ignore")
@@ -216,8 +228,7 @@ def map_tables(run: ReportedRun) -> list[ReportTable]:
     return localisation_tables(summarised(scores))
 
 
-def predictions_table(run: ReportedRun) -> ReportTable | None:
-    """Every test patient with the prediction."""
+def _predictions(run: ReportedRun) -> ReportTable | None:
     people = run.patients("test").sort_values("probability", ascending=False)
     if people.empty:
         return None
