@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -87,7 +88,6 @@ def learning_curves(
     columns = 2 if len(panels) > 1 and not narrow else 1
     lines = -(-len(panels) // columns)
     figure = new_figure(3.9 * columns, 3.1 * max(lines, 1))
-    looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
     ends = log.dropna(subset=["epoch"]).groupby("epoch")["step"].max() if "epoch" in log else pd.Series(dtype=float)
     best = None
     if monitor in logged:
@@ -95,22 +95,7 @@ def learning_curves(
         best = log.iloc[int(values.argmax() if mode == "max" else values.argmin())]
     for place, (title, keys) in enumerate(panels):
         axes = figure.add_subplot(lines, columns, place + 1)
-        for key in keys:
-            points = log[["step", key]].dropna().sort_values("step")
-            if key.endswith("_step"):
-                axes.plot(points["step"], points[key], color=ORANGE, linewidth=0.9, alpha=0.45, label="training, batch")
-                continue
-            colour, style, marker, name = looks.get(key.split("/")[0], (GREEN, "-", "", "learning rate"))
-            axes.plot(
-                points["step"],
-                points[key],
-                color=colour,
-                linestyle=style,
-                marker=marker if len(points) <= 40 else "",
-                markersize=4,
-                linewidth=1.8,
-                label=name,
-            )
+        _draw_curves(axes, log, keys)
         dress(axes, title, " " if len(ends) > 1 else None)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -129,15 +114,34 @@ def learning_curves(
                 words = f"line: best, {best[monitor]:.3f} in epoch {int(best['epoch'])}"
                 axes.set_xlabel(f"optimizer step ({words})", color="#8b3a62")
         if len(ends) > 1:
-            told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
-            top = axes.secondary_xaxis("top")
-            top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
-            top.tick_params(labelsize=8, colors=MUTED, length=2)
-            top.spines["top"].set_color(RULE)
-            top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
+            _mark_epochs(axes, ends)
         if len(keys) > 1 and place == 0:
             axes.legend(frameon=True, framealpha=1, edgecolor="none")
     return figure
+
+
+def _draw_curves(axes: Axes, log: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Draw columns of a log over optimizer steps."""
+    looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
+    for key in keys:
+        points = log[["step", key]].dropna().sort_values("step")
+        steps, values = points["step"], points[key]
+        if key.endswith("_step"):
+            axes.plot(steps, values, color=ORANGE, linewidth=0.9, alpha=0.45, label="training, batch")
+            continue
+        colour, dashes, marker, name = looks.get(key.split("/")[0], (GREEN, "-", "", "learning rate"))
+        marker = marker if len(points) <= 40 else ""
+        axes.plot(steps, values, color=colour, ls=dashes, marker=marker, markersize=4, linewidth=1.8, label=name)
+
+
+def _mark_epochs(axes: Axes, ends: pd.Series) -> None:
+    """Draw the epochs along the top, from epoch -> its last step, as many as there is room for."""
+    told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
+    top.tick_params(labelsize=8, colors=MUTED, length=2)
+    top.spines["top"].set_color(RULE)
+    top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
 
 
 def spaced(places: NDArray[np.float64], *, least: float) -> list[int]:

@@ -11,7 +11,7 @@ from idh_lightning.reports.vocabulary import METRICS, in_words
 
 
 def fold_tables(run: ReportedRun) -> list[ReportTable]:
-    """Return how the runs of a pooled cross-validation did one by one, and how far they spread."""
+    """Scores of the runs of a pooled cross-validation one by one, and their spread."""
     if run.node("runs", "relation") != "folds":
         return []
     return [table for table in (each_run(run), spread_table(run)) if table is not None]

@@ -194,14 +194,13 @@ def _faithfulness(content: Mapping[str, Any]) -> ReportTable | None:
     for method, found in content["faithfulness"].items():
         areas = [as_estimate(found["areas"][name]) for name in ("deletion", "insertion")]
         total = as_estimate(found["faithfulness"])
-        cells = ["" if each is None else each.text for each in (*areas, total)]
+        cells = [cell(each, "") for each in (*areas, total)]
         rows.append([method, *cells, count(total)])
-    for method, found in list(content["faithfulness"].items())[:1]:
+    for found in list(content["faithfulness"].values())[:1]:
         areas = [as_estimate(found["areas"][f"random_{name}"]) for name in ("deletion", "insertion")]
         values = [0.0 if each is None else each.value or 0.0 for each in areas]
-        cells = ["" if each is None else each.text for each in areas]
+        cells = [cell(each, "") for each in areas]
         rows.append(["at random", *cells, number(values[1] - values[0]), count(areas[0])])
-        del method
     head = ["", "area under deletion", "area under insertion", "insertion less deletion", "studies"]
     return ReportTable("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
 
@@ -232,7 +231,7 @@ def _seconds(content: Mapping[str, Any]) -> ReportTable | None:
 
 
 def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[str, str, Picture]]:
-    """Return (which, words, panel) of the studies with the best and with the worst maps of a method."""
+    """(which, words, panel) of the studies with the best and with the worst maps of a method."""
     theirs = scores[scores["method"] == method].dropna(subset=["auprc"]).sort_values("auprc", ascending=False)
     most = min(CASES, len(theirs) // 2)
     cases = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -100,7 +101,7 @@ def roc(
     if threshold is not None:
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
-        axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+        _mark_operating_point(axes, x, y)
         right, high_up = x < 0.5, y > 0.4
         axes.annotate(
             f"sensitivity {y:.2f}\nspecificity {1 - x:.2f}",
@@ -139,8 +140,7 @@ def precision_recall(
     axes.step(recall, precision, where="post", color=BLUE, linewidth=2.2, label="model")
     if threshold is not None and (score >= threshold).any():
         called = score >= threshold
-        point = (called[truth == 1].mean(), truth[called].mean())
-        axes.plot(*point, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+        _mark_operating_point(axes, called[truth == 1].mean(), truth[called].mean())
     counts = f"n = {truth.size}, {truth.sum()} mutant"
     note = counts if average_precision is None else f"average precision {average_precision.text}; {counts}"
     dress(axes, title, note)
@@ -219,7 +219,7 @@ def decision_curve(
     last: float | None = None,
     title: str = "Decision curve",
 ) -> Figure:
-    """Return net benefit over threshold probabilities: the model against age and against treating all or none.
+    """Net benefit over threshold probabilities: the model against age and against treating all or none.
 
     Args:
         curves: Column `threshold`, and one column of net benefit per strategy; `treat_all` and `treat_none` are drawn
@@ -278,7 +278,7 @@ def forest(
     xlim: tuple[float, float] | None = None,
     narrow: bool = False,
 ) -> Figure:
-    """Return estimates with their intervals, one per line, with n and the numbers written out.
+    """Forest plot: estimates with their intervals, one per line, with n and the numbers written out.
 
     Args:
         rows: (name, estimate) from top to bottom; a name that starts with "# " opens a group and its estimate is
@@ -298,22 +298,8 @@ def forest(
     for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95 % interval)")):
         axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
-        if name.startswith("# "):
-            continue
-        if estimate.value is not None:
-            if estimate.low is not None and estimate.high is not None:
-                axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
-            axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
-        colour = MUTED if estimate.value is None else INK
-        if narrow:
-            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            above = beside | {"fontsize": 9, "parse_math": False, "bbox": paper}
-            count = "" if estimate.n is None else f", n = {estimate.n}"
-            axes.text(0.0, position - 0.36, f"{shorten(name, 30)}{count}", color=INK, **above)
-            axes.text(1.0, position - 0.36, shorten(estimate.text, 24), color=colour, ha="right", **above)
-            continue
-        axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
-        axes.text(1.12, position, shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
+        if not name.startswith("# "):
+            _draw_estimate(axes, position, name, estimate, beside, narrow=narrow)
     words = xlabel
     if reference is not None:
         line: dict[str, Any] = {"color": VERMILLION, "linestyles": "--", "linewidth": 1.2, "zorder": 0}
@@ -344,10 +330,35 @@ def forest(
     return figure
 
 
+def _draw_estimate(
+    axes: Axes, position: int, name: str, estimate: Estimate, beside: Mapping[str, Any], *, narrow: bool
+) -> None:
+    """Draw one line of a forest plot: the interval, the estimate and both in numbers."""
+    if estimate.value is not None:
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
+        axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
+    colour = MUTED if estimate.value is None else INK
+    text = shorten(estimate.text, 24)
+    if narrow:
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        above = {**beside, "fontsize": 9, "parse_math": False, "bbox": paper}
+        count = "" if estimate.n is None else f", n = {estimate.n}"
+        axes.text(0.0, position - 0.36, f"{shorten(name, 30)}{count}", color=INK, **above)
+        axes.text(1.0, position - 0.36, text, color=colour, ha="right", **above)
+    else:
+        axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
+        axes.text(1.12, position, text, color=colour, parse_math=False, **beside)
+
+
+def _mark_operating_point(axes: Axes, x: float, y: float) -> None:
+    axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+
+
 def _resampled_sensitivity(
     grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any], resamples: int, seed: int
 ) -> NDArray[Any]:
-    """Return [resamples, grid] the sensitivity at each false-positive rate, resampled within each class."""
+    """[resamples, grid] sensitivity at each false-positive rate, resampled within each class."""
     drawn = Bootstrap.draw(truth, resamples=resamples, seed=seed).weights[-resamples:]
     order = np.argsort(-score, kind="stable")
     # A threshold cannot part equal scores: only the last of each counts.

@@ -111,7 +111,7 @@ def faithfulness_curves(
 
 
 def cascade_curves(agreement: pd.DataFrame, *, bound: float, narrow: bool = False) -> Figure:
-    """Return how alike maps stay while more and more of the network is randomised.
+    """Rank correlation of maps with those of the trained network while more and more of it is randomised.
 
     Args:
         agreement: `method`, `module` (in the order in which they are randomised) and `spearman` (mean over studies).

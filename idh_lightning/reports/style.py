@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, title: str | None = None, note: str | None = None, *, grid: bool = True) -> None:
-    """Give axes their title, a quieter note under it, and light rules."""
+    """Title of axes, a quieter note under it, and light rules."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=INK, labelsize=9, color=RULE)

@@ -59,7 +59,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """Return how much of the differences between runs each setting explains, the most first."""
+    """Share of the differences between runs that each setting explains, the most first."""
     names = sorted(shares, key=lambda name: shares[name])
     figure = new_figure(6.4, 1.4 + 0.4 * len(names))
     axes = figure.add_subplot()

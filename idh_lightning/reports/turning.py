@@ -89,7 +89,7 @@ def turning_view(frames: Sequence[Image.Image], name: str) -> Markup:
 
 
 def _emission_and_density(scene: Scene) -> NDArray[np.float32]:
-    """Return [4, z, y, x]: red, green and blue that a voxel sends out, and how much of what is behind it takes away."""
+    """[4, z, y, x]: red, green and blue that a voxel sends out, and how much of what is behind it takes away."""
     reference = next(iter(scene.sequences.values()))
     grid = Geometry((1, 1, 1), (VIEWER_SPACING_MM,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
     # To the orientation that finding a brain expects, and back.

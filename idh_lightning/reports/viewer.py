@@ -152,7 +152,7 @@ def _air(voxels: NDArray[Any]) -> float:
 
 
 def _greys(voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return grey levels 0..255 in few steps, from the air to the brightest voxel but some."""
+    """Grey levels 0..255 in few steps, from the air to the brightest voxel but some."""
     low = _air(voxels)
     inside = voxels[voxels > low]
     high = float(np.percentile(inside, 99.5)) if inside.size else low + 1.0
