@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.cli.tables import number
 from idh_lightning.cohort.checks import counted
-from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cross_validation import each_run, spread_table
-from idh_lightning.reports.page import badges, render
+from idh_lightning.reports.page import badges, write_page
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.run_results import PAIRED_CAPTION, provenance_table
 from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, cell, p_value_cell, signed
 from idh_lightning.reports.vocabulary import METRICS
-
-logger = logging.getLogger(__name__)
 
 _SHOWN = ("auroc", "sensitivity", "specificity", "brier", "ece")
 
@@ -28,7 +24,8 @@ def write_comparison(run_folder: Path) -> Path:
     """Write report.html into the folder of a comparison, from the metrics.json in it, and return its path."""
     run = read_run(run_folder)
     drawn = save_figures(run)
-    page = render(
+    return write_page(
+        run.folder / "report.html",
         "comparison.html.j2",
         title="IDH status from MRI: runs compared",
         place="/".join(run.folder.resolve().parts[-2:]),
@@ -43,10 +40,6 @@ def write_comparison(run_folder: Path) -> Path:
         patients=_patients(run),
         provenance=provenance_table(run),
     )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
 
 
 def _headline(run: ReportedRun) -> list[str]:

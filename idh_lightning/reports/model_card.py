@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
@@ -31,9 +32,23 @@ def write_model_card(run_folder: Path) -> str:
     Raises:
         EvaluationError: If there is no such folder or a file in it is damaged.
     """
-    text = "\n".join(_lines(read_run(run_folder))) + "\n"
+    run = read_run(run_folder)
+    text = f"---\n{_metadata(run)}\n---\n\n" + "\n".join(_lines(run)) + "\n"
     write_text(run_folder / "model_card.md", text)
     return text
+
+
+def _metadata(run: ReportedRun) -> ModelCardData:
+    """Front matter of the card, as the Hugging Face Hub reads it; the images decide the licence, so it names none."""
+    results = [
+        EvalResult("image-classification", "mri", "IDH status", key, value, metric_name=METRICS[key].name)
+        for key in _RESULTS
+        if (estimate := run.estimate("test", key)) is not None and (value := estimate.value) is not None
+    ]
+    tags = ["medical", "mri", "glioma", "idh", *(["synthetic"] if "phantom" in trained_on(run) else [])]
+    name = f"IDH status, trained on {run.provenance.get('cohort', 'unknown')}"
+    known = {"model_name": name, "eval_results": results} if results else {}
+    return ModelCardData(library_name="pytorch", tags=tags, **known)
 
 
 def _lines(run: ReportedRun) -> Iterator[str]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.cli.tables import number
 from idh_lightning.cohort.checks import counted
-from idh_lightning.files import write_text
 from idh_lightning.reports.cases import gallery_of, telling_cases, turning_case
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.cross_validation import fold_tables
 from idh_lightning.reports.external import external_section
-from idh_lightning.reports.page import badges, render
+from idh_lightning.reports.page import badges, write_page
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.run_results import result_tables
 from idh_lightning.reports.tables import signed
 from idh_lightning.reports.vocabulary import CLASSES, METRICS, p_value_words
-
-logger = logging.getLogger(__name__)
 
 
 def write_report(run_folder: Path) -> Path:
@@ -37,7 +33,8 @@ def write_report(run_folder: Path) -> Path:
     drawn = save_figures(run)
     gallery = gallery_of(run)
     telling = telling_cases(run, gallery)
-    page = render(
+    return write_page(
+        run.folder / "report.html",
         "report.html.j2",
         title=_title(run),
         place="/".join(run.folder.resolve().parts[-2:]),
@@ -60,10 +57,6 @@ def write_report(run_folder: Path) -> Path:
         checklist=checklist(run),
         **result_tables(run),
     )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
 
 
 def _title(run: ReportedRun) -> str:

@@ -35,17 +35,8 @@ def dress(axes: Axes, title: str | None = None, note: str | None = None, *, grid
         axes.set_title(note, loc="left", fontsize=9, color=MUTED, linespacing=1.3, parse_math=False)
     if title:
         lift = 10 + 13 * (note.count("\n") + 1) if note else 6
-        axes.annotate(
-            title,
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, lift),
-            textcoords="offset points",
-            fontsize=12,
-            fontweight="bold",
-            color=INK,
-            parse_math=False,
-        )
+        bold = {"fontsize": 12, "fontweight": "bold", "color": INK, "parse_math": False}
+        axes.annotate(title, (0, 1), (0, lift), xycoords="axes fraction", textcoords="offset points", **bold)
 
 
 def unit_square(axes: Axes) -> None:

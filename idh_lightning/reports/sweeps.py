@@ -26,6 +26,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
     drawn = np.flatnonzero(np.isfinite(scores))
     figure = new_figure(2.4 + 1.9 * (len(settings) + 1), 4.2)
     axes = figure.add_subplot()
+    beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
     heights = []
     for position, (name, column) in enumerate(settings.items()):
         height, labels = _axis(list(column))
@@ -33,7 +34,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
         axes.axvline(position, color=MUTED, linewidth=0.8)
         axes.text(position, 1.06, name, ha="center", fontsize=9, parse_math=False)
         for y, label in labels:
-            axes.annotate(label, (position, y), (4, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(label, (position, y), (4, 0), **beside)
     low, high = float(scores[drawn].min()), float(scores[drawn].max())
     colours = ScalarMappable(Normalize(low - 0.25 * (high - low) - 1e-6, high + 1e-6), "Blues")
     for index in drawn[np.argsort(scores[drawn])]:
@@ -43,14 +44,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
     axes.axvline(last, color=MUTED, linewidth=0.8)
     axes.text(last, 1.06, "validation ROC-AUC", ha="center", fontsize=9)
     for value in sorted({low, high}):
-        axes.annotate(
-            f"{value:.3f}",
-            (last, _scaled(value, low, high)),
-            (4, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
+        axes.annotate(f"{value:.3f}", (last, _scaled(value, low, high)), (4, 0), **beside)
     axes.set_ylim(-0.05, 1.15)
     axes.set_xlim(-0.2, last + 0.5)
     axes.axis("off")
