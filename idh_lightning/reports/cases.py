@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Telling:
+class TellingCase:
     """Test study that deserves a look, with its panel and its viewer where the run wrote them.
 
     Attributes:
@@ -114,10 +114,10 @@ def _most_telling(calls: Sequence[Call]) -> dict[str, Call]:
     return chosen
 
 
-def telling_cases(run: ReportedRun, gallery: Gallery) -> list[Telling]:
+def telling_cases(run: ReportedRun, gallery: Gallery) -> list[TellingCase]:
     """Most telling studies with their panels, which leave the gallery, and their viewers."""
     return [
-        Telling(why, call, gallery.pictures.pop(call.study_id, None), _viewer(run, call.study_id))
+        TellingCase(why, call, gallery.pictures.pop(call.study_id, None), _viewer(run, call.study_id))
         for why, call in _most_telling(calls_of(run)).items()
     ]
 

@@ -9,7 +9,7 @@ from idh_lightning.cli.tables import number
 from idh_lightning.cohort.checks import counted
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cross_validation import each_run, spread_table
-from idh_lightning.reports.page import badges, write_page
+from idh_lightning.reports.page import badges, save_page
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
@@ -24,7 +24,7 @@ def write_comparison(run_folder: Path) -> Path:
     """Write report.html into the folder of a comparison, from the metrics.json in it, and return its path."""
     run = read_run(run_folder)
     drawn = save_figures(run)
-    return write_page(
+    return save_page(
         run.folder / "report.html",
         "comparison.html.j2",
         title="IDH status from MRI: runs compared",

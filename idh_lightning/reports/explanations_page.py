@@ -20,7 +20,7 @@ from idh_lightning.evaluation import read_table
 from idh_lightning.reports import map_figures
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.page import badges, write_page
+from idh_lightning.reports.page import badges, save_page
 from idh_lightning.reports.pictures import Picture, inlined, picture
 from idh_lightning.reports.run_figures import save_figure
 from idh_lightning.reports.run_folder import read_run
@@ -55,7 +55,7 @@ def write_explanations_page(folder: Path) -> Path:
     read = read_run(folder)
     known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
     run = replace(read, provenance=known | dict(read.provenance))
-    return write_page(
+    return save_page(
         folder / "explanations.html",
         "explanations.html.j2",
         title="Maps of IDH status: methods compared",

@@ -14,7 +14,7 @@ from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
-from idh_lightning.reports.run_folder import SPLITS, ReportedRun, read_run
+from idh_lightning.reports.run_folder import PARTITIONS, ReportedRun, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
 
 _RESULTS = (
@@ -110,7 +110,7 @@ def _lines(run: ReportedRun) -> Iterator[str]:
 
 def _cohort(run: ReportedRun) -> Iterator[str]:
     yield from ("| part | patients | studies | mutant |", "| --- | --- | --- | --- |")
-    for split in SPLITS if run.partitions else ():
+    for split in PARTITIONS if run.partitions else ():
         studies, patients, mutant = run.partitions.get(split, (0, 0, 0))
         yield f"| {split} | {patients} | {studies} | {mutant} |"
     yield ""

@@ -31,7 +31,7 @@ def render(template: str, **content: Any) -> Markup:
     return Markup(_TEMPLATES.get_template(template).render(content))
 
 
-def write_page(path: Path, template: str, **content: Any) -> Path:
+def save_page(path: Path, template: str, **content: Any) -> Path:
     """Write the page of a template into a file, and return the path. See `render`."""
     write_text(path, render(template, **content))
     logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)

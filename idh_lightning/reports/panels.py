@@ -26,7 +26,7 @@ from idh_lightning.errors import ExplanationError
 from idh_lightning.files import atomic_write
 from idh_lightning.reports.vocabulary import CLASSES
 
-FloatArray = NDArray[np.floating[Any]]
+_FloatArray = NDArray[np.floating[Any]]
 
 MAP_COLOURS = "inferno"
 MAP_FLOOR = 0.2
@@ -69,7 +69,7 @@ def plane_words(plane: str, point_mm: Sequence[float]) -> str:
     return f"{plane}, {'xyz'[axis]} {math.floor(round(point_mm[axis], 2) + 0.5)} mm".replace("-", "−")
 
 
-def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
+def tumour_planes(mask: NDArray[Any] | None, cam: _FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
     """Index of the slice to show along each axis [D, H, W].
 
     Where there is a tumour these are its largest cross-sections; else where the map weighs most; else the middle.
@@ -89,9 +89,9 @@ def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequ
 
 
 def cam_panel(
-    image: FloatArray,
+    image: _FloatArray,
     sequences: Sequence[str],
-    cam: FloatArray | None,
+    cam: _FloatArray | None,
     mask: NDArray[Any] | None,
     affine_ras: NDArray[np.float64],
     title: str,
@@ -190,15 +190,15 @@ def save_cam_panel(path: Path, **panel: Any) -> None:
 
 def _draw_plane(
     axes: Axes,
-    volume: FloatArray,
+    volume: _FloatArray,
     plane: str,
     planes: tuple[int, int, int],
     box: tuple[slice, slice, slice],
     spacing_mm: Sequence[float],
     *,
     mask: NDArray[Any] | None = None,
-    overlay: FloatArray | None = None,
-    level: FloatArray | None = None,
+    overlay: _FloatArray | None = None,
+    level: _FloatArray | None = None,
     cross: bool = False,
 ) -> None:
     """Draw one plane of a volume, cropped to `box`, with its letters."""
@@ -242,7 +242,7 @@ def _draw_plane(
     axes.set_axis_off()
 
 
-def head_box(image: FloatArray) -> tuple[slice, slice, slice]:
+def head_box(image: _FloatArray) -> tuple[slice, slice, slice]:
     """Box around everything that differs from the background (0), with a margin for the letters."""
     found = np.any(image != 0, axis=0)
     if not found.any():
@@ -255,7 +255,7 @@ def head_box(image: FloatArray) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def _window(volume: FloatArray) -> tuple[float, float]:
+def _window(volume: _FloatArray) -> tuple[float, float]:
     """Grey-level window: from the background, or the darkest percent if it is darker, to the brightest."""
     inside = volume[volume != 0]
     if inside.size == 0:
@@ -271,9 +271,9 @@ def _width_over_height(plane: str, box: tuple[slice, slice, slice], spacing_mm: 
 
 
 def _check(
-    image: FloatArray,
+    image: _FloatArray,
     sequences: Sequence[str],
-    cam: FloatArray | None,
+    cam: _FloatArray | None,
     mask: NDArray[Any] | None,
     affine_ras: NDArray[np.float64],
 ) -> None:

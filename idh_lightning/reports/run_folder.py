@@ -17,7 +17,7 @@ from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
 from idh_lightning.reports.tables import Estimate, as_estimate
 
-SPLITS = ("train", "validation", "test")
+PARTITIONS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class ReportedRun:
         if not {"split", "patient_id", "label"} <= set(self.cohort.columns):
             return {}
         found = {}
-        for split in SPLITS:
+        for split in PARTITIONS:
             rows = self.cohort[self.cohort["split"] == split]
             people = rows.drop_duplicates("patient_id")
             if len(rows):

@@ -12,7 +12,7 @@ from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.checklist import checklist
 from idh_lightning.reports.cross_validation import fold_tables
 from idh_lightning.reports.external import external_section
-from idh_lightning.reports.page import badges, write_page
+from idh_lightning.reports.page import badges, save_page
 from idh_lightning.reports.pictures import inlined
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import ReportedRun, read_run
@@ -33,7 +33,7 @@ def write_report(run_folder: Path) -> Path:
     drawn = save_figures(run)
     gallery = gallery_of(run)
     telling = telling_cases(run, gallery)
-    return write_page(
+    return save_page(
         run.folder / "report.html",
         "report.html.j2",
         title=_title(run),
