@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from idh_lightning.attribution.scores import BASELINE
-from idh_lightning.reports.run_folder import PARTITIONS, ReportedRun
+from idh_lightning.cohort import SPLITS
+from idh_lightning.reports.run_folder import ReportedRun
 from idh_lightning.reports.vocabulary import ANALYSES, METRICS, in_words
 
 _QUESTIONS = {
@@ -100,7 +101,7 @@ def _data(run: ReportedRun) -> _Answers:
     elif torn is not None:
         words = "Patients: counted from cohort.csv, no patient is in two partitions; follow-up studies stay together."
         yield "CLAIM 20", words
-    splits = {split: counts for split in PARTITIONS if isinstance(counts := run.node("splits", split), Mapping)}
+    splits = {split: counts for split in SPLITS if isinstance(counts := run.node("splits", split), Mapping)}
     sizes = "; ".join(f"{split} {n['n']} patients ({n['n_mutant']} mutant)" for split, n in splits.items())
     yield "CLAIM 21", f"{sizes}." if sizes else None
     if run.cohort.empty:

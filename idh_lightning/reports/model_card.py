@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
+from idh_lightning.cohort import SPLITS
 from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
-from idh_lightning.reports.run_folder import PARTITIONS, ReportedRun, read_run
+from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
 
 _RESULTS = (
@@ -47,7 +49,7 @@ def _metadata(run: ReportedRun) -> ModelCardData:
     ]
     tags = ["medical", "mri", "glioma", "idh", *(["synthetic"] if "phantom" in trained_on(run) else [])]
     name = f"IDH status, trained on {run.provenance.get('cohort', 'unknown')}"
-    known = {"model_name": name, "eval_results": results} if results else {}
+    known: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
     return ModelCardData(library_name="pytorch", tags=tags, **known)
 
 
@@ -110,7 +112,7 @@ def _lines(run: ReportedRun) -> Iterator[str]:
 
 def _cohort(run: ReportedRun) -> Iterator[str]:
     yield from ("| part | patients | studies | mutant |", "| --- | --- | --- | --- |")
-    for split in PARTITIONS if run.partitions else ():
+    for split in SPLITS if run.partitions else ():
         studies, patients, mutant = run.partitions.get(split, (0, 0, 0))
         yield f"| {split} | {patients} | {studies} | {mutant} |"
     yield ""

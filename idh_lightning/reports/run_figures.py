@@ -85,29 +85,31 @@ def _confusion_matrix(run: ReportedRun) -> _Drawn:
     return figure, f"Confusion matrix: {words}."
 
 
-def _roc(run: ReportedRun) -> _Drawn:
+def _curve(run: ReportedRun) -> dict[str, Any] | None:
+    """Arguments that the curves over test patients share, or None where only one class is there."""
     people, threshold = run.patients("test"), run.number("operating_point", "threshold")
     if people["label"].nunique() < 2:
         return None
+    return {"labels": people["label"], "probabilities": people["probability"], "threshold": threshold}
+
+
+def _roc(run: ReportedRun) -> _Drawn:
+    known = _curve(run)
+    if known is None:
+        return None
     area = "" if run.auroc is None else f", ROC-AUC {run.auroc.text}"
-    known: dict[str, Any] = {"auroc": run.auroc, "threshold": threshold, "title": "ROC curve, test patients"}
-    figure = figures.roc(people["label"], people["probability"], **known)
-    return figure, f"ROC curve of {len(people)} test patients{area}."
+    figure = figures.roc(**known, auroc=run.auroc, title="ROC curve, test patients")
+    return figure, f"ROC curve of {len(known['labels'])} test patients{area}."
 
 
 def _precision_recall(run: ReportedRun) -> _Drawn:
-    people, precision = run.patients("test"), run.estimate("test", "average_precision")
-    if people["label"].nunique() < 2:
+    known, precision = _curve(run), run.estimate("test", "average_precision")
+    if known is None:
         return None
-    figure = figures.precision_recall(
-        people["label"],
-        people["probability"],
-        average_precision=precision,
-        threshold=run.number("operating_point", "threshold"),
-        title="Precision and recall, test patients",
-    )
+    title = "Precision and recall, test patients"
+    figure = figures.precision_recall(**known, average_precision=precision, title=title)
     words = "" if precision is None else f", average precision {precision.text}"
-    return figure, f"Precision-recall curve{words}; the prevalence is {people['label'].mean():.2f}."
+    return figure, f"Precision-recall curve{words}; the prevalence is {known['labels'].mean():.2f}."
 
 
 def _reliability(run: ReportedRun) -> _Drawn:

@@ -13,11 +13,10 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
+from idh_lightning.cohort import SPLITS
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
 from idh_lightning.reports.tables import Estimate, as_estimate
-
-PARTITIONS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class ReportedRun:
         if not {"split", "patient_id", "label"} <= set(self.cohort.columns):
             return {}
         found = {}
-        for split in PARTITIONS:
+        for split in SPLITS:
             rows = self.cohort[self.cohort["split"] == split]
             people = rows.drop_duplicates("patient_id")
             if len(rows):

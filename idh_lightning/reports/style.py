@@ -7,6 +7,8 @@ Source: Okabe & Ito 2008, Color Universal Design.
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -35,7 +37,7 @@ def dress(axes: Axes, title: str | None = None, note: str | None = None, *, grid
         axes.set_title(note, loc="left", fontsize=9, color=MUTED, linespacing=1.3, parse_math=False)
     if title:
         lift = 10 + 13 * (note.count("\n") + 1) if note else 6
-        bold = {"fontsize": 12, "fontweight": "bold", "color": INK, "parse_math": False}
+        bold: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "color": INK, "parse_math": False}
         axes.annotate(title, (0, 1), (0, lift), xycoords="axes fraction", textcoords="offset points", **bold)
 
 
