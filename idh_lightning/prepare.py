@@ -12,7 +12,7 @@ from rich.progress import track
 from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write
-from idh_lightning.reports.panels import study_panel
+from idh_lightning.reports.panels import cam_panel
 from idh_lightning.runs.assembly import prepare as prepare_configured
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
@@ -44,7 +44,9 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
         image = np.asarray(stored.image, dtype=np.float32)
-        figure = study_panel(image, cohort.sequences, stored.mask, stored.affine_ras, study.study_id, label=study.label)
+        figure = cam_panel(
+            image, cohort.sequences, None, stored.mask, stored.affine_ras, study.study_id, label=study.label
+        )
         with atomic_write(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
 

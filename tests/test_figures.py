@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
-from idh_lightning.reports import figures
-from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports import course_figures, figures
+from idh_lightning.reports.tables import Estimate
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_epochs_along_the_top_do_not_lie_on_each_other() -> None:
         )
         log["train/loss"] = log["val/loss"] = 0.5
         for narrow in (False, True):
-            figure = figures.learning_curves(log, narrow=narrow)
+            figure = course_figures.learning_curves(log, narrow=narrow)
             figure.draw_without_rendering()
             (top,) = figure.axes[0].child_axes
             boxes = [label.get_window_extent() for label in top.get_xticklabels() if label.get_text()]
@@ -194,7 +194,7 @@ def test_a_group_that_is_too_small_has_words_and_no_mark() -> None:
 
 def test_the_cohort_flow_adds_up() -> None:
     parts = {"train": (146, 140, 31), "validation": (31, 30, 7), "test": (44, 42, 9)}
-    figure = figures.draw_cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)
+    figure = course_figures.draw_cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)
     text = words(figure)
     assert "224 studies found" in text
     assert "3 left out\n2 × unknown label\n1 × missing $T2$" in text
@@ -216,7 +216,9 @@ def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: 
             step=epoch * 5 + 4,
         )
     logger.save()
-    figure = figures.learning_curves(pd.read_csv(tmp_path / "metrics.csv"), monitor="val/study_auroc", mode="max")
+    figure = course_figures.learning_curves(
+        pd.read_csv(tmp_path / "metrics.csv"), monitor="val/study_auroc", mode="max"
+    )
     titles = [next(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert titles == ["Loss", "Accuracy of studies at 0.5", "ROC-AUC of studies", "Learning rate"]
     np.testing.assert_allclose(line(figure, "validation", 2).get_xdata(), [4, 9, 14, 19])
@@ -231,7 +233,7 @@ def test_curves_of_one_figure_differ_in_more_than_colour() -> None:
         {"epoch": [0, 1], "step": [4, 9], "train/loss": [0.5, 0.4], "val/loss": [0.6, 0.5], "lr": [0.1, 0.2]}
     )
     curves = pd.DataFrame({"threshold": [0.1, 0.5], "model": 0.2, "age": 0.1, "treat_all": 0.1, "treat_none": 0.0})
-    for figure in (figures.learning_curves(log), figures.decision_curve(curves)):
+    for figure in (course_figures.learning_curves(log), figures.decision_curve(curves)):
         drawn = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
         assert len(drawn) > 1
         for one, other in combinations(drawn, 2):

@@ -19,8 +19,8 @@ from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import Evaluation, PostProcessing
 from idh_lightning.reports.model_card import write_model_card
+from idh_lightning.reports.run_folder import read_run
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.reports.run_tables import read_run
 
 HOSTILE = "<script>alert(1)</script>"
 

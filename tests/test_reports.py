@@ -28,8 +28,10 @@ from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.caveats import caveats
 from idh_lightning.reports.localisation import localisation_tables
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
-from idh_lightning.reports.run_page import provenance_table, write_report
-from idh_lightning.reports.run_tables import draw_run_figures, read_run
+from idh_lightning.reports.run_figures import save_figures
+from idh_lightning.reports.run_folder import read_run
+from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_results import provenance_table
 from idh_lightning.reports.vocabulary import group_in_words
 
 HOSTILE = "<script>alert(1)</script>"
@@ -290,14 +292,14 @@ def test_figures_are_a_pure_function_of_the_run_folder(report: Path) -> None:
     path = report.parent / "figures" / "roc.png"
     before = path.read_bytes()
     path.unlink()
-    draw_run_figures(report.parent)
+    save_figures(read_run(report.parent))
     assert path.read_bytes() == before
 
 
 def test_a_figure_of_an_earlier_evaluation_does_not_outlive_its_numbers(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "roc.png").write_bytes(b"old")
-    assert draw_run_figures(tmp_path) == {}
+    assert save_figures(read_run(tmp_path)) == {}
     assert not (tmp_path / "figures" / "roc.png").exists()
 
 
@@ -557,7 +559,7 @@ def test_the_report_works_in_a_browser_with_the_network_off(report: Path, tmp_pa
 
 def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Path) -> None:
     from idh_lightning.reports.checklist import checklist
-    from idh_lightning.reports.run_tables import read_run
+    from idh_lightning.reports.run_folder import read_run
 
     rows = checklist(read_run(report.parent))
     numbers = [int(row.items.split(",")[0].removeprefix("CLAIM ")) for row in rows if row.items.startswith("CLAIM")]

@@ -14,7 +14,7 @@ from idh_lightning.cli.tables import number
 from idh_lightning.evaluation import Measurement
 from idh_lightning.module import IDHClassifier
 from idh_lightning.reports.explanations_page import _sequences
-from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.tables import Estimate
 from idh_lightning.reports.vocabulary import COVARIATES, LOCALISATION, METRICS, in_words
 from idh_lightning.runs.summary import SUMMARY_METRICS, print_summary
 

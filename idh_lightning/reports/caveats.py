@@ -1,11 +1,11 @@
-"""What a reader must know before believing a number of a run: one list, from metrics.json and provenance.json."""
+"""Caveats of a run: one list, from metrics.json and provenance.json, to be read before any number is believed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from idh_lightning.cohort.checks import counted
-from idh_lightning.reports.run_tables import ReportedRun
+from idh_lightning.reports.run_folder import ReportedRun
 
 FEW_EPOCHS = 5
 FEW_PATIENTS = 30
@@ -19,7 +19,7 @@ def trained_on(run: ReportedRun) -> str:
 
 
 def caveats(run: ReportedRun) -> list[str]:
-    """What weakens the numbers of a run, the gravest first; empty where nothing is known against them."""
+    """Caveats that weaken the numbers of a run, the gravest first; empty where nothing is known against them."""
     return [*_synthetic(run), *_torn(run), *_test(run), *_network(run), *_calibrated(run), *_left_out(run)]
 
 
@@ -43,10 +43,8 @@ def _synthetic(run: ReportedRun) -> Iterator[str]:
 
 
 def _torn(run: ReportedRun) -> Iterator[str]:
-    if {"patient_id", "split"} <= set(run.cohort.columns):
-        torn = int((run.cohort.groupby("patient_id")["split"].nunique() > 1).sum())
-        if torn:
-            yield f"{counted(torn, 'patient')} are in more than one partition: the test is not independent."
+    if run.torn_patients:
+        yield f"{counted(run.torn_patients, 'patient')} are in more than one partition: the test is not independent."
 
 
 def _test(run: ReportedRun) -> Iterator[str]:

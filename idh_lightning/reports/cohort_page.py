@@ -78,7 +78,7 @@ def flow_boxes(flow: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _labels(part: pd.DataFrame) -> tuple[str, ...]:
-    """Return the lines of a box that counts by label."""
+    """Lines of a box that counts by label."""
     each = (f"{label}: {_counts(rows)}" for label, rows in part.groupby("label", sort=False))
     return (_counts(part), *each)
 

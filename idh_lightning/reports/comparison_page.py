@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from idh_lightning.cli.tables import number
 from idh_lightning.cohort.checks import counted
-from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.cross_validation import each_run, spread_table
-from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.run_page import inlined, provenance_table
-from idh_lightning.reports.run_tables import ReportedRun, as_estimate, read_run, save_figures
-from idh_lightning.reports.tables import ReportTable, signed
-from idh_lightning.reports.vocabulary import METRICS, p_value_words
-
-logger = logging.getLogger(__name__)
+from idh_lightning.reports.page import badges, save_page
+from idh_lightning.reports.pictures import inlined
+from idh_lightning.reports.run_figures import save_figures
+from idh_lightning.reports.run_folder import ReportedRun, read_run
+from idh_lightning.reports.run_results import PAIRED_CAPTION, provenance_table
+from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, cell, p_value_cell, signed
+from idh_lightning.reports.vocabulary import METRICS
 
 _SHOWN = ("auroc", "sensitivity", "specificity", "brier", "ece")
 
@@ -27,7 +24,8 @@ def write_comparison(run_folder: Path) -> Path:
     """Write report.html into the folder of a comparison, from the metrics.json in it, and return its path."""
     run = read_run(run_folder)
     drawn = save_figures(run)
-    page = render(
+    return save_page(
+        run.folder / "report.html",
         "comparison.html.j2",
         title="IDH status from MRI: runs compared",
         place="/".join(run.folder.resolve().parts[-2:]),
@@ -42,10 +40,6 @@ def write_comparison(run_folder: Path) -> Path:
         patients=_patients(run),
         provenance=provenance_table(run),
     )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
 
 
 def _headline(run: ReportedRun) -> list[str]:
@@ -87,7 +81,7 @@ def _runs(run: ReportedRun) -> ReportTable | None:
     for name, measured in each.items():
         cells = [as_estimate(measured.get(key)) for key in _SHOWN]
         settings = [" ".join(named.get(name, []))] if any(named.values()) else []
-        rows.append([str(name), *("" if cell is None else cell.text for cell in cells), *settings])
+        rows.append([str(name), *(cell(estimate, "") for estimate in cells), *settings])
     return ReportTable(
         f"Each run on the same {run.node('runs', 'n')} test patients, with 95 % intervals",
         ["", *(METRICS[key].name for key in _SHOWN), *(["settings"] if any(named.values()) else [])],
@@ -100,15 +94,11 @@ def _pairs(run: ReportedRun) -> ReportTable | None:
     rows = []
     for pair in run.node("runs", "pairs") or []:
         difference = as_estimate(pair["difference"])
-        p_values = [
-            "" if pair.get(key) is None else p_value_words(float(pair[key])).removeprefix("p ").removeprefix("= ")
-            for key in ("p_value", "p_holm")
-        ]
         areas = [number(float(pair[key])) for key in ("first", "second")]
-        shown = "" if difference is None else signed(difference)
-        rows.append([" against ".join(pair["names"]), *areas, shown, *p_values])
+        p_values = [p_value_cell(pair.get(key)) for key in ("p_value", "p_holm")]
+        rows.append([" against ".join(pair["names"]), *areas, signed(difference) if difference else "", *p_values])
     head = ["", "first", "second", "difference (95 % interval)", "p", "p, corrected"]
-    return ReportTable("Differences in ROC-AUC on the same patients (paired DeLong test)", head, rows) if rows else None
+    return ReportTable(PAIRED_CAPTION, head, rows) if rows else None
 
 
 def _patients(run: ReportedRun) -> str:

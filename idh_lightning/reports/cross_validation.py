@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.run_tables import ReportedRun
+from idh_lightning.reports.run_folder import ReportedRun
 from idh_lightning.reports.tables import ReportTable
 from idh_lightning.reports.vocabulary import METRICS, in_words
 
 
 def fold_tables(run: ReportedRun) -> list[ReportTable]:
-    """Return how the runs of a pooled cross-validation did one by one, and how far they spread."""
+    """Scores of the runs of a pooled cross-validation one by one, and their spread."""
     if run.node("runs", "relation") != "folds":
         return []
     return [table for table in (each_run(run), spread_table(run)) if table is not None]
 
 
 def each_run(run: ReportedRun) -> ReportTable | None:
-    """Return the scores of each of several runs, with the settings that tell them apart."""
+    """Scores of each of several runs, with the settings that tell them apart."""
     each = run.node("runs", "spread", "runs")
     if not isinstance(each, Mapping):
         return None
@@ -31,7 +31,7 @@ def each_run(run: ReportedRun) -> ReportTable | None:
 
 
 def spread_table(run: ReportedRun) -> ReportTable | None:
-    """Return the mean, spread and range of each score over the runs."""
+    """Mean, spread and range of each score over the runs."""
     summary = run.node("runs", "spread", "summary")
     if not isinstance(summary, Mapping):
         return None

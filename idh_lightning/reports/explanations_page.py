@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,17 +17,15 @@ from idh_lightning.attribution.scores import ANY_SIGN, BASELINE, POINTING_WHERE_
 from idh_lightning.cli.tables import number
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
-from idh_lightning.files import write_text
-from idh_lightning.reports import figures
+from idh_lightning.reports import map_figures
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.run_page import Picture, inlined, picture
-from idh_lightning.reports.run_tables import as_estimate, read_run, save_figure
-from idh_lightning.reports.tables import ReportTable, count
+from idh_lightning.reports.page import badges, save_page
+from idh_lightning.reports.pictures import Picture, inlined, picture
+from idh_lightning.reports.run_figures import save_figure
+from idh_lightning.reports.run_folder import read_run
+from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count
 from idh_lightning.reports.vocabulary import LOCALISATION, in_words
-
-logger = logging.getLogger(__name__)
 
 CASES = 3
 """Studies shown as the best, and as the worst."""
@@ -58,7 +55,8 @@ def write_explanations_page(folder: Path) -> Path:
     read = read_run(folder)
     known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
     run = replace(read, provenance=known | dict(read.provenance))
-    page = render(
+    return save_page(
+        folder / "explanations.html",
         "explanations.html.j2",
         title="Maps of IDH status: methods compared",
         place="/".join(folder.resolve().parts[-2:]),
@@ -76,10 +74,6 @@ def write_explanations_page(folder: Path) -> Path:
         seconds=_seconds(content),
         cases=_cases(folder, content["default"]["method"], scores),
     )
-    path = folder / "explanations.html"
-    write_text(path, page)
-    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
-    return path
 
 
 def _scores_of(content: Mapping[str, Any], method: str, group: str = "all") -> dict[str, Mapping[str, Any]]:
@@ -127,19 +121,19 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
     if columns:
         muted = [name for name in scores["method"].unique() if str(name).startswith(BASELINE)]
         drawn["map_scores"] = (
-            partial(figures.score_distributions, scores, columns, chosen=method, muted=muted),
+            partial(map_figures.score_distributions, scores, columns, chosen=method, muted=muted),
             f"Scores of each study by each method; {method} is coloured, baselines are grey.",
         )
     if content["faithfulness"]:
         curves = {name: found["curves"] for name, found in content["faithfulness"].items()}
         fractions = next(iter(content["faithfulness"].values()))["fractions"]
         drawn["faithfulness"] = (
-            partial(figures.faithfulness_curves, fractions, curves),
+            partial(map_figures.faithfulness_curves, fractions, curves),
             "Probability of the predicted class while the hottest voxels are replaced, or brought back.",
         )
     if content["cascade"]:
         drawn["cascade"] = (
-            partial(figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
+            partial(map_figures.cascade_curves, pd.DataFrame(content["cascade"]), bound=BOUNDS["randomised"][1]),
             "Rank correlation with the map of the trained network while the network is randomised.",
         )
     shown: dict[str, str] = {}
@@ -149,7 +143,7 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
 
 
 def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
-    """Return scores against all signs taken together, or against each."""
+    """Scores against all signs taken together, or against each."""
     rows: dict[tuple[str, str], list[str]] = {}
     found = [row for row in content["by_sign"] if (row["sign"] == ANY_SIGN) == any_sign]
     scores = list(dict.fromkeys(row["score"] for row in found))
@@ -157,7 +151,7 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
     for row in sorted(found, key=lambda row: (row["sign"], order.get(row["method"], len(order)))):
         estimate = as_estimate(row)
         cells = rows.setdefault((row["sign"], row["method"]), [])
-        text = "" if estimate is None else estimate.text
+        text = cell(estimate, "")
         cells.append(f"{text}, n = {row['n']}" if row["score"] == POINTING_WHERE_DECISIVE else text)
         if row["score"] == scores[-1]:
             cells.append(count(estimate))
@@ -176,33 +170,26 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
 def _sanity(content: Mapping[str, Any]) -> ReportTable | None:
     rows = []
     for row in content["sanity"]:
-        estimate = as_estimate(row)
+        check, estimate = CHECK_WORDS.get(row["check"], row["check"]), as_estimate(row)
         told = "passes" if row["passed"] else "fails"
-        words = CHECK_WORDS.get(row["check"], row["check"])
-        rows.append(
-            [row["method"], words, "" if estimate is None else estimate.text, row["bound"], count(estimate), told]
-        )
+        rows.append([row["method"], check, cell(estimate, ""), row["bound"], count(estimate), told])
     head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
-    return (
-        ReportTable("Sanity: do the maps change when they should, and stay when they should?", head, rows, (0, 1, 5))
-        if rows
-        else None
-    )
+    caption = "Sanity: do the maps change when they should, and stay when they should?"
+    return ReportTable(caption, head, rows, (0, 1, 5)) if rows else None
 
 
 def _faithfulness(content: Mapping[str, Any]) -> ReportTable | None:
     rows = []
     for method, found in content["faithfulness"].items():
-        areas = [as_estimate(found["areas"][name]) for name in ("deletion", "insertion")]
-        total = as_estimate(found["faithfulness"])
-        cells = ["" if each is None else each.text for each in (*areas, total)]
-        rows.append([method, *cells, count(total)])
-    for method, found in list(content["faithfulness"].items())[:1]:
+        each = [
+            as_estimate(node) for node in (*map(found["areas"].get, ("deletion", "insertion")), found["faithfulness"])
+        ]
+        rows.append([method, *(cell(one, "") for one in each), count(each[-1])])
+    for found in list(content["faithfulness"].values())[:1]:
         areas = [as_estimate(found["areas"][f"random_{name}"]) for name in ("deletion", "insertion")]
-        values = [0.0 if each is None else each.value or 0.0 for each in areas]
-        cells = ["" if each is None else each.text for each in areas]
-        rows.append(["at random", *cells, number(values[1] - values[0]), count(areas[0])])
-        del method
+        deletion, insertion = (0.0 if one is None else one.value or 0.0 for one in areas)
+        cells = [cell(one, "") for one in areas]
+        rows.append(["at random", *cells, number(insertion - deletion), count(areas[0])])
     head = ["", "area under deletion", "area under insertion", "insertion less deletion", "studies"]
     return ReportTable("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
 
@@ -233,7 +220,7 @@ def _seconds(content: Mapping[str, Any]) -> ReportTable | None:
 
 
 def _cases(folder: Path, method: str, scores: pd.DataFrame) -> Sequence[tuple[str, str, Picture]]:
-    """Return (which, words, panel) of the studies with the best and with the worst maps of a method."""
+    """(which, words, panel) of the studies with the best and with the worst maps of a method."""
     theirs = scores[scores["method"] == method].dropna(subset=["auprc"]).sort_values("auprc", ascending=False)
     most = min(CASES, len(theirs) // 2)
     cases = []

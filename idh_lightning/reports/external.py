@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.run_tables import ReportedRun, as_estimate
-from idh_lightning.reports.tables import ReportTable, cell, count, signed
-from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words, p_value_words
+from idh_lightning.reports.run_folder import ReportedRun
+from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count, p_value_cell, signed
+from idh_lightning.reports.vocabulary import CALIBRATION, COVARIATES, DISCRIMINATION, in_words
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class External:
 
 
 def external_section(run: ReportedRun) -> External | None:
-    """Return the section, or None where the run was trained on the cohort."""
+    """Section, or None where the run was trained on the cohort."""
     section = run.node("external")
     if not isinstance(section, Mapping):
         return None
@@ -61,7 +61,7 @@ def _shift(section: object) -> ReportTable | None:
             for part in (reference, other)
         ]
         ks = "" if found["ks"] is None else number(found["ks"])
-        p = p_value_words(float(found["p_value"])).removeprefix("p ").removeprefix("= ")
+        p = p_value_cell(found["p_value"])
         difference = as_estimate(found["difference"])
         rows.append([in_words(str(key), COVARIATES), *shown, "" if difference is None else signed(difference), ks, p])
     head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]

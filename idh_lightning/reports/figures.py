@@ -1,16 +1,12 @@
-"""Arrays and tables to figures that can be read without the text.
+"""Figures of how good a run is: curves, tables of calls, and forest plots.
 
-Every function returns a matplotlib Figure and touches no global state. Colours are those of Okabe and Ito, which stay
-apart under the common forms of colour blindness; shape or line style always carries the same difference.
-
-Source: Okabe & Ito 2008, Color Universal Design.
+Every function returns a matplotlib Figure and touches no global state.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,137 +17,30 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from idh_lightning.cli.tables import number
 from idh_lightning.evaluation.intervals import Bootstrap
+from idh_lightning.reports.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTANT_COLOUR,
+    MUTED,
+    NARROW,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WILDTYPE_COLOUR,
+    dress,
+    new_figure,
+    shorten,
+    unit_square,
+)
+from idh_lightning.reports.tables import Estimate
 from idh_lightning.reports.vocabulary import METRICS
-
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-INK, MUTED, RULE = "#1a1a1a", "#5f6368", "#c9ccd1"
-WILDTYPE_COLOUR, MUTANT_COLOUR = BLUE, VERMILLION
-
-NARROW = 4.6
-"""Inches: a figure of this width can be read on a telephone."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval and the count it rests on; what is unknown is None.
-
-    Attributes:
-        value: Point estimate, or None where there were too few patients for one.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
-        n: Patients (or studies) that it was computed on.
-        why: Why there is no value.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    why: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The estimate as it is printed everywhere: 0.90 (0.80 to 0.97)."""
-        if self.value is None:
-            return (self.why or "not known").split(":")[0]
-        return number(self.value) + (f" ({self.interval})" if self.interval else "")
-
-    @property
-    def interval(self) -> str:
-        """Its interval alone: 0.80 to 0.97, or nothing."""
-        return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"
-
-
-def learning_curves(
-    log: pd.DataFrame, *, monitor: str | None = None, mode: str = "max", narrow: bool = False
-) -> Figure:
-    """Return loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
-
-    Args:
-        log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.
-        monitor: Column whose best value is marked (the checkpoint that was kept), or None.
-        mode: "max" or "min": which value of `monitor` is best.
-        narrow: For a telephone: one panel under the other.
-    """
-    logged = {str(name) for name in log.columns if log[name].notna().any()}
-    rates = sorted(name for name in logged if name == "lr" or name.startswith("lr-"))[:1]
-    panels = [
-        ("Loss", ["train/loss_step", "train/loss", "train/loss_epoch", "val/loss"]),
-        ("Accuracy of studies at 0.5", ["train/study_accuracy", "val/study_accuracy"]),
-        ("ROC-AUC of studies", ["train/study_auroc", "val/study_auroc"]),
-        ("Learning rate", rates),
-    ]
-    panels = [(title, [key for key in keys if key in logged]) for title, keys in panels]
-    panels = [(title, keys) for title, keys in panels if keys]
-    columns = 2 if len(panels) > 1 and not narrow else 1
-    lines = -(-len(panels) // columns)
-    figure = _figure(3.9 * columns, 3.1 * max(lines, 1))
-    looks = {"train": (ORANGE, "--", "o", "training"), "val": (BLUE, "-", "s", "validation")}
-    ends = log.dropna(subset=["epoch"]).groupby("epoch")["step"].max() if "epoch" in log else pd.Series(dtype=float)
-    best = None
-    if monitor in logged:
-        values = log[monitor].astype(float)
-        best = log.iloc[int(values.argmax() if mode == "max" else values.argmin())]
-    for place, (title, keys) in enumerate(panels):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        for key in keys:
-            points = log[["step", key]].dropna().sort_values("step")
-            if key.endswith("_step"):
-                axes.plot(points["step"], points[key], color=ORANGE, linewidth=0.9, alpha=0.45, label="training, batch")
-                continue
-            colour, style, marker, name = looks.get(key.split("/")[0], (GREEN, "-", "", "learning rate"))
-            axes.plot(
-                points["step"],
-                points[key],
-                color=colour,
-                linestyle=style,
-                marker=marker if len(points) <= 40 else "",
-                markersize=4,
-                linewidth=1.8,
-                label=name,
-            )
-        _dress(axes, title, " " if len(ends) > 1 else None)
-        axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if "of studies" in title:
-            axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
-        elif title == "Loss":
-            axes.set_ylim(bottom=0)
-        else:
-            axes.yaxis.set_major_formatter("{x:.1e}")
-        if title.startswith("ROC-AUC"):
-            axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=":")
-            axes.annotate("chance", (0.02, 0.5), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
-        if best is not None:
-            axes.axvline(best["step"], color=PURPLE, linewidth=1.2, zorder=0)
-            if monitor in keys:
-                words = f"line: best, {best[monitor]:.3f} in epoch {int(best['epoch'])}"
-                axes.set_xlabel(f"optimizer step ({words})", color="#8b3a62")
-        if len(ends) > 1:
-            told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
-            top = axes.secondary_xaxis("top")
-            top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
-            top.tick_params(labelsize=8, colors=MUTED, length=2)
-            top.spines["top"].set_color(RULE)
-            top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")
-        if len(keys) > 1 and place == 0:
-            axes.legend(frameon=True, framealpha=1, edgecolor="none")
-    return figure
-
-
-def spaced(places: NDArray[np.float64], *, least: float) -> list[int]:
-    """Indices of ascending places that keep a distance from each other, the first and as many more as there is room."""
-    kept: list[int] = []
-    for index, place in enumerate(places):
-        if not kept or place - places[kept[-1]] >= least:
-            kept.append(index)
-    return kept
 
 
 def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
-    """Return the confusion matrix with counts and row percentages.
+    """Confusion matrix with counts and row percentages.
 
     Args:
         counts: [2, 2], rows are the truth and columns the prediction, wildtype first.
@@ -160,7 +49,7 @@ def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", thre
     """
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure = _figure(4.6, 4.2)
+    figure = new_figure(4.6, 4.2)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
     for (row, column), share in np.ndenumerate(shares):
@@ -173,7 +62,7 @@ def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", thre
     axes.set_xticks((0, 1), [f"called {name}" for name in names])
     axes.set_yticks((0, 1), [f"{name}\nn = {int(n)}" for name, n in zip(names, table.sum(axis=1), strict=True)])
     note = f"called mutant from P = {threshold:.2f} on" if threshold is not None else None
-    _dress(axes, title, note, grid=False)
+    dress(axes, title, note, grid=False)
     axes.set_ylabel("truth")
     axes.tick_params(length=0, labelsize=10)
     return figure
@@ -189,7 +78,7 @@ def roc(
     resamples: int = 500,
     seed: int = 0,
 ) -> Figure:
-    """Return the ROC curve with a pointwise 95 % bootstrap band and the operating point.
+    """ROC curve with a pointwise 95 % bootstrap band and the operating point.
 
     Args:
         labels: [N], 0 wildtype, 1 mutant; both present.
@@ -204,7 +93,7 @@ def roc(
     grid = np.linspace(0, 1, 101)
     low, high = np.percentile(_resampled_sensitivity(grid, truth, score, resamples, seed), (2.5, 97.5), axis=0)
     false_rate, true_rate, _ = roc_curve(truth, score, drop_intermediate=False)
-    figure = _figure(4.9, 4.9)
+    figure = new_figure(4.9, 4.9)
     axes = figure.add_subplot()
     axes.fill_between(grid, low, high, color=SKY, alpha=0.3, linewidth=0, label="95 % band (bootstrap)")
     axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="chance")
@@ -212,7 +101,7 @@ def roc(
     if threshold is not None:
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
-        axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+        _mark_operating_point(axes, x, y)
         right, high_up = x < 0.5, y > 0.4
         axes.annotate(
             f"sensitivity {y:.2f}\nspecificity {1 - x:.2f}",
@@ -224,8 +113,8 @@ def roc(
             color="#9a4300",
         )
     counts = f"n = {truth.size}, {truth.sum()} mutant"
-    _dress(axes, title, counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}")
-    _unit_square(axes)
+    dress(axes, title, counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}")
+    unit_square(axes)
     axes.set_xlabel("1 − specificity: wildtype called mutant")
     axes.set_ylabel("sensitivity: mutant called mutant")
     # The legend goes where the curve is not.
@@ -241,22 +130,21 @@ def precision_recall(
     threshold: float | None = None,
     title: str = "Precision and recall",
 ) -> Figure:
-    """Return the precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
+    """Precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     precision, recall, _ = precision_recall_curve(truth, score)
     prevalence = truth.mean()
-    figure = _figure(4.9, 4.9)
+    figure = new_figure(4.9, 4.9)
     axes = figure.add_subplot()
     axes.axhline(prevalence, color=MUTED, linestyle=":", linewidth=1.2, label=f"prevalence {prevalence:.2f}: guessing")
     axes.step(recall, precision, where="post", color=BLUE, linewidth=2.2, label="model")
     if threshold is not None and (score >= threshold).any():
         called = score >= threshold
-        point = (called[truth == 1].mean(), truth[called].mean())
-        axes.plot(*point, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+        _mark_operating_point(axes, called[truth == 1].mean(), truth[called].mean())
     counts = f"n = {truth.size}, {truth.sum()} mutant"
     note = counts if average_precision is None else f"average precision {average_precision.text}; {counts}"
-    _dress(axes, title, note)
-    _unit_square(axes)
+    dress(axes, title, note)
+    unit_square(axes)
     axes.set_xlabel("recall: share of mutants found")
     axes.set_ylabel("precision: share of calls that are mutant")
     axes.legend(loc="best", frameon=False)
@@ -272,7 +160,7 @@ def reliability(
     ece: Estimate | None = None,
     title: str = "Calibration",
 ) -> Figure:
-    """Return the observed share of mutants against P(mutant), with the probabilities themselves below.
+    """Observed share of mutants against P(mutant), with the probabilities themselves below.
 
     Args:
         curve: `predicted`, `observed`, `low`, `high`: one entry per group of patients.
@@ -283,7 +171,7 @@ def reliability(
         title: Names the patients.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
-    figure = _figure(4.9, 5.4)
+    figure = new_figure(4.9, 5.4)
     axes, counts = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
     axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="perfect")
     if raw is not None:
@@ -302,7 +190,7 @@ def reliability(
         label="probability of the report",
     )
     note = f"{len(observed)} groups of about equal size, 95 % intervals; n = {truth.size}"
-    _dress(axes, title, note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}")
+    dress(axes, title, note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylabel("observed share of mutants")
@@ -315,7 +203,7 @@ def reliability(
         color=[colour for _, colour, _ in shades],
         label=[name for _, _, name in shades],
     )
-    _dress(counts)
+    dress(counts)
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     counts.set_xlabel("P(mutant)")
     counts.set_ylabel("n")
@@ -331,7 +219,7 @@ def decision_curve(
     last: float | None = None,
     title: str = "Decision curve",
 ) -> Figure:
-    """Return net benefit over threshold probabilities: the model against age and against treating all or none.
+    """Net benefit over threshold probabilities: the model against age and against treating all or none.
 
     Args:
         curves: Column `threshold`, and one column of net benefit per strategy; `treat_all` and `treat_none` are drawn
@@ -344,7 +232,7 @@ def decision_curve(
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
-    figure = _figure(5.6, 4.6)
+    figure = new_figure(5.6, 4.6)
     axes = figure.add_subplot()
     names = [name for name in curves.columns if name != "threshold"]
     top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
@@ -373,7 +261,7 @@ def decision_curve(
         axes.plot(curves["threshold"], curves[name], color=colour, linestyle=style, linewidth=width, label=label)
     axes.set_ylim(-0.12 * top, 1.12 * top)
     axes.set_xlim(float(curves["threshold"].min()), float(curves["threshold"].max()))
-    _dress(axes, title, note)
+    dress(axes, title, note)
     axes.set_xlabel("threshold: P(mutant) from which one would act")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("net benefit")
@@ -390,7 +278,7 @@ def forest(
     xlim: tuple[float, float] | None = None,
     narrow: bool = False,
 ) -> Figure:
-    """Return estimates with their intervals, one per line, with n and the numbers written out.
+    """Forest plot: estimates with their intervals, one per line, with n and the numbers written out.
 
     Args:
         rows: (name, estimate) from top to bottom; a name that starts with "# " opens a group and its estimate is
@@ -401,7 +289,7 @@ def forest(
         xlim: Limits of the axis; None takes them from the intervals.
         narrow: For a telephone: names and numbers stand above the intervals instead of beside them.
     """
-    figure = _figure(NARROW, 1.5 + 0.46 * len(rows)) if narrow else _figure(7.8, 1.25 + 0.33 * len(rows))
+    figure = new_figure(NARROW, 1.5 + 0.46 * len(rows)) if narrow else new_figure(7.8, 1.25 + 0.33 * len(rows))
     title = textwrap.fill(title, 40) if narrow else title
     figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     axes = figure.add_subplot()
@@ -410,22 +298,8 @@ def forest(
     for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95 % interval)")):
         axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
-        if name.startswith("# "):
-            continue
-        if estimate.value is not None:
-            if estimate.low is not None and estimate.high is not None:
-                axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
-            axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
-        colour = MUTED if estimate.value is None else INK
-        if narrow:
-            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            above = beside | {"fontsize": 9, "parse_math": False, "bbox": paper}
-            count = "" if estimate.n is None else f", n = {estimate.n}"
-            axes.text(0.0, position - 0.36, f"{_shorten(name, 30)}{count}", color=INK, **above)
-            axes.text(1.0, position - 0.36, _shorten(estimate.text, 24), color=colour, ha="right", **above)
-            continue
-        axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
-        axes.text(1.12, position, _shorten(estimate.text, 24), color=colour, parse_math=False, **beside)
+        if not name.startswith("# "):
+            _draw_estimate(axes, position, name, estimate, beside, narrow=narrow)
     words = xlabel
     if reference is not None:
         line: dict[str, Any] = {"color": VERMILLION, "linestyles": "--", "linewidth": 1.2, "zorder": 0}
@@ -433,8 +307,8 @@ def forest(
         tops = np.arange(len(rows)) - (0.18 if narrow else 0.6)
         axes.vlines(np.full(len(rows), reference[1]), tops, tops + (0.66 if narrow else 1.2), **line)
         words = f"{xlabel} (dashed line: {reference[0]}, {reference[1]:.2f})"
-    _dress(axes)
-    axes.set_yticks(range(len(rows)), [_shorten(name.removeprefix("# "), 34) for name, _ in rows])
+    dress(axes)
+    axes.set_yticks(range(len(rows)), [shorten(name.removeprefix("# "), 34) for name, _ in rows])
     if narrow:
         for position, (name, _) in enumerate(rows):
             if name.startswith("# "):
@@ -456,204 +330,35 @@ def forest(
     return figure
 
 
-def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
-    """Return the way from the studies that were found to the three parts, as boxes.
-
-    Args:
-        excluded: Reason -> studies left out.
-        parts: Part -> (studies, patients, patients with a mutation), in order.
-    """
-    used, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
-    lost = sum(excluded.values())
-    reasons = sorted(excluded.items(), key=lambda item: -item[1])
-    lines = [f"{n} × {_shorten(reason, 46)}" for reason, n in reasons[:5]]
-    if len(reasons) > 5:
-        lines.append(f"{sum(n for _, n in reasons[5:])} × other reasons (exclusions.csv)")
-    height = 4.3 + 0.2 * len(lines)
-    figure = _figure(7.6, height)
-    axes = figure.add_subplot()
-    axes.set_xlim(0, 10)
-    axes.set_ylim(0, 10)
-    axes.axis("off")
-    box: dict[str, Any] = {"boxstyle": "round,pad=0.55", "facecolor": "white", "edgecolor": MUTED, "linewidth": 1.2}
-    write: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 1.45, "parse_math": False, "color": INK}
-    arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    top, middle, bottom = 9.2, 4.6, 1.3
-    split = 3.1
-    axes.annotate("", (3, middle + 0.95), (3, top - 0.4), arrowprops=arrow)
-    axes.plot((3, 3), (middle, split), color=MUTED, linewidth=1.2, zorder=0)
-    axes.text(3, top, f"{used + lost} studies found", bbox=box, fontsize=12, **write)
-    text = "\n".join([f"{lost} left out", *lines]) if lost else "none left out"
-    axes.annotate("", (5.0, 7.0), (3, 7.0), arrowprops=arrow)
-    axes.text(5.2, 7.0, text, bbox=box | {"edgecolor": RULE}, fontsize=9.5, **(write | {"ha": "left"}))
-    share = f"{mutant} mutant ({mutant / patients:.0%})" if patients else ""
-    axes.text(3, middle, f"{used} studies of {patients} patients\n{share}", bbox=box, fontsize=12, **write)
-    places = np.linspace(1.6, 8.4, len(parts)) if len(parts) > 1 else np.array([3.0])
-    if len(parts):
-        axes.plot((min(3, places[0]), max(3, places[-1])), (split, split), color=MUTED, linewidth=1.2, zorder=0)
-    fills = {"train": "#fdf3e0", "validation": "#e3f0f8", "test": "#fae9de"}
-    for place, (name, (n, people, positive)) in zip(places, parts.items(), strict=True):
-        axes.annotate("", (place, bottom + 1.0), (place, split), arrowprops=arrow)
-        axes.text(
-            place,
-            bottom,
-            f"{name}\n{people} patients ({n} studies)\n{positive} mutant, {people - positive} wildtype",
-            bbox=box | {"facecolor": fills.get(name, "white")},
-            fontsize=10,
-            **write,
-        )
-    return figure
+def _draw_estimate(
+    axes: Axes, position: int, name: str, estimate: Estimate, beside: Mapping[str, Any], *, narrow: bool
+) -> None:
+    """Draw one line of a forest plot: the interval, the estimate and both in numbers."""
+    if estimate.value is not None:
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
+        axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
+    colour = MUTED if estimate.value is None else INK
+    text = shorten(estimate.text, 24)
+    if narrow:
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        above = {**beside, "fontsize": 9, "parse_math": False, "bbox": paper}
+        count = "" if estimate.n is None else f", n = {estimate.n}"
+        axes.text(0.0, position - 0.36, f"{shorten(name, 30)}{count}", color=INK, **above)
+        axes.text(1.0, position - 0.36, text, color=colour, ha="right", **above)
+    else:
+        axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
+        axes.text(1.12, position, text, color=colour, parse_math=False, **beside)
 
 
-METHOD_LOOKS = (
-    (BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"),
-    (ORANGE, "-"), (SKY, "--"), (INK, "-."), (MUTED, "-"),
-)  # fmt: skip
-"""Colour and line style of methods of explanation, in their order; they begin again where there are more."""
-
-
-def score_distributions(
-    scores: pd.DataFrame, columns: Mapping[str, str], *, chosen: str, muted: Sequence[str] = (), narrow: bool = False
-) -> Figure:
-    """Return each score of each method as points, one per study, with the mean and the middle half.
-
-    Args:
-        scores: One row per study and method: `method` and the columns.
-        columns: Column -> title of its panel.
-        chosen: Method whose points are coloured.
-        muted: Methods that stand for comparison, drawn in grey.
-        narrow: For a telephone.
-    """
-    methods = list(dict.fromkeys(scores["method"]))
-    across = 1 if narrow else 3
-    down = -(-len(columns) // across)
-    figure = _figure(NARROW if narrow else 11.0, down * (0.95 + 0.31 * len(methods)))
-    axes = figure.subplots(down, across, squeeze=False, sharey=True)
-    rng = np.random.default_rng(0)
-    for place, axis in enumerate(axes.flat):
-        if place >= len(columns):
-            axis.set_visible(False)
-            continue
-        column, title = list(columns.items())[place]
-        for row, method in enumerate(methods):
-            values = scores.loc[scores["method"] == method, column].to_numpy(dtype=float)
-            values = values[np.isfinite(values)]
-            if values.size == 0:
-                continue
-            colour = MUTED if method in muted else VERMILLION if method == chosen else BLUE
-            heights = row + rng.uniform(-0.26, 0.26, values.size)
-            axis.plot(values, heights, ".", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
-            low, high = np.percentile(values, (25, 75))
-            axis.plot((low, high), (row, row), color=colour, linewidth=2.2)
-            axis.plot(values.mean(), row, "D", color=colour, markersize=6, markeredgecolor="white")
-        _dress(axis, title)
-        axis.set_xlim(-0.03, 1.03)
-        axis.set_ylim(len(methods) - 0.4, -0.6)
-        axis.set_yticks(range(len(methods)), [_shorten(method, 34) for method in methods])
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
-    return figure
-
-
-def faithfulness_curves(
-    fractions: ArrayLike, curves: Mapping[str, Mapping[str, Sequence[float]]], *, narrow: bool = False
-) -> Figure:
-    """Return the probability of the predicted class while voxels go and come in the order of each method's map.
-
-    Args:
-        fractions: Share of the brain, 0 to 1.
-        curves: Method -> deletion, insertion, random_deletion, random_insertion: mean over studies at each fraction.
-        narrow: For a telephone.
-    """
-    figure = _figure(NARROW, 8.4) if narrow else _figure(10.4, 4.2)
-    titles = {
-        "deletion": ("Deletion", "hottest voxels replaced first: lower is better"),
-        "insertion": ("Insertion", "hottest voxels brought back first: higher is better"),
-    }
-    for axes, (name, (title, note)) in zip(
-        figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True), titles.items(), strict=True
-    ):
-        for place, (method, theirs) in enumerate(curves.items()):
-            colour, style = METHOD_LOOKS[place % len(METHOD_LOOKS)]
-            axes.plot(fractions, theirs[name], color=colour, linestyle=style, linewidth=1.8, label=method)
-        for theirs in list(curves.values())[:1]:
-            axes.plot(fractions, theirs[f"random_{name}"], color=MUTED, linewidth=1.2, linestyle=":", label="at random")
-        _dress(axes, title, note)
-        axes.set_xlabel("share of the brain")
-        axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set_xlim(0, 1)
-    figure.axes[0].set_ylabel("probability of the predicted class")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower left" if narrow else "outside right upper", frameon=False, fontsize=9
-    )
-    return figure
-
-
-def cascade_curves(agreement: pd.DataFrame, *, bound: float, narrow: bool = False) -> Figure:
-    """Return how alike maps stay while more and more of the network is randomised.
-
-    Args:
-        agreement: `method`, `module` (in the order in which they are randomised) and `spearman` (mean over studies).
-        bound: Below which a map must be in the end.
-        narrow: For a telephone.
-    """
-    figure = _figure(NARROW, 5.2) if narrow else _figure(10.4, 3.9)
-    axes = figure.add_subplot()
-    modules = list(dict.fromkeys(agreement["module"]))
-    for place, (method, theirs) in enumerate(agreement.groupby("method", sort=False)):
-        colour, style = METHOD_LOOKS[place % len(METHOD_LOOKS)]
-        values = [1.0, *theirs.set_index("module")["spearman"].reindex(modules)]
-        axes.plot(range(len(values)), values, color=colour, linestyle=style, linewidth=1.8, label=str(method))
-    axes.axhline(bound, color=MUTED, linewidth=1, linestyle=":")
-    axes.annotate("must end below", (0.01, bound), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
-    axes.axhline(0, color=RULE, linewidth=1)
-    axes.set_xticks(range(len(modules) + 1), ["as trained", *modules], rotation=35, ha="right")
-    _dress(axes, "Maps of a network that forgets", "each module is randomised on top of those to its left")
-    axes.set_ylabel("rank correlation with the map")
-    figure.legend(loc="outside lower left" if narrow else "outside right upper", frameon=False, fontsize=9)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
-
-
-def _dress(axes: Axes, title: str | None = None, note: str | None = None, *, grid: bool = True) -> None:
-    """Give axes their title, a quieter note under it, and light rules."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=INK, labelsize=9, color=RULE)
-    if grid:
-        axes.grid(color=RULE, linewidth=0.6, alpha=0.6)
-        axes.set_axisbelow(True)
-    if note:
-        axes.set_title(note, loc="left", fontsize=9, color=MUTED, linespacing=1.3, parse_math=False)
-    if title:
-        lift = 10 + 13 * (note.count("\n") + 1) if note else 6
-        axes.annotate(
-            title,
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(0, lift),
-            textcoords="offset points",
-            fontsize=12,
-            fontweight="bold",
-            color=INK,
-            parse_math=False,
-        )
-
-
-def _unit_square(axes: Axes) -> None:
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_aspect("equal")
+def _mark_operating_point(axes: Axes, x: float, y: float) -> None:
+    axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
 
 
 def _resampled_sensitivity(
     grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any], resamples: int, seed: int
 ) -> NDArray[Any]:
-    """Return [resamples, grid] the sensitivity at each false-positive rate, resampled within each class."""
+    """[resamples, grid] sensitivity at each false-positive rate, resampled within each class."""
     drawn = Bootstrap.draw(truth, resamples=resamples, seed=seed).weights[-resamples:]
     order = np.argsort(-score, kind="stable")
     # A threshold cannot part equal scores: only the last of each counts.
@@ -663,7 +368,3 @@ def _resampled_sensitivity(
     false_rate, true_rate = (np.hstack([start, count / count[:, -1:]]) for count in counts)
     # Where a curve rises vertically its upper end counts: np.interp takes the last of equal abscissae.
     return np.array([np.interp(grid, x, y) for x, y in zip(false_rate, true_rate, strict=True)])
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -9,13 +9,12 @@ import pandas as pd
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.figures import Estimate
-from idh_lightning.reports.tables import ReportTable
+from idh_lightning.reports.tables import Estimate, ReportTable
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 
 
 def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
-    """Return all methods and baselines with all scores, then the methods where the call is right and where it is wrong.
+    """All methods and baselines with all scores, then the methods where the call is right and where it is wrong.
 
     Args:
         summary: Of `explain.summary.summarised`.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
+from idh_lightning.cohort import SPLITS
 from idh_lightning.cohort.checks import counted
 from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
-from idh_lightning.reports.run_tables import PARTS, ReportedRun, read_run
+from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
 
 _RESULTS = (
@@ -31,9 +34,23 @@ def write_model_card(run_folder: Path) -> str:
     Raises:
         EvaluationError: If there is no such folder or a file in it is damaged.
     """
-    text = "\n".join(_lines(read_run(run_folder))) + "\n"
+    run = read_run(run_folder)
+    text = f"---\n{_metadata(run)}\n---\n\n" + "\n".join(_lines(run)) + "\n"
     write_text(run_folder / "model_card.md", text)
     return text
+
+
+def _metadata(run: ReportedRun) -> ModelCardData:
+    """Front matter of the card, as the Hugging Face Hub reads it; the images decide the licence, so it names none."""
+    results = [
+        EvalResult("image-classification", "mri", "IDH status", key, value, metric_name=METRICS[key].name)
+        for key in _RESULTS
+        if (estimate := run.estimate("test", key)) is not None and (value := estimate.value) is not None
+    ]
+    tags = ["medical", "mri", "glioma", "idh", *(["synthetic"] if "phantom" in trained_on(run) else [])]
+    name = f"IDH status, trained on {run.provenance.get('cohort', 'unknown')}"
+    known: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
+    return ModelCardData(library_name="pytorch", tags=tags, **known)
 
 
 def _lines(run: ReportedRun) -> Iterator[str]:
@@ -94,13 +111,10 @@ def _lines(run: ReportedRun) -> Iterator[str]:
 
 
 def _cohort(run: ReportedRun) -> Iterator[str]:
-    yield "| part | patients | studies | mutant |"
-    yield "| --- | --- | --- | --- |"
-    for part in PARTS:
-        if "split" in run.cohort:
-            studies = run.cohort[run.cohort["split"] == part]
-            people = studies.drop_duplicates("patient_id")
-            yield f"| {part} | {len(people)} | {len(studies)} | {int((people['label'].astype(int) == 1).sum())} |"
+    yield from ("| part | patients | studies | mutant |", "| --- | --- | --- | --- |")
+    for split in SPLITS if run.partitions else ():
+        studies, patients, mutant = run.partitions.get(split, (0, 0, 0))
+        yield f"| {split} | {patients} | {studies} | {mutant} |"
     yield ""
     ages = pd.to_numeric(run.cohort.get("age_years", pd.Series(dtype=float)), errors="coerce").dropna()
     if len(ages):

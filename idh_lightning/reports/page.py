@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from idh_lightning.files import write_text
+
+logger = logging.getLogger(__name__)
 
 NOT_CLINICAL = "Not for clinical use"
 SYNTHETIC = "Trained on synthetic patients"
@@ -24,6 +29,13 @@ _TEMPLATES = Environment(
 def render(template: str, **content: Any) -> Markup:
     """HTML of a template in reports/templates, whose pages extend page.html.j2; what comes from a table is escaped."""
     return Markup(_TEMPLATES.get_template(template).render(content))
+
+
+def save_page(path: Path, template: str, **content: Any) -> Path:
+    """Write the page of a template into a file, and return the path. See `render`."""
+    write_text(path, render(template, **content))
+    logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+    return path
 
 
 def badges(*cohorts: object) -> list[str]:

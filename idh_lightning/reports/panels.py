@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
 from idh_lightning.files import atomic_write
+from idh_lightning.reports.vocabulary import CLASSES
 
-FloatArray = NDArray[np.floating[Any]]
+_FloatArray = NDArray[np.floating[Any]]
 
 MAP_COLOURS = "inferno"
 MAP_FLOOR = 0.2
@@ -68,8 +69,8 @@ def plane_words(plane: str, point_mm: Sequence[float]) -> str:
     return f"{plane}, {'xyz'[axis]} {math.floor(round(point_mm[axis], 2) + 0.5)} mm".replace("-", "−")
 
 
-def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the index of the slice to show along each axis [D, H, W].
+def tumour_planes(mask: NDArray[Any] | None, cam: _FloatArray | None, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Index of the slice to show along each axis [D, H, W].
 
     Where there is a tumour these are its largest cross-sections; else where the map weighs most; else the middle.
 
@@ -88,9 +89,9 @@ def tumour_planes(mask: NDArray[Any] | None, cam: FloatArray | None, shape: Sequ
 
 
 def cam_panel(
-    image: FloatArray,
+    image: _FloatArray,
     sequences: Sequence[str],
-    cam: FloatArray | None,
+    cam: _FloatArray | None,
     mask: NDArray[Any] | None,
     affine_ras: NDArray[np.float64],
     title: str,
@@ -98,7 +99,7 @@ def cam_panel(
     label: int | None = None,
     probability: float | None = None,
 ) -> Figure:
-    """Return one study as a figure: its sequences on the tumour's largest axial slice, then three planes with the map.
+    """Figure of one study: its sequences on the tumour's largest axial slice, then three planes with the map.
 
     The first row shows each sequence with the outline of the mask and the line where the map reaches half of its
     maximum, so that the signs stay visible; the second row lays the map itself over the first sequence.
@@ -144,36 +145,36 @@ def cam_panel(
         axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=10, parse_math=False)
         left += shape * lower_height + _GAP
     if cam is not None:
-        bar = figure.colorbar(
-            ScalarMappable(Normalize(0, 1), MAP_COLOURS),
-            cax=_axes(figure, left + 0.1, lower_top + 0.1, 0.13, lower_height - 0.2),
-        )
-        bar.set_label("map, share of its largest value", color=INK, fontsize=10)
-        bar.ax.tick_params(colors=INK, labelsize=9)
-        bar.outline.set_edgecolor(INK)
-        bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
-    handles = [Line2D([], [], color=MASK_COLOUR, label="tumour outline")] if mask is not None and np.any(mask) else []
-    if cam is not None:
-        handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle="--", label="map at 0.5"))
-    if handles:
-        height = 1 - legend_at / figure.get_figheight()
-        figure.legend(
-            handles=handles,
-            loc="center",
-            bbox_to_anchor=(0.5, height),
-            ncols=2,
-            frameon=False,
-            labelcolor=INK,
-            fontsize=9,
-        )
+        _colour_bar(figure, left + 0.1, lower_top + 0.1, lower_height - 0.2)
+    _legend(figure, legend_at, outlined=mask is not None and bool(np.any(mask)), mapped=cam is not None)
     middle = 1 - 0.22 / figure.get_figheight()
-    headline = _headline(title, label, probability)
+    parts = [title, *([] if label is None else [f"IDH {CLASSES[label]}"])]
+    headline = "   ·   ".join([*parts, *([] if probability is None else [f"P(mutant) {probability:.2f}"])])
     figure.suptitle(headline, y=middle, va="center", color=INK, fontsize=14, parse_math=False)
     return figure
 
 
+def _colour_bar(figure: Figure, left: float, top: float, height: float) -> None:
+    """Draw the scale of the map at a place in inches."""
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLOURS), cax=_axes(figure, left, top, 0.13, height))
+    bar.set_label("map, share of its largest value", color=INK, fontsize=10)
+    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.outline.set_edgecolor(INK)
+    bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
+
+
+def _legend(figure: Figure, top: float, *, outlined: bool, mapped: bool) -> None:
+    handles = [Line2D([], [], color=MASK_COLOUR, label="tumour outline")] if outlined else []
+    if mapped:
+        handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle="--", label="map at 0.5"))
+    if handles:
+        place = (0.5, 1 - top / figure.get_figheight())
+        look: dict[str, Any] = {"ncols": 2, "frameon": False, "labelcolor": INK, "fontsize": 9}
+        figure.legend(handles=handles, loc="center", bbox_to_anchor=place, **look)
+
+
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Return axes at a place in inches, from the left and the top edge of the figure."""
+    """Axes at a place in inches, from the left and the top edge of the figure."""
     across, down = figure.get_figwidth(), figure.get_figheight()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
@@ -187,30 +188,17 @@ def save_cam_panel(path: Path, **panel: Any) -> None:
         figure.savefig(temporary, dpi=110, metadata={CROSS: text})
 
 
-def study_panel(
-    image: FloatArray,
-    sequences: Sequence[str],
-    mask: NDArray[Any] | None,
-    affine_ras: NDArray[np.float64],
-    title: str,
-    *,
-    label: int | None = None,
-) -> Figure:
-    """Return one prepared study as a figure, without a map: what the network will be given. See `cam_panel`."""
-    return cam_panel(image, sequences, None, mask, affine_ras, title, label=label)
-
-
 def _draw_plane(
     axes: Axes,
-    volume: FloatArray,
+    volume: _FloatArray,
     plane: str,
     planes: tuple[int, int, int],
     box: tuple[slice, slice, slice],
     spacing_mm: Sequence[float],
     *,
     mask: NDArray[Any] | None = None,
-    overlay: FloatArray | None = None,
-    level: FloatArray | None = None,
+    overlay: _FloatArray | None = None,
+    level: _FloatArray | None = None,
     cross: bool = False,
 ) -> None:
     """Draw one plane of a volume, cropped to `box`, with its letters."""
@@ -247,24 +235,15 @@ def _draw_plane(
         axes.axvline(planes[columns] - box[columns].start, **lines)
     corners = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03))
     sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    look: dict[str, Any] = {"transform": axes.transAxes, "color": INK, "fontsize": 10, "fontweight": "bold"}
+    look["path_effects"] = [withStroke(linewidth=2.5, foreground="black")]
     for letter, (x, y), (horizontal, vertical) in zip(letters, corners, sides, strict=True):
-        axes.text(
-            x,
-            y,
-            letter,
-            transform=axes.transAxes,
-            ha=horizontal,
-            va=vertical,
-            color=INK,
-            fontsize=10,
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=2.5, foreground="black")],
-        )
+        axes.text(x, y, letter, ha=horizontal, va=vertical, **look)
     axes.set_axis_off()
 
 
-def head_box(image: FloatArray) -> tuple[slice, slice, slice]:
-    """Return the box around everything that differs from the background (0), with a margin for the letters."""
+def head_box(image: _FloatArray) -> tuple[slice, slice, slice]:
+    """Box around everything that differs from the background (0), with a margin for the letters."""
     found = np.any(image != 0, axis=0)
     if not found.any():
         found = np.ones_like(found)
@@ -276,8 +255,8 @@ def head_box(image: FloatArray) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def _window(volume: FloatArray) -> tuple[float, float]:
-    """Return the grey-level window: from the background, or the darkest percent if it is darker, to the brightest."""
+def _window(volume: _FloatArray) -> tuple[float, float]:
+    """Grey-level window: from the background, or the darkest percent if it is darker, to the brightest."""
     inside = volume[volume != 0]
     if inside.size == 0:
         return 0.0, 1.0
@@ -291,23 +270,10 @@ def _width_over_height(plane: str, box: tuple[slice, slice, slice], spacing_mm: 
     return float(length[0] / length[1])
 
 
-def _label_word(label: int) -> str:
-    return "IDH mutant" if label == 1 else "IDH wildtype"
-
-
-def _headline(title: str, label: int | None, probability: float | None) -> str:
-    parts = [title]
-    if label is not None:
-        parts.append(_label_word(label))
-    if probability is not None:
-        parts.append(f"P(mutant) {probability:.2f}")
-    return "   ·   ".join(parts)
-
-
 def _check(
-    image: FloatArray,
+    image: _FloatArray,
     sequences: Sequence[str],
-    cam: FloatArray | None,
+    cam: _FloatArray | None,
     mask: NDArray[Any] | None,
     affine_ras: NDArray[np.float64],
 ) -> None:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from idh_lightning.reports.figures import BLUE, MUTED, _dress, _figure
+from idh_lightning.reports.style import BLUE, MUTED, dress, new_figure
 
 
 def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLike) -> Figure:
-    """Return one line per run through all of its settings; the better its value, the darker.
+    """One line per run through all of its settings; the better its value, the darker.
 
     Args:
         settings: Name -> one value per run; numbers over more than a factor of 20 are spaced by their logarithm.
@@ -24,8 +24,9 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
     """
     scores = np.asarray(values, dtype=float)
     drawn = np.flatnonzero(np.isfinite(scores))
-    figure = _figure(2.4 + 1.9 * (len(settings) + 1), 4.2)
+    figure = new_figure(2.4 + 1.9 * (len(settings) + 1), 4.2)
     axes = figure.add_subplot()
+    beside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
     heights = []
     for position, (name, column) in enumerate(settings.items()):
         height, labels = _axis(list(column))
@@ -33,7 +34,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
         axes.axvline(position, color=MUTED, linewidth=0.8)
         axes.text(position, 1.06, name, ha="center", fontsize=9, parse_math=False)
         for y, label in labels:
-            axes.annotate(label, (position, y), (4, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(label, (position, y), (4, 0), **beside)
     low, high = float(scores[drawn].min()), float(scores[drawn].max())
     colours = ScalarMappable(Normalize(low - 0.25 * (high - low) - 1e-6, high + 1e-6), "Blues")
     for index in drawn[np.argsort(scores[drawn])]:
@@ -43,14 +44,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
     axes.axvline(last, color=MUTED, linewidth=0.8)
     axes.text(last, 1.06, "validation ROC-AUC", ha="center", fontsize=9)
     for value in sorted({low, high}):
-        axes.annotate(
-            f"{value:.3f}",
-            (last, _scaled(value, low, high)),
-            (4, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
+        axes.annotate(f"{value:.3f}", (last, _scaled(value, low, high)), (4, 0), **beside)
     axes.set_ylim(-0.05, 1.15)
     axes.set_xlim(-0.2, last + 0.5)
     axes.axis("off")
@@ -59,9 +53,9 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], values: ArrayLik
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """Return how much of the differences between runs each setting explains, the most first."""
+    """Share of the differences between runs that each setting explains, the most first."""
     names = sorted(shares, key=lambda name: shares[name])
-    figure = _figure(6.4, 1.4 + 0.4 * len(names))
+    figure = new_figure(6.4, 1.4 + 0.4 * len(names))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), [shares[name] for name in names], color=BLUE, height=0.6)
     axes.set_yticks(range(len(names)), names)
@@ -69,13 +63,13 @@ def importance(shares: Mapping[str, float]) -> Figure:
         axes.text(shares[name] + 0.01, position, f"{shares[name]:.2f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.1)
     axes.set_xlabel("share of what a random forest explains of the validation ROC-AUC")
-    _dress(axes, "Which settings mattered")
+    dress(axes, "Which settings mattered")
     axes.grid(axis="y", visible=False)
     return figure
 
 
 def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, split: str) -> Figure:
-    """Return the ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
+    """ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
 
     Args:
         settings: The number per run.
@@ -87,7 +81,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     """
     table = np.array([np.asarray(column, dtype=float) for column in (settings, values, low, high)])
     x, y, lower, upper = table[:, np.isfinite(table[1])]
-    figure = _figure(6.0, 4.2)
+    figure = new_figure(6.0, 4.2)
     axes = figure.add_subplot()
     counts = np.unique(x)
     axes.plot(counts, [y[x == count].mean() for count in counts], color=BLUE, linewidth=1.8)
@@ -101,12 +95,12 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     axes.set_ylim(min(0.45, float(np.nanmin(lower)) - 0.02) if len(y) else 0.45, 1.01)
     axes.set_xlabel(name)
     axes.set_ylabel(f"{split} ROC-AUC (95 % interval)")
-    _dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
+    dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
     return figure
 
 
 def _axis(column: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the height of each run on the axis of a setting, 0 to 1, and the labels with their heights."""
+    """Height of each run on the axis of a setting, 0 to 1, and the labels with their heights."""
     try:
         numbers = np.array([float(value) for value in column])
     except (TypeError, ValueError):

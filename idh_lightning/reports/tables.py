@@ -1,12 +1,52 @@
-"""Tables of a report and what goes into their cells."""
+"""Estimates with their intervals, tables of a report and what goes into their cells."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.figures import Estimate
+from idh_lightning.reports.vocabulary import p_value_words
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval and the count it rests on; what is unknown is None.
+
+    Attributes:
+        value: Point estimate, or None where there were too few patients for one.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        n: Patients (or studies) that it was computed on.
+        why: Why there is no value.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    why: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The estimate as it is printed everywhere: 0.90 (0.80 to 0.97)."""
+        if self.value is None:
+            return (self.why or "not known").split(":")[0]
+        return number(self.value) + (f" ({self.interval})" if self.interval else "")
+
+    @property
+    def interval(self) -> str:
+        """Its interval alone: 0.80 to 0.97, or nothing."""
+        return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"
+
+
+def as_estimate(node: object) -> Estimate | None:
+    """Statistic of metrics.json, `{value, low, high, n, why}`, as an Estimate; None if it is none."""
+    if not isinstance(node, Mapping) or "value" not in node:
+        return None
+    value, low, high = (None if node.get(key) is None else float(node[key]) for key in ("value", "low", "high"))
+    n = node.get("n")
+    return Estimate(value, low, high, None if n is None else int(n), node.get("why"))
 
 
 @dataclass(frozen=True)
@@ -26,18 +66,23 @@ class ReportTable:
     wide: Sequence[int] = (0,)
 
 
-def cell(estimate: Estimate | None) -> str:
-    """Return an estimate with its interval, or that the run has none."""
-    return "not computed in this run" if estimate is None else estimate.text
+def cell(estimate: Estimate | None, absent: str = "not computed in this run") -> str:
+    """Estimate with its interval, or the words for one that the run does not have."""
+    return absent if estimate is None else estimate.text
+
+
+def p_value_cell(p: float | None) -> str:
+    """P-value under a heading that says so, or nothing."""
+    return "" if p is None else p_value_words(float(p)).removeprefix("p ").removeprefix("= ")
 
 
 def count(estimate: Estimate | None) -> str:
-    """Return the patients that an estimate rests on."""
+    """Patients that an estimate rests on."""
     return "" if estimate is None or estimate.n is None else str(estimate.n)
 
 
 def signed(estimate: Estimate) -> str:
-    """Return a difference with its sign and interval."""
+    """Difference with its sign and interval."""
     if estimate.value is None:
         return estimate.text
     low, high = estimate.low, estimate.high

@@ -89,7 +89,7 @@ def turning_view(frames: Sequence[Image.Image], name: str) -> Markup:
 
 
 def _emission_and_density(scene: Scene) -> NDArray[np.float32]:
-    """Return [4, z, y, x]: red, green and blue that a voxel sends out, and how much of what is behind it takes away."""
+    """[4, z, y, x]: red, green and blue that a voxel sends out, and how much of what is behind it takes away."""
     reference = next(iter(scene.sequences.values()))
     grid = Geometry((1, 1, 1), (VIEWER_SPACING_MM,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel()))
     # To the orientation that finding a brain expects, and back.
@@ -109,7 +109,7 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _lettered(frame: Image.Image, azimuth: float, width: float, length: float) -> Image.Image:
-    """Return a picture with the letters of the sides under it, without that of the side which is behind."""
+    """Picture with the letters of the sides under it, without that of the side which is behind."""
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(16)
     sides = {"R": (1, 0), "L": (-1, 0), "A": (0, 1), "P": (0, -1)}
     for letter, (x, y) in sides.items():

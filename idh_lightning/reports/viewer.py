@@ -139,7 +139,7 @@ def _hottest_mm(heat: sitk.Image) -> NDArray[np.float64]:
 
 
 def _reach(image: sitk.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lowest and the highest RAS mm of what is brighter than the air, with room for letters."""
+    """Lowest and the highest RAS mm of what is brighter than the air, with room for letters."""
     voxels = sitk.GetArrayViewFromImage(image)
     ends = [(part.start, part.stop - 1) for part in reversed(head_box((voxels > _air(voxels))[None]))]
     corners = np.array([[*corner, 1] for corner in product(*ends)]) @ Geometry.of(image).affine_ras.T
@@ -147,12 +147,12 @@ def _reach(image: sitk.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _air(voxels: NDArray[Any]) -> float:
-    """Return the value around the head, in the corners: resampling leaves darker ones at sharp edges."""
+    """Value around the head, in the corners: resampling leaves darker ones at sharp edges."""
     return float(np.median([voxels[corner] for corner in product((0, -1), repeat=3)]))
 
 
 def _greys(voxels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return grey levels 0..255 in few steps, from the air to the brightest voxel but some."""
+    """Grey levels 0..255 in few steps, from the air to the brightest voxel but some."""
     low = _air(voxels)
     inside = voxels[voxels > low]
     high = float(np.percentile(inside, 99.5)) if inside.size else low + 1.0

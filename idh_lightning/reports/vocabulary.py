@@ -85,6 +85,8 @@ LOCALISATION = _by_key(
     ),
 )
 
+CLASSES = {0: "wildtype", 1: "mutant"}
+
 METRICS = DISCRIMINATION | CALIBRATION | LOCALISATION
 
 REFERENCE_MAP = "reference map"
@@ -144,5 +146,5 @@ def group_in_words(group: object) -> str:
 
 
 def p_value_words(p: float) -> str:
-    """Return a p-value as a reader would say it."""
+    """P-value as it stands in a sentence."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

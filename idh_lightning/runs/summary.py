@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable, number
-from idh_lightning.reports.run_tables import as_estimate
+from idh_lightning.reports.tables import as_estimate
 from idh_lightning.reports.vocabulary import METRICS
 from idh_lightning.runs.assembly import SHARED_FOLDERS
 

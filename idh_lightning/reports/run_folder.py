@@ -1,0 +1,188 @@
+"""A run folder, read: its contract files as tables and numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+
+from idh_lightning.cohort import SPLITS
+from idh_lightning.errors import EvaluationError
+from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
+from idh_lightning.reports.tables import Estimate, as_estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedRun:
+    """Content of a run folder; a table or mapping is empty where the run did not write it.
+
+    Attributes:
+        folder: Where it is.
+        config: The recipe; interpolations of its own keys are resolved, others stand as they are.
+        cohort: One row per study used.
+        exclusions: One row per study left out.
+        predictions: One row per validation and test study.
+        metrics: Content of metrics.json.
+        explanations: One row per study and method.
+        features: Tumour features, one row per study with a mask.
+        log: Table of Lightning's CSVLogger.
+        provenance: How the run was made.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    cohort: pd.DataFrame
+    exclusions: pd.DataFrame
+    predictions: pd.DataFrame
+    metrics: Mapping[str, Any]
+    explanations: pd.DataFrame
+    features: pd.DataFrame
+    log: pd.DataFrame
+    provenance: Mapping[str, Any]
+
+    def node(self, *path: str) -> Any:
+        """Content of metrics.json at this path, or None."""
+        node: Any = self.metrics
+        for key in path:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        return node
+
+    def number(self, *path: str) -> float | None:
+        """Bare number of metrics.json at this path, or None."""
+        node = self.node(*path)
+        return float(node) if isinstance(node, int | float) and not isinstance(node, bool) else None
+
+    def estimate(self, *path: str) -> Estimate | None:
+        """Statistic of metrics.json at this path, or None where the run has not computed it."""
+        return as_estimate(self.node(*path))
+
+    @property
+    def auroc(self) -> Estimate | None:
+        """The ROC-AUC on test patients."""
+        return self.estimate("test", "auroc")
+
+    def patients(self, split: str) -> pd.DataFrame:
+        """`patient_predictions` of a split, indexed by patient; no rows where the run has not been evaluated."""
+        learnt, columns = self.learnt, {"patient_id", "split", "label", "logit"}
+        if learnt is None or not columns <= set(self.predictions.columns):
+            return pd.DataFrame(columns=["label", "logit", "probability", "predicted", "studies"])
+        rows = self.predictions[self.predictions["split"] == split]
+        rows = learnt.calibrated(rows) if isinstance(learnt, Folds) and len(rows) else rows
+        return patient_predictions(rows, learnt).set_index("patient_id")
+
+    @cached_property
+    def learnt(self) -> PostProcessing | Folds | None:
+        """Calibration, threshold and prediction sets of the run, of its folds, or None where it has none of its own."""
+        if not {"operating_point", "calibration", "conformal", "baselines"} <= self.metrics.keys():
+            return None
+        pooled = "runs" in self.metrics["calibration"]
+        return Folds.from_metrics(self.metrics) if pooled else PostProcessing.from_metrics(self.metrics)
+
+    def folder_of(self, study_id: str) -> Path:
+        """Folder that holds the maps and panels of a study: that of its run where folds are pooled."""
+        folders = self.node("runs", "folders")
+        if not isinstance(folders, Mapping) or "run" not in self.predictions:
+            return self.folder
+        run = self.predictions.loc[self.predictions["study_id"] == study_id, "run"]
+        return self.folder if run.empty else Path(str(folders.get(str(run.iloc[0]), self.folder)))
+
+    @cached_property
+    def partitions(self) -> dict[str, tuple[int, int, int]]:
+        """Studies, patients and mutant patients of each split; empty where the run has no table of its cohort."""
+        if not {"split", "patient_id", "label"} <= set(self.cohort.columns):
+            return {}
+        found = {}
+        for split in SPLITS:
+            rows = self.cohort[self.cohort["split"] == split]
+            people = rows.drop_duplicates("patient_id")
+            if len(rows):
+                found[split] = (len(rows), len(people), int((people["label"].astype(int) == 1).sum()))
+        return found
+
+    @property
+    def torn_patients(self) -> int | None:
+        """Number of patients that are in more than one partition, or None where the run does not say."""
+        if not {"patient_id", "split"} <= set(self.cohort.columns):
+            return None
+        return int((self.cohort.groupby("patient_id")["split"].nunique() > 1).sum())
+
+    @property
+    def exclusion_reasons(self) -> dict[str, int]:
+        """Studies that each reason left out, the commonest first; a reason is the check, without its details."""
+        if "reason" not in self.exclusions:
+            return {}
+        reasons = self.exclusions["reason"].astype(str).str.split(":", n=1).str[0].str.replace("_", " ")
+        return {str(reason): int(n) for reason, n in reasons.value_counts().items()}
+
+
+def read_run(folder: Path) -> ReportedRun:
+    """Contract files of a run folder.
+
+    Raises:
+        EvaluationError: If there is no such folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(
+            f"{folder}: no such folder; expected a run folder, outputs/<date>/<time>_<name>. Correct the path."
+        )
+    config = _mapping(folder / ".hydra" / "config.yaml", yaml.safe_load)
+    log_file = next(iter(sorted(folder.rglob("metrics.csv"), key=lambda path: len(path.parts))), folder / "metrics.csv")
+    metrics = _mapping(folder / "metrics.json", json.loads)
+    pooled = metrics.get("runs")
+    # Pooled runs: what they were made with, not how they were pooled.
+    config = pooled.get("config", {}) if isinstance(pooled, Mapping) else config
+    return ReportedRun(
+        folder=folder,
+        config=_resolved(config, config),
+        cohort=_table(folder / "cohort.csv"),
+        exclusions=_table(folder / "exclusions.csv"),
+        predictions=_table(folder / "predictions.csv"),
+        metrics=metrics,
+        explanations=_table(folder / "explanations.csv"),
+        features=_table(folder / "features.csv"),
+        log=_table(log_file),
+        provenance=_mapping(folder / "provenance.json", json.loads),
+    )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame()
+    try:
+        return read_table(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: {error}; expected a CSV table. Run the stage that writes it again.") from error
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{path}: {error}; expected a whole file. Run the stage that writes it again.") from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def _resolved(node: Any, root: Mapping[str, Any]) -> Any:
+    """Configuration with every value `${a.b}` replaced by the value of the key a.b."""
+    if isinstance(node, Mapping):
+        return {key: _resolved(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_resolved(value, root) for value in node]
+    named = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+    if named is None:
+        return node
+    found: Any = root
+    for key in named[1].split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return node if found is None or found == node else _resolved(found, root)

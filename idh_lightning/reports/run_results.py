@@ -1,0 +1,273 @@
+"""Tables of a run's report, each from metrics.json, the tables of the run folder or provenance.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from idh_lightning.attribution.summary import summarised
+from idh_lightning.cli.tables import number
+from idh_lightning.reports.localisation import localisation_tables
+from idh_lightning.reports.run_folder import ReportedRun
+from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count, p_value_cell, signed
+from idh_lightning.reports.vocabulary import (
+    ANALYSES,
+    BASELINES,
+    CALIBRATION,
+    CLASSES,
+    DISCRIMINATION,
+    PREDICTION_SETS,
+    Metric,
+    group_in_words,
+    in_words,
+)
+
+PAIRED_CAPTION = "Differences in ROC-AUC on the same patients (paired DeLong test)"
+_CALLS = ("auroc", "sensitivity", "specificity")
+_CALLS_HEAD = ("", "n", "mutant", "ROC-AUC", "sensitivity", "specificity")
+
+
+def result_tables(run: ReportedRun) -> dict[str, Any]:
+    """Tables of report.html.j2 by their names there; None where the run has not computed them."""
+    whose = "Test patients" + ("" if run.node("validation") is None else ", and validation patients for comparison")
+    return {
+        "cohort": _cohort(run),
+        "exclusions": _exclusions(run),
+        "metrics": _metrics(run, DISCRIMINATION, whose),
+        "predictive_values": _predictive_values(run),
+        "calibration": _metrics(run, CALIBRATION, "Calibration", raw=True),
+        "calibration_words": _calibration_words(run),
+        "baselines": _baselines(run),
+        "comparisons": _comparisons(run),
+        "subgroups": _subgroups(run),
+        "sensitivity_analyses": _sensitivity_analyses(run),
+        "conformal": _conformal(run),
+        "localisation": _localisation(run),
+        "predictions": _predictions(run),
+        "provenance": provenance_table(run),
+    }
+
+
+def _cohort(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for split, (studies, patients, mutant) in run.partitions.items():
+        people = run.cohort[run.cohort["split"] == split].drop_duplicates("patient_id")
+        ages = people["age_years"].astype(float).dropna() if "age_years" in people else pd.Series(dtype=float)
+        sexes = people["sex"].dropna().astype(str) if "sex" in people else pd.Series(dtype=str)
+        women = int(sexes.str.upper().str.startswith("F").sum())
+        rows.append(
+            [
+                split,
+                str(patients),
+                str(studies),
+                f"{mutant} ({mutant / patients:.0%})",
+                f"{ages.mean():.0f} ({ages.std():.0f})" if len(ages) > 1 else "unknown",
+                f"{women} of {len(sexes)}" if len(sexes) else "unknown",
+            ]
+        )
+    head = ["", "patients", "studies", "mutant", "age, mean (SD), years", "women"]
+    return ReportTable("Who the patients are", head, rows) if rows else None
+
+
+def _exclusions(run: ReportedRun) -> ReportTable | None:
+    if "reason" not in run.exclusions or run.exclusions.empty:
+        return None
+    columns = [name for name in ("study_id", "patient_id", "reason") if name in run.exclusions]
+    rows = [[str(value) for value in row] for row in run.exclusions[columns].itertuples(index=False)]
+    reasons = ", ".join(f"{n} × {reason}" for reason, n in run.exclusion_reasons.items())
+    return ReportTable(f"Studies left out: {reasons}", [in_words(name) for name in columns], rows, range(len(columns)))
+
+
+def _metrics(run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, raw: bool = False) -> ReportTable | None:
+    """Metrics of test and validation patients; with `raw` also those before calibration."""
+    alone = run.node("validation") is None
+    rows = []
+    for key, metric in metrics.items():
+        test, validation = run.estimate("test", key), run.estimate("validation", key)
+        if test is None and validation is None:
+            continue
+        row = [metric.name, cell(test), count(test)]
+        row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
+        row += [] if alone else [cell(validation)]
+        rows.append([*row, metric.meaning])
+    head = ["", "test (95 % interval)", "n"]
+    head += ["test, uncalibrated"] if raw else []
+    head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
+    return ReportTable(caption, head, rows, (0, len(head) - 1)) if rows else None
+
+
+def _predictive_values(run: ReportedRun) -> ReportTable | None:
+    rows = [
+        [f"{100 * float(row['prevalence']):.0f} %", *(cell(as_estimate(row.get(key))) for key in ("ppv", "npv"))]
+        for row in run.node("predictive_values") or []
+    ]
+    head = ["share of mutants", "PPV: “mutant” is right", "NPV: “wildtype” is right"]
+    return ReportTable("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
+
+
+def _calibration_words(run: ReportedRun) -> str | None:
+    method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
+    if isinstance(run.node("calibration", "runs"), Mapping):
+        slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
+        return (
+            f"Probabilities were calibrated in each fold on its own validation patients ({method}: slopes "
+            f"{number(min(slopes))} to {number(max(slopes))}), which also brings the folds to one scale."
+        )
+    if method is None or slope is None:
+        return None
+    if method == "none":
+        return "Probabilities are the network's own; the run did not calibrate them."
+    temperature, shift = run.number("calibration", "temperature"), run.number("calibration", "intercept")
+    n = run.number("calibration", "n")
+    of = "" if n is None else f" {n:.0f}"
+    return (
+        f"Probabilities were calibrated on{of} validation patients ({method}: slope {number(slope)}, i.e. temperature "
+        f"{number(temperature or 1 / slope)}, intercept {number(shift or 0)}); the loss and the balanced draws of "
+        "training shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
+    )
+
+
+def _baselines(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for name, section in (run.node("baselines") or {}).items():
+        test = section.get("test", {})
+        auroc, brier = as_estimate(test.get("auroc")), as_estimate(test.get("brier"))
+        why = section.get("why") or test.get("why")
+        if why:
+            rows.append([in_words(name, BASELINES), f"not computed: {why}", "", "", ""])
+            continue
+        fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
+        if "runs" in section:
+            fitted = f"{section.get('fitted_on', '')} patients of each fold"
+        rows.append([in_words(name, BASELINES), cell(auroc), count(auroc), cell(brier), fitted])
+    if not rows:
+        return None
+    brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
+    fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
+    rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
+    head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
+    return ReportTable("The model, its parts, and what is known without a network", head, rows, (0, 4))
+
+
+def _comparisons(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for name, section in (run.node("comparisons") or {}).items():
+        words = " against ".join(in_words(one, BASELINES) for one in name.split("_vs_", 1))
+        difference = as_estimate(section.get("difference"))
+        if difference is None:
+            rows.append([words, "", "", f"not computed: {section.get('why', 'no result')}", "", ""])
+            continue
+        areas = [number(float(section[key])) for key in ("first", "second")]
+        p = p_value_cell(section.get("p_value"))
+        rows.append([words, *areas, signed(difference), p, count(difference)])
+    head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
+    return ReportTable(PAIRED_CAPTION, head, rows) if rows else None
+
+
+def _subgroups(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for name, section in (run.node("subgroups") or {}).items():
+        words = name.replace("_", " ")
+        if "why" in section:
+            rows.append([words, "", "", f"not computed: {section['why']}", "", ""])
+            continue
+        for group, found in section.get("groups", {}).items():
+            values = [cell(as_estimate(found.get(key))) for key in _CALLS]
+            counts = [str(found.get(key, "")) for key in ("n", "n_mutant")]
+            rows.append([f"{words}: {group_in_words(group)}", *counts, *values])
+        within = as_estimate(section.get("within_auroc"))
+        if within is not None:
+            rows.append([f"within {words}", count(within), "", cell(within), "", ""])
+    caption = "Groups of test patients; “within” compares only patients of the same group"
+    return ReportTable(caption, _CALLS_HEAD, rows) if rows else None
+
+
+def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for name, section in (run.node("sensitivity_analyses") or {}).items():
+        values = [cell(as_estimate(section.get("metrics", {}).get(key)), "") for key in _CALLS]
+        if "why" in section:
+            values = [f"not computed: {section['why']}", "", ""]
+        words = in_words(name, ANALYSES)
+        if name == "every_study" and "studies" in section:
+            words += f" ({section['studies']} studies)"
+        rows.append([words, *(str(section.get(key, "")) for key in ("n", "n_mutant")), *values])
+    return ReportTable("Does the result hold without some patients?", _CALLS_HEAD, rows) if rows else None
+
+
+def _conformal(run: ReportedRun) -> ReportTable | None:
+    section = run.node("conformal", "test")
+    if not isinstance(section, Mapping):
+        return None
+    rows = [
+        [in_words(key, PREDICTION_SETS), cell(estimate), count(estimate)]
+        for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
+        if estimate is not None
+    ]
+    promised = run.number("conformal", "coverage")
+    caption = "Prediction sets: the classes that cannot be excluded"
+    if promised is not None:
+        caption += f"; {promised:.0%} of each class shall be covered"
+    if run.node("external") is not None:
+        caption += ", which holds for patients like the validation ones alone: here it is measured, not promised"
+    return ReportTable(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
+
+
+def _localisation(run: ReportedRun) -> list[ReportTable]:
+    if not {"study_id", "method"} <= set(run.explanations.columns):
+        return []
+    scores = run.explanations.drop(columns="right", errors="ignore")
+    if {"study_id", "label", "predicted"} <= set(run.predictions.columns):
+        # Whether the study is called right, not its patient: the map explains the logit of this study.
+        called = run.predictions.set_index("study_id")
+        right = called["predicted"] == called["label"]
+        scores = scores.assign(right=scores["study_id"].map(right)).dropna(subset="right")
+    return localisation_tables(summarised(scores))
+
+
+def _predictions(run: ReportedRun) -> ReportTable | None:
+    people = run.patients("test").sort_values("probability", ascending=False)
+    if people.empty:
+        return None
+    studies = run.predictions.groupby("patient_id")["study_id"].agg(", ".join)
+    rows = [
+        [
+            str(patient),
+            str(studies[patient]),
+            CLASSES[int(row["label"])],
+            number(row["probability"]),
+            CLASSES[int(row["predicted"])],
+            "right" if row["predicted"] == row["label"] else "wrong",
+        ]
+        for patient, row in zip(people.index, people.to_dict("records"), strict=True)
+    ]
+    head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
+    caption = "Every test patient, from surely mutant to surely wildtype"
+    return ReportTable(caption, head, rows, (0, 1, 2, 4, 5))
+
+
+def provenance_table(run: ReportedRun) -> ReportTable | None:
+    """Content of provenance.json, flattened."""
+    rows = [[key, value] for key, value in _flat(run.provenance)]
+    return ReportTable("provenance.json", ["what", "value"], rows, (0, 1)) if rows else None
+
+
+def _flat(node: object, path: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, inner in node.items():
+            # Packages and runs keep their names; a unit stands behind a comma.
+            name = str(key)
+            if path not in ("versions", "runs"):
+                name = re.sub("_(gb|mb)$", lambda unit: f", {unit[1].upper()}", name).replace("_", " ")
+            yield from _flat(inner, f"{path}: {name}" if path else name)
+    elif isinstance(node, list) and any(isinstance(item, Mapping | list) for item in node):
+        for number, inner in enumerate(node):
+            yield from _flat(inner, f"{path}: {number}")
+    elif isinstance(node, list):
+        yield path, ", ".join(map(str, node)) or "none"
+    else:
+        grouped = f"{node:,}" if isinstance(node, int) and not isinstance(node, bool) else group_in_words(node)
+        yield path, "unknown" if node is None else grouped
