@@ -84,20 +84,6 @@ class FolderReader(Reader):
                     study_id=text[:128] or f"row {number}",
                 )  # fmt: skip
 
-    def roster(self) -> pd.DataFrame:
-        """Return study_id, patient_id, idh and follow_up of every row, to check a table before its images are there."""
-        records = [
-            {
-                "study_id": i.study_id,
-                "patient_id": i.patient_id,
-                "idh": row[self.column("idh")],
-                "follow_up": i.follow_up,
-            }
-            for i, row, _ in (item for item in self.rows() if not isinstance(item, Fault))
-        ]
-        table = pd.DataFrame(records, columns=["study_id", "patient_id", "idh", "follow_up"])
-        return table.sort_values("study_id", ignore_index=True)
-
     def found(self) -> Iterator[CohortRow | Fault]:
         """Yield the studies that have a row and a folder, and a fault for those that lack one; see `Reader.found`."""
         rows: dict[str, list[tuple[Identity, pd.Series[str], str]]] = {}

@@ -22,7 +22,7 @@ MOST_SURPLUS_BYTES = 2**24
 """Of a file before and after its voxels: a small compressed file can unpack to any length."""
 
 # NIfTI's x and y point to Right and Anterior, those of SimpleITK and DICOM to Left and Posterior.
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Geometry:
     @property
     def affine_ras(self) -> NDArray[np.float64]:
         """[4, 4], voxel indices (x, y, z) to RAS mm, as in a NIfTI header."""
-        return _RAS_LPS @ self.affine
+        return RAS_LPS @ self.affine
 
     def image(self, voxels: NDArray[Any]) -> sitk.Image:
         """Return voxels [z, y, x] as a SimpleITK image with this geometry."""
@@ -141,7 +141,7 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
 def header_geometry(header: nib.Nifti1Image) -> Geometry:
     """Return the geometry that a checked header states (its sform, or its qform where there is no sform)."""
     size = cast(tuple[int, int, int], tuple(int(n) for n in header.shape[:3]))
-    return Geometry.from_affine(size, _RAS_LPS @ np.asarray(header.affine, dtype=np.float64))
+    return Geometry.from_affine(size, RAS_LPS @ np.asarray(header.affine, dtype=np.float64))
 
 
 def fingerprint(voxels: NDArray[np.float32]) -> str:
