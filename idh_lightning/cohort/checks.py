@@ -19,7 +19,7 @@ MOST_LINES = 20
 """Of one check in a message; the cohort report has all of them."""
 
 
-def assemble(
+def build_cohort(
     *,
     name: str,
     sequences: Sequence[str],

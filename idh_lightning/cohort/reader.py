@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 import pandas as pd
 
-from idh_lightning.cohort.checks import assemble, counted
+from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
@@ -200,7 +200,7 @@ class Reader(ABC):
                 studies += [study] if study is not None else []
         faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         wanted = self.sequences or sequences or SEQUENCES
-        return assemble(
+        return build_cohort(
             name=self.name,
             sequences=tuple(name for name in SEQUENCES if name in wanted),
             studies=studies,

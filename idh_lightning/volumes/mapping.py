@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import VolumeError
 from idh_lightning.files import atomic_write
+from idh_lightning.volumes.entries import StoredVolume
 from idh_lightning.volumes.reading import Geometry
-from idh_lightning.volumes.store import StoredVolume
 
 
 def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tuple[NDArray[np.float32], Geometry]:

@@ -14,10 +14,9 @@ from scipy import ndimage, sparse
 
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
-from idh_lightning.volumes import checks
+from idh_lightning.volumes import checks, consistency
 from idh_lightning.volumes.brain import background, find_brain, foreground
 from idh_lightning.volumes.checks import FaultyStudyError, Place
-from idh_lightning.volumes.completeness import check_lost_parts
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
 
 MASK = "mask"
@@ -121,18 +120,18 @@ class Preprocessing:
             raise FaultyStudyError(faults)
 
         fingerprints = {name: fingerprint(sitk.GetArrayViewFromImage(images[name])) for name in images if name != MASK}
-        faults += checks.check_repeats_within(fingerprints, place)
+        faults += consistency.check_repeats_within(fingerprints, place)
         reference = next(name for name in sequences if name in images)
         brain, stripped = find_brain(images[reference])
         voxel_ml = float(np.prod(images[reference].GetSpacing())) / 1000.0
-        faults += checks.check_brain(np.count_nonzero(brain) * voxel_ml, stripped, _place(study, files[reference]))
+        faults += consistency.check_brain(np.count_nonzero(brain) * voxel_ml, stripped, _place(study, files[reference]))
         faults += _bring_to_one_grid(study, images, reference, brain)
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
         if not checks.is_error(faults):
             shown = {name: image for name, image in images.items() if name != MASK}
-            faults += check_lost_parts(shown, stripped=stripped, place=place)
+            faults += consistency.check_lost_parts(shown, stripped=stripped, place=place)
         if MASK in arrays:
-            faults += checks.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
+            faults += consistency.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
@@ -149,7 +148,7 @@ class Preprocessing:
                 image[channel][inside] = self._z_scores(total[inside] / share[inside])
         mask = _tumour(resample((arrays[MASK] != 0).astype(np.float32), weights)) if MASK in arrays else None
         presence = np.array([name in arrays for name in sequences], dtype=np.float32)
-        faults += checks.check_sides_by_content(
+        faults += consistency.check_sides_by_content(
             image, None if mask is None else mask > 0, inside, presence.astype(bool).tolist(), sequences, place
         )
         return Volume(
@@ -206,7 +205,7 @@ def _read(
         spot = _place(study, path)
         try:
             header = read_header(path, spot)
-            faults_here = checks.check_header(header, spot)
+            faults_here = list(checks.check_header(header, spot))
             faults += faults_here
             if checks.is_error(faults_here):
                 continue
@@ -219,7 +218,7 @@ def _read(
             labels, found = checks.read_labels(voxels, spot)
             image = Geometry.of(image).image(labels)
         else:
-            found = checks.check_voxels(voxels, spot)
+            found = list(checks.check_voxels(voxels, spot))
         faults += found
         images[name], geometries[name] = _oriented(image), header_geometry(header)
     return images, geometries, faults
@@ -244,7 +243,7 @@ def _bring_to_one_grid(
         field_of_view = sitk.Resample(everywhere, images[reference], sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
         covered = float(sitk.GetArrayViewFromImage(field_of_view)[brain].mean()) if brain.any() else 0.0
         path = study.mask if name == MASK else study.files[name]
-        faults += checks.check_coverage(covered, name, Place(study.study_id, path.name if path else None))
+        faults.append(consistency.check_coverage(covered, name, Place(study.study_id, path.name if path else None)))
         images[name] = _on_grid_of(images[reference], image, labels=name == MASK)
     return faults
 
