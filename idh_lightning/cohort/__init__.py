@@ -1,4 +1,4 @@
-"""Who: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
+"""Cohorts: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
 
 from idh_lightning.cohort.checks import exclusions_table, faults_table, open_errors, raise_or_exclude
 from idh_lightning.cohort.combined import Combined

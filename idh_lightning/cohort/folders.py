@@ -115,12 +115,10 @@ class FolderReader(Reader):
             elif all(row.equals(rows[key][0][1]) for _, row, _ in rows[key]):
                 person, row, where = rows[key][0]
                 files = self.files(paths[0], identity)
-                yield CohortRow(
-                    where=where, study_id=identity.study_id, patient_id=person.patient_id,
-                    idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
-                    mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),
-                    sex=row.get(self.column("sex"), ""), follow_up=str(identity.follow_up), carried=self.carried(row),
-                    folder=paths[0],
+                yield self.cohort_row(
+                    row, where=where, study_id=identity.study_id, patient_id=person.patient_id, folder=paths[0],
+                    files={name: files.get(name, []) for name in SEQUENCES}, mask=files.get("mask", []),
+                    follow_up=str(identity.follow_up),
                 )  # fmt: skip
         for key, lines in rows.items():
             identity, _, where = lines[0]

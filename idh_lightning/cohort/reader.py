@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -156,18 +156,16 @@ class Reader(ABC):
         )
         return table
 
-    def carried(self, row: pd.Series[str]) -> dict[str, object]:
-        """Return the columns of a row that have no role."""
+    def cohort_row(self, row: pd.Series[str], **known: Any) -> CohortRow:
+        """Cohort row of a table row: what is known of it, and the columns that play a role."""
+        age, sex = (row.get(self.column(role), "") for role in ("age_years", "sex"))
         roles = {self.column(role) for role in self.default_columns}
-        return {str(name): text for name, text in row.items() if name not in roles}
+        carried = {str(name): text for name, text in row.items() if name not in roles}
+        return CohortRow(idh=row[self.column("idh")], age=age, sex=sex, carried=carried, **known)
 
     @abstractmethod
     def found(self) -> Iterator[CohortRow | Fault]:
-        """Yield every study on disk or in the table, and a fault for what cannot be one.
-
-        Raises:
-            CohortError: If the table, the folder or the label column is not there at all.
-        """
+        """Yield every study on disk or in the table, and a fault for what cannot be one; raise as `read` does."""
 
     def read(self) -> Cohort:
         """Return the cohort with all that is wrong about it; pass it to `raise_or_exclude`.
@@ -305,23 +303,6 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
         remedy="None needed: it is used once." if same
         else "Delete all but one, or name the column that tells them apart in cohort.columns.study_id.",
         study_id=study_id, patient_id=patient_id, severity="warning" if same else "error",
-    )  # fmt: skip
-
-
-def without_id(where: str, study_id: str) -> Fault:
-    """Return the fault of a row that names no study."""
-    return Fault(
-        where=where, check="unusable_id", found="no study identifier", expected="one in every row",
-        remedy="Add it or delete the row.", study_id=study_id,
-    )  # fmt: skip
-
-
-def without_patients(where: str, column: str) -> Fault:
-    """Return the warning of a table that does not tell which studies are of one patient."""
-    return Fault(
-        where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
-        found="every study counts as a patient of its own",
-        remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What goes into the model: images read, checked, brought to one grid, and kept on disk."""
+"""Volumes for the network: images read, checked, brought to one grid, and kept on disk."""
 
 from idh_lightning.volumes.checks import FaultyStudyError
 from idh_lightning.volumes.entries import StoredVolume

@@ -70,6 +70,12 @@ class StoredVolume:
         )
 
     @property
+    def grid(self) -> Geometry:
+        """Geometry of the arrays."""
+        depth, height, width = self.brain.shape
+        return Geometry.from_affine((width, height, depth), self.affine)
+
+    @property
     def affine_ras(self) -> NDArray[np.float64]:
         """[4, 4], voxel indices (w, h, d) of the grid to RAS mm."""
         return RAS_LPS @ self.affine

@@ -27,13 +27,6 @@ class RandomIntensity(DrawnTransform, tio.IntensityTransform):  # type: ignore[m
     """Gamma, bias field and noise in one pass over the voxels that are not background.
 
     As TorchIO's three transforms in this order, but every channel has its own draws and background stays constant.
-
-    Args:
-        gamma: What to draw powers from, or None.
-        bias_field: What to draw polynomial coefficients from, or None.
-        noise: What to draw mean, standard deviation and seed from, or None.
-        background: See `Augmentation`.
-        **kwargs: See `torchio.Transform`.
     """
 
     def __init__(

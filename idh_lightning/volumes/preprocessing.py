@@ -123,15 +123,15 @@ class Preprocessing:
         faults += consistency.check_repeats_within(fingerprints, place)
         reference = next(name for name in sequences if name in images)
         brain, stripped = find_brain(images[reference])
-        voxel_ml = float(np.prod(images[reference].GetSpacing())) / 1000.0
-        faults += consistency.check_brain(np.count_nonzero(brain) * voxel_ml, stripped, _place(study, files[reference]))
+        brain_ml = np.count_nonzero(brain) * float(np.prod(images[reference].GetSpacing())) / 1000.0
+        faults += consistency.check_brain(brain_ml, stripped, Place(study.study_id, files[reference].name))
         faults += _bring_to_one_grid(study, images, reference, brain)
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
         if not checks.is_error(faults):
             shown = {name: image for name, image in images.items() if name != MASK}
             faults += consistency.check_lost_parts(shown, stripped=stripped, place=place)
         if MASK in arrays:
-            faults += consistency.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
+            faults += consistency.check_mask_place(arrays[MASK], brain, Place(study.study_id, files[MASK].name))
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
@@ -171,7 +171,7 @@ class Preprocessing:
         return np.asarray(scores, dtype=np.float32)
 
     def _target(self, source: Geometry, wanted: NDArray[np.bool_]) -> Geometry:
-        """Return the grid of the volume, its axes parallel to those of the source."""
+        """Grid of the volume, its axes parallel to those of the source."""
         size = np.array(self.shape[::-1])
         spacing = np.array(source.spacing_mm)
         if self.crop == "none":
@@ -202,7 +202,7 @@ def _read(
         faults.append(place.fault("missing_sequence", f"{', '.join(absent)} is missing", "all sequences", remedy))
     images, geometries = {}, {}
     for name, path in files.items():
-        spot = _place(study, path)
+        spot = Place(study.study_id, path.name)
         try:
             header = read_header(path, spot)
             faults_here = list(checks.check_header(header, spot))
@@ -225,7 +225,7 @@ def _read(
 
 
 def _oriented(image: sitk.Image) -> sitk.Image:
-    """Return an image in LPS orientation: itself where it is so already, since turning makes a copy."""
+    """Image in LPS orientation: itself where it is so already, since turning makes a copy."""
     found = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return image if found == "LPS" else sitk.DICOMOrient(image, "LPS")
 
@@ -249,7 +249,7 @@ def _bring_to_one_grid(
 
 
 def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> sitk.Image:
-    """Return an image on the grid of another, interpolated within its own foreground: air darkens no edge."""
+    """Image on the grid of another, interpolated within its own foreground: air darkens no edge."""
     if labels:
         return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
     air = background(sitk.GetArrayViewFromImage(image))
@@ -261,10 +261,6 @@ def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> si
     )
     voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
     return Geometry.of(reference).image(voxels)
-
-
-def _place(study: Study, path: Path) -> Place:
-    return Place(study.study_id, path.name)
 
 
 def _weights(source: Geometry, target: Geometry) -> list[sparse.csr_array]:

@@ -51,12 +51,7 @@ class Geometry:
         """Return the geometry of a grid whose LPS affine [4, 4] is given."""
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         direction = affine[:3, :3] / spacing
-        return cls(
-            size,
-            cast(tuple[float, float, float], tuple(spacing.tolist())),
-            cast(tuple[float, float, float], tuple(affine[:3, 3].tolist())),
-            tuple(direction.ravel().tolist()),
-        )
+        return cls(size, *(tuple(part.ravel().tolist()) for part in (spacing, affine[:3, 3], direction)))
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -79,8 +74,13 @@ class Geometry:
         image.SetDirection(self.direction)
         return image
 
+    def resampled(self, image: sitk.Image, method: int) -> NDArray[Any]:
+        """Voxels [z, y, x] of another image on this grid, 0 where it ends; `method` is an interpolator of SimpleITK."""
+        grid = (self.size, sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, 0.0)
+        return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *grid)))
+
     def agrees_with(self, other: Geometry) -> bool:
-        """Return whether both grids have the same voxels, to a hundredth of a millimetre."""
+        """Whether both grids have the same voxels, to a hundredth of a millimetre."""
         return self.size == other.size and bool(np.allclose(self.affine, other.affine, rtol=0, atol=1e-2))
 
 

@@ -56,13 +56,6 @@ class RandomSpatial(DrawnTransform, tio.SpatialTransform):  # type: ignore[misc]
 
     Equal to the three transforms of TorchIO one after the other, but for the blur of resampling twice.
 
-    Args:
-        flip: What to draw flips from, or None.
-        affine: What to draw the affine map from, or None.
-        elastic: What to draw control points from, or None.
-        background: See `Augmentation`.
-        **kwargs: See `torchio.Transform`.
-
     Raises:
         ConfigError: If flip axes are not named by anatomy, or interpolation is not linear and nearest.
     """

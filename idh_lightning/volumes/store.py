@@ -318,7 +318,7 @@ class VolumeStore:
 
 
 def _is_abandoned(partial: Path) -> bool:
-    """Return whether the process that was writing this is gone (or, on another machine, must be)."""
+    """Whether the process that was writing this is gone (or, on another machine, must be)."""
     try:
         host, pid = partial.name.removeprefix(_PARTIAL).rsplit("-", 2)[:2]
         if host == socket.gethostname():
