@@ -9,18 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from idh_lightning.cohort import bids, brats, egd, ucsf_pdgm, upenn_gbm
 from idh_lightning.cohort.columns import match_columns
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
-from idh_lightning.cohort.layouts import (
-    BIAS_CORRECTED,
-    BIDS_ENDS,
-    BIDS_ENTITIES,
-    BRATS_SUFFIXES,
-    EGD_NAMES,
-    UCSF_NAMES,
-    UPENN_SUFFIXES,
-)
 from idh_lightning.cohort.spreadsheet import TABLES, read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
@@ -36,10 +28,10 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
     patterns = {}
     for sequence in SEQUENCES:
-        known = (UCSF_NAMES, EGD_NAMES, UPENN_SUFFIXES, BRATS_SUFFIXES)
+        known = (ucsf_pdgm.UCSF_NAMES, egd.EGD_NAMES, upenn_gbm.UPENN_SUFFIXES, brats.BRATS_SUFFIXES)
         names = {spelling[sequence] for spelling in known}
-        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})(?:{BIAS_CORRECTED})?"
-        session = rf"(?P<session>{_SESSION.pattern}){BIDS_ENTITIES}{BIDS_ENDS[sequence]}"
+        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})(?:{ucsf_pdgm.CORRECTED})?"
+        session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"
         patterns[sequence] = re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
     return patterns
 
@@ -145,7 +137,7 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
         for group in groups.values():
             for sequence, paths in group.items():
                 # As a cohort is read by default: the plain image where both are there.
-                group[sequence] = [one for one in paths if f"{BIAS_CORRECTED}." not in one.name.lower()] or paths
+                group[sequence] = [one for one in paths if f"{ucsf_pdgm.CORRECTED}." not in one.name.lower()] or paths
         own = Path(folder).absolute().name
         if len(groups) > 1 and all(len(group) > 1 for group in groups.values()):
             yield from (_new(prefix or own, group) for prefix, group in groups.items())

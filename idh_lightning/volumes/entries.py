@@ -60,9 +60,11 @@ class StoredVolume:
             if list(array.shape) != description["shape"] or array.dtype.str != description["dtype"]:
                 raise VolumeError(f"{folder / name}.npy holds {array.dtype} {array.shape}. Prepare the cohort again.")
         return cls(
-            **{"mask": None} | arrays,
             study_id=entry["study_id"],
             key=entry["key"],
+            image=arrays["image"],
+            mask=arrays.get("mask"),
+            brain=arrays["brain"],
             presence=np.array(entry["presence"], dtype=np.float32),
             affine=np.array(entry["affine"], dtype=np.float64),
             geometry=Geometry(**{key: tuple(value) for key, value in entry["native"].items()}),

@@ -51,7 +51,8 @@ class Geometry:
         """Return the geometry of a grid whose LPS affine [4, 4] is given."""
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         direction = affine[:3, :3] / spacing
-        return cls(size, *(tuple(part.ravel().tolist()) for part in (spacing, affine[:3, 3], direction)))
+        edges, origin = (cast(tuple[float, float, float], tuple(part.tolist())) for part in (spacing, affine[:3, 3]))
+        return cls(size, edges, origin, tuple(direction.ravel().tolist()))
 
     @property
     def affine(self) -> NDArray[np.float64]:
