@@ -306,6 +306,23 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
     )  # fmt: skip
 
 
+def without_id(file: str, row: str) -> Fault:
+    """Fault of a row that names no study."""
+    return Fault(
+        where=f"{file}, {row}", check="unusable_id", found="no study identifier", expected="one in every row",
+        remedy="Add it or delete the row.", study_id=row,
+    )  # fmt: skip
+
+
+def without_patients(where: str, column: str) -> Fault:
+    """Warning of a table that does not tell which studies are of one patient."""
+    return Fault(
+        where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
+        found="every study counts as a patient of its own",
+        remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
+    )  # fmt: skip
+
+
 def _quoted_label(text: str) -> str:
     """Return the spelling of a label for a message; 0 and 1 share one, since one line to paste explains both."""
     return "'0' or '1'" if text in ("0", "1") else repr(text[:80])

@@ -10,7 +10,7 @@ from typing import ClassVar
 from idh_lightning.cohort.columns import require_columns, unused_images
 from idh_lightning.cohort.files import files_named, from_home
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows
+from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows, without_id, without_patients
 from idh_lightning.cohort.study import SEQUENCES, Fault
 
 
@@ -39,20 +39,12 @@ class Table(Reader):
         require_columns(table.columns, self._matched, must, path)
         yield from unused_images(table, self._matched, path)
         if person not in table:
-            yield Fault(
-                where=path.name, check="no_patient_column", severity="warning", expected=f"a column {person!r}",
-                found="every study counts as a patient of its own",
-                remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
-            )  # fmt: skip
+            yield without_patients(path.name, person)
         for text, rows in table.groupby(name, sort=True):
             study_id, row, where = str(text), rows.iloc[0], f"{path.name}, study {str(text)[:80]}"
             patient_id = canonical_patient(row.get(person, study_id))
             if not study_id:
-                for number in rows.index:
-                    yield Fault(
-                        where=f"{path.name}, row {number}", check="unusable_id", found="no study identifier",
-                        expected="one in every row", remedy="Add it or delete the row.", study_id=f"row {number}",
-                    )  # fmt: skip
+                yield from (without_id(path.name, f"row {number}") for number in rows.index)
                 continue
             if len(rows) > 1:
                 yield duplicate_rows(study_id, patient_id, where, [each for _, each in rows.iterrows()])
