@@ -13,15 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from idh_lightning.errors import ConfigError, VolumeError
-from idh_lightning.volumes.augmentation import (
-    Augmentation,
-    Intensity,
-    RandomIntensity,
-    RandomSequenceDropout,
-    RandomSpatial,
-    SequenceDropout,
-    Spatial,
-)
+from idh_lightning.volumes.augmentation import Augmentation, RandomSequenceDropout, SequenceDropout
+from idh_lightning.volumes.intensity import Intensity, RandomIntensity
+from idh_lightning.volumes.spatial import RandomSpatial, Spatial
 
 CONF = str(Path(__file__).parents[1] / "conf")
 ORIENTATIONS = {
@@ -368,45 +362,9 @@ def test_draws_stay_in_the_ranges_of_the_entries() -> None:
     assert np.abs([t.translation for t in drawn]).max() == pytest.approx(4, abs=0.1)
 
 
-def test_a_batch_is_augmented_as_its_studies_are() -> None:
-    spacing_mm = (1.2, 1.0, 1.5)  # D, H, W
-    affine_ras = np.diag([-spacing_mm[2], -spacing_mm[1], spacing_mm[0], 1.0])
-    shape = (18, 22, 20)
-    torch.manual_seed(4)
-    volumes = torch.nn.functional.avg_pool3d(torch.randn(2, 3, *shape), 3, 1, 1)
-    volumes *= torch.nn.functional.pad(torch.ones(12, 16, 14), (3,) * 6)
-    masks = (volumes[:, 0] > 0.2).to(torch.uint8)
-    augment = everything(sequence_dropout=None)
-    torch.manual_seed(9)
-    out, out_masks = augment.batch(volumes, masks, spacing_mm=spacing_mm)
-    torch.manual_seed(9)
-    for index in range(2):
-        study = tio.Subject(
-            image=tio.ScalarImage(tensor=volumes[index].permute(0, 3, 2, 1), affine=affine_ras),
-            mask=tio.LabelMap(tensor=masks[index, None].permute(0, 3, 2, 1), affine=affine_ras),
-        )
-        study = augment(study)
-        torch.testing.assert_close(out[index], study.image.data.permute(0, 3, 2, 1), atol=1e-5, rtol=1e-5)
-        assert torch.equal(out_masks[index], study.mask.data[0].permute(2, 1, 0))
-
-
-def test_a_batch_draws_from_the_generator_given_and_leaves_the_global_one_alone() -> None:
-    volumes = torch.stack([brain(seed=seed).image.data for seed in range(2)])
-    state = torch.get_rng_state()
-    outs = [
-        everything().batch(volumes, spacing_mm=(1, 1, 1), generator=torch.Generator().manual_seed(seed))[0]
-        for seed in (7, 7, 8)
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(outs[0], outs[1])
-    assert not torch.equal(outs[0], outs[2])
-
-
 def test_no_entries_do_nothing() -> None:
     study = smooth_study()
     assert torch.equal(Augmentation()(study).image.data, study.image.data)
-    volumes = study.image.data[None]
-    assert torch.equal(Augmentation().batch(volumes, spacing_mm=(1, 1, 1))[0], volumes)
 
 
 def test_the_queue_augments_in_its_worker_processes() -> None:
@@ -441,7 +399,8 @@ def test_entries_are_removed_and_changed_by_name() -> None:
     assert dropout.probability == 0
     assert configured("+augment=default", "data.missing=zero").transforms[2].probability == 0.2
     assert configured("+augment=default", "augment.flip.p=0").transforms[0].flip.probability == 0
-    assert configured("+augment=none").batch(torch.ones(1, 1, 4, 4, 4), spacing_mm=(1, 1, 1))[0].all()
+    study = smooth_study()
+    assert torch.equal(configured("+augment=none")(study).image.data, study.image.data)
 
 
 def test_the_stock_yardstick_has_the_same_entries() -> None:
@@ -480,11 +439,6 @@ def test_images_on_different_grids_are_refused() -> None:
     study.add_image(tio.ScalarImage(tensor=torch.rand(1, 40, 44, 36), affine=np.diag([2, 2, 2, 1.0])), "t1")
     with pytest.raises(VolumeError, match=r"image.*t1.*different grids"):
         Spatial(flips=(True, False, False))(study)
-
-
-def test_a_batch_cannot_take_the_stock_way() -> None:
-    with pytest.raises(ConfigError, match=r"augment.fused: is false"):
-        everything(fused=False).batch(torch.zeros(1, 1, 4, 4, 4), spacing_mm=(1, 1, 1))
 
 
 def test_deformations_that_may_fold_are_announced() -> None:

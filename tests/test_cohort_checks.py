@@ -24,7 +24,7 @@ from idh_lightning.cohort import (
     faults_table,
     raise_or_exclude,
 )
-from idh_lightning.cohort.checks import assemble
+from idh_lightning.cohort.checks import build_cohort
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.reports.cohort_page import write_cohort_report
 
@@ -297,7 +297,7 @@ def test_a_faulty_study_can_be_excluded_by_name(copy: UCSFCopy, name: str) -> No
 
 def test_two_unmarked_studies_of_a_patient_become_one_and_a_follow_up() -> None:
     studies = [Study(study_id=name, patient_id="P", label=0, files={}) for name in ("b", "a")]
-    cohort = assemble(name="x", sequences=("T1",), studies=studies)
+    cohort = build_cohort(name="x", sequences=("T1",), studies=studies)
     assert [(study.study_id, study.follow_up) for study in cohort.studies] == [("a", False), ("b", True)]
     assert set(checks(cohort, "warning")) == {"patient_in_two_places"}
 
@@ -309,7 +309,7 @@ def test_a_follow_up_has_one_warning_whether_it_was_marked_or_found() -> None:
         for patient, names in pairs.items()
         for name in names
     ]
-    found, marked = assemble(name="x", sequences=("T1",), studies=studies).faults
+    found, marked = build_cohort(name="x", sequences=("T1",), studies=studies).faults
     assert (found.check, found.found) == ("patient_in_two_places", "b, besides the first study")
     assert (marked.check, marked.found) == ("follow_ups", "1 follow-up study of 1 patient: d")
 
@@ -317,7 +317,7 @@ def test_a_follow_up_has_one_warning_whether_it_was_marked_or_found() -> None:
 def test_one_file_in_two_roles_of_one_study_is_an_error() -> None:
     same = Path("image.nii.gz")
     study = Study(study_id="a", patient_id="P", label=0, files={"T1": same, "T2": same})
-    cohort = assemble(name="x", sequences=("T1", "T2"), studies=[study])
+    cohort = build_cohort(name="x", sequences=("T1", "T2"), studies=[study])
     assert checks(cohort) == {"shared_file": {"a"}}
     assert cohort.studies == ()
 
@@ -325,7 +325,7 @@ def test_one_file_in_two_roles_of_one_study_is_an_error() -> None:
 def test_a_file_that_many_studies_share_is_named_with_a_few_of_them() -> None:
     same = Path("image.nii.gz")
     studies = [Study(study_id=f"S{i}", patient_id=f"P{i}", label=0, files={"T1": same}) for i in range(9)]
-    faults = assemble(name="x", sequences=("T1",), studies=studies).faults
+    faults = build_cohort(name="x", sequences=("T1",), studies=studies).faults
     assert len(faults) == 9
     assert faults[0].found == f"{same.resolve()} is used as T1 of S0, T1 of S1, T1 of S2, T1 of S3 and 5 more"
 

@@ -159,14 +159,6 @@ def test_a_folder_with_images_that_names_no_study_is_reported(tmp_path: Path) ->
     assert [Path(fault.where).name for fault in warnings] == ["UCSF_0099"]
 
 
-def test_the_roster_reads_a_table_before_its_images_are_there(tmp_path: Path) -> None:
-    copy = write_ucsf_cohort(tmp_path)
-    roster = UCSFPDGM(folder=tmp_path / "absent", table=tmp_path / "metadata.csv")
-    copy.save()
-    assert roster.roster()["study_id"].tolist() == [study.study_id for study in read(copy.reader()).studies]
-    assert roster.roster()["follow_up"].sum() == 1
-
-
 # BraTS
 
 

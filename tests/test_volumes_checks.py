@@ -23,7 +23,8 @@ from tiny_studies import (
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.errors import VolumeError
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore
-from idh_lightning.volumes.checks import check_repeats_between, has_wrapped
+from idh_lightning.volumes.checks import has_wrapped
+from idh_lightning.volumes.consistency import check_repeats_between
 from idh_lightning.volumes.reading import read_header, read_voxels
 
 
@@ -504,7 +505,7 @@ def test_a_repeated_image_is_an_error_unless_patient_and_label_agree(tmp_path, p
         write_study(tmp_path, f"study-{index}", patient_id=patient, label=label, sequences=("T1",), mask=False)
         for index, (patient, label) in enumerate(zip(patients, labels, strict=True))
     ]
-    faults = check_repeats_between(studies, {study.study_id: {"T1": "same"} for study in studies})
+    faults = list(check_repeats_between(studies, {study.study_id: {"T1": "same"} for study in studies}))
     assert [(fault.study_id, fault.severity) for fault in faults] == [("study-1", severity)]
 
 

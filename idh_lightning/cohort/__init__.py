@@ -1,4 +1,4 @@
-"""Who: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
+"""Cohorts: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
 
 from idh_lightning.cohort.bids import BIDS
 from idh_lightning.cohort.brats import BraTS

@@ -1,4 +1,4 @@
-"""What is wrong with a cohort as a whole, and what to do about it: raise once with all of it, or exclude and say so."""
+"""Checks of a cohort as a whole: its errors raised at once, or its faulty studies excluded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_LINES = 20
 """Of one check in a message; the cohort report has all of them."""
 
 
-def assemble(
+def build_cohort(
     *,
     name: str,
     sequences: Sequence[str],
@@ -166,12 +166,9 @@ def _list_of(cohort: Cohort, errors: Sequence[Fault]) -> str:
     ways = ""
     if faulty and len({study.label for study in cohort.studies if study.study_id not in faulty}) > 1:
         combined = any("cohort" in study.carried for study in cohort.studies)  # where each source has its own list
-        by_name = (
-            ""
-            if combined or len(named) < len(faulty) or len(named) > 30
-            else f", or {to_paste('cohort.exclude', named)}"
-        )
-        ways = f", or leave these studies out: cohort.on_error=exclude{by_name}"
+        ways = ", or leave these studies out: cohort.on_error=exclude"
+        if not combined and len(faulty) == len(named) <= 30:
+            ways += f", or {to_paste('cohort.exclude', named)}"
     lines = [f"cohort {cohort.name}: {counted(len(errors), 'error')}. Correct them{ways or '.'}"]
     for (_, check), found in by_check(errors).items():
         lines += [f"{_words(check)} ({len(found)}):"]
@@ -225,11 +222,8 @@ def _mark_follow_ups(studies: Sequence[Study], told: Collection[str | None]) -> 
 
     Of the patients in `told` an earlier warning says so.
     """
-    later: dict[str, list[str]] = {}
-    for patient, theirs in _group(studies).items():
-        unmarked = [study.study_id for study in theirs if not study.follow_up]
-        if len(unmarked) > 1:
-            later[patient] = unmarked[1:]
+    unmarked = {patient: [s.study_id for s in theirs if not s.follow_up] for patient, theirs in _group(studies).items()}
+    later = {patient: ids[1:] for patient, ids in unmarked.items() if ids[1:]}
     marks = {study_id for ids in later.values() for study_id in ids}
     marked = [replace(study, follow_up=True) if study.study_id in marks else study for study in studies]
     warnings = [
@@ -244,21 +238,19 @@ def _mark_follow_ups(studies: Sequence[Study], told: Collection[str | None]) -> 
     if follow_ups:
         warnings.append(
             Fault(
-                where="cohort",
-                check="follow_ups",
-                severity="warning",
+                where="cohort", check="follow_ups", severity="warning", expected="one study per patient",
                 found=f"{counted(len(follow_ups), 'follow-up study', 'follow-up studies')} of "
                 f"{counted(len(_group(follow_ups)), 'patient')}: "
                 f"{', '.join(study.study_id for study in follow_ups[:10])}{' ...' if len(follow_ups) > 10 else ''}",
-                expected="one study per patient",
                 remedy="None needed: they stay in the split of their patient.",
             )
-        )
+        )  # fmt: skip
     return marked, warnings
 
 
 def _group(studies: Iterable[Study]) -> dict[str, list[Study]]:
+    """Studies by patient."""
     groups: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
         groups[study.patient_id].append(study)
-    return dict(groups)
+    return groups

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from idh_lightning.cohort.checks import assemble
+from idh_lightning.cohort.checks import build_cohort
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.errors import CohortError, ConfigError
@@ -59,7 +59,7 @@ class Combined:
             where=f"cohort {self.name}", check="unused_sequence", found=offers, expected="the same sequences in all",
             remedy=f"None needed: only {', '.join(common)} are used.", severity="warning",
         )  # fmt: skip
-        return assemble(
+        return build_cohort(
             name=self.name,
             sequences=common,
             studies=[

@@ -15,7 +15,7 @@ from idh_lightning.cohort.labels import IDH_VOCABULARY
 from idh_lightning.cohort.study import MUTANT, WILDTYPE
 
 _NAME = re.compile(r"(?:MR_)?(EGD-\d{4})", re.ASCII)
-NAMES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2", "mask": "MASK"}
+EGD_NAMES = {"FLAIR": "FLAIR", "T1": "T1", "T1c": "T1GD", "T2": "T2", "mask": "MASK"}
 
 
 @dataclass(kw_only=True)
@@ -42,4 +42,4 @@ class EGD(FolderReader):
     def files(self, folder: Path, identity: Identity) -> dict[str, list[Path]]:
         """Return the candidates in one folder, or in its `1_T1/NIFTI` and the like; see `FolderReader.files`."""
         places = [folder, *(child / "NIFTI" for child in children(folder))]
-        return {what: [file for place in places for file in matching(place, name)] for what, name in NAMES.items()}
+        return {what: [file for place in places for file in matching(place, name)] for what, name in EGD_NAMES.items()}

@@ -73,7 +73,7 @@ def subfolders(folder: str | Path) -> list[Path]:
 
 
 def children(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted; nothing where it does not exist or cannot be listed."""
+    """Contents of a folder, sorted; nothing where it does not exist or cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -102,7 +102,7 @@ def files_named(text: str, root: Path) -> list[Path]:
 
 
 def _is(path: Path, kind: Literal["file", "dir"]) -> bool:
-    """Return whether a path is a file or folder; a path that no file system can hold is neither."""
+    """Whether a path is a file or folder; a path that no file system can hold is neither."""
     try:
         return path.is_file() if kind == "file" else path.is_dir()
     except (OSError, ValueError):

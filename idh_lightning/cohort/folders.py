@@ -84,20 +84,6 @@ class FolderReader(Reader):
                     study_id=text[:128] or f"row {number}",
                 )  # fmt: skip
 
-    def roster(self) -> pd.DataFrame:
-        """Return study_id, patient_id, idh and follow_up of every row, to check a table before its images are there."""
-        records = [
-            {
-                "study_id": i.study_id,
-                "patient_id": i.patient_id,
-                "idh": row[self.column("idh")],
-                "follow_up": i.follow_up,
-            }
-            for i, row, _ in (item for item in self.rows() if not isinstance(item, Fault))
-        ]
-        table = pd.DataFrame(records, columns=["study_id", "patient_id", "idh", "follow_up"])
-        return table.sort_values("study_id", ignore_index=True)
-
     def found(self) -> Iterator[CohortRow | Fault]:
         """Yield the studies that have a row and a folder, and a fault for those that lack one; see `Reader.found`."""
         rows: dict[str, list[tuple[Identity, pd.Series[str], str]]] = {}
@@ -129,12 +115,10 @@ class FolderReader(Reader):
             elif all(row.equals(rows[key][0][1]) for _, row, _ in rows[key]):
                 person, row, where = rows[key][0]
                 files = self.files(paths[0], identity)
-                yield CohortRow(
-                    where=where, study_id=identity.study_id, patient_id=person.patient_id,
-                    idh=row[self.column("idh")], files={name: files.get(name, []) for name in SEQUENCES},
-                    mask=files.get("mask", []), age=row.get(self.column("age_years"), ""),
-                    sex=row.get(self.column("sex"), ""), follow_up=str(identity.follow_up), carried=self.carried(row),
-                    folder=paths[0],
+                yield self.cohort_row(
+                    row, where=where, study_id=identity.study_id, patient_id=person.patient_id, folder=paths[0],
+                    files={name: files.get(name, []) for name in SEQUENCES}, mask=files.get("mask", []),
+                    follow_up=str(identity.follow_up),
                 )  # fmt: skip
         for key, lines in rows.items():
             identity, _, where = lines[0]

@@ -50,5 +50,5 @@ def canonical_patient(text: str) -> str:
 
 
 def names_a_file(study_id: str) -> bool:
-    """Return whether an identifier can be part of a file name on any system: letters, digits, dot, dash, underscore."""
+    """Whether an identifier can be part of a file name on any system: letters, digits, dot, dash, underscore."""
     return _SAFE.fullmatch(study_id) is not None

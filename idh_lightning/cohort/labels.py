@@ -12,7 +12,7 @@ _THREE_LETTERS = {
     "C": "Cys", "G": "Gly", "H": "His", "K": "Lys", "L": "Leu", "M": "Met", "Q": "Gln", "S": "Ser", "W": "Trp",
 }  # fmt: skip
 _HOT_SPOTS = {("IDH1", "132"): "HCGSL", ("IDH2", "172"): "KMWSG", ("IDH2", "140"): "QWLG"}
-"""What replaces the arginine. Source: Yan et al. 2009, NEJM 360:765; Ward et al. 2010, Cancer Cell 17:225."""
+"""Residues that replace the arginine. Source: Yan et al. 2009, NEJM 360:765; Ward et al. 2010, Cancer Cell 17:225."""
 
 _WILDTYPE_WORDS = (
     "wildtype", "wt", "not mutated", "non mutated", "unmutated", "not mutant", "non mutant", "no mutation",
@@ -40,7 +40,7 @@ _UNDECIDED = frozenset(
 
 
 def is_undecided(text: str) -> bool:
-    """Return whether a spelling says that the status is not known, which no setting can turn into a label."""
+    """Whether a spelling says that the status is not known, which no setting can turn into a label."""
     return normalise(text) in _UNDECIDED
 
 

@@ -1,4 +1,4 @@
-"""Who a network has seen, in a form that a checkpoint can carry and that names nobody."""
+"""Leakage between cohorts: hashes of the patients of a run, which a checkpoint carries and which name nobody."""
 
 from __future__ import annotations
 
@@ -119,21 +119,17 @@ class DevelopmentPatients:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return primitives, for a checkpoint."""
-        return {
-            "salt": self.salt,
-            "patients": {split: sorted(hashes) for split, hashes in self.patients.items()},
-            "images": {split: sorted(hashes) for split, hashes in self.images.items()},
+        """Primitives, for a checkpoint."""
+        kinds = {"patients": self.patients, "images": self.images}
+        return {"salt": self.salt} | {
+            kind: {split: sorted(hashes) for split, hashes in known.items()} for kind, known in kinds.items()
         }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
-        return cls(
-            salt=state["salt"],
-            patients={split: frozenset(hashes) for split, hashes in state["patients"].items()},
-            images={split: frozenset(hashes) for split, hashes in state["images"].items()},
-        )
+        """Hashes that `to_dict` described."""
+        known = {kind: {s: frozenset(hashes) for s, hashes in state[kind].items()} for kind in ("patients", "images")}
+        return cls(salt=state["salt"], **known)
 
 
 def _of_patient(patient_id: str, salt: str) -> str:

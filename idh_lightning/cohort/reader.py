@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
-from idh_lightning.cohort.checks import assemble, counted
+from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
@@ -73,12 +73,12 @@ class CohortRow:
 
 @dataclass(kw_only=True)
 class Reader(ABC):
-    """What can be set for every cohort; a layout adds where it lies.
+    """Cohort reader: the settings that every layout has; a layout adds where it lies.
 
     Attributes:
         name: For tables and titles.
         exclude: Study or patient identifiers to leave out; each must occur, and is recorded as an exclusion.
-        on_error: What `settle` does with the errors: "raise" one exception, or "exclude" the studies.
+        on_error: What `raise_or_exclude` does with the errors: "raise" one exception, or "exclude" the studies.
         vocabulary: Further spellings of the label: text -> "wildtype" or "mutant", or the label -> a list of texts.
         columns: Role (study_id, patient_id, idh, age_years, sex) -> column of the table, where it differs from the
             default of the layout.
@@ -156,21 +156,19 @@ class Reader(ABC):
         )
         return table
 
-    def carried(self, row: pd.Series[str]) -> dict[str, object]:
-        """Return the columns of a row that have no role."""
+    def cohort_row(self, row: pd.Series[str], **known: Any) -> CohortRow:
+        """Cohort row of a table row: what is known of it, and the columns that play a role."""
+        age, sex = (row.get(self.column(role), "") for role in ("age_years", "sex"))
         roles = {self.column(role) for role in self.default_columns}
-        return {str(name): text for name, text in row.items() if name not in roles}
+        carried = {str(name): text for name, text in row.items() if name not in roles}
+        return CohortRow(idh=row[self.column("idh")], age=age, sex=sex, carried=carried, **known)
 
     @abstractmethod
     def found(self) -> Iterator[CohortRow | Fault]:
-        """Yield every study on disk or in the table, and a fault for what cannot be one.
-
-        Raises:
-            CohortError: If the table, the folder or the label column is not there at all.
-        """
+        """Yield every study on disk or in the table, and a fault for what cannot be one; raise as `read` does."""
 
     def read(self) -> Cohort:
-        """Return the cohort with all that is wrong about it; pass it to `settle`.
+        """Return the cohort with all that is wrong about it; pass it to `raise_or_exclude`.
 
         Raises:
             CohortError: If the table, the folder or the label column is not there at all.
@@ -200,14 +198,10 @@ class Reader(ABC):
                 studies += [study] if study is not None else []
         faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         wanted = self.sequences or sequences or SEQUENCES
-        return assemble(
-            name=self.name,
-            sequences=tuple(name for name in SEQUENCES if name in wanted),
-            studies=studies,
-            exclusions=exclusions.values(),
-            faults=faults,
-            notes=self._notes,
-        )
+        return build_cohort(
+            name=self.name, sequences=[name for name in SEQUENCES if name in wanted], studies=studies,
+            exclusions=exclusions.values(), faults=faults, notes=self._notes,
+        )  # fmt: skip
 
     def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
         """Return the fault of an entry of cohort.exclude that names no study and no patient."""
@@ -218,87 +212,82 @@ class Reader(ABC):
             remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
         )  # fmt: skip
 
-    def _study(self, entry: CohortRow, faults: list[Fault]) -> Study | None:
-        """Return the study behind an entry, or None with at least one error added to the faults."""
-        errors = 0
+    def _study(self, row: CohortRow, faults: list[Fault]) -> Study | None:
+        """Study behind a row, or None with at least one error added to the faults."""
+        found: list[Fault] = []
 
-        def report(check: str, found: str, expected: str, remedy: str, *, error: bool = True) -> None:
-            nonlocal errors
-            errors += error
-            faults.append(
+        def report(check: str, found_text: str, expected: str, remedy: str, *, error: bool = True) -> None:
+            found.append(
                 Fault(
-                    where=entry.where, check=check, found=found, expected=expected, remedy=remedy,
-                    study_id=entry.study_id, patient_id=entry.patient_id, severity="error" if error else "warning",
+                    where=row.where, check=check, found=found_text, expected=expected, remedy=remedy,
+                    study_id=row.study_id, patient_id=row.patient_id, severity="error" if error else "warning",
                 )
             )  # fmt: skip
 
-        if not names_a_file(entry.study_id):
+        if not names_a_file(row.study_id):
             report(
-                "unusable_id", f"the study is called {entry.study_id[:80]!r}",
+                "unusable_id", f"the study is called {row.study_id[:80]!r}",
                 "at most 128 letters, digits, dots, dashes and underscores", "Rename the study in the table.",
             )  # fmt: skip
-        if not entry.patient_id:
+        if not row.patient_id:
             report("no_patient", "no patient identifier", "one, since patients are split", "Add it to the table.")
         label = 0
         try:
-            label = parse_idh(entry.idh, self._labels)
+            label = parse_idh(row.idh, self._labels)
         except CohortError:
             report(
-                "unknown_label", f"{self.column('idh')} is {_quoted_label(entry.idh)}",
-                "'wildtype', 'mutant' or a mutation name", _label_remedy(entry.idh),
+                "unknown_label", f"{self.column('idh')} is {_quoted_label(row.idh)}",
+                "'wildtype', 'mutant' or a mutation name", _label_remedy(row.idh),
             )  # fmt: skip
-        wanted = [name for name in SEQUENCES if name in (self.sequences or entry.files)]
+        files = self._files(row, report)
+        mask, problem = one_file(row.mask, "tumour mask")
+        if mask is None:
+            report(
+                "ambiguous_mask" if len(row.mask) > 1 else "missing_mask", problem, "one NIfTI file with the tumour",
+                "Name or leave in place exactly one." if row.mask
+                else "None needed: the study is used, but its explanations cannot be scored.",
+                error=bool(row.mask),
+            )  # fmt: skip
+        age, sex = _age(row.age), _SEXES.get(row.sex.casefold())
+        follow_up = _TRUTHS.get(row.follow_up.casefold())
+        unknown = "Correct the table; until then the {} counts as unknown."
+        for key, text, value, expected, remedy in (
+            ("age", row.age, age, "years between 0 and 120", unknown.format("age")),
+            ("sex", row.sex, sex, "F, M, female or male", unknown.format("sex")),
+            ("follow_up", row.follow_up, follow_up, "true, false or nothing", "Correct the table."),
+        ):
+            if value is None and text.casefold() not in _UNSTATED:
+                report(f"unknown_{key}", f"{key} is {text[:80]!r}", expected, remedy, error=key == "follow_up")
+        faults += found
+        if any(fault.severity == "error" for fault in found):
+            return None
+        return Study(
+            study_id=row.study_id, patient_id=row.patient_id, label=label, files=files, mask=mask, age_years=age,
+            sex=sex, follow_up=bool(follow_up), carried=dict(row.carried),
+        )  # fmt: skip
+
+    def _files(self, row: CohortRow, report: Callable[..., None]) -> dict[str, Path]:
+        """Sequence -> its only file, after reporting the sequences that have none or several."""
         files: dict[str, Path] = {}
-        for sequence in wanted:
-            candidates = entry.files.get(sequence, ())
+        for sequence in (name for name in SEQUENCES if name in (self.sequences or row.files)):
+            candidates = row.files.get(sequence, ())
             file, problem = one_file(candidates, sequence)
             if file is not None:
                 files[sequence] = file
-            else:
-                ambiguous = len(candidates) > 1
-                if not candidates and entry.folder is not None:
-                    problem += f": {images_in(entry.folder)}"
-                report(
-                    "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
-                    f"exactly one NIfTI file for {sequence}",
-                    "Leave one of them in place." if ambiguous
-                    else f"{self.restore}, leave the study out, or let studies lack a sequence: data.missing=zero",
-                    error=ambiguous or self.missing == "error",
-                )  # fmt: skip
+                continue
+            ambiguous = len(candidates) > 1
+            if not candidates and row.folder is not None:
+                problem += f": {images_in(row.folder)}"
+            report(
+                "ambiguous_sequence" if ambiguous else "missing_sequence", problem,
+                f"exactly one NIfTI file for {sequence}",
+                "Leave one of them in place." if ambiguous
+                else f"{self.restore}, leave the study out, or let studies lack a sequence: data.missing=zero",
+                error=ambiguous or self.missing == "error",
+            )  # fmt: skip
         if not files and self.missing == "zero":
             report("no_sequence", "no sequence at all", "at least one", "Restore the files or exclude the study.")
-        mask, problem = one_file(entry.mask, "tumour mask")
-        if mask is None:
-            report(
-                "ambiguous_mask" if len(entry.mask) > 1 else "missing_mask", problem, "one NIfTI file with the tumour",
-                "Name or leave in place exactly one." if entry.mask
-                else "None needed: the study is used, but its explanations cannot be scored.",
-                error=bool(entry.mask),
-            )  # fmt: skip
-        age = _age(entry.age)
-        if age is None and entry.age.casefold() not in _UNSTATED:
-            report(
-                "unknown_age", f"age is {entry.age[:80]!r}", "years between 0 and 120",
-                "Correct the table; until then the age counts as unknown.", error=False,
-            )  # fmt: skip
-        sex = _SEXES.get(entry.sex.casefold())
-        if sex is None and entry.sex.casefold() not in _UNSTATED:
-            report(
-                "unknown_sex", f"sex is {entry.sex[:80]!r}", "F, M, female or male",
-                "Correct the table; until then the sex counts as unknown.", error=False,
-            )  # fmt: skip
-        follow_up = _TRUTHS.get(entry.follow_up.casefold())
-        if follow_up is None and entry.follow_up.casefold() not in _UNSTATED:
-            report(
-                "unknown_follow_up", f"follow_up is {entry.follow_up[:80]!r}", "true, false or nothing",
-                "Correct the table.",
-            )  # fmt: skip
-        if errors:
-            return None
-        return Study(
-            study_id=entry.study_id, patient_id=entry.patient_id, label=label, files=files, mask=mask, age_years=age,
-            sex=sex, follow_up=bool(follow_up), carried=dict(entry.carried),
-        )  # fmt: skip
+        return files
 
 
 def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd.Series[str]]) -> Fault:
@@ -317,16 +306,16 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
     )  # fmt: skip
 
 
-def without_id(where: str, study_id: str) -> Fault:
-    """Return the fault of a row that names no study."""
+def without_id(file: str, row: str) -> Fault:
+    """Fault of a row that names no study."""
     return Fault(
-        where=where, check="unusable_id", found="no study identifier", expected="one in every row",
-        remedy="Add it or delete the row.", study_id=study_id,
+        where=f"{file}, {row}", check="unusable_id", found="no study identifier", expected="one in every row",
+        remedy="Add it or delete the row.", study_id=row,
     )  # fmt: skip
 
 
 def without_patients(where: str, column: str) -> Fault:
-    """Return the warning of a table that does not tell which studies are of one patient."""
+    """Warning of a table that does not tell which studies are of one patient."""
     return Fault(
         where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
         found="every study counts as a patient of its own",
@@ -340,7 +329,7 @@ def _quoted_label(text: str) -> str:
 
 
 def _label_remedy(text: str) -> str:
-    """Return what to do about an unknown spelling of the label, with a line to paste where one can help."""
+    """Remedy for an unknown spelling of the label, with a line to paste where one can help."""
     if is_undecided(text):
         return "Correct the table, or leave such studies out: cohort.on_error=exclude"
     if text in ("0", "1"):

@@ -1,4 +1,4 @@
-"""Which patient trains, which one chooses the threshold, which one is held out."""
+"""Splits of a cohort over patients: training, validation and test."""
 
 from __future__ import annotations
 
@@ -22,22 +22,35 @@ _LABELS = ("wildtype", "mutant")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldOut:
-    """One split into three parts, drawn over patients, stratified by label and by site where there are several.
+class _DrawnSplit:
+    """Split drawn over patients, stratified by label and by site where there are several.
 
     Attributes:
-        seed: The draw depends on it and on the patients, on nothing else.
-        validation: Share of the patients, rounded to whole patients.
-        test: Likewise.
+        seed: The draw depends on it and on the patients, on nothing else; the same for all folds.
+        validation: Share of all patients, rounded to whole patients, drawn from those that are not tested.
         site: Name of the carried column that tells sites apart; ignored where it does not occur.
         training_patients: How many of the patients left for training are used, for a learning curve; None for all.
     """
 
     seed: int
     validation: float = 0.15
-    test: float = 0.15
     site: str = "cohort"
     training_patients: int | None = None
+
+    def _table(self, cohort: Cohort, patients: pd.DataFrame, test: list[str], fold: int = 0) -> pd.DataFrame:
+        """Cohort table once the test patients are drawn."""
+        count = _count(self.validation, len(patients))
+        validation = _draw(patients.drop(test), count, self.seed + fold, "validation")
+        parts = {**dict.fromkeys(test, "test"), **dict.fromkeys(validation, "validation")}
+        splits = {study.study_id: parts.get(study.patient_id, "train") for study in cohort.studies}
+        return _thinned(_assign(cohort, splits, fold), self.training_patients, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut(_DrawnSplit):
+    """One split into three parts; `test` is the share of the patients that are tested."""
+
+    test: float = 0.15
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
         """Return the cohort table with split; one row per study.
@@ -48,32 +61,22 @@ class HoldOut:
         _check_shares(validation=self.validation, test=self.test)
         patients = _patients(cohort, self.site)
         test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
-        rest = patients.drop(test)
-        validation = _draw(rest, _count(self.validation, len(patients)), self.seed, "validation")
-        return _thinned(_assign(cohort, _parts(cohort, test, validation), fold=0), self.training_patients, self.seed)
+        return self._table(cohort, patients, test)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KFold:
+class KFold(_DrawnSplit):
     """One fold of a cross-validation over patients: over all folds, every patient is tested once per repeat.
 
     Attributes:
-        seed: The same for all folds of one cross-validation.
         fold: From 0 to folds * repeats - 1.
         folds: Number of parts.
-        validation: Share of all patients, drawn from those that are not tested in this fold.
         repeats: Number of cross-validations with different draws.
-        site: As for `HoldOut`.
-        training_patients: As for `HoldOut`.
     """
 
-    seed: int
     fold: int = 0
     folds: int = 5
-    validation: float = 0.15
     repeats: int = 1
-    site: str = "cohort"
-    training_patients: int | None = None
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
         """Return the cohort table with split; one row per study.
@@ -99,12 +102,7 @@ class KFold:
 
         folds = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.seed)
         _, tested = list(folds.split(patients, strata))[self.fold]
-        test = list(patients.index[tested])
-        validation = _draw(
-            patients.drop(test), _count(self.validation, len(patients)), self.seed + self.fold, "validation"
-        )
-        table = _assign(cohort, _parts(cohort, test, validation), fold=self.fold)
-        return _thinned(table, self.training_patients, self.seed)
+        return self._table(cohort, patients, list(patients.index[tested]), self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,25 +202,16 @@ def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
         SplitError: If the assignment lacks a study.
     """
     carried = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
-    places = {
-        row.study_id: (row.split, row.fold) for row in assignment[["study_id", "split", "fold"]].itertuples(index=False)
-    }
-    if lost := sorted({study.study_id for study in cohort.studies} - set(places)):
+    assigned = assignment[["study_id", "split", "fold"]].itertuples(index=False)
+    splits = {row.study_id: {"split": row.split, "fold": row.fold} for row in assigned}
+    if lost := sorted({study.study_id for study in cohort.studies} - set(splits)):
         raise SplitError(
             f"split: says nothing about {_some(lost)}; expected every study of the cohort. Split it again."
         )
     rows = [
-        {
-            "study_id": study.study_id,
-            "patient_id": study.patient_id,
-            "label": study.label,
-            "split": places[study.study_id][0],
-            "fold": places[study.study_id][1],
-            "age_years": study.age_years,
-            "sex": study.sex,
-            "follow_up": study.follow_up,
-            **{_column(name): study.carried.get(name) for name in carried},
-        }
+        {name: getattr(study, name) for name in SPLIT_COLUMNS if name not in ("split", "fold")}
+        | splits[study.study_id]
+        | {_column(name): study.carried.get(name) for name in carried}
         for study in sorted(cohort.studies, key=lambda study: study.study_id)
     ]
     table = pd.DataFrame(rows, columns=[*SPLIT_COLUMNS, *map(_column, carried)])
@@ -295,12 +284,6 @@ def _draw(patients: pd.DataFrame, count: int, seed: int, part: str) -> list[str]
 
     _, drawn = train_test_split(list(patients.index), test_size=count, stratify=strata, random_state=seed)
     return list(drawn)
-
-
-def _parts(cohort: Cohort, test: list[str], validation: list[str]) -> dict[str, str]:
-    """Return study_id -> split; what is neither tested nor used for validation trains."""
-    parts = {**dict.fromkeys(test, "test"), **dict.fromkeys(validation, "validation")}
-    return {study.study_id: parts.get(study.patient_id, "train") for study in cohort.studies}
 
 
 def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFrame:

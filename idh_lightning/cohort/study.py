@@ -87,8 +87,8 @@ class Cohort:
         sequences: The sequences that this cohort provides, a subset of SEQUENCES in that order; the model's channels.
         studies: Sorted by study_id; study_id unique.
         exclusions: Every study left out.
-        faults: Everything found wrong so far, errors and warnings; `settle` turns the errors into one exception or
-            into exclusions.
+        faults: Everything found wrong so far, errors and warnings; `raise_or_exclude` turns the errors into one
+            exception or into exclusions.
         notes: How the table was read and which columns are used for what, for people.
     """
 

@@ -44,15 +44,14 @@ class Table(Reader):
             study_id, row, where = str(text), rows.iloc[0], f"{path.name}, study {str(text)[:80]}"
             patient_id = canonical_patient(row.get(person, study_id))
             if not study_id:
-                yield from (without_id(f"{path.name}, row {number}", f"row {number}") for number in rows.index)
+                yield from (without_id(path.name, f"row {number}") for number in rows.index)
                 continue
             if len(rows) > 1:
                 yield duplicate_rows(study_id, patient_id, where, [each for _, each in rows.iterrows()])
             if len(rows.drop_duplicates()) == 1:
-                yield CohortRow(
-                    where=where, study_id=study_id, patient_id=patient_id, idh=row[self.column("idh")],
-                    age=row.get(self.column("age_years"), ""), sex=row.get(self.column("sex"), ""),
+                yield self.cohort_row(
+                    row, where=where, study_id=study_id, patient_id=patient_id,
                     files={s: files_named(row[self.column(s)], path.parent) for s in sequences},
                     mask=files_named(row.get(self.column("mask"), ""), path.parent),
-                    carried=self.carried(row), follow_up=row.get(self.column("follow_up"), ""),
+                    follow_up=row.get(self.column("follow_up"), ""),
                 )  # fmt: skip

@@ -12,7 +12,7 @@ from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity, parse_ucsf_pdgm
 from idh_lightning.cohort.study import SEQUENCES
 
-NAMES = {**{sequence: sequence for sequence in SEQUENCES}, "T1c": "(?:T1c|T1gad)"}
+UCSF_NAMES = {**{sequence: sequence for sequence in SEQUENCES}, "T1c": "(?:T1c|T1gad)"}
 CORRECTED = "_bias"
 
 
@@ -45,5 +45,5 @@ class UCSFPDGM(FolderReader):
         """Return the candidates in one folder; the files of a follow-up may be named after study or patient."""
         stem = f"(?:{identity.study_id}|{identity.patient_id})"
         suffix = CORRECTED if self.bias_corrected else ""
-        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in NAMES.items()}
+        found = {sequence: matching(folder, f"{stem}_{name}{suffix}") for sequence, name in UCSF_NAMES.items()}
         return found | {"mask": matching(folder, f"{stem}_tumor_segmentation")}

@@ -35,7 +35,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
     patterns = {}
     for sequence in SEQUENCES:
-        known = (ucsf_pdgm.NAMES, egd.NAMES, upenn_gbm.UPENN_SUFFIXES, brats.BRATS_SUFFIXES)
+        known = (ucsf_pdgm.UCSF_NAMES, egd.EGD_NAMES, upenn_gbm.UPENN_SUFFIXES, brats.BRATS_SUFFIXES)
         names = {spelling[sequence] for spelling in known}
         plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})(?:{ucsf_pdgm.CORRECTED})?"
         session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"

@@ -116,6 +116,7 @@ class PhantomCohort:
         _studies(self.settings)
         self.folder = from_home(folder) / self.settings.folder_name()
         self.workers = workers
+        self.on_error = on_error
         self._reading: dict[str, Any] = {
             "exclude": tuple(exclude),
             "on_error": on_error,

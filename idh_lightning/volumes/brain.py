@@ -7,9 +7,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from idh_lightning.volumes.checks import STRIPPED_MOST_ML
+_Mask = NDArray[np.bool_]
 
-Mask = NDArray[np.bool_]
+STRIPPED_MOST_ML = 2300.0
+"""The foreground of a skull-stripped image is a brain, at most about 2 L; a head is larger."""
 
 RESIDUE, RINGING = 0.01, 0.05
 """Shares of the brightness of an image. What is left of a background that was one number is nearly everywhere within
@@ -22,7 +23,7 @@ FREQUENT = 0.01
 _WORKING_MM = 3.0  # enough for a mask of the brain, and some 25 times fewer voxels than 1 mm
 
 
-def find_brain(image: sitk.Image) -> tuple[Mask, bool]:
+def find_brain(image: sitk.Image) -> tuple[_Mask, bool]:
     """Return the brain [D, H, W] of an image in LPS orientation, and whether its skull had been stripped.
 
     What is not background is no larger than a brain where the skull is gone; its mask is then exact. Otherwise the mask
@@ -33,14 +34,7 @@ def find_brain(image: sitk.Image) -> tuple[Mask, bool]:
         return _solid(shown), True
     size = [max(1, round(n * mm / _WORKING_MM)) for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     coarse = sitk.Resample(
-        image,
-        size,
-        sitk.Transform(),
-        sitk.sitkLinear,
-        image.GetOrigin(),
-        [_WORKING_MM] * 3,
-        image.GetDirection(),
-        0.0,
+        image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), [_WORKING_MM] * 3, image.GetDirection(), 0.0
     )
     brain = sitk.GetImageFromArray(brain_in_head(sitk.GetArrayFromImage(coarse), _WORKING_MM).astype(np.float32))
     brain.CopyInformation(coarse)
@@ -48,7 +42,7 @@ def find_brain(image: sitk.Image) -> tuple[Mask, bool]:
     return sitk.GetArrayFromImage(full) > 0.5, False
 
 
-def foreground(voxels: NDArray[np.float32], voxel_mm3: float) -> tuple[Mask, bool]:
+def foreground(voxels: NDArray[np.float32], voxel_mm3: float) -> tuple[_Mask, bool]:
     """Return where an image [D, H, W] shows something, and whether that is no larger than a brain without its skull.
 
     The background of a skull-stripped image is one number. Where it was one, before interpolation by splines or noise
@@ -84,7 +78,7 @@ def background(voxels: NDArray[np.float32]) -> float:
     return float(values[counts.argmax()] if frequent else np.median(faces))
 
 
-def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> Mask:
+def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> _Mask:
     """Return a rough mask of the brain in a head with skull and scalp.
 
     The head is what is brighter than air; the scalp is its outer 6 mm; of the rest, the brain is the largest piece of
@@ -117,7 +111,7 @@ def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> Mask:
     return _filled(_closed(brain, _ball(12.0, spacing_mm)) & inside)
 
 
-def _solid(foreground: Mask) -> Mask:
+def _solid(foreground: _Mask) -> _Mask:
     """Return the largest connected piece of a mask with its holes filled."""
     box = ndimage.find_objects(foreground.astype(np.uint8))
     if not box:
@@ -127,7 +121,7 @@ def _solid(foreground: Mask) -> Mask:
     return solid
 
 
-def _largest(mask: Mask) -> Mask:
+def _largest(mask: _Mask) -> _Mask:
     labels, count = ndimage.label(mask)
     if count < 2:
         return mask
@@ -136,18 +130,18 @@ def _largest(mask: Mask) -> Mask:
     return np.asarray(labels == sizes.argmax())
 
 
-def _closed(mask: Mask, ball: Mask) -> Mask:
+def _closed(mask: _Mask, ball: _Mask) -> _Mask:
     pad = ball.shape[0] // 2 + 1  # without it, closing would treat the edge of the field of view as outside
     closed = ndimage.binary_closing(np.pad(mask, pad), ball)
     return np.asarray(closed[pad:-pad, pad:-pad, pad:-pad])
 
 
-def _filled(mask: Mask) -> Mask:
+def _filled(mask: _Mask) -> _Mask:
     """Fill holes slice by slice: a head that is open at the neck encloses nothing in three dimensions."""
     return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
 
 
-def _ball(radius_mm: float, spacing_mm: float) -> Mask:
+def _ball(radius_mm: float, spacing_mm: float) -> _Mask:
     reach = int(np.ceil(radius_mm / spacing_mm))
     steps = np.mgrid[-reach : reach + 1, -reach : reach + 1, -reach : reach + 1] * spacing_mm
     return np.asarray((steps**2).sum(axis=0) <= radius_mm**2)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import VolumeError
 from idh_lightning.files import atomic_write
+from idh_lightning.volumes.entries import StoredVolume
 from idh_lightning.volumes.reading import Geometry
-from idh_lightning.volumes.store import StoredVolume
 
 
 def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tuple[NDArray[np.float32], Geometry]:
@@ -38,19 +38,8 @@ def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tupl
             f"study {stored.study_id}: the map has values from {values.min()} to {values.max()}; expected 0 to 1. "
             "Scale it first."
         )
-    grid = Geometry.from_affine((shape[2], shape[1], shape[0]), stored.affine)
-    native = stored.geometry
-    resampled = sitk.Resample(
-        grid.image(values),
-        native.size,
-        sitk.Transform(),
-        sitk.sitkLinear,
-        native.origin_mm,
-        native.spacing_mm,
-        native.direction,
-        0.0,
-    )
-    return np.clip(sitk.GetArrayFromImage(resampled), 0.0, 1.0), native
+    resampled = stored.geometry.resampled(stored.grid.image(values), sitk.sitkLinear)
+    return np.clip(resampled, 0.0, 1.0), stored.geometry
 
 
 def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) -> None:
@@ -82,16 +71,4 @@ def codes_on_grid(path: Path, stored: StoredVolume) -> NDArray[np.int64]:
         path: NIfTI file of whole numbers; the nearest voxel counts.
         stored: The study.
     """
-    depth, height, width = stored.brain.shape
-    grid = Geometry.from_affine((width, height, depth), stored.affine)
-    resampled = sitk.Resample(
-        sitk.ReadImage(str(path)),
-        grid.size,
-        sitk.Transform(),
-        sitk.sitkNearestNeighbor,
-        grid.origin_mm,
-        grid.spacing_mm,
-        grid.direction,
-        0.0,
-    )
-    return np.asarray(sitk.GetArrayFromImage(resampled)).astype(np.int64)
+    return stored.grid.resampled(sitk.ReadImage(str(path)), sitk.sitkNearestNeighbor).astype(np.int64)

@@ -14,10 +14,9 @@ from scipy import ndimage, sparse
 
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
-from idh_lightning.volumes import checks
+from idh_lightning.volumes import checks, consistency
 from idh_lightning.volumes.brain import background, find_brain, foreground
 from idh_lightning.volumes.checks import FaultyStudyError, Place
-from idh_lightning.volumes.completeness import check_lost_parts
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
 
 MASK = "mask"
@@ -121,18 +120,18 @@ class Preprocessing:
             raise FaultyStudyError(faults)
 
         fingerprints = {name: fingerprint(sitk.GetArrayViewFromImage(images[name])) for name in images if name != MASK}
-        faults += checks.check_repeats_within(fingerprints, place)
+        faults += consistency.check_repeats_within(fingerprints, place)
         reference = next(name for name in sequences if name in images)
         brain, stripped = find_brain(images[reference])
-        voxel_ml = float(np.prod(images[reference].GetSpacing())) / 1000.0
-        faults += checks.check_brain(np.count_nonzero(brain) * voxel_ml, stripped, _place(study, files[reference]))
+        brain_ml = np.count_nonzero(brain) * float(np.prod(images[reference].GetSpacing())) / 1000.0
+        faults += consistency.check_brain(brain_ml, stripped, Place(study.study_id, files[reference].name))
         faults += _bring_to_one_grid(study, images, reference, brain)
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
         if not checks.is_error(faults):
             shown = {name: image for name, image in images.items() if name != MASK}
-            faults += check_lost_parts(shown, stripped=stripped, place=place)
+            faults += consistency.check_lost_parts(shown, stripped=stripped, place=place)
         if MASK in arrays:
-            faults += checks.check_mask_place(arrays[MASK], brain, _place(study, files[MASK]))
+            faults += consistency.check_mask_place(arrays[MASK], brain, Place(study.study_id, files[MASK].name))
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
@@ -149,7 +148,7 @@ class Preprocessing:
                 image[channel][inside] = self._z_scores(total[inside] / share[inside])
         mask = _tumour(resample((arrays[MASK] != 0).astype(np.float32), weights)) if MASK in arrays else None
         presence = np.array([name in arrays for name in sequences], dtype=np.float32)
-        faults += checks.check_sides_by_content(
+        faults += consistency.check_sides_by_content(
             image, None if mask is None else mask > 0, inside, presence.astype(bool).tolist(), sequences, place
         )
         return Volume(
@@ -172,7 +171,7 @@ class Preprocessing:
         return np.asarray(scores, dtype=np.float32)
 
     def _target(self, source: Geometry, wanted: NDArray[np.bool_]) -> Geometry:
-        """Return the grid of the volume, its axes parallel to those of the source."""
+        """Grid of the volume, its axes parallel to those of the source."""
         size = np.array(self.shape[::-1])
         spacing = np.array(source.spacing_mm)
         if self.crop == "none":
@@ -203,10 +202,10 @@ def _read(
         faults.append(place.fault("missing_sequence", f"{', '.join(absent)} is missing", "all sequences", remedy))
     images, geometries = {}, {}
     for name, path in files.items():
-        spot = _place(study, path)
+        spot = Place(study.study_id, path.name)
         try:
             header = read_header(path, spot)
-            faults_here = checks.check_header(header, spot)
+            faults_here = list(checks.check_header(header, spot))
             faults += faults_here
             if checks.is_error(faults_here):
                 continue
@@ -219,14 +218,14 @@ def _read(
             labels, found = checks.read_labels(voxels, spot)
             image = Geometry.of(image).image(labels)
         else:
-            found = checks.check_voxels(voxels, spot)
+            found = list(checks.check_voxels(voxels, spot))
         faults += found
         images[name], geometries[name] = _oriented(image), header_geometry(header)
     return images, geometries, faults
 
 
 def _oriented(image: sitk.Image) -> sitk.Image:
-    """Return an image in LPS orientation: itself where it is so already, since turning makes a copy."""
+    """Image in LPS orientation: itself where it is so already, since turning makes a copy."""
     found = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return image if found == "LPS" else sitk.DICOMOrient(image, "LPS")
 
@@ -244,13 +243,13 @@ def _bring_to_one_grid(
         field_of_view = sitk.Resample(everywhere, images[reference], sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
         covered = float(sitk.GetArrayViewFromImage(field_of_view)[brain].mean()) if brain.any() else 0.0
         path = study.mask if name == MASK else study.files[name]
-        faults += checks.check_coverage(covered, name, Place(study.study_id, path.name if path else None))
+        faults.append(consistency.check_coverage(covered, name, Place(study.study_id, path.name if path else None)))
         images[name] = _on_grid_of(images[reference], image, labels=name == MASK)
     return faults
 
 
 def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> sitk.Image:
-    """Return an image on the grid of another, interpolated within its own foreground: air darkens no edge."""
+    """Image on the grid of another, interpolated within its own foreground: air darkens no edge."""
     if labels:
         return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
     air = background(sitk.GetArrayViewFromImage(image))
@@ -262,10 +261,6 @@ def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> si
     )
     voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
     return Geometry.of(reference).image(voxels)
-
-
-def _place(study: Study, path: Path) -> Place:
-    return Place(study.study_id, path.name)
 
 
 def _weights(source: Geometry, target: Geometry) -> list[sparse.csr_array]:

@@ -22,7 +22,7 @@ MOST_SURPLUS_BYTES = 2**24
 """Of a file before and after its voxels: a small compressed file can unpack to any length."""
 
 # NIfTI's x and y point to Right and Anterior, those of SimpleITK and DICOM to Left and Posterior.
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,8 @@ class Geometry:
         """Return the geometry of a grid whose LPS affine [4, 4] is given."""
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         direction = affine[:3, :3] / spacing
-        return cls(
-            size,
-            cast(tuple[float, float, float], tuple(spacing.tolist())),
-            cast(tuple[float, float, float], tuple(affine[:3, 3].tolist())),
-            tuple(direction.ravel().tolist()),
-        )
+        edges, origin = (cast(tuple[float, float, float], tuple(part.tolist())) for part in (spacing, affine[:3, 3]))
+        return cls(size, edges, origin, tuple(direction.ravel().tolist()))
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -69,7 +65,7 @@ class Geometry:
     @property
     def affine_ras(self) -> NDArray[np.float64]:
         """[4, 4], voxel indices (x, y, z) to RAS mm, as in a NIfTI header."""
-        return _RAS_LPS @ self.affine
+        return RAS_LPS @ self.affine
 
     def image(self, voxels: NDArray[Any]) -> sitk.Image:
         """Return voxels [z, y, x] as a SimpleITK image with this geometry."""
@@ -79,8 +75,13 @@ class Geometry:
         image.SetDirection(self.direction)
         return image
 
+    def resampled(self, image: sitk.Image, method: int) -> NDArray[Any]:
+        """Voxels [z, y, x] of another image on this grid, 0 where it ends; `method` is an interpolator of SimpleITK."""
+        grid = (self.size, sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, 0.0)
+        return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *grid)))
+
     def agrees_with(self, other: Geometry) -> bool:
-        """Return whether both grids have the same voxels, to a hundredth of a millimetre."""
+        """Whether both grids have the same voxels, to a hundredth of a millimetre."""
         return self.size == other.size and bool(np.allclose(self.affine, other.affine, rtol=0, atol=1e-2))
 
 
@@ -141,7 +142,7 @@ def read_voxels(path: Path, header: nib.Nifti1Image, place: Place) -> sitk.Image
 def header_geometry(header: nib.Nifti1Image) -> Geometry:
     """Return the geometry that a checked header states (its sform, or its qform where there is no sform)."""
     size = cast(tuple[int, int, int], tuple(int(n) for n in header.shape[:3]))
-    return Geometry.from_affine(size, _RAS_LPS @ np.asarray(header.affine, dtype=np.float64))
+    return Geometry.from_affine(size, RAS_LPS @ np.asarray(header.affine, dtype=np.float64))
 
 
 def fingerprint(voxels: NDArray[np.float32]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import joblib  # type: ignore[import-untyped]
 import numpy as np
@@ -28,66 +28,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from idh_lightning.cohort.study import Fault, Study
 from idh_lightning.errors import UNWRITABLE, StorageError, VolumeError
-from idh_lightning.volumes.checks import FaultyStudyError, Place, check_repeats_between
+from idh_lightning.volumes.checks import FaultyStudyError, Place
+from idh_lightning.volumes.consistency import check_repeats_between
+from idh_lightning.volumes.entries import (
+    ENTRY_FILE,
+    STORE_CHECKS,
+    STORE_FORMAT,
+    DamageError,
+    OutdatedError,
+    StoredVolume,
+    described_array,
+    file_checksum,
+    read_entry,
+    verified_entry,
+)
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
-from idh_lightning.volumes.reading import Geometry
 
 _log = logging.getLogger(__name__)
 
-STORE_FORMAT = 2
-"""Raise it whenever the same files and settings give another entry: old entries are then made anew."""
-
-STORE_CHECKS = 1
-"""Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
-augmentation depend on."""
-
-_ENTRY = "entry.json"
 _PARTIAL = ".partial-"
 _FORGOTTEN_S = 24 * 3600.0
 _SPARE_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True, eq=False)
-class StoredVolume:
-    """A prepared study; its arrays stay on disk until they are looked at.
-
-    Attributes:
-        study_id: Whose it is.
-        key: Names its folder in the store.
-        image: [C, D, H, W] float16, z-scores within the brain, 0 outside it and in a missing sequence.
-        mask: [D, H, W] uint8, 1 = tumour, or None.
-        brain: [D, H, W] uint8.
-        presence: [C] float32, 0 where a sequence is missing.
-        affine: [4, 4], voxel indices (w, h, d) of the grid to LPS mm.
-        geometry: Of the study's own FLAIR, as in its file.
-        fingerprints: Sequence -> hash of its voxels as they are in its file, whatever its name, header or compression.
-    """
-
-    study_id: str
-    key: str
-    image: NDArray[np.float16]
-    mask: NDArray[np.uint8] | None
-    brain: NDArray[np.uint8]
-    presence: NDArray[np.float32]
-    affine: NDArray[np.float64]
-    geometry: Geometry
-    fingerprints: Mapping[str, str]
-
-    @property
-    def affine_ras(self) -> NDArray[np.float64]:
-        """[4, 4], voxel indices (w, h, d) of the grid to RAS mm."""
-        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
-
-    @property
-    def spacing_mm(self) -> list[float]:
-        """Voxel size of the grid along D, H and W."""
-        sizes: list[float] = np.linalg.norm(self.affine[:3, :3], axis=0)[::-1].tolist()
-        return sizes
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """What a preparation did.
+    """Outcome of a preparation.
 
     Attributes:
         built: Number of entries that were made (anew).
@@ -148,10 +114,9 @@ class VolumeStore:
         Raises:
             OSError: If a file cannot be read.
         """
-        files: dict[str, list[str]] = {}
-        for name, path in _files_of(study, self.sequences).items():
-            with path.open("rb") as file:
-                files[name] = [path.name, hashlib.file_digest(file, "sha256").hexdigest()]
+        paths = {name: study.files[name] for name in self.sequences if name in study.files}
+        paths |= {} if study.mask is None else {"mask": study.mask}
+        files = {name: [path.name, file_checksum(path)] for name, path in paths.items()}
         content = {
             "format": STORE_FORMAT,
             "study_id": study.study_id,
@@ -200,23 +165,23 @@ class VolumeStore:
         """
         key = self._keys.get(study.study_id) or self.key(study)
         try:
-            entry = _read_entry(self.folder / key)
-        except _DamageError as damage:
+            entry = read_entry(self.folder / key)
+        except DamageError as damage:
             raise VolumeError(
                 f"{self.folder / key}, study {study.study_id}: {damage}; expected a prepared study. "
                 "Prepare the cohort (again): a damaged entry is then made anew."
             ) from damage
         self._keys[study.study_id] = key
-        return _stored(self.folder / key, entry)
+        return StoredVolume.at(self.folder / key, entry)
 
     def of_names(self, names: Iterable[str]) -> list[StoredVolume]:
         """Return the whole entries of studies by their names alone; not of a name that has none or several."""
         found: dict[str, list[Path]] = {}
-        for file in self.folder.glob(f"*/{_ENTRY}"):
-            with contextlib.suppress(_DamageError):
-                found.setdefault(_read_entry(file.parent)["study_id"], []).append(file.parent)
+        for file in self.folder.glob(f"*/{ENTRY_FILE}"):
+            with contextlib.suppress(DamageError):
+                found.setdefault(read_entry(file.parent)["study_id"], []).append(file.parent)
         folders = [found[name][0] for name in names if len(found.get(name, ())) == 1]
-        return [_stored(folder, _read_entry(folder)) for folder in folders]
+        return [StoredVolume.at(folder, read_entry(folder)) for folder in folders]
 
     def _outcomes(self, studies: Sequence[Study], workers: int, advance: Callable[[], None]) -> list[_Outcome]:
         """Return the outcome of every study, in order.
@@ -268,10 +233,10 @@ class VolumeStore:
         entry = None
         if place.exists():
             try:
-                entry = _verified_entry(place)
-            except _OutdatedError:
+                entry = verified_entry(place)
+            except OutdatedError:
                 pass
-            except _DamageError as damage:
+            except DamageError as damage:
                 notes.append(f"{place}, study {study.study_id}: {damage}; it is made anew")
         if entry is None:
             volume = self.preprocessing(study, self.sequences)
@@ -296,14 +261,14 @@ class VolumeStore:
                 "study_id": study_id,
                 "sequences": self.sequences,
                 "settings": self.preprocessing.settings(),
-                "arrays": {name: _description(partial / f"{name}.npy", array) for name, array in arrays.items()},
+                "arrays": {name: described_array(partial / f"{name}.npy", array) for name, array in arrays.items()},
                 "presence": volume.presence.tolist(),
                 "affine": volume.affine.tolist(),
                 "native": asdict(volume.native),
                 "fingerprints": volume.fingerprints,
                 "faults": [asdict(fault) for fault in volume.faults],
             }
-            (partial / _ENTRY).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            (partial / ENTRY_FILE).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             self._publish(partial, self.folder / key)
         except OSError as error:
             if error.errno in UNWRITABLE and (refused := StorageError.of(error, partial)):
@@ -320,8 +285,8 @@ class VolumeStore:
                 partial.rename(place)
                 return
             except OSError:
-                with contextlib.suppress(_DamageError):
-                    _verified_entry(place)
+                with contextlib.suppress(DamageError):
+                    verified_entry(place)
                     return
                 if attempt == 4:
                     raise
@@ -352,89 +317,10 @@ class VolumeStore:
             )
 
 
-class _DamageError(Exception):
-    """An entry is not as it was written, or not there."""
-
-
-class _OutdatedError(_DamageError):
-    """An entry is whole, and less is known of its images than this version would say."""
-
-
-def _files_of(study: Study, sequences: Sequence[str]) -> dict[str, Path]:
-    files = {name: study.files[name] for name in sequences if name in study.files}
-    return files if study.mask is None else files | {"mask": study.mask}
-
-
-def _description(path: Path, array: NDArray[Any]) -> dict[str, Any]:
-    return {
-        "shape": array.shape,
-        "dtype": array.dtype.str,
-        "bytes": path.stat().st_size,
-        "sha256": _checksum(path),
-    }
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_entry(folder: Path) -> dict[str, Any]:
-    """Return the description of an entry, after the checks that cost nothing: presence, format, sizes."""
-    try:
-        entry = cast(dict[str, Any], json.loads((folder / _ENTRY).read_text(encoding="utf-8")))
-        if entry["format"] != STORE_FORMAT or entry["key"] != folder.name:
-            raise _DamageError(f"{_ENTRY} is of another entry")
-        if entry.get("checks") != STORE_CHECKS:
-            raise _OutdatedError("its images were checked by another version")
-        for name, array in entry["arrays"].items():
-            size = (folder / f"{name}.npy").stat().st_size
-            if size != array["bytes"]:
-                raise _DamageError(f"{name}.npy has {size} bytes of {array['bytes']}")
-    except FileNotFoundError as error:
-        raise _DamageError(
-            f"there is no {Path(error.filename).name}" if folder.exists() else "there is no entry"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamageError(f"{_ENTRY} cannot be read ({error})") from error
-    return entry
-
-
-def _verified_entry(folder: Path) -> dict[str, Any]:
-    """Return the description of an entry after reading all of it and comparing the checksums."""
-    entry = _read_entry(folder)
-    for name, array in entry["arrays"].items():
-        if _checksum(folder / f"{name}.npy") != array["sha256"]:
-            raise _DamageError(f"{name}.npy has another checksum than when it was written")
-    return entry
-
-
-def _stored(folder: Path, entry: Mapping[str, Any]) -> StoredVolume:
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry["arrays"]}
-    for name, array in arrays.items():
-        description = entry["arrays"][name]
-        if list(array.shape) != description["shape"] or array.dtype.str != description["dtype"]:
-            raise VolumeError(f"{folder / name}.npy holds {array.dtype} {array.shape}. Prepare the cohort again.")
-    native = {key: tuple(value) for key, value in entry["native"].items()}
-    return StoredVolume(
-        study_id=entry["study_id"],
-        key=entry["key"],
-        image=arrays["image"],
-        mask=arrays.get("mask"),
-        brain=arrays["brain"],
-        presence=np.array(entry["presence"], dtype=np.float32),
-        affine=np.array(entry["affine"], dtype=np.float64),
-        geometry=Geometry(**native),
-        fingerprints=entry["fingerprints"],
-    )
-
-
 def _is_abandoned(partial: Path) -> bool:
-    """Return whether the process that was writing this is gone (or, on another machine, must be)."""
+    """Whether the process that was writing this is gone (or, on another machine, must be)."""
     try:
-        host, pid = (
-            partial.name.removeprefix(_PARTIAL).rsplit("-", 2)[:2] if "-damaged" not in partial.name else ("", "0")
-        )
+        host, pid = partial.name.removeprefix(_PARTIAL).rsplit("-", 2)[:2]
         if host == socket.gethostname():
             return not psutil.pid_exists(int(pid))
         return time.time() - partial.stat().st_mtime > _FORGOTTEN_S
@@ -444,7 +330,7 @@ def _is_abandoned(partial: Path) -> bool:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Inside, a filter of ITK's runs on the thread that asks for it: the cores are shared already."""
+    """Run filters of ITK on the thread that asks for them: the cores are shared already."""
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
