@@ -193,7 +193,7 @@ def test_as_many_validation_studies_are_followed_as_asked(
     for study in studies["validation"]:
         fake_store.put(study, volumes(1)[0].numpy())
     drawn: list[str] = []
-    monkeypatch.setattr(explanations, "panel_of", lambda *_, **__: {})
+    monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, **__: {})
     monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
     network = small_network(locator="blocks.1").train()
     data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from idh_lightning import explain as explanation
 from idh_lightning.attribution import SCORES
 from idh_lightning.attribution.library import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
+from idh_lightning.attribution.studies import reference_maps
 from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
-from idh_lightning.callbacks.maps import reference_maps_of
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import CONF_DIR
@@ -108,7 +108,7 @@ def explained(phantom: PhantomCohort, tmp_path_factory: pytest.TempPathFactory) 
         *(f"explanation.{key}_studies=2" for key in ("faithfulness", "sanity", "sequence")),
         *("explanation.donors=2", "explanation.bootstrap=100", "device=cpu"),
     )
-    explanation.explain(config)
+    explanation.explain_checkpoint(config)
     return place / "out"
 
 
@@ -178,19 +178,21 @@ def test_a_page_is_made_of_what_is_in_its_folder(explained: Path, tmp_path: Path
 def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -> None:
     (tmp_path / "predictions.csv").write_text("study_id\n")
     with pytest.raises(ConfigError, match="is the folder of a run"):
-        explanation.explain(configured(f"checkpoint={tmp_path}", f"output={tmp_path}"))
+        explanation.explain_checkpoint(configured(f"checkpoint={tmp_path}", f"output={tmp_path}"))
     run = write_checkpoint(tmp_path / "run", tiny_cohort(tmp_path / "heads", 8))
     with pytest.raises(CheckpointError, match="its cohort is not known"):
-        explanation.explain(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
+        explanation.explain_checkpoint(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}"))
     other = write_checkpoint(tmp_path / "other", tiny_cohort(tmp_path / "heads", 8))
     content = torch.load(other / "checkpoints" / "best.ckpt", weights_only=True)
     content["recipe"]["preprocessing"]["grid"] = 48
     torch.save(content, other / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"other: has another preprocessing than the run that is explained"):
-        explanation.explain(configured(f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{other}]"))
+        explanation.explain_checkpoint(
+            configured(f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{other}]")
+        )
     settings = (f"checkpoint={run}", f"output={tmp_path / 'out'}", f"other_seeds=[{run}]")
     with pytest.raises(ConfigError, match=r"found runs to compare maps with, and explanation\.sanity_studies=0"):
-        explanation.explain(configured(*settings, "explanation.sanity_studies=0"))
+        explanation.explain_checkpoint(configured(*settings, "explanation.sanity_studies=0"))
     network = Checkpoint.read(run).network()
     assert "Evidence" in {method.name for method in methods_named(None, network)}
     network.locator_stage = None
@@ -218,7 +220,7 @@ def test_a_study_without_a_mask_has_no_reference(phantom: PhantomCohort, tmp_pat
     class WithoutMask:
         mask = None
 
-    assert reference_maps_of(None, [], WithoutMask()) == {}  # type: ignore[arg-type]
+    assert reference_maps(None, [], WithoutMask()) == {}  # type: ignore[arg-type]
 
 
 def test_the_interval_of_a_mean_holds_it_or_is_not_given() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from idh_lightning.attribution.faithfulness import brain, deletion_insertion, inpaint_by_symmetry
-from idh_lightning.attribution.sequence_importance import shapley, swap
+from idh_lightning.attribution.sequence_importance import shapley
 from idh_lightning.errors import ExplanationError
 
 EDGE = 12
@@ -176,7 +176,6 @@ def test_a_sequence_that_is_not_looked_at_is_worth_nothing() -> None:
     volumes, donors = noise(2, 4, 3, 3, 3), noise(2, 4, 3, 3, 3, seed=1)
     values = shapley(Sequences(tangled), volumes, donors)
     assert values[:, 3].abs().max() < 1e-6 < values[:, :3].abs().min()
-    assert not swap(Sequences(tangled), volumes, donors)[:, 3].any()
 
 
 def test_sequences_that_do_the_same_are_worth_the_same() -> None:
@@ -199,16 +198,14 @@ def test_the_values_are_the_mean_gain_over_all_orders_in_which_sequences_join() 
     torch.testing.assert_close(shapley(Sequences(tangled), volumes, donors), expected)
 
 
-def test_where_sequences_add_up_a_swap_says_what_shapley_says_and_where_they_agree_it_says_less() -> None:
+def test_where_sequences_add_up_each_is_worth_its_own_share_and_where_they_agree_an_equal_one() -> None:
     weights = torch.tensor([2.0, -1.0, 0.0, 0.5])
     volumes, donors = noise(2, 4, 3, 3, 3), noise(2, 4, 3, 3, 3, seed=1)
     network = Sequences(lambda means: means @ weights)
     expected = weights * (volumes.mean((2, 3, 4)) - donors.mean((0, 2, 3, 4)))
     torch.testing.assert_close(shapley(network, volumes, donors), expected)
-    torch.testing.assert_close(swap(network, volumes, donors), expected)
     either = Sequences(lambda means: means.amax(1))
     ones, zeros = torch.ones(1, 4, 3, 3, 3), torch.zeros(1, 4, 3, 3, 3)
-    assert not swap(either, ones, zeros).any()
     torch.testing.assert_close(shapley(either, ones, zeros), torch.full((1, 4), 0.25))
 
 
@@ -229,6 +226,5 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ExplanationError, match=r"volumes \[1\] of the batch: found zeros throughout"):
         brain(volumes)
     for donors in (noise(2, 4, EDGE, EDGE, EDGE), noise(0, 3, EDGE, EDGE, EDGE), noise(3, EDGE, EDGE, EDGE)):
-        for importance in (shapley, swap):
-            with pytest.raises(ExplanationError, match=r"donors: found shape .* same sequences and grid"):
-                importance(Tumour(), volumes, donors)
+        with pytest.raises(ExplanationError, match=r"donors: found shape .* same sequences and grid"):
+            shapley(Tumour(), volumes, donors)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idh_lightning.attribution import Evidence, GradCAM
-from idh_lightning.attribution.sanity import BOUNDS, between, cascade, modules_downwards, shifts, table
+from idh_lightning.attribution.sanity import BOUNDS, between, cascade, modules_downwards, sanity_table, shifts
 from idh_lightning.errors import ExplanationError, ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
@@ -88,7 +88,7 @@ def network(small_network: Maker) -> StemTailNetwork:
 
 
 def passed(method: str, check: str, frame: pd.DataFrame) -> bool:
-    return bool(table({method: {check: frame}})["passed"].item())
+    return bool(sanity_table({method: {check: frame}})["passed"].item())
 
 
 def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_input(small_network: Maker) -> None:
@@ -235,7 +235,7 @@ def test_the_table_holds_means_over_studies_with_intervals_and_whether_they_keep
     )
     shifted = pd.DataFrame({"shift": ["D+1", "D-1"] * 2, "study": [0, 0, 1, 1], "spearman": [0.2, 0.4, 0.3, 0.3]})
     alike = shifted.assign(spearman=0.9)
-    rows = table(
+    rows = sanity_table(
         {
             "first": {"randomised": randomised, "randomised tail": randomised, "shifted": shifted},
             "second": {"other seed": alike},
@@ -249,7 +249,7 @@ def test_the_table_holds_means_over_studies_with_intervals_and_whether_they_keep
     assert rows["low"][0] < np.mean(spearman) < rows["high"][0]
     assert rows[["low", "high"]][1:].isna().all(axis=None)
     other_seed = randomised.assign(spearman=randomised["spearman"] + 0.1)
-    both = table({"first": {"randomised": pd.concat([randomised, other_seed])}})
+    both = sanity_table({"first": {"randomised": pd.concat([randomised, other_seed])}})
     assert both["value"].item() == pytest.approx(np.mean(spearman) + 0.05)
     assert both["n"].item() == 5
 
@@ -258,7 +258,7 @@ def test_the_table_holds_means_over_studies_with_intervals_and_whether_they_keep
 def test_real_methods_go_through_the_checks(network: StemTailNetwork, method: Evidence | GradCAM) -> None:
     shifted = shifts(method, network, volumes(), voxels=[1])
     again = between(method, {"a": network, "b": copy.deepcopy(network)}, volumes())
-    rows = table({method.name: {"shifted": shifted, "other seed": again}}).set_index("check")
+    rows = sanity_table({method.name: {"shifted": shifted, "other seed": again}}).set_index("check")
     assert -1 < rows["value"]["shifted"] < 1
     assert rows["value"]["other seed"] == pytest.approx(1)
 
@@ -271,4 +271,4 @@ def test_what_cannot_be_checked_is_refused(network: StemTailNetwork) -> None:
     with pytest.raises(ExplanationError, match=r"volumes \[0, 1\] of the batch: found zeros throughout"):
         shifts(Brightness(), network, torch.zeros(2, 4, EDGE, EDGE, EDGE))
     with pytest.raises(ExplanationError, match=r"check: found 'seed'; expected one of randomised, randomised tail, sh"):
-        table({"a": {"seed": pd.DataFrame()}})
+        sanity_table({"a": {"seed": pd.DataFrame()}})

@@ -1,42 +1,47 @@
-"""Maps of what a network decided by, and how well they lie on the tumour."""
+"""Methods of explanation: maps of what a network decided by, their scores, checks and comparison."""
 
+from idh_lightning.attribution.comparison import ComparedMaps, MapComparison
 from idh_lightning.attribution.evidence import Evidence
 from idh_lightning.attribution.gradcam import GradCAM
 from idh_lightning.attribution.gradients import IntegratedGradients
-from idh_lightning.attribution.maps import Method
+from idh_lightning.attribution.maps import Method, logit_difference
 from idh_lightning.attribution.perturbation import Occlusion, Supervoxels, margin_lost, mirrored
 from idh_lightning.attribution.scores import (
-    ANY_SIGN,
     BASELINE,
-    POINTING_WHERE_DECISIVE,
     REFERENCED,
+    SCORE_COLUMNS,
     SCORES,
     baselines,
     localisation_scores,
     mean_mask,
-    sign_scores,
     study_rows,
     tumour_ranks,
 )
+from idh_lightning.attribution.signs import sign_scores
+from idh_lightning.attribution.studies import explanation_rows, volume_tensor
 
 __all__ = [
-    "ANY_SIGN",
     "BASELINE",
-    "POINTING_WHERE_DECISIVE",
     "REFERENCED",
     "SCORES",
+    "SCORE_COLUMNS",
+    "ComparedMaps",
     "Evidence",
     "GradCAM",
     "IntegratedGradients",
+    "MapComparison",
     "Method",
     "Occlusion",
     "Supervoxels",
     "baselines",
+    "explanation_rows",
     "localisation_scores",
+    "logit_difference",
     "margin_lost",
     "mean_mask",
     "mirrored",
     "sign_scores",
     "study_rows",
     "tumour_ranks",
+    "volume_tensor",
 ]

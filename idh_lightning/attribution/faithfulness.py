@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from idh_lightning.attribution.maps import logit_difference
 from idh_lightning.errors import ExplanationError
 
-Curve = NDArray[np.float64]
+_Curve = NDArray[np.float64]
+
+CURVES = ("deletion", "insertion", "random_deletion", "random_insertion")
 
 REACH = 0.04
 """Standard deviation of every blur here, as a share of the volume's width: 2.6 voxels of 65, some 8 mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves:
+class PerturbationCurves:
     """Score of the predicted class while more and more of the brain is replaced or brought back.
 
     Attributes:
@@ -32,17 +35,22 @@ class Curves:
         random_insertion: [B, S], as `insertion`, in the same order.
     """
 
-    fractions: Curve
-    deletion: Curve
-    insertion: Curve
-    random_deletion: Curve
-    random_insertion: Curve
+    fractions: _Curve
+    deletion: _Curve
+    insertion: _Curve
+    random_deletion: _Curve
+    random_insertion: _Curve
 
     @property
-    def areas(self) -> dict[str, Curve]:
+    def areas(self) -> dict[str, _Curve]:
         """Area under each curve by its name, [B]; a faithful map has little deletion and much insertion."""
-        names = ("deletion", "insertion", "random_deletion", "random_insertion")
-        return {name: np.trapezoid(getattr(self, name), self.fractions, axis=1) for name in names}
+        return {name: np.trapezoid(getattr(self, name), self.fractions, axis=1) for name in CURVES}
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """Curves of the studies of several batches."""
+        both = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in CURVES}
+        return cls(fractions=batches[0].fractions, **both)
 
 
 def deletion_insertion(
@@ -53,7 +61,7 @@ def deletion_insertion(
     replacement: Callable[[Tensor], Tensor] | None = None,
     target: Literal["probability", "margin"] = "probability",
     steps: int = 16,
-) -> Curves:
+) -> PerturbationCurves:
     """Return how the prediction changes when voxels of the brain are replaced in the order of a map.
 
     One step of all studies is in memory at a time. Where a map has the same value at many voxels, they come in the
@@ -83,7 +91,7 @@ def deletion_insertion(
     sign = predict_logits(network, volumes).argmax(1) * 2 - 1
     fractions = np.linspace(0, 1, steps) ** 2
     noise = _noise(inside)
-    found: dict[str, Curve] = {}
+    found: dict[str, _Curve] = {}
     for prefix, order in (
         ("", _order(maps, noise, inside)),
         ("random_", _order(torch.zeros_like(noise), noise, inside)),
@@ -94,10 +102,10 @@ def deletion_insertion(
             for fraction in fractions:
                 taken = (order <= fraction) & inside
                 logits = predict_logits(network, torch.where(taken[:, None], then, first) * inside[:, None])
-                margin = (logits[:, 1] - logits[:, 0]).double() * sign
+                margin = logit_difference(logits).double() * sign
                 columns.append((margin if target == "margin" else margin.sigmoid()).cpu().numpy())
             found[prefix + name] = np.stack(columns, axis=1)
-    return Curves(fractions=fractions, **found)
+    return PerturbationCurves(fractions=fractions, **found)
 
 
 def inpaint_by_symmetry(volumes: Tensor) -> Tensor:

@@ -52,8 +52,13 @@ def explaining(network: StemTailNetwork) -> Iterator[None]:
         network.train(was_training)
 
 
+def logit_difference(logits: Tensor) -> Tensor:
+    """Logit of mutant less that of wildtype, [B], of logits [B, 2]."""
+    return logits[:, 1] - logits[:, 0]
+
+
 def margins(logits: Tensor, mutant: Tensor) -> Tensor:
-    """Return by how much the logit of one class exceeds that of the other, [B].
+    """Margin of a class: by how much its logit exceeds that of the other, [B].
 
     What is explained is this margin of the predicted class, so that evidence for wildtype has a map as well.
 
@@ -61,7 +66,7 @@ def margins(logits: Tensor, mutant: Tensor) -> Tensor:
         logits: [B, 2].
         mutant: [B], True where the class is mutant, False where it is wildtype.
     """
-    difference = logits[:, 1] - logits[:, 0]
+    difference = logit_difference(logits)
     return torch.where(mutant, difference, -difference)
 
 

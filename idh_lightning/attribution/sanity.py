@@ -23,7 +23,7 @@ from idh_lightning.attribution.summary import mean_with_interval
 from idh_lightning.errors import ExplanationError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 
-Map = NDArray[np.floating]
+_Map = NDArray[np.floating]
 
 BOUNDS: Mapping[str, tuple[Literal["<", ">"], float]] = {
     "randomised": ("<", 0.3),
@@ -137,7 +137,7 @@ def between(method: Method, networks: Mapping[str, StemTailNetwork], volumes: Te
     return pd.concat(frames, ignore_index=True)[["pair", "study", "spearman", "ssim"]]
 
 
-def table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+def sanity_table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     """Return which methods pass which checks.
 
     Args:
@@ -238,14 +238,14 @@ def _agreement(maps: Tensor, others: Tensor, inside: Tensor) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _scaled(cam: Map, head: NDArray[np.bool_]) -> Map:
+def _scaled(cam: _Map, head: NDArray[np.bool_]) -> _Map:
     """Return a map with 0 outside the brain and 1 at its largest value."""
-    within: Map = np.where(head, cam, 0).astype(np.float64)
-    scaled: Map = within / max(within.max(), np.finfo(np.float64).tiny)
+    within: _Map = np.where(head, cam, 0).astype(np.float64)
+    scaled: _Map = within / max(within.max(), np.finfo(np.float64).tiny)
     return scaled
 
 
-def _similarity(first: Map, second: Map, head: NDArray[np.bool_]) -> float:
+def _similarity(first: _Map, second: _Map, head: NDArray[np.bool_]) -> float:
     """Return the mean within the brain of the structural similarity, with the constants of its source.
 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III.
@@ -256,7 +256,7 @@ def _similarity(first: Map, second: Map, head: NDArray[np.bool_]) -> float:
     return float(everywhere[head].mean())
 
 
-def _rank_correlation(first: Map, second: Map) -> float:
+def _rank_correlation(first: _Map, second: _Map) -> float:
     """Return Spearman's correlation; with a map of one value, which has no ranks, 1 if both are such, else 0."""
     flat = [np.ptp(values) == 0 for values in (first, second)]
     if any(flat):

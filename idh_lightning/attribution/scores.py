@@ -12,29 +12,26 @@ from torch.nn import functional
 
 from idh_lightning.errors import ExplanationError
 
-Floats = NDArray[np.floating]
-MaskArray = NDArray[np.integer] | NDArray[np.bool_]
+_Floats = NDArray[np.floating]
+_MaskArray = NDArray[np.integer] | NDArray[np.bool_]
 
 SCORES: tuple[str, ...] = ("pointing_game", "energy_inside", "auprc", "best_iou", "outside_brain", "tumour_rank")
-"""Columns of explanations.csv, one row per study and method."""
+"""Scores of a map, columns of explanations.csv."""
 
 REFERENCED: tuple[str, ...] = ("energy_inside", "auprc", "best_iou")
 """The scores whose value for the reference map is in a column of its own, `<score>_reference`."""
 
+SCORE_COLUMNS: tuple[str, ...] = ("study_id", "method", *SCORES, *(f"{score}_reference" for score in REFERENCED))
+"""Columns of explanations.csv, which may have more."""
+
 BASELINE = "baseline: "
 """What the names of maps that do not come from the network begin with, in the column `method`."""
-
-ANY_SIGN = "any sign"
-"""Name of all signs of a synthetic study taken together, in explanations_by_sign.csv."""
-
-POINTING_WHERE_DECISIVE = "pointing_game_where_decisive"
-"""Pointing game on a sign, of the studies in which the network goes by it more than by the whole tumour."""
 
 PLACES_GRID = 25
 """Largest edge of the grid on which the tumour is moved about."""
 
 
-def localisation_scores(cam: Floats, mask: MaskArray, brain: MaskArray) -> dict[str, float]:
+def localisation_scores(cam: _Floats, mask: _MaskArray, brain: _MaskArray) -> dict[str, float]:
     """Return how well one map finds one tumour.
 
     Args:
@@ -84,7 +81,7 @@ def localisation_scores(cam: Floats, mask: MaskArray, brain: MaskArray) -> dict[
     }
 
 
-def tumour_ranks(cams: Sequence[Floats], mask: MaskArray, brain: MaskArray) -> list[float]:
+def tumour_ranks(cams: Sequence[_Floats], mask: _MaskArray, brain: _MaskArray) -> list[float]:
     """Return how the tumour ranks among regions of the brain that have its shape and size, by each map's mean in them.
 
     The tumour is moved, unturned, to every place where at least nine tenths of it are brain and less than half is the
@@ -125,12 +122,12 @@ def tumour_ranks(cams: Sequence[Floats], mask: MaskArray, brain: MaskArray) -> l
     return ranks
 
 
-def brain_mask(brain: MaskArray) -> Floats:
+def brain_mask(brain: _MaskArray) -> _Floats:
     """Return the map that says: somewhere in the brain."""
     return (brain > 0).astype(np.float32)
 
 
-def centre_gaussian(brain: MaskArray) -> Floats:
+def centre_gaussian(brain: _MaskArray) -> _Floats:
     """Return the map that says: near the middle. A Gaussian with the brain's mean and spread along each axis."""
     places = np.argwhere(brain > 0)
     if len(places) == 0:
@@ -141,7 +138,7 @@ def centre_gaussian(brain: MaskArray) -> Floats:
     return np.asarray(gaussian / gaussian.max(), dtype=np.float32)
 
 
-def baselines(brain: MaskArray, mean_tumour: Floats | None) -> dict[str, Floats]:
+def baselines(brain: _MaskArray, mean_tumour: _Floats | None) -> dict[str, _Floats]:
     """Return name -> map of what is known without looking at the study.
 
     Args:
@@ -155,7 +152,7 @@ def baselines(brain: MaskArray, mean_tumour: Floats | None) -> dict[str, Floats]
 
 
 def study_rows(
-    cams: Mapping[str, tuple[Floats, Floats]], mask: MaskArray, brain: MaskArray, mean_tumour: Floats | None
+    cams: Mapping[str, tuple[_Floats, _Floats]], mask: _MaskArray, brain: _MaskArray, mean_tumour: _Floats | None
 ) -> list[dict[str, object]]:
     """Return the rows of explanations.csv of one study: those of each method, then those of the baselines.
 
@@ -179,7 +176,7 @@ def study_rows(
     return rows
 
 
-def mean_mask(masks: Iterable[MaskArray | None]) -> Floats | None:
+def mean_mask(masks: Iterable[_MaskArray | None]) -> _Floats | None:
     """Return how often studies have tumour in each voxel, [D, H, W]; None where none of them has a mask."""
     total, n = None, 0
     for mask in masks:
@@ -187,14 +184,3 @@ def mean_mask(masks: Iterable[MaskArray | None]) -> Floats | None:
             found = np.greater(mask, 0).astype(np.float32)
             total, n = found if total is None else total + found, n + 1
     return None if total is None else total / n
-
-
-def sign_scores(cam: Floats, evidence: Mapping[str, MaskArray], brain: MaskArray) -> dict[str, dict[str, float]]:
-    """Return sign -> scores of one map against the voxels of that sign, for the signs that a study shows.
-
-    Args:
-        cam: [D, H, W], >= 0.
-        evidence: Sign -> [D, H, W], non-zero in the voxels that carry it.
-        brain: [D, H, W], non-zero in the brain.
-    """
-    return {sign: localisation_scores(cam, voxels, brain) for sign, voxels in evidence.items() if np.any(voxels)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from idh_lightning.attribution.faithfulness import predict_logits
+from idh_lightning.attribution.maps import logit_difference
 from idh_lightning.errors import ExplanationError
 
 
@@ -34,7 +35,11 @@ def shapley(network: nn.Module, volumes: Tensor, donors: Tensor) -> Tensor:
 
     Source: Shapley 1953, doi:10.1515/9781400881970-018; of networks, Lundberg & Lee 2017, arXiv:1705.07874, eq. 4.
     """
-    _check(volumes, donors)
+    if donors.ndim != 5 or not len(donors) or donors.shape[1:] != volumes.shape[1:]:
+        raise ExplanationError(
+            f"donors: found shape {tuple(donors.shape)} for volumes {tuple(volumes.shape)}; expected at least one "
+            "study of the same sequences and grid. Take donors from the same store as the study."
+        )
     count = volumes.shape[1]
     coalitions = list(itertools.product([False, True], repeat=count))
     worth = {own: _worth(network, volumes, donors, own) for own in coalitions}
@@ -44,30 +49,6 @@ def shapley(network: nn.Module, volumes: Tensor, donors: Tensor) -> Tensor:
             joined = (*own[:index], True, *own[index + 1 :])
             values[:, index] += (worth[joined] - worth[own]) / (count * comb(count - 1, sum(own)))
     return values
-
-
-def swap(network: nn.Module, volumes: Tensor, donors: Tensor) -> Tensor:
-    """Return how far the difference of the logits falls when one sequence is swapped with that of another patient.
-
-    The mean over the donors. Of sequences that say the same, each alone seems to matter little; `shapley` divides
-    between them what they say together.
-
-    Args:
-        network: As in `shapley`.
-        volumes: [B, C, D, H, W].
-        donors: [K, C, D, H, W], as in `shapley`.
-
-    Returns:
-        [B, C], in logits; above 0 if the study's own sequence speaks for mutant.
-
-    Raises:
-        ExplanationError: If the donors have another shape.
-    """
-    _check(volumes, donors)
-    count = volumes.shape[1]
-    whole = _worth(network, volumes, donors, (True,) * count)
-    others = [tuple(other != index for other in range(count)) for index in range(count)]
-    return torch.stack([whole - _worth(network, volumes, donors, own) for own in others], dim=1)
 
 
 def _worth(network: nn.Module, volumes: Tensor, donors: Tensor, own: tuple[bool, ...]) -> Tensor:
@@ -82,13 +63,4 @@ def _worth(network: nn.Module, volumes: Tensor, donors: Tensor, own: tuple[bool,
 
 
 def _difference(network: nn.Module, volumes: Tensor) -> Tensor:
-    logits = predict_logits(network, volumes)
-    return logits[:, 1] - logits[:, 0]
-
-
-def _check(volumes: Tensor, donors: Tensor) -> None:
-    if donors.ndim != 5 or not len(donors) or donors.shape[1:] != volumes.shape[1:]:
-        raise ExplanationError(
-            f"donors: found shape {tuple(donors.shape)} for volumes {tuple(volumes.shape)}; expected at least one "
-            "study of the same sequences and grid. Take donors from the same store as the study."
-        )
+    return logit_difference(predict_logits(network, volumes))

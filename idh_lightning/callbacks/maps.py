@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +11,30 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from joblib import cpu_count  # type: ignore[import-untyped]
-from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from idh_lightning.attribution import REFERENCED, SCORES, Method, mean_mask, study_rows
+from idh_lightning.attribution import (
+    SCORE_COLUMNS,
+    Method,
+    explanation_rows,
+    mean_mask,
+    volume_tensor,
+)
 from idh_lightning.callbacks.predictions import gathered
-from idh_lightning.cli.signals import end_with
 from idh_lightning.cli.tables import number
 from idh_lightning.cohort import Study
 from idh_lightning.data import Batch, IDHDataModule
-from idh_lightning.errors import ExplanationError
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork
+from idh_lightning.reports.drawing import (
+    PanelDrawer,
+    cam_panel_of,
+    cores_left_to_drawing,
+    drawing_processes,
+    write_explanation,
+)
 from idh_lightning.reports.panels import save_cam_panel
-from idh_lightning.volumes import StoredVolume, write_map
-
-logger = logging.getLogger(__name__)
-
-PANELS_AT_ONCE = 32
-"""Studies whose arrays wait in memory to be drawn."""
 
 
 class Explanations(Callback):
@@ -74,7 +73,7 @@ class Explanations(Callback):
         self.batch_size = batch_size
         self._rows: list[dict[str, object]] = []
         self._mean_tumour: np.ndarray | None = None
-        self._draw: Callable[[Path, dict[str, Any]], None] | None = None
+        self._draw: PanelDrawer | None = None
         self._during_test = ExitStack()
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -91,8 +90,7 @@ class Explanations(Callback):
         for start in range(0, len(followed), self.batch_size):
             chunk = followed[start : start + self.batch_size]
             stored = [data.store.open(study) for study in chunk]
-            volumes = torch.stack([torch.from_numpy(np.array(item.image, dtype=np.float32)) for item in stored])
-            volumes = volumes.to(pl_module.device)
+            volumes = volume_tensor(stored, network)
             with torch.no_grad():
                 features, was_training = network.stem(volumes), network.training
                 probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
@@ -103,7 +101,7 @@ class Explanations(Callback):
                 path = self.run_folder / "figures" / "training" / f"{name}.png"
                 inside = cam * (np.asarray(item.brain) > 0)
                 note = f", epoch {trainer.current_epoch}, P(mutant) {number(probability)} before calibration"
-                save_cam_panel(path, **panel_of(study, item, inside, self.sequences, note=note))
+                save_cam_panel(path, **cam_panel_of(study, item, inside, self.sequences, note=note))
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
@@ -126,34 +124,29 @@ class Explanations(Callback):
             return
         data, network = _data_module(trainer), _network(pl_module)
         if self._draw is None:
-            self._draw = self._during_test.enter_context(drawing())
+            self._draw = self._during_test.enter_context(drawing_processes())
             self._mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
         studies = {study.study_id: study for study in data.studies["test"]}
         maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
-        with beside_drawing():
+        with cores_left_to_drawing():
             for study_id, cams in zip(batch.study_ids, maps, strict=True):
                 study = studies[study_id]
                 stored = data.store.open(study)
-                cam = cams[0] * (np.asarray(stored.brain) > 0)
-                write_map(cam, stored, self.run_folder / "explanations" / f"{study_id}_cam.nii.gz")
-                path = self.run_folder / "figures" / "cam" / f"{study_id}.png"
-                self._draw(path, panel_of(study, stored, cam, self.sequences))
-                named = {method.name: scored for method, scored in zip(self.methods, cams, strict=True)}
-                references = reference_maps_of(network, self.methods, stored)
-                self._rows += rows_of(study, stored, named, references, self._mean_tumour)
+                write_explanation(self._draw, self.run_folder, study, stored, cams[0], self.sequences)
+                named = {method.name: cam for method, cam in zip(self.methods, cams, strict=True)}
+                self._rows += explanation_rows(network, self.methods, study, stored, named, self._mean_tumour)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
         if not self.test:
             return
         self._end_test()
-        columns = ["study_id", "method", *SCORES, *(f"{name}_reference" for name in REFERENCED)]
         rows = gathered(trainer, self._rows)
         if not trainer.is_global_zero:
             return
-        order = {study.study_id: place for place, study in enumerate(_data_module(trainer).studies["test"])}
-        rows.sort(key=lambda row: order[str(row["study_id"])])
-        table = pd.DataFrame(rows, columns=columns)
+        order = [study.study_id for study in _data_module(trainer).studies["test"]]
+        rows.sort(key=lambda row: order.index(str(row["study_id"])))
+        table = pd.DataFrame(rows, columns=SCORE_COLUMNS)
         write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
 
     def on_exception(
@@ -205,111 +198,3 @@ def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
     if not isinstance(data, IDHDataModule):
         raise TypeError("explanations need the trainer to run with an IDHDataModule")
     return data
-
-
-def panel_of(
-    study: Study,
-    stored: StoredVolume,
-    cam: np.ndarray,
-    sequences: Sequence[str],
-    *,
-    probability: float | None = None,
-    note: str = "",
-) -> dict[str, Any]:
-    """Arguments of `cam_panel` for one study and its map [D, H, W].
-
-    Args:
-        study: To be shown.
-        stored: Its volume.
-        cam: [D, H, W].
-        sequences: Names of the channels.
-        probability: P(mutant), calibrated; None before calibration, which follows the test.
-        note: Stands after the name of the study.
-    """
-    return {
-        "image": np.asarray(stored.image, dtype=np.float32),
-        "sequences": sequences,
-        "cam": cam,
-        "mask": None if stored.mask is None else np.array(stored.mask),
-        "affine_ras": stored.affine_ras,
-        "title": study.study_id + note,
-        "label": study.label,
-        "probability": probability,
-    }
-
-
-@contextmanager
-def drawing() -> Iterator[Callable[[Path, dict[str, Any]], None]]:
-    """Give what draws a `panel_of` into a file in another process, while this one goes on; at the end all are drawn.
-
-    Drawing waits where this process wants all cores; see `beside_drawing`.
-    """
-    pool = get_reusable_executor(
-        max_workers=_drawers(), initializer=_begin_drawing, initargs=(os.getpid(),), reuse=False
-    )
-    waiting: deque[Future[None]] = deque()
-
-    def draw(path: Path, panel: dict[str, Any]) -> None:
-        waiting.append(pool.submit(save_cam_panel, path, **panel))
-        if len(waiting) > PANELS_AT_ONCE:
-            waiting.popleft().result()
-
-    try:
-        yield draw
-        for panel in waiting:
-            panel.result()
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
-
-
-@contextmanager
-def beside_drawing() -> Iterator[None]:
-    """Inside, leave half of the cores to `drawing`, which takes as long as explaining."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads - _drawers(), 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _drawers() -> int:
-    return max(int(cpu_count()) // 2, 1)
-
-
-def _begin_drawing(parent: int) -> None:
-    end_with(parent)
-    if hasattr(os, "nice"):
-        os.nice(19)
-
-
-def reference_maps_of(
-    network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume
-) -> dict[str, np.ndarray]:
-    """Return name of a method -> its reference map [D, H, W] for one study; nothing for a study without a mask."""
-    if stored.mask is None:
-        return {}
-    device = next(network.parameters()).device
-    volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(device)
-    mask = torch.from_numpy(np.array(stored.mask) > 0).float()[None].to(device)
-    with torch.no_grad():
-        return {method.name: method.reference(network, volume, mask)[0].cpu().numpy() for method in methods}
-
-
-def rows_of(
-    study: Study,
-    stored: StoredVolume,
-    cams: Mapping[str, np.ndarray],
-    references: Mapping[str, np.ndarray],
-    mean_tumour: np.ndarray | None,
-) -> list[dict[str, object]]:
-    """Return the rows of explanations.csv of one study; rows without scores, and a warning, where it has no tumour."""
-    try:
-        if stored.mask is None:
-            raise ExplanationError("the study has no tumour mask")
-        both = {name: (cam, references[name]) for name, cam in cams.items()}
-        rows = study_rows(both, np.asarray(stored.mask), np.asarray(stored.brain), mean_tumour)
-    except ExplanationError as error:
-        logger.warning("Study %s: its maps are not scored: %s", study.study_id, error)
-        rows = [{"method": name} for name in cams]
-    return [{"study_id": study.study_id, **row} for row in rows]

@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from idh_lightning.attribution.sanity import BOUNDS
-from idh_lightning.attribution.scores import ANY_SIGN, BASELINE, POINTING_WHERE_DECISIVE
+from idh_lightning.attribution.scores import BASELINE
+from idh_lightning.attribution.signs import ANY_SIGN, POINTING_WHERE_DECISIVE
 from idh_lightning.cli.tables import number
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table

@@ -35,6 +35,7 @@ from idh_lightning.ood import fit_ood_detector
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
+from idh_lightning.runs.explaining import write_map_comparison
 from idh_lightning.runs.memory import advise_on_out_of_memory, require_memory
 from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.summary import disk_mb
@@ -146,17 +147,13 @@ def explain(run: Run) -> None:
             return
         checkpoint = Checkpoint.read(run.folder)
         checkpoint.require_sequences(run.prepared.cohort.sequences)
-        studies = run.prepared.by_split
         results = run.evaluation(read_table(predictions), read_table(run.folder / "cohort.csv"), None)
-        run.map_comparison(
+        write_map_comparison(
+            run.map_comparison,
             checkpoint.network(),
-            run.prepared.store,
-            studies["test"],
-            studies["train"],
-            learnt=results.learnt,
-            sequences=run.prepared.cohort.sequences,
-            folder=run.folder,
-            cohort=run.prepared.cohort.name,
+            run.prepared,
+            run.folder,
+            post_processing=results.learnt,
             trained_on=run.prepared.cohort.name,
         )
 

@@ -1,0 +1,94 @@
+"""Comparison of methods of explanation, written into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from idh_lightning.attribution import ComparedMaps, MapComparison, logit_difference
+from idh_lightning.evaluation import PostProcessing
+from idh_lightning.files import write_json, write_text
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.reports.drawing import cores_left_to_drawing, drawing_processes, write_explanation
+from idh_lightning.reports.explanations_page import write_explanations_page
+from idh_lightning.runs.preparation import PreparedCohort
+
+
+def write_map_comparison(
+    comparison: MapComparison,
+    network: StemTailNetwork,
+    prepared: PreparedCohort,
+    folder: Path,
+    *,
+    split: str = "test",
+    post_processing: PostProcessing | None,
+    others: Mapping[str, Sequence[StemTailNetwork]] | None = None,
+    trained_on: str,
+) -> dict[str, Any]:
+    """Compare methods on the studies of a split, write everything about their maps, and return explanations.json.
+
+    Writes explanations.csv, explanations_by_sign.csv (of synthetic studies), explanations.json, sanity.csv,
+    cascade.csv, sequences.csv, explanations.html, and of the method that is chosen the maps
+    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png).
+
+    Args:
+        comparison: Of methods.
+        network: What is explained; left as it was.
+        prepared: Cohort of the studies.
+        folder: To write into.
+        split: That is explained.
+        post_processing: Calls a study mutant or wildtype; None for the larger logit.
+        others: See `MapComparison`.
+        trained_on: Name of the cohort that the network was trained on.
+    """
+
+    def call(margins: NDArray[np.float64]) -> NDArray[np.integer]:
+        if post_processing is None:
+            return np.asarray(margins > 0).astype(int)
+        return post_processing.apply(margins)["predicted"].to_numpy(dtype=int)
+
+    studies = prepared.by_split
+    compared = comparison(
+        network,
+        prepared.store,
+        studies[split],
+        studies["train"],
+        call=call,
+        sequences=prepared.cohort.sequences,
+        others=others,
+        cohort=prepared.cohort.name,
+        trained_on=trained_on,
+    )
+    for name, table in compared.tables.items():
+        write_text(folder / name, table.to_csv(index=False))
+    write_json(folder / "explanations.json", compared.content)
+    _write_maps(compared, comparison, network, prepared, folder, post_processing)
+    write_explanations_page(folder)
+    return dict(compared.content)
+
+
+def _write_maps(
+    compared: ComparedMaps,
+    comparison: MapComparison,
+    network: StemTailNetwork,
+    prepared: PreparedCohort,
+    folder: Path,
+    post_processing: PostProcessing | None,
+) -> None:
+    """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
+    batches = comparison.batches(network, prepared.store, compared.studies, "Drawing")
+    with drawing_processes() as draw, cores_left_to_drawing():
+        for chunk, stored, volumes in batches:
+            with torch.no_grad():
+                margins = logit_difference(network(volumes)).double().cpu().numpy()
+            calibrated = None if post_processing is None else post_processing.calibrator(margins).tolist()
+            maps = compared.method(network, volumes).cpu().numpy()
+            for study, item, cam, probability in zip(
+                chunk, stored, maps, calibrated or [None] * len(chunk), strict=True
+            ):
+                write_explanation(draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability)
