@@ -20,7 +20,7 @@ from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.machine import torch_device
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
-from idh_lightning.runs.assembly import prepare
+from idh_lightning.runs.assembly import prepare_configured
 from idh_lightning.runs.explaining import write_map_comparison
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.state import started_in
@@ -46,7 +46,7 @@ def explain_checkpoint(config: DictConfig) -> dict[str, Any]:
     _take_over(config, checkpoint.recipe, checkpoint.file if own else None)
     check(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    prepared = prepare(config)
+    prepared = prepare_configured(config)
     checkpoint.require_sequences(prepared.cohort.sequences)
     content = write_map_comparison(
         instantiate_section(config.explanation),

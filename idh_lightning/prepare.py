@@ -13,7 +13,7 @@ from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write
 from idh_lightning.reports.panels import cam_panel
-from idh_lightning.runs.assembly import prepare as prepare_configured
+from idh_lightning.runs.assembly import prepare_configured
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
 

@@ -42,8 +42,8 @@ def _staged(run: Run) -> dict[str, Any]:
         if not training.trainer.is_global_zero:
             return {}
     if "explain" in run.stages:
-        stages.explain(run)
-    metrics = stages.report(run) if "report" in run.stages else {}
+        stages.explain_run(run)
+    metrics = stages.report_run(run) if "report" in run.stages else {}
     if training is None or "report" in run.stages:
         print_summary(metrics, run.folder)
     if training is not None:

@@ -36,7 +36,7 @@ from idh_lightning.files import atomic_write, write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.fast.convolutions import restore_convolutions
-from idh_lightning.runs.assembly import classifier, data_module, prepare
+from idh_lightning.runs.assembly import classifier, data_module, prepare_configured
 from idh_lightning.runs.rehearsal import check, on_gpu, precision
 from idh_lightning.volumes import VolumeStore
 
@@ -92,7 +92,7 @@ def measure_pipelines(config: DictConfig) -> None:
     _check(pipelines, tasks)
     check(config)
     run_folder = Path(config.paths.run)
-    prepared = prepare(config)
+    prepared = prepare_configured(config)
     data = data_module(config, prepared)
     measured = []
     for pipeline in pipelines:

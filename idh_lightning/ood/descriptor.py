@@ -17,7 +17,7 @@ from torch.nn import functional
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import StoredVolume
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 PERCENTILES: tuple[float, ...] = (0.5, 2, 5, 10, 25, 50, 75, 90, 95, 98, 99.5)
 """Of the z-scores of the brain: the shape of the distribution, its tails included."""
@@ -42,15 +42,15 @@ class StudyDescriptor:
     """
 
     geometry: dict[str, float]
-    profiles: Floats
-    roughness: Floats
-    skewness: Floats
-    correlation: Floats
-    contrast: Floats
-    picture: Floats
-    features: Floats
+    profiles: FloatArray
+    roughness: FloatArray
+    skewness: FloatArray
+    correlation: FloatArray
+    contrast: FloatArray
+    picture: FloatArray
+    features: FloatArray
 
-    def order(self, places: Sequence[int]) -> Floats:
+    def order(self, places: Sequence[int]) -> FloatArray:
         """Return the numbers that tell the sequences apart, as if sequence k were the one in `places[k]`.
 
         For four sequences these are 4 of skewness, 6 of correlation and 6 of contrast, bent so that all have a range
@@ -105,7 +105,7 @@ def turns(cubic: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return [(axes, flipped) for axes in orders for flipped in flips if (axes, flipped) != ((1, 2, 3), ())]
 
 
-def turned(picture: Floats, axes: Sequence[int], flipped: Sequence[int]) -> Floats:
+def turned(picture: FloatArray, axes: Sequence[int], flipped: Sequence[int]) -> FloatArray:
     """Return a picture [C + 1, d, d, d] turned one of those ways."""
     return np.flip(picture.transpose(0, *axes), axis=tuple(flipped))
 

@@ -14,7 +14,7 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from idh_lightning.cli.tables import number
-from idh_lightning.ood.descriptor import PERCENTILES, Floats, StudyDescriptor, turned, turns
+from idh_lightning.ood.descriptor import PERCENTILES, FloatArray, StudyDescriptor, turned, turns
 
 FALSE_ALARMS = 0.05
 """Share of patients like the validation ones that may be flagged by the learnt limit."""
@@ -86,13 +86,13 @@ class MahalanobisModel:
     precision: Tensor
 
     @classmethod
-    def of(cls, points: Floats, *, least_scale: float) -> Self:
+    def of(cls, points: FloatArray, *, least_scale: float) -> Self:
         """Return the cloud of points [n, F]; coordinates that hardly vary are divided by `least_scale`."""
         mean, scale = points.mean(axis=0), np.maximum(points.std(axis=0), least_scale)
         found = LedoitWolf(assume_centered=True).fit((points - mean) / scale)
         return cls(mean=torch.tensor(mean), scale=torch.tensor(scale), precision=torch.tensor(found.precision_))
 
-    def distance(self, point: Floats) -> float:
+    def distance(self, point: FloatArray) -> float:
         """Return the Mahalanobis distance of a point [F]."""
         offset = (torch.from_numpy(np.ascontiguousarray(point)) - self.mean) / self.scale
         return math.sqrt(max(float(offset @ self.precision @ offset), 0.0))
@@ -310,7 +310,7 @@ class OutOfDistributionDetector:
     def _turned(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         template = self.picture.numpy()
 
-        def fit(picture: Floats) -> float:
+        def fit(picture: FloatArray) -> float:
             brain, inside = (
                 float(np.corrcoef(picture[part].ravel(), template[part].ravel())[0, 1])
                 for part in (slice(-1, None), slice(0, -1))

@@ -137,7 +137,7 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
     logger.info("Run folder: %s", folder)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     began = time.perf_counter()
-    prepared = prepare(config, screen=screen)
+    prepared = prepare_configured(config, screen=screen)
     logger.info(
         "Cohort %s: %d studies of %d patients, sequences %s.",
         prepared.cohort.name,
@@ -163,7 +163,7 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
     )
 
 
-def prepare(config: DictConfig, *, must_split: bool = True, screen: Screen | None = None) -> PreparedCohort:
+def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: Screen | None = None) -> PreparedCohort:
     """Cohort of a configuration, prepared; see `prepare_cohort`."""
     return prepare_cohort(
         instantiate_section(config.cohort),

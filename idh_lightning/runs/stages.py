@@ -135,7 +135,7 @@ def test(run: Run, training: Training) -> None:
         run.state.finish("test")
 
 
-def explain(run: Run) -> None:
+def explain_run(run: Run) -> None:
     """Explain the test studies by all methods of `explanation`, and write what is said of the maps."""
     predictions = run.folder / "predictions.csv"
     if not predictions.is_file():
@@ -158,7 +158,7 @@ def explain(run: Run) -> None:
         )
 
 
-def report(run: Run) -> dict[str, Any]:
+def report_run(run: Run) -> dict[str, Any]:
     """Turn predictions.csv into features.csv, metrics.json, figures and report.html, and return the metrics.
 
     What was learnt from validation patients (threshold, calibration, prediction sets) goes into the run's best.ckpt,
