@@ -1,4 +1,4 @@
-"""What spoke for the predicted class, where the gate of a network with a locator let it through."""
+"""Evidence map: contributions to the predicted class, where the locator's gate let them through."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
         return "Evidence"
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Evidence:
         return unit_maximum((evenly * placed(gate, shape, fine) + placed(read.relu(), shape, fine)).relu())
 
     def contributions(self, network: StemTailNetwork, volumes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what coarse places and cells contribute to the margin of the predicted class, and the gate.
+        """Contributions of coarse positions and cells to the margin of the predicted class, and the gate.
 
         Over a study both add up to its margin minus that of a shut gate and ordinary tissue, as far as the steps allow.
 

@@ -67,7 +67,7 @@ class GradCAM:
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
         return f"{_VARIANTS[self.variant][0]} of {' and '.join(self.layers)}"
 
     @property

@@ -31,7 +31,7 @@ class IntegratedGradients:
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
         return "Integrated gradients"
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class IntegratedGradients:
         return unit_maximum(self.contributions(network, volumes).sum(1).relu())
 
     def contributions(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
-        """Return what each voxel contributes to the margin of the predicted class, [B, C, D, H, W].
+        """Contribution of each voxel to the margin of the predicted class, [B, C, D, H, W].
 
         Over a study they add up to its margin minus that of a volume of zeros, as far as the steps allow.
         """

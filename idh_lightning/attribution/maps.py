@@ -1,4 +1,4 @@
-"""What an explanation method is; from the cells of a layer to the voxels of the volumes."""
+"""Interface of explanation methods, and maps brought from the cells of a layer to voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
         """Return one map per study."""

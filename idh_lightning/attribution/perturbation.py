@@ -1,4 +1,4 @@
-"""What the network says when a part of the brain looks like its mirror image."""
+"""Perturbation methods: a part of the brain is replaced by its mirror image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ITERATIONS = 5
 
 
 def mirrored(volumes: Tensor) -> Tensor:
-    """Return what replaces tissue, [..., D, H, W]: the other hemisphere, left and right exchanged.
+    """Mirror image that replaces tissue, [..., D, H, W]: the other hemisphere, left and right exchanged.
 
     It is tissue of the same patient and sequences, so that the network is not asked about volumes that do not occur.
     Where the mirror image lies outside the brain it is 0, the brain's mean. A tumour across the midline is replaced by
@@ -34,7 +34,7 @@ def mirrored(volumes: Tensor) -> Tensor:
 
 
 def margin_lost(network: StemTailNetwork, volume: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what tells by how much the margin of the class that is predicted falls when voxels are replaced.
+    """Function that measures by how much the margin of the predicted class falls when voxels are replaced.
 
     Args:
         network: In eval mode.
@@ -115,7 +115,7 @@ class Occlusion(_Perturbation):
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
         return "Occlusion"
 
     def regions(self, volume: Tensor) -> Iterator[Tensor]:
@@ -145,7 +145,7 @@ class Supervoxels(_Perturbation):
 
     @property
     def name(self) -> str:
-        """What the method is called in tables."""
+        """Name of the method in tables."""
         return "Supervoxels"
 
     def regions(self, volume: Tensor) -> Iterator[Tensor]:

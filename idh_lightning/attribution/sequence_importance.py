@@ -14,7 +14,7 @@ from idh_lightning.errors import ExplanationError
 
 
 def shapley(network: nn.Module, volumes: Tensor, donors: Tensor) -> Tensor:
-    """Return what each sequence adds to the difference of the logits (mutant minus wildtype): its Shapley value.
+    """Shapley value of each sequence for the difference of the logits (mutant minus wildtype).
 
     A coalition of sequences is worth the difference of the logits when the other sequences are those of another
     patient, in the mean over the donors. The values of a study add up to its own difference less the donors' mean.
