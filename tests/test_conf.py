@@ -1,0 +1,33 @@
+"""Every choice of every group in conf/ composes, and what it describes can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from idh_lightning.cli.entry import composed
+from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.runs.rehearsal import check
+
+CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF_DIR.glob("*/*.yaml"))
+PARTS = ("sweep=wandb", "data=volumes")
+"""No choices: what `wandb sweep` reads, in its own format, and what the files of `data` share."""
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in PARTS])
+def test_every_choice_composes_and_what_it_describes_can_be_made(choice: str, tmp_path: Path) -> None:
+    if choice == "sweep=optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    table = tmp_path / "table.csv"
+    table.write_text("study_id,patient_id,split\n")
+    told = {"folder": tmp_path, "table": table, "file": table}
+    chosen = OmegaConf.load(CONF_DIR / f"{choice.replace('=', '/')}.yaml")
+    group = choice.split("=")[0]
+    needed = [f"{group}.{key}={told[key]}" for key in told if OmegaConf.is_missing(chosen, key)]
+    check(composed("train", [choice, *needed, "name=x", f"paths.run={tmp_path / 'run'}", "model.weights=none"]))
+
+
+def test_every_group_has_choices() -> None:
+    assert {choice.split("=")[0] for choice in CHOICES} == {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
