@@ -1,6 +1,5 @@
 """Methods of explanation: maps of what a network decided by, their scores, checks and comparison."""
 
-from idh_lightning.attribution.comparison import ComparedMaps, MapComparison
 from idh_lightning.attribution.evidence import Evidence
 from idh_lightning.attribution.gradcam import GradCAM
 from idh_lightning.attribution.gradients import IntegratedGradients
@@ -17,7 +16,6 @@ from idh_lightning.attribution.scores import (
     study_rows,
     tumour_ranks,
 )
-from idh_lightning.attribution.signs import sign_scores
 from idh_lightning.attribution.studies import explanation_rows, volume_tensor
 
 __all__ = [
@@ -25,11 +23,9 @@ __all__ = [
     "REFERENCED",
     "SCORES",
     "SCORE_COLUMNS",
-    "ComparedMaps",
     "Evidence",
     "GradCAM",
     "IntegratedGradients",
-    "MapComparison",
     "Method",
     "Occlusion",
     "Supervoxels",
@@ -40,7 +36,6 @@ __all__ = [
     "margin_lost",
     "mean_mask",
     "mirrored",
-    "sign_scores",
     "study_rows",
     "tumour_ranks",
     "volume_tensor",

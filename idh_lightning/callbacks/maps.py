@@ -144,8 +144,8 @@ class Explanations(Callback):
         rows = gathered(trainer, self._rows)
         if not trainer.is_global_zero:
             return
-        order = [study.study_id for study in _data_module(trainer).studies["test"]]
-        rows.sort(key=lambda row: order.index(str(row["study_id"])))
+        order = {study.study_id: index for index, study in enumerate(_data_module(trainer).studies["test"])}
+        rows.sort(key=lambda row: order[str(row["study_id"])])
         table = pd.DataFrame(rows, columns=SCORE_COLUMNS)
         write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
 

@@ -69,7 +69,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
         "seen",
         "seen_by",
         "runs",
-        "part",
+        "studies_of",
         "methods",
         "other_seeds",
         "permuted_labels",
@@ -105,7 +105,7 @@ _KINDS: dict[str, Any] = {
     "withhold": bool,
     "figures": bool,
     "format": Literal["onnx", "torch_export"],
-    "part": Literal["train", "validation", "test"],
+    "studies_of": Literal["train", "validation", "test"],
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,
     "data.batches.workers": int | None,  # null: chosen for the machine

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from idh_lightning.attribution import ComparedMaps, MapComparison, logit_difference
+from idh_lightning.attribution import logit_difference
+from idh_lightning.attribution.comparison import ComparedMaps, MapComparison
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
