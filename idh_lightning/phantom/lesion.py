@@ -181,13 +181,14 @@ def _grow_focus(
     if signs.enhancing:
         whole = not (signs.solid or signs.mismatch)
         inner = depth - np.float32(0.5) if whole else _part_depth(anatomy, focus, signs, scale, depth, rng)
-        tissue = result["enhancing"] = core * _inside(inner, 0.6)
+        tissue = core * _inside(inner, 0.6)
         if signs.ring_necrosis:
             inner_radius = radius * (1.0 if whole else 0.8)
             thickness = np.clip(0.36 * inner_radius, 4.5, 8.0)
             thickness = thickness * np.clip(1 + 0.35 * smooth_field(anatomy.grid, 16, rng), 0.5, 1.9)
             result["necrosis"] = tissue * _inside(inner - thickness, 0.6)
-            result["enhancing"] = tissue - result["necrosis"]
+        # Last, since the parts are added up in this order, and float32 rounds otherwise in another.
+        result["enhancing"] = tissue - result["necrosis"] if signs.ring_necrosis else tissue
         core = core - tissue
 
     if signs.solid:
