@@ -21,6 +21,7 @@ from idh_lightning.data import FeatureBankDataModule
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import (
     DevelopmentCohort,
+    Folds,
     ImageCovariates,
     PostProcessing,
     image_covariates,
@@ -153,7 +154,7 @@ def explain_run(run: Run) -> None:
             checkpoint.network(),
             run.prepared,
             run.folder,
-            post_processing=results.learnt,
+            post_processing=_of_one_run(results.learnt),
             trained_on=run.prepared.cohort.name,
         )
 
@@ -181,8 +182,7 @@ def report_run(run: Run) -> dict[str, Any]:
         write_report(run.folder)
         card = write_model_card(run.folder)
         if (run.folder / "checkpoints" / "best.ckpt").is_file():
-            learnt = results.learnt
-            assert isinstance(learnt, PostProcessing)  # of one run
+            learnt = _of_one_run(results.learnt)
             chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
             replace(
                 Checkpoint.read(run.folder),
@@ -205,6 +205,12 @@ def write_features(described: ImageCovariates, run_folder: Path) -> pd.DataFrame
         return None
     write_text(run_folder / "features.csv", described.features.to_csv(index=False))
     return described.features
+
+
+def _of_one_run(learnt: PostProcessing | Folds) -> PostProcessing:
+    """Post-processing of a run, which only pooled runs have several of."""
+    assert isinstance(learnt, PostProcessing)
+    return learnt
 
 
 @contextmanager
