@@ -198,12 +198,10 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Claim the folder of a run; end with a message if it is in use or holds a run with another recipe."""
-        HydraConfig.instance().set_config(config)  # the folder's name may hold a choice
         self._claim_or_end(config, "hydra.run.dir", str(config_name))
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Claim the folder of a sweep; its runs claim theirs."""
-        HydraConfig.instance().set_config(config)
         self._claim_or_end(config, "hydra.sweep.dir", "")
 
     def _refuse_search_without_score(self, config: DictConfig) -> None:
@@ -215,6 +213,9 @@ class RunFolder(Callback):
             )
 
     def _claim_or_end(self, config: DictConfig, key: str, command: str) -> None:
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # the folder's name may hold a choice
         try:
             if key == "hydra.sweep.dir":
                 self._refuse_search_without_score(config)
@@ -222,6 +223,8 @@ class RunFolder(Callback):
         except IDHError as error:  # which would only make Hydra warn
             sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
             sys.exit(2)
+        finally:
+            hydra.cfg = before
 
     def _claim(self, config: DictConfig, key: str, command: str) -> None:
         if int(getattr(rank_zero_only, "rank", 0)):  # of several processes of a run the first one has claimed it
