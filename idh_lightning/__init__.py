@@ -2,8 +2,12 @@
 
 import importlib
 
+from idh_lightning.machine import share_freed_memory
+
 __version__ = "0.2.0"
 __all__ = ["Predictor", "__version__"]
+
+share_freed_memory()  # here, since libraries start threads when they are imported
 
 
 def __getattr__(name: str) -> object:

@@ -19,7 +19,6 @@ from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
 from idh_lightning.ood import OutOfDistributionDetector
-from idh_lightning.volumes import Preprocessing
 
 CHECKPOINT_FORMAT = 2
 """Number of the layout of a checkpoint; 1 was that of version 0.1."""
@@ -147,11 +146,6 @@ class Checkpoint:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise _unusable(self.file, error) from error
-
-    def preprocessing(self) -> Preprocessing:
-        """Preprocessing that the network was trained with."""
-        made: Preprocessing = instantiate_section(self.recipe["preprocessing"])
-        return made
 
     def explanation(self) -> Method:
         """Method of explanation of the run: networks and volumes -> maps [B, D, H, W]."""

@@ -15,9 +15,9 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import entry, task_overrides
 from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.cohort import SPLITS
+from idh_lightning.config.device import torch_device
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError
-from idh_lightning.machine import torch_device
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
 from idh_lightning.runs.assembly import prepare_configured

@@ -10,14 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
-from idh_lightning.errors import ConfigError
-
 MappedItem = TypeVar("MappedItem")
 Result = TypeVar("Result")
-
-NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia-smi` lists and this torch can use."
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`, from its malloc.h."""
@@ -69,6 +63,8 @@ def map_in_threads(work: Callable[[MappedItem], Result], items: Sequence[MappedI
         work: Called from several threads; whether gradients are wanted is for it to say in each.
         items: Studies, for example.
     """
+    import torch  # not above: the package itself imports this module, before all libraries
+
     threads = torch.get_num_threads()
     workers = min(threads, len(items))
     if workers < 2:
@@ -84,25 +80,6 @@ def _glibc() -> ctypes.CDLL | None:
     """Return glibc, if this process runs on it."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return library if hasattr(library, "mallopt") else None
-
-
-def torch_device(wanted: str) -> torch.device:
-    """Device of a setting: "auto" is a GPU where there is one.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(wanted)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: found {wanted}; expected auto, cpu, cuda or cuda:N. Correct it.")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: found {wanted}, {NO_GPU} Set device=auto.")
-    return found
 
 
 def is_first_process() -> bool:

@@ -36,6 +36,26 @@ print(new_pages(), new_pages())
 """
 
 
+ARENAS = """
+import ctypes
+import idh_lightning.train
+
+libc = ctypes.CDLL(None)
+libc.open_memstream.restype = ctypes.c_void_p
+text, size = ctypes.c_char_p(), ctypes.c_size_t()
+stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+print(text.value.decode().count("<heap nr="))
+"""
+
+
+def test_all_threads_take_memory_from_one_place_also_those_that_libraries_start_when_imported() -> None:
+    untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", ARENAS], capture_output=True, text=True, check=True, env=untold)
+    assert done.stdout.split() == ["1"]
+
+
 def test_a_block_is_found_again_inside_and_goes_back_after() -> None:
     untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     program = [sys.executable, "-c", PROGRAM]

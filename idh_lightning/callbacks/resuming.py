@@ -14,10 +14,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from idh_lightning.errors import StorageError
 from idh_lightning.files import atomic_write
+from idh_lightning.machine import is_first_process
 
 
 class BatchSeed(Callback):
@@ -107,7 +107,7 @@ class CurveLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
-        if _is_first():
+        if is_first_process():
             self._rows.append({**metrics, "step": len(self._rows) if step is None else step})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -115,14 +115,9 @@ class CurveLogger(Logger):
 
     def save(self) -> None:
         """Write the file."""
-        if _is_first() and self._rows:
+        if is_first_process() and self._rows:
             columns = sorted({key for row in self._rows for key in row})
             with atomic_write(self.file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=columns)
                 writer.writeheader()
                 writer.writerows(self._rows)
-
-
-def _is_first() -> bool:
-    """Whether this is the process of several that writes."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0

@@ -32,7 +32,7 @@ from idh_lightning.cli.signals import stops_on_signals
 from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
-from idh_lightning.machine import is_first_process, share_freed_memory
+from idh_lightning.machine import is_first_process
 
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
@@ -82,11 +82,10 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
         @exits_with_message
         @wraps(task)
         def command() -> None:
-            share_freed_memory()
             sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
             arguments = sys.argv[1:]
             # So that Hydra raises what it finds wrong, instead of printing it in its own form.
-            with _variable(FULL_ERROR, "1"), _hydra_as_before(), warnings.catch_warnings():
+            with _variable(FULL_ERROR, "1"), warnings.catch_warnings():
                 silence_hydra()
                 OmegaConf.register_new_resolver("product", _product, replace=True)
                 try:
@@ -168,17 +167,6 @@ def _variable(name: str, value: str | None) -> Iterator[None]:
         yield
     finally:
         _set(name, before)
-
-
-@contextmanager
-def _hydra_as_before() -> Iterator[None]:
-    """Leave no run's configuration behind for whoever calls a command from Python."""
-    state = HydraConfig.instance()
-    before = state.cfg
-    try:
-        yield
-    finally:
-        state.cfg = before
 
 
 def _set(name: str, value: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.ood import OutOfDistributionDetector
-from idh_lightning.volumes import StoredVolume
+from idh_lightning.volumes import Preprocessing, StoredVolume
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,12 +68,22 @@ class Member:
         """Logits -> probabilities."""
         return self.learnt.calibrator
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Sequences that the network takes, in the order of its channels."""
+        return tuple(self.recipe["sequences"])
+
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing that the network was trained with."""
+        made: Preprocessing = instantiate_section(self.recipe["preprocessing"])
+        return made
+
 
 class Ensemble:
     """Checkpoints that were trained on the same sequences and volumes."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], device: torch.device) -> None:
-        """Build the networks.
+    def __init__(self, checkpoints: Iterable[Checkpoint], device: torch.device) -> None:
+        """Build the networks, one checkpoint after the other, since each holds all of its weights.
 
         Raises:
             CheckpointError: If one cannot be used, or they do not go together.
@@ -89,8 +100,8 @@ class Ensemble:
                     )
         for member in self.members:
             member.network.to(device).eval()
-        self.sequences = checkpoints[0].sequences
-        self.preprocessing = checkpoints[0].preprocessing()
+        self.sequences = first.sequences
+        self.preprocessing = first.preprocessing()
 
     @property
     def threshold(self) -> float:

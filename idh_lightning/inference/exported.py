@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from idh_lightning.checkpoint import Checkpoint
-from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
@@ -168,7 +167,7 @@ def _store_of(folder: Path, member: Member) -> VolumeStore | None:
         place = Path(working["hydra"]["runtime"]["cwd"]) / recorded["paths"]["store"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return VolumeStore(place, instantiate_section(member.recipe["preprocessing"]), member.recipe["sequences"])
+    return VolumeStore(place, member.preprocessing(), member.sequences)
 
 
 def metadata(member: Member) -> dict[str, Any]:

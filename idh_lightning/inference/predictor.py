@@ -18,11 +18,11 @@ import numpy as np
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
+from idh_lightning.config.device import torch_device
 from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.study_page import write_page
-from idh_lightning.machine import torch_device
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import StoredVolume, VolumeStore, write_map
 
@@ -70,7 +70,7 @@ class Predictor:
             CheckpointError: If one cannot be used, or they do not go together.
         """
         where = torch_device(device)
-        self.ensemble = Ensemble([Checkpoint.read(one) for one in checkpoints_in(checkpoint)], where)
+        self.ensemble = Ensemble(map(Checkpoint.read, checkpoints_in(checkpoint)), where)
         self.views = views
         self.withhold = withhold
         self.confidence = confidence

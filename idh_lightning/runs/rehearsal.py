@@ -20,9 +20,9 @@ from idh_lightning.callbacks import tracking_mode
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import check_config
+from idh_lightning.config.device import NO_GPU
 from idh_lightning.config.instantiation import factory, instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError, IDHError
-from idh_lightning.machine import NO_GPU
 from idh_lightning.models import LATER
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from idh_lightning.cli.entry import composed
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import ConfigError, IDHError, StorageError
+from idh_lightning.machine import is_first_process
 from idh_lightning.runs.state import LATER_STARTS, RunState, claimed
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ class RunFolder(Callback):
             hydra.cfg = before
 
     def _claim(self, config: DictConfig, key: str, command: str) -> None:
-        if int(getattr(rank_zero_only, "rank", 0)):  # of several processes of a run the first one has claimed it
+        if not is_first_process():  # of several processes of a run the first one has claimed it
             return
         asked: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
         given = [*asked["hydra"], *asked["task"]]
