@@ -69,6 +69,42 @@ def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant(refused: Refu
 
 
 @pytest.mark.parametrize(
+    ("line", "mended"),
+    [
+        ("train lr=1e-4 epochs=3", "Then: python -m idh_lightning.train optimizer.lr=1e-4 trainer.max_epochs=3"),
+        ("train epochs=3 cohort=phantm seed=1", "train trainer.max_epochs=3 cohort=phantom seed=1"),
+        ("train ~callbacks.early_stoping epochs=3", "train '~callbacks.early_stopping' trainer.max_epochs=3"),
+        ("train qqqq=1 epochs=3", "Then, without qqqq=1: python -m idh_lightning.train trainer.max_epochs=3"),
+        ("train -m lr=1e-4,1e-3 epochs=3", "train -m optimizer.lr=1e-4,1e-3 trainer.max_epochs=3"),
+    ],
+)
+def test_the_command_line_that_is_advised_mends_all_that_is_wrong_at_once(
+    refused: Refused, line: str, mended: str
+) -> None:
+    said = refused(line).partition(" (HYDRA_FULL_ERROR")[0]
+    assert said.endswith(mended)
+    assert said.count("python -m idh_lightning.train ") == 1 + said.count("To see all")
+    words = shlex.split(said.rpartition("idh_lightning.train ")[2])
+    assert composed("train", [word.split(",")[0] for word in words if word != "-m"])
+
+
+@pytest.mark.parametrize("name", ["benchmark", "phantom", "train", "predict"])
+def test_help_names_the_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"idh_lightning.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"idh_lightning.{name}.__main__")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        getattr(module, "command", module.main)()
+    HydraConfig.instance().cfg = None
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"{name} is powered by Hydra.")
+
+
+@pytest.mark.parametrize(
     ("line", "key", "example"),
     [
         ("train cohort=table", "cohort.table", "python -m idh_lightning.train cohort=table cohort.table="),

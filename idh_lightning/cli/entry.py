@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -29,7 +30,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from idh_lightning.cli.signals import stops_on_signals
-from idh_lightning.config.checks import CONF_DIR, check_config, dotted_keys, near_keys, no_such_choice, takes
+from idh_lightning.config.checks import (
+    CONF_DIR,
+    check_config,
+    dotted_keys,
+    near_choices,
+    near_keys,
+    no_such_choice,
+    takes,
+)
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
 from idh_lightning.machine import is_first_process
@@ -189,7 +198,7 @@ def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigErr
         except OverrideParseException:
             faults.append(_unreadable(text))
     faults += [_several(one) for one in parsed if one.is_sweep_override() and not swept]
-    faults = faults or [*_wrong_choices(parsed), *_unknown_keys(name, parsed, list(arguments))]
+    faults = faults or _mended(name, [*_wrong_choices(parsed), *_unknown_keys(name, parsed)], arguments)
     said = " ".join(str(error).split())
     return ConfigError(
         "\n".join(faults)
@@ -219,15 +228,44 @@ def _several(one: Override) -> str:
     )
 
 
-def _wrong_choices(overrides: Sequence[Override]) -> Iterator[str]:
-    """Yield one message per choice that conf/ has no file for."""
+@dataclass(frozen=True)
+class _WrongOverride:
+    """Override that cannot be taken.
+
+    Attributes:
+        text: As it was typed.
+        message: What is wrong with it.
+        better: What is probably meant; None where nothing is near, or where it can only be left out.
+    """
+
+    text: str
+    message: str
+    better: str | None = None
+
+
+def _mended(name: str, wrong: Sequence[_WrongOverride], arguments: Sequence[str]) -> list[str]:
+    """Messages of all that is wrong, the last with a command line in which all of it is put right."""
+    messages = [one.message for one in wrong]
+    if any(one.better for one in wrong):
+        better = {one.text: one.better for one in wrong}
+        repeated = [found for argument in arguments if (found := better.get(argument, argument)) is not None]
+        lost = [one.text for one in wrong if one.better is None]
+        then = f"Then, without {', '.join(lost)}:" if lost else "Then:"
+        messages[-1] += f" {then} {command_line(name, repeated)}"
+    return messages
+
+
+def _wrong_choices(overrides: Sequence[Override]) -> Iterator[_WrongOverride]:
+    """Yield each choice that conf/ has no file for."""
     for one in overrides:
         place = one.key_or_group
         if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(one.value(), Mapping):
             continue
         for choice in _values(one):
             if choice is not None and not (CONF_DIR / place / f"{choice}.yaml").is_file():
-                yield no_such_choice(place, choice)
+                near, text = near_choices(place, choice), str(one.input_line)
+                better = text.replace(f"={choice}", f"={near[0]}") if near else None
+                yield _WrongOverride(text, no_such_choice(place, choice), better)
 
 
 def _values(override: Override) -> list[Any]:
@@ -236,8 +274,8 @@ def _values(override: Override) -> list[Any]:
     return [getattr(one, "text", one) for one in listed]
 
 
-def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]) -> Iterator[str]:
-    """Yield one message per override of a key that the composed configuration does not have."""
+def _unknown_keys(name: str, overrides: Sequence[Override]) -> Iterator[_WrongOverride]:
+    """Yield each override of a key that the composed configuration does not have."""
     choices: list[Override] = []
     others: list[Override] = []
     for one in overrides:
@@ -249,7 +287,8 @@ def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]
             choices.remove(one)
             listed = ", ".join(sorted(group for group in groups if not group.startswith("hydra")))
             group = one.key_or_group
-            yield f"{group}: {name} makes no such choice; expected one of {listed}. Leave {one.input_line} out."
+            words = f"{group}: {name} makes no such choice; expected one of {listed}. Leave {one.input_line} out."
+            yield _WrongOverride(str(one.input_line), words)
     try:
         config = composed(name, [_first(one) for one in choices], hydra_too=True)
     except (HydraException, OmegaConfBaseException):
@@ -263,14 +302,14 @@ def _unknown_keys(name: str, overrides: Sequence[Override], arguments: list[str]
         value = text.partition("=")[2]
         near = [f"+{key}"] if takes(plain, key) and not one.is_delete() else near_keys(key, known)
         message = f"{key}: {name} has no such setting; expected a key of conf/{name}.yaml or of the files it chooses."
+        better = None
         if near:
             sign = "~" if one.is_delete() else ""
             better = f"{sign}{near[0]}" + (f"={value}" if value or not sign else "")
-            repeated = [better if argument == text else argument for argument in arguments]
-            message += f" Did you mean {' or '.join(near)}? Then: {command_line(name, repeated)}"
+            message += f" Did you mean {' or '.join(near)}?"
         else:
             message += f" To see all: {command_line(name, ['--cfg', 'job'])}"
-        yield message
+        yield _WrongOverride(text, message, better)
 
 
 def _first(override: Override) -> str:

@@ -194,9 +194,14 @@ def _absent(choices: Mapping[str, str | None]) -> Iterator[str]:
 def no_such_choice(group: str, chosen: object) -> str:
     """Message for a choice that conf/ has no file for."""
     files = sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
-    near = near_words(str(chosen), files)
+    near = near_choices(group, chosen)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return f"{group}: found '{chosen}'; expected one of {', '.join(files)}.{hint} Correct it."
+
+
+def near_choices(group: str, chosen: object) -> list[str]:
+    """Files of a group that a wrong choice may mean."""
+    return near_words(str(chosen), sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml")))
 
 
 def example_of(key: str) -> str:
