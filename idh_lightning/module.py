@@ -184,7 +184,7 @@ class IDHClassifier(lightning.LightningModule):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         kept = f"The best weights before are kept: {best}" if best else "No weights were kept, since no epoch had ended"
         return (
-            f"{stage}/loss: not finite in epoch {self.current_epoch}, step {self.global_step}, in the "
+            f"{stage}/loss: not finite in epoch {self.current_epoch + 1}, step {self.global_step}, in the "
             f"batch of {', '.join(dict.fromkeys(batch.study_ids))}; expected a number. Likely cause: {cause}. "
             f"{kept}; --resume would come to this step again."
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,7 +194,8 @@ def test_as_many_validation_studies_are_followed_as_asked(
     for study in studies["validation"]:
         fake_store.put(study, volumes(1)[0].numpy())
     drawn: list[str] = []
-    monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, **__: {})
+    notes: list[str] = []
+    monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, note: notes.append(note) or {})
     monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
     network = small_network(locator="blocks.1").train()
     data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]
@@ -203,5 +205,7 @@ def test_as_many_validation_studies_are_followed_as_asked(
         method=Evidence(), run_folder=tmp_path, sequences=(), validation_studies=count, batch_size=2
     )
     callback.on_validation_epoch_end(trainer, module)
-    assert drawn == [f"{name}_epoch002" for name in ("v001", "v003", "v000")[:count]]
+    assert drawn == [f"{name}_epoch003" for name in ("v001", "v003", "v000")[:count]]
+    assert all(re.fullmatch(r", epoch 3, P\(mutant\) 0\.\d\d before calibration", note) for note in notes)
+    assert len(notes) == count
     assert network.training

@@ -35,6 +35,11 @@ def line(figure: Figure, label: str, axes: int = 0) -> Line2D:
     return found[0]
 
 
+def epochs_along_the_top(figure: Figure) -> list[str]:
+    (top,) = figure.axes[0].child_axes
+    return [label.get_text() for label in top.get_xticklabels()]
+
+
 def words(figure: Figure) -> str:
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
@@ -224,7 +229,8 @@ def test_learning_curves_are_read_from_the_file_that_lightning_writes(tmp_path: 
     np.testing.assert_allclose(line(figure, "validation", 2).get_xdata(), [4, 9, 14, 19])
     np.testing.assert_allclose(line(figure, "validation", 2).get_ydata(), [0.6, 0.9, 0.7, 0.8])
     np.testing.assert_allclose(line(figure, "training, batch").get_xdata(), np.arange(20))
-    assert figure.axes[2].get_xlabel() == "optimizer step (line: best, 0.900 in epoch 1)"
+    assert figure.axes[2].get_xlabel() == "optimizer step (line: best, 0.900 in epoch 2)"  # Lightning counts from 0
+    assert epochs_along_the_top(figure) == ["1", "2", "3", "4"]
     figure.canvas.draw()
 
 

@@ -13,7 +13,7 @@ from conftest import FakeStore, studies_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from idh_lightning.callbacks import PredictionWriter
+from idh_lightning.callbacks import EpochProgressBar, PredictionWriter
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import NetworkOutput, StemTailNetwork
@@ -77,13 +77,12 @@ def quiet_trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
         logger=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
-        **({"enable_checkpointing": False} | settings),  # type: ignore[arg-type]
+        **({"enable_checkpointing": False, "enable_progress_bar": False} | settings),  # type: ignore[arg-type]
     )
 
 
@@ -105,6 +104,16 @@ def test_the_real_loop_gives_fakes_the_scores_they_must_get(
     np.testing.assert_allclose(predictions["probability"], 1 / (1 + np.exp(-predictions["logit"])))
     if sign == 1.0:
         assert ((predictions["probability"] > 0.5) == (predictions["label"] == 1)).all()
+
+
+def test_the_progress_bar_counts_epochs_from_one(
+    data: IDHDataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = quiet_trainer(tmp_path, EpochProgressBar(), epochs=2, enable_progress_bar=True)
+    trainer.fit(learner(), datamodule=data)
+    said = capsys.readouterr().out
+    assert "Epoch 2/2" in said
+    assert "Epoch 0" not in said
 
 
 def learner(weight_decay: float = 0.1) -> IDHClassifier:
@@ -221,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_weights
     best = ModelCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss", save_weights_only=True)
     trainer = quiet_trainer(tmp_path, best, epochs=4, enable_checkpointing=True)
     with pytest.raises(
-        TrainingError, match=r"loss: not finite in epoch 1, step \d, in the batch of [tv]\d{3}, .*Likely.*best.ckpt"
+        TrainingError, match=r"loss: not finite in epoch 2, step \d, in the batch of [tv]\d{3}, .*Likely.*best.ckpt"
     ):
         trainer.fit(model, datamodule=data)
     kept = torch.load(tmp_path / "best.ckpt", weights_only=True)

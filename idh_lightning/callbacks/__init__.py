@@ -2,6 +2,7 @@
 
 from idh_lightning.callbacks.maps import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
+from idh_lightning.callbacks.progress import EpochProgressBar
 from idh_lightning.callbacks.provenance import Provenance
 from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO
 from idh_lightning.callbacks.tracking import Tracker, finish_tracking, tracking_mode, wandb_logger
@@ -9,6 +10,7 @@ from idh_lightning.callbacks.tracking import Tracker, finish_tracking, tracking_
 __all__ = [
     "BatchSeed",
     "CurveLogger",
+    "EpochProgressBar",
     "Explanations",
     "PredictionWriter",
     "Provenance",

@@ -97,10 +97,10 @@ class Explanations(Callback):
                 network.train(was_training)
             maps = self._maps(network, volumes, features, self.methods[:1])
             for study, item, (cam,), probability in zip(chunk, stored, maps, probabilities, strict=True):
-                name = f"{study.study_id}_epoch{trainer.current_epoch:03d}"
+                name = f"{study.study_id}_epoch{trainer.current_epoch + 1:03d}"
                 path = self.run_folder / "figures" / "training" / f"{name}.png"
                 inside = cam * (np.asarray(item.brain) > 0)
-                note = f", epoch {trainer.current_epoch}, P(mutant) {number(probability)} before calibration"
+                note = f", epoch {trainer.current_epoch + 1}, P(mutant) {number(probability)} before calibration"
                 save_cam_panel(path, **cam_panel_of(study, item, inside, self.sequences, note=note))
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -70,7 +70,8 @@ def learning_curves(
     """Loss, accuracy, ROC-AUC and learning rate over optimizer steps, with the epochs along the top.
 
     Args:
-        log: What Lightning's CSVLogger wrote: `epoch`, `step` and columns `stage/name`, empty where not logged.
+        log: What CSVLogger wrote: `epoch` (from 0; drawn from 1), `step` and columns `stage/name`, empty where not
+            logged.
         monitor: Column whose best value is marked (the checkpoint that was kept), or None.
         mode: "max" or "min": which value of `monitor` is best.
         narrow: For a telephone: one panel under the other.
@@ -111,7 +112,7 @@ def learning_curves(
         if best is not None:
             axes.axvline(best["step"], color=PURPLE, linewidth=1.2, zorder=0)
             if monitor in keys:
-                words = f"line: best, {best[monitor]:.3f} in epoch {int(best['epoch'])}"
+                words = f"line: best, {best[monitor]:.3f} in epoch {int(best['epoch']) + 1}"
                 axes.set_xlabel(f"optimizer step ({words})", color="#8b3a62")
         if len(ends) > 1:
             _mark_epochs(axes, ends)
@@ -138,7 +139,7 @@ def _mark_epochs(axes: Axes, ends: pd.Series) -> None:
     """Draw the epochs along the top, from epoch -> its last step, as many as there is room for."""
     told = spaced(ends.to_numpy(dtype=float), least=0.09 * float(np.ptp(axes.get_xlim())))
     top = axes.secondary_xaxis("top")
-    top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place])) for place in told])
+    top.set_xticks(ends.to_numpy()[told], [str(int(ends.index[place]) + 1) for place in told])
     top.tick_params(labelsize=8, colors=MUTED, length=2)
     top.spines["top"].set_color(RULE)
     top.set_xlabel("epoch", fontsize=8, color=MUTED, loc="right")

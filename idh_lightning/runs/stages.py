@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from idh_lightning.callbacks import CurveLogger, Tracker
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort.checks import counted
 from idh_lightning.data import FeatureBankDataModule
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import (
@@ -65,12 +66,12 @@ def fit(run: Run, training: Training) -> None:
         content = read_last(last, model.recipe)
         repoint_checkpoint_paths(last, content)
         model.load_state_dict(content["state_dict"])  # before the bank is filled, since it is named after the stem
-        steps = int(content["global_step"])
+        epochs, steps = int(content["epoch"]) + 1, int(content["global_step"])  # its number, from 0, of the last epoch
         model.planned_steps = next((one.get("total_steps") for one in content["lr_schedulers"]), None)
         for each in curves:
             each.keep(steps)
-        provenance.resumed(epochs=int(content["epoch"]), steps=steps)
-        logger.info("Going on from %s: epoch %d, step %d.", last, content["epoch"], steps)
+        provenance.resumed(epochs=epochs, steps=steps)
+        logger.info("Going on from %s, after %s and %d steps.", last, counted(epochs, "epoch"), steps)
     with advise_on_out_of_memory(model, data, **place):
         with freed_memory_kept():
             _fill_bank(training)
