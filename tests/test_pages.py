@@ -18,6 +18,7 @@ from test_reports import make_run
 from idh_lightning.attribution.scores import REFERENCED, SCORES
 from idh_lightning.cohort import HoldOut, raise_or_exclude
 from idh_lightning.inference import StudyPrediction
+from idh_lightning.inference.study_page import alarm_line
 from idh_lightning.reports.cohort_page import write_cohort_report
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.reports.page import badges, render
@@ -53,6 +54,7 @@ def study_page(folder: Path) -> Path:
         "study.html.j2", title=f"{LONG}: IDH status from MRI", badges=badges("phantom"), answer=answer,
         files={"FLAIR": f"{LONG}.nii.gz"}, reference="FLAIR", sets={}, threshold=0.4, confidence=0.95, coverage=0.9,
         checkpoints=[f"/outputs/{LONG}/checkpoints/best.ckpt"], cohorts=["phantom"], picture="data:,", viewer=None,
+        alarm=alarm_line(answer.unlike),
     )  # fmt: skip
     path = folder / "study.html"
     path.write_text(page, encoding="utf-8")

@@ -138,7 +138,7 @@ def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> 
     assert "On the same 100 test patients (25 mutant), the ROC-AUC of 2 runs goes from" in page
     assert "not computed" not in page
     assert "The two cannot be told apart (paired DeLong test, no p below 0.05" in page
-    assert "Each run on the same 100 test patients, with 95 % intervals" in page
+    assert "Each run on the same 100 test patients, with 95% intervals" in page
 
 
 def test_a_patient_with_logits_of_a_half_and_minus_three_is_called_alike_everywhere(tmp_path: Path) -> None:
@@ -191,3 +191,23 @@ def test_runs_that_are_neither_folds_nor_twins_are_refused(sweep: Path, tmp_path
     (bare / "metrics.json").unlink()
     with pytest.raises(EvaluationError, match="has no report; expected"):
         run_report(sweep / "0", bare, folder=tmp_path / "refused")
+
+
+def test_a_patient_with_studies_in_several_groups_is_said_to_count_in_each(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", test=range(100), seed=0, twice=True)
+    groups = json.loads((run / "metrics.json").read_text())["subgroups"]["follow_up"]["groups"]
+    assert [found["n"] for found in groups.values()] == [100, 100]
+    page = write_report(run).read_text()
+    for group in ("no", "yes"):
+        assert f"follow-up study: {group} (a patient with studies in several groups counts in each)" in page
+    once = write_report(write_run(tmp_path / "once", test=range(100), seed=0)).read_text()
+    assert "counts in each" not in once
+
+
+def test_methods_are_named_in_words_on_the_page_and_the_model_card(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", test=range(100), seed=0)
+    card, page = write_model_card(run), write_report(run).read_text()
+    assert "(rule: the greatest Youden index, sensitivity + specificity − 1)" in card
+    assert "Calibration: Platt scaling, slope" in card
+    assert "validation patients (Platt scaling: slope" in page
+    assert not re.search(r"\b(platt|youden)\b", re.sub(r"<(style|script).*?</\1>", "", page + card, flags=re.DOTALL))

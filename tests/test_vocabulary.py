@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,24 @@ from idh_lightning.attribution import SCORES
 from idh_lightning.attribution.summary import LOWER_IS_BETTER
 from idh_lightning.cli.tables import number
 from idh_lightning.evaluation import Measurement
+from idh_lightning.evaluation.calibration import CalibrationMethod
+from idh_lightning.evaluation.decisions import Rule
+from idh_lightning.inference.predictor import WITHHOLDING, name_of_check
+from idh_lightning.inference.study_page import alarm_line
 from idh_lightning.module import IDHClassifier
+from idh_lightning.ood.detector import _GEOMETRY
 from idh_lightning.reports.explanations_page import _sequences
 from idh_lightning.reports.tables import Estimate
-from idh_lightning.reports.vocabulary import COVARIATES, LOCALISATION, METRICS, in_words
+from idh_lightning.reports.vocabulary import (
+    CALIBRATION_METHODS,
+    COVARIATES,
+    LOCALISATION,
+    METRICS,
+    NOT_COMPARED,
+    THRESHOLD_RULES,
+    in_words,
+    unlike_in_words,
+)
 from idh_lightning.runs.summary import SUMMARY_METRICS, print_summary
 
 
@@ -69,3 +84,23 @@ def test_a_number_has_two_digits_and_a_true_minus() -> None:
     assert number(0.956) == "0.96"
     assert number(-0.5) == "−0.50"
     assert number(0.5, signed=True) == "+0.50"
+
+
+def test_every_way_to_be_unlike_the_training_studies_has_words_of_its_own() -> None:
+    checks = ["same_image", "sequence_identity", "orientation", "skull", "missing_sequence", *_GEOMETRY, *WITHHOLDING]
+    for check in checks:
+        name = name_of_check(check)
+        assert unlike_in_words(name) != name.replace("_", " ") or name == "orientation", name
+    assert alarm_line(["intensity of T1", "roughness of T2", "brain"]) == (
+        "This study is unlike the studies that the network was trained on (intensities of T1; noise or sharpness of "
+        "T2; volume of the brain)."
+    )
+    assert alarm_line([NOT_COMPARED]) == "This study was not compared with the studies that the network was trained on."
+    assert alarm_line([]) == ""
+
+
+def test_people_of_whom_methods_are_named_are_written_with_a_capital_and_in_words() -> None:
+    assert CALIBRATION_METHODS.keys() == set(get_args(CalibrationMethod))
+    assert THRESHOLD_RULES.keys() == set(get_args(Rule))
+    assert "Platt" in CALIBRATION_METHODS["platt"]
+    assert "Youden" in THRESHOLD_RULES["youden"]

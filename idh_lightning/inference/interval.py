@@ -50,7 +50,7 @@ def combined(members: Sequence[MemberLogits], *, confidence: float = 0.95) -> tu
     was fitted to few validation patients (mean over members). It answers: how far would this number move had we
     trained once more, laid the patient a little differently, or calibrated on other patients of the same kind?
 
-    What it is not: it does not hold the truth of this patient, who is mutant or not, with 95 % probability; it knows
+    What it is not: it does not hold the truth of this patient, who is mutant or not, with 95% probability; it knows
     nothing of patients unlike the training ones, nor of a mistake that all members share; with one member the part
     of training is missing and the interval is too narrow. The conformal set is the statement with a guarantee.
 

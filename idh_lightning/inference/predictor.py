@@ -41,6 +41,11 @@ QUIET = ("duplicate_image", "skull_not_stripped", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
 
 
+def name_of_check(check: str) -> str:
+    """Name of a check as it stands in predictions.csv, without its unit."""
+    return check.removesuffix("_mm").removesuffix("_ml").replace("_", " ")
+
+
 class Predictor:
     """Answers for new studies from one checkpoint or from several as an ensemble.
 
@@ -145,8 +150,7 @@ class Predictor:
         if output is not None:
             files["map_file"] = output / f"{new.study_id}_cam.nii.gz"
             write_map(cam * (np.asarray(stored.brain) > 0), stored, files["map_file"])
-        checks = (doubt.check.removesuffix("_mm").removesuffix("_ml") for doubt in doubts if doubt.unlike)
-        unlike = tuple(dict.fromkeys(check.replace("_", " ") for check in checks))
+        unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
         if not withheld or (not self.withhold and not damaged):
             warnings = (*withheld, *warnings)

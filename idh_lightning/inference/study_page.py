@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
 from idh_lightning.reports.turning import turning_frames, turning_view
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
+from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
 from idh_lightning.volumes import StoredVolume
 
 SETS = {
@@ -26,6 +28,14 @@ SETS = {
     "both": "both: not certain",
     "none": "neither: unlike the validation patients of either class",
 }
+
+
+def alarm_line(unlike: Sequence[str]) -> str:
+    """First line of a page: that a study is unlike the training ones and by what, or was not compared with them."""
+    found = [unlike_in_words(name) for name in unlike if name != NOT_COMPARED]
+    if found:
+        return f"This study is unlike the studies that the network was trained on ({'; '.join(found)})."
+    return "This study was not compared with the studies that the network was trained on." if unlike else ""
 
 
 def write_page(
@@ -73,6 +83,7 @@ def write_page(
         title=f"{answer.study_id}: IDH status from MRI",
         badges=badges(*cohorts),
         answer=answer,
+        alarm=alarm_line(answer.unlike),
         files={name: path.name for name, path in study.files.items()},
         sets=SETS,
         threshold=ensemble.threshold,

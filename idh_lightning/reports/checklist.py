@@ -13,7 +13,7 @@ from typing import Any
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cohort import SPLITS
 from idh_lightning.reports.run_folder import ReportedRun
-from idh_lightning.reports.vocabulary import ANALYSES, METRICS, in_words
+from idh_lightning.reports.vocabulary import ANALYSES, CALIBRATION_METHODS, METRICS, SUBGROUPS, in_words
 
 _QUESTIONS = {
     "CLAIM 1": "Does the title name the kind of AI?",
@@ -145,6 +145,7 @@ def _model(run: ReportedRun) -> _Answers:
     )
     balance += [] if target is None else [f"loss: {str(target).split('.')[-1]}"]
     method = run.node("calibration", "method")
+    method = None if method is None else in_words(str(method), CALIBRATION_METHODS)
     balance += [] if method is None else [f"probabilities calibrated afterwards: {method}"]
     yield "TRIPOD+AI 13", "; ".join(balance) + "." if balance else None
     yield "TRIPOD+AI 12f", None if method is None else f"Calibration on validation patients: {method}."
@@ -193,7 +194,9 @@ def _results(run: ReportedRun) -> _Answers:
     )
     robust = [f"{in_words(name, ANALYSES)}: ROC-AUC {estimate.text}" for name, estimate in analyses if estimate]
     yield "CLAIM 30", "; ".join(robust) + "." if robust else None
-    groups = [name.replace("_", " ") for name, found in (run.node("subgroups") or {}).items() if "groups" in found]
+    groups = [
+        in_words(str(name), SUBGROUPS) for name, found in (run.node("subgroups") or {}).items() if "groups" in found
+    ]
     yield "CLAIM 37", f"Computed for {', '.join(groups)}; see the tables of groups." if groups else None
     found = [(name, run.estimate("test", name)) for name in ("auroc", "sensitivity", "specificity", "ece")]
     words = [f"{in_words(name, METRICS)} {estimate.text}" for name, estimate in found if estimate is not None]

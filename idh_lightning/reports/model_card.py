@@ -17,7 +17,7 @@ from idh_lightning.files import write_text
 from idh_lightning.reports.caveats import caveats, trained_on
 from idh_lightning.reports.page import badges
 from idh_lightning.reports.run_folder import ReportedRun, read_run
-from idh_lightning.reports.vocabulary import LOCALISATION, METRICS
+from idh_lightning.reports.vocabulary import CALIBRATION_METHODS, LOCALISATION, METRICS, THRESHOLD_RULES, in_words
 
 _RESULTS = (
     "auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "f1", "accuracy", "ece", "brier",
@@ -77,7 +77,7 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     yield f"- Code: commit {run.provenance.get('git_commit') or 'unknown'}; seed {_value(run.config, 'seed')}."
     yield from ("", "## Training cohort", "")
     yield from _cohort(run)
-    yield from ("", "## Results", "", "Test patients, 95 % intervals.", "", "| metric | value | interval | n |")
+    yield from ("", "## Results", "", "Test patients, 95% intervals.", "", "| metric | value | interval | n |")
     yield "| --- | --- | --- | --- |"
     for key in _RESULTS:
         estimate = run.estimate("test", key)
@@ -89,11 +89,11 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     yield ""
     threshold, slope = run.number("operating_point", "threshold"), run.number("calibration", "slope")
     if threshold is not None:
-        rule = run.node("operating_point", "rule")
+        rule = in_words(str(run.node("operating_point", "rule")), THRESHOLD_RULES)
         yield f"Threshold {number(threshold)} (rule: {rule}), chosen on validation patients."
     if slope is not None:
-        method = run.node("calibration", "method")
-        yield f"Calibration {method}, slope {number(slope)} (near 0 where a network cannot rank validation patients)."
+        method = in_words(str(run.node("calibration", "method")), CALIBRATION_METHODS)
+        yield f"Calibration: {method}, slope {number(slope)} (near 0 where a network cannot rank validation patients)."
     yield from ("", "## Explanations", "")
     yield from _explanations(run)
     yield from ("", "## Limits", "")

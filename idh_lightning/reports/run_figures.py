@@ -15,7 +15,7 @@ from idh_lightning.files import atomic_write
 from idh_lightning.reports import course_figures, figures
 from idh_lightning.reports.run_folder import ReportedRun
 from idh_lightning.reports.tables import Estimate, as_estimate
-from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, group_in_words, in_words
+from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, OVERLAPPING, SUBGROUPS, group_in_words, in_words
 
 FEWEST_CALLED = 5
 """The decision curve ends where fewer patients are called mutant: there each one of them makes it jump."""
@@ -154,7 +154,7 @@ def _subgroups(run: ReportedRun) -> _Drawn:
         groups = section.get("groups", {})
         if len(groups) < 2:
             continue
-        rows.append((f"# {name.replace('_', ' ')}", Estimate(None)))
+        rows.append((f"# {in_words(name, SUBGROUPS)}", Estimate(None)))
         for group, found in groups.items():
             estimate = as_estimate(found.get("auroc"))
             if estimate is not None:
@@ -162,14 +162,15 @@ def _subgroups(run: ReportedRun) -> _Drawn:
                 rows.append((group_in_words(group), replace(estimate, n=found.get("n", estimate.n))))
         within = as_estimate(section.get("within_auroc"))
         if within is not None and within.value is not None:
-            rows.append((f"within {name.replace('_', ' ')}", within))
+            rows.append((f"within {in_words(name, SUBGROUPS)}", within))
     if not rows:
         return None
     whole = run.auroc
     reference = ("all test patients", whole.value) if whole is not None and whole.value is not None else None
     words = "; ".join(f"{name}: {estimate.text}" for name, estimate in rows if not name.startswith("# "))
     draw = partial(figures.forest, rows, title="ROC-AUC in groups of test patients", reference=reference)
-    return draw, f"Forest plot. {words}."
+    shared = [in_words(name, SUBGROUPS) for name in run.node("subgroups") or {} if run.groups_overlap(name)]
+    return draw, f"Forest plot. {words}." + (f" Of {' and '.join(shared)}, {OVERLAPPING}." if shared else "")
 
 
 def _known(rows: Iterable[tuple[str, object]]) -> _Rows:

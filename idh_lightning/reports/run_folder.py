@@ -77,6 +77,11 @@ class ReportedRun:
         rows = learnt.calibrated(rows) if isinstance(learnt, Folds) and len(rows) else rows
         return patient_predictions(rows, learnt).set_index("patient_id")
 
+    def groups_overlap(self, name: str) -> bool:
+        """Whether a test patient counts in several groups of a subgroup analysis, having studies in each."""
+        groups, everyone = self.node("subgroups", name, "groups"), self.number("splits", "test", "n")
+        return isinstance(groups, Mapping) and everyone is not None and sum(g["n"] for g in groups.values()) > everyone
+
     @cached_property
     def learnt(self) -> PostProcessing | Folds | None:
         """Calibration, threshold and prediction sets of the run, of its folds, or None where it has none of its own."""

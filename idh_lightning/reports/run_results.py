@@ -17,9 +17,12 @@ from idh_lightning.reports.vocabulary import (
     ANALYSES,
     BASELINES,
     CALIBRATION,
+    CALIBRATION_METHODS,
     CLASSES,
     DISCRIMINATION,
+    OVERLAPPING,
     PREDICTION_SETS,
+    SUBGROUPS,
     Metric,
     group_in_words,
     in_words,
@@ -93,7 +96,7 @@ def _metrics(run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, r
         row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
         row += [] if alone else [cell(validation)]
         rows.append([*row, metric.meaning])
-    head = ["", "test (95 % interval)", "n"]
+    head = ["", "test (95% interval)", "n"]
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
     return ReportTable(caption, head, rows, (0, len(head) - 1)) if rows else None
@@ -101,7 +104,7 @@ def _metrics(run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, r
 
 def _predictive_values(run: ReportedRun) -> ReportTable | None:
     rows = [
-        [f"{100 * float(row['prevalence']):.0f} %", *(cell(as_estimate(row.get(key))) for key in ("ppv", "npv"))]
+        [f"{100 * float(row['prevalence']):.0f}%", *(cell(as_estimate(row.get(key))) for key in ("ppv", "npv"))]
         for row in run.node("predictive_values") or []
     ]
     head = ["share of mutants", "PPV: “mutant” is right", "NPV: “wildtype” is right"]
@@ -110,10 +113,11 @@ def _predictive_values(run: ReportedRun) -> ReportTable | None:
 
 def _calibration_words(run: ReportedRun) -> str | None:
     method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
+    words = in_words(str(method), CALIBRATION_METHODS)
     if isinstance(run.node("calibration", "runs"), Mapping):
         slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
         return (
-            f"Probabilities were calibrated in each fold on its own validation patients ({method}: slopes "
+            f"Probabilities were calibrated in each fold on its own validation patients ({words}: slopes "
             f"{number(min(slopes))} to {number(max(slopes))}), which also brings the folds to one scale."
         )
     if method is None or slope is None:
@@ -124,7 +128,7 @@ def _calibration_words(run: ReportedRun) -> str | None:
     n = run.number("calibration", "n")
     of = "" if n is None else f" {n:.0f}"
     return (
-        f"Probabilities were calibrated on{of} validation patients ({method}: slope {number(slope)}, i.e. temperature "
+        f"Probabilities were calibrated on{of} validation patients ({words}: slope {number(slope)}, i.e. temperature "
         f"{number(temperature or 1 / slope)}, intercept {number(shift or 0)}); the loss and the balanced draws of "
         "training shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
     )
@@ -148,7 +152,7 @@ def _baselines(run: ReportedRun) -> ReportTable | None:
     brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
     fitted = "train patients of each fold" if run.node("runs") is not None else f"{n or '?'} train patients"
     rows.insert(0, ["model (MRI)", cell(run.auroc), count(run.auroc), cell(brier), fitted])
-    head = ["", "ROC-AUC (95 % interval)", "n", "Brier score", "fitted on"]
+    head = ["", "ROC-AUC (95% interval)", "n", "Brier score", "fitted on"]
     return ReportTable("The model, its parts, and what is known without a network", head, rows, (0, 4))
 
 
@@ -163,21 +167,22 @@ def _comparisons(run: ReportedRun) -> ReportTable | None:
         areas = [number(float(section[key])) for key in ("first", "second")]
         p = p_value_cell(section.get("p_value"))
         rows.append([words, *areas, signed(difference), p, count(difference)])
-    head = ["", "first", "second", "difference (95 % interval)", "p", "n"]
+    head = ["", "first", "second", "difference (95% interval)", "p", "n"]
     return ReportTable(PAIRED_CAPTION, head, rows) if rows else None
 
 
 def _subgroups(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("subgroups") or {}).items():
-        words = name.replace("_", " ")
+        words = in_words(name, SUBGROUPS)
         if "why" in section:
             rows.append([words, "", "", f"not computed: {section['why']}", "", ""])
             continue
+        shared = f" ({OVERLAPPING})" if run.groups_overlap(name) else ""
         for group, found in section.get("groups", {}).items():
             values = [cell(as_estimate(found.get(key))) for key in _CALLS]
             counts = [str(found.get(key, "")) for key in ("n", "n_mutant")]
-            rows.append([f"{words}: {group_in_words(group)}", *counts, *values])
+            rows.append([f"{words}: {group_in_words(group)}{shared}", *counts, *values])
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
             rows.append([f"within {words}", count(within), "", cell(within), "", ""])
@@ -213,7 +218,7 @@ def _conformal(run: ReportedRun) -> ReportTable | None:
         caption += f"; {promised:.0%} of each class shall be covered"
     if run.node("external") is not None:
         caption += ", which holds for patients like the validation ones alone: here it is measured, not promised"
-    return ReportTable(caption, ["", "test patients (95 % interval)", "n"], rows) if rows else None
+    return ReportTable(caption, ["", "test patients (95% interval)", "n"], rows) if rows else None
 
 
 def _localisation(run: ReportedRun) -> list[ReportTable]:

@@ -127,6 +127,40 @@ COVARIATES = {
     "native_spacing_mm": "slice thickness, mm",
 }
 
+SUBGROUPS = {"follow_up": "follow-up study", "biopsy_before_imaging": "biopsy before imaging"}
+
+OVERLAPPING = "a patient with studies in several groups counts in each"
+
+THRESHOLD_RULES = {
+    "youden": "the greatest Youden index, sensitivity + specificity − 1",
+    "sensitivity": "the sensitivity asked for",
+    "specificity": "the specificity asked for",
+}
+
+CALIBRATION_METHODS = {"platt": "Platt scaling", "temperature": "temperature scaling", "none": "none"}
+
+UNLIKE = {
+    "same image": "two sequences are one image",
+    "sequence identity": "sequences likely exchanged",
+    "orientation": "the head may lie turned",
+    "skull": "skull there or removed, other than theirs",
+    "least voxel edge": "voxel size",
+    "greatest voxel edge": "slice thickness",
+    "brain": "volume of the brain",
+    "brain height": "height of the brain",
+    "brain length": "length of the brain",
+    "brain width": "width of the brain",
+    "features": "image features of the network's first layers",
+    "missing sequence": "a sequence is missing",
+    "lost part": "a part of an image is lost",
+    "repeated sequence": "one file under two names",
+    "small brain": "too little brain",
+}
+"""Ways in which a study is unlike the training ones, as predictions.csv names them -> in a sentence."""
+
+NOT_COMPARED = "unknown range"
+"""Stands where a checkpoint does not say what its training studies looked like."""
+
 _PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percentile"}
 
 
@@ -138,6 +172,13 @@ def in_words(key: str, words: Mapping[str, str | Metric] | None = None) -> str:
     if words is COVARIATES and (intensity := re.fullmatch(r"(\w+)_(p05|median|p95)", key)):
         return f"{intensity[1]}, {_PERCENTILES[intensity[2]]}"
     return key.replace("_", " ")
+
+
+def unlike_in_words(name: str) -> str:
+    """Way in which a study is unlike the training ones, such as "intensity of T1", in words."""
+    kind, of, sequence = name.partition(" of ")
+    kinds = {"intensity": "intensities", "roughness": "noise or sharpness"}
+    return f"{kinds.get(kind, kind)}{of}{sequence}" if of else in_words(name, UNLIKE)
 
 
 def group_in_words(group: object) -> str:
