@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tiny_checkpoint import tiny_cohort, write_checkpoint
 from tiny_studies import write_study
 
 import idh_lightning
+from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import SEQUENCES, Study, new_studies, study_of_files
 from idh_lightning.errors import CheckpointError, CohortError
 from idh_lightning.evaluation import Calibrator
@@ -157,6 +159,19 @@ def test_files_named_one_by_one_may_have_any_name(predictor: Predictor, patient:
     assert answer.probability == pytest.approx(predictor.predict(patient)[0].probability, abs=1e-9)
 
 
+def test_a_study_without_one_sequence_gets_a_line_to_paste_that_names_its_file(
+    predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    kept = {sequence: patient / f"patient_{sequence}.nii.gz" for sequence in SEQUENCES if sequence != "T1"}
+    (answer,) = predictor.predict(kept)
+    assert answer.status == "failed"
+    assert answer.reasons[0].startswith("T1 is missing; expected FLAIR, T1, T1c, T2, which the network was trained on.")
+    line = answer.reasons[0].partition("python -m idh_lightning.predict ")[2].partition(";")[0]
+    config = composed("predict", shlex.split(line))
+    assert [config.flair, config.t1] == [str(kept["FLAIR"]), "/data/T1.nii.gz"]
+    assert "predict data.missing" not in answer.reasons[0], "predict takes no such setting"
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a\nb", "x" * 300, "", "..", "~root", "con\0sole"])
 def test_a_table_cannot_make_files_elsewhere(name: str, predictor: Predictor, patient: Path, tmp_path: Path) -> None:
     paths = {sequence: str(patient / f"patient_{sequence}.nii.gz") for sequence in SEQUENCES}
@@ -245,7 +260,7 @@ def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
     (answer,) = predictor.answers(new_studies(patient), tmp_path / "out")
     assert answer.unlike == ()
     assert answer.prediction_set is not None
-    assert "Classes that cannot be excluded at 90 % coverage" in text_of(answer.page.read_text())
+    assert "Classes that cannot be excluded at 90% coverage" in text_of(answer.page.read_text())
 
 
 def test_the_page_says_that_it_is_not_for_clinical_use_and_when_the_patients_were_synthetic(

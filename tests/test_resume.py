@@ -213,6 +213,14 @@ def test_a_stage_is_finished_only_with_all_of_its_files(tmp_path: Path) -> None:
     assert not RunState(tmp_path, go_on=True).is_finished("test")
 
 
+def test_what_a_training_goes_on_from_is_removed_once_it_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    RunState(tmp_path, go_on=True).finish("fit")
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
 def test_a_stage_that_begins_again_takes_the_later_ones_with_it(tmp_path: Path) -> None:
     for name in ("predictions.csv", "metrics.json", "report.html"):
         (tmp_path / name).touch()
