@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -180,3 +182,28 @@ def test_an_example_runs(script: Path, tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
+
+
+def told(file: Path) -> str:
+    """Text of a file that a person reads; of Python its strings and comments."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return re.sub(r"\{%.*?%\}", "", text, flags=re.DOTALL)
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    strings = (tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
+    return "\n".join(token.string for token in tokens if token.type in strings)
+
+
+def test_percent_follows_its_number_without_a_space() -> None:
+    endings = {".py", ".j2", ".yaml", ".md", ".svg"}
+    files = [
+        *PAGES,
+        *(file for name in ("idh_lightning", "conf", "docs", "examples") for file in (ROOT / name).rglob("*")),
+    ]
+    spaced = [
+        f"{file.relative_to(ROOT)}: {found[0]!r}"
+        for file in files
+        if file.suffix in endings
+        for found in re.finditer(r".{0,30}[\d}] %(?! *[\d{(]).{0,9}", told(file))
+    ]
+    assert not spaced

@@ -239,7 +239,7 @@ def test_the_report_says_the_headline_with_its_interval(report: Path) -> None:
     auroc = metrics["test"]["auroc"]
     sentence = (
         "On 42 held-out patients (9 mutant), the model ranks a random mutant above a random wildtype patient with "
-        f"probability {auroc['value']:.2f} (95 % interval {auroc['low']:.2f} to {auroc['high']:.2f})."
+        f"probability {auroc['value']:.2f} (95% interval {auroc['low']:.2f} to {auroc['high']:.2f})."
     )
     text = Parsed(report.read_text()).text
     assert sentence in text

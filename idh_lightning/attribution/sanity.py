@@ -149,7 +149,7 @@ def sanity_table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFr
     Returns:
         One row per method and check: `method`, `check`, `value` (mean Spearman correlation over studies, each study
         with the mean of its shifts, pairs or seeds; of a cascade, with all modules random, or all of the tail), `low`
-        and `high` (95 %, BCa bootstrap over studies; NaN with fewer than 3 studies or one value), `n` studies, `bound`
+        and `high` (95%, BCa bootstrap over studies; NaN with fewer than 3 studies or one value), `n` studies, `bound`
         (for example "< 0.3"), `passed` (whether `value` keeps to it).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: 30 % shall mean that 30 of 100 such patients are mutant."""
+"""Calibration of probabilities: 30% shall mean that 30 of 100 such patients are mutant."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, wei
 
 
 def decision_curves(labels: Integers, strategies: Mapping[str, Floats], *, resamples: Bootstrap) -> dict[str, Any]:
-    """Net benefit of strategies over threshold probabilities of 1 % to 99 %.
+    """Net benefit of strategies over threshold probabilities of 1% to 99%.
 
     Args:
         labels: [n].

@@ -15,7 +15,7 @@ LOCATOR_GAIN = 64.0
 of a tail that may be pretrained. Source: the equalised learning rate of Karras et al. 2018, arXiv:1710.10196, 4.1."""
 
 _RARE = -3.0
-"""Logit of tumour that an untrained locator begins with: 5 % of the cells."""
+"""Logit of tumour that an untrained locator begins with: 5% of the cells."""
 
 GridPosition = tuple[float, float]
 """Offset and step, in voxels: cell i of a grid lies at voxel offset + i * step."""

@@ -81,7 +81,7 @@ class StemTailNetwork(nn.Module):
 
     The stem runs without a graph, in eval mode (its BatchNorm statistics never move) and in the precision and memory
     layout that are fastest for it; the tail is an ordinary network. What this saves is the memory of the stem's
-    activations: in B7 the tail from `blocks.5` still holds 79 % of the parameters.
+    activations: in B7 the tail from `blocks.5` still holds 79% of the parameters.
 
     With a locator, features of an early stage tell where the tumour is, and what enters the tail is multiplied by that:
     the classifier sees the tumour and its surroundings, and how sure the locator is of each cell is half of the

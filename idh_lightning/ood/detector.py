@@ -386,7 +386,7 @@ class OutOfDistributionDetector:
 
             worst = max(PERCENTILES, key=outside)
             what = (
-                f"Intensities of {sequence}: {worst:g} % of the brain has a z-score below "
+                f"Intensities of {sequence}: {worst:g}% of the brain has a z-score below "
                 f"{self._beside(f'{sequence} {worst:g}', numbers)}. Averaged over such percentiles, {sequence} differs "
                 f"from the mean training study by {number(value)} z-scores; the limit is {number(limit)}"
             )

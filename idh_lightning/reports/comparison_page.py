@@ -83,7 +83,7 @@ def _runs(run: ReportedRun) -> ReportTable | None:
         settings = [" ".join(named.get(name, []))] if any(named.values()) else []
         rows.append([str(name), *(cell(estimate, "") for estimate in cells), *settings])
     return ReportTable(
-        f"Each run on the same {run.node('runs', 'n')} test patients, with 95 % intervals",
+        f"Each run on the same {run.node('runs', 'n')} test patients, with 95% intervals",
         ["", *(METRICS[key].name for key in _SHOWN), *(["settings"] if any(named.values()) else [])],
         rows,
         (0, len(_SHOWN) + 1),
@@ -97,7 +97,7 @@ def _pairs(run: ReportedRun) -> ReportTable | None:
         areas = [number(float(pair[key])) for key in ("first", "second")]
         p_values = [p_value_cell(pair.get(key)) for key in ("p_value", "p_holm")]
         rows.append([" against ".join(pair["names"]), *areas, signed(difference) if difference else "", *p_values])
-    head = ["", "first", "second", "difference (95 % interval)", "p", "p, corrected"]
+    head = ["", "first", "second", "difference (95% interval)", "p", "p, corrected"]
     return ReportTable(PAIRED_CAPTION, head, rows) if rows else None
 
 

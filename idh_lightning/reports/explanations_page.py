@@ -89,11 +89,11 @@ def _headline(content: Mapping[str, Any]) -> list[str]:
         interval = (
             ""
             if pointing.low is None
-            else f" (95 % interval {100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
+            else f" (95% interval {100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
         )
         sentences.insert(
             0,
-            f"In {100 * pointing.value:.0f} % of {pointing.n} studies{interval} the hottest voxel of the map by "
+            f"In {100 * pointing.value:.0f}% of {pointing.n} studies{interval} the hottest voxel of the map by "
             f"{method} lies in the tumour.",
         )
     failed = sorted({row["method"] for row in content["sanity"] if not row["passed"]})
@@ -174,7 +174,7 @@ def _sanity(content: Mapping[str, Any]) -> ReportTable | None:
         check, estimate = CHECK_WORDS.get(row["check"], row["check"]), as_estimate(row)
         told = "passes" if row["passed"] else "fails"
         rows.append([row["method"], check, cell(estimate, ""), row["bound"], count(estimate), told])
-    head = ["", "check", "rank correlation of maps (95 % interval)", "must be", "studies", ""]
+    head = ["", "check", "rank correlation of maps (95% interval)", "must be", "studies", ""]
     caption = "Sanity: do the maps change when they should, and stay when they should?"
     return ReportTable(caption, head, rows, (0, 1, 5)) if rows else None
 

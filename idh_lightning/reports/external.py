@@ -40,7 +40,7 @@ def external_section(run: ReportedRun) -> External | None:
             continue
         here, there = run.estimate("test", key), run.estimate("external", "internal", key)
         rows.append([metric.name, cell(here), count(here), cell(there), count(there), signed(difference)])
-    head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95 % interval)"]
+    head = ["", "this cohort", "n", f"{section.get('trained_on')}, test", "n", "difference (95% interval)"]
     differences = ReportTable(
         "This cohort and the internal test patients, two samples without a common patient", head, rows
     )
@@ -55,7 +55,7 @@ def _shift(section: object) -> ReportTable | None:
             continue
         reference, other = found["reference"], found["other"]
         shown = [
-            f"{100 * part['mean']:.0f} %"
+            f"{100 * part['mean']:.0f}%"
             if key == "mutant"
             else f"{part['mean']:.4g} ({part['sd']:.3g})".replace("-", "−")
             for part in (reference, other)

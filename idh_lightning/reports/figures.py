@@ -78,7 +78,7 @@ def roc(
     resamples: int = 500,
     seed: int = 0,
 ) -> Figure:
-    """ROC curve with a pointwise 95 % bootstrap band and the operating point.
+    """ROC curve with a pointwise 95% bootstrap band and the operating point.
 
     Args:
         labels: [N], 0 wildtype, 1 mutant; both present.
@@ -95,7 +95,7 @@ def roc(
     false_rate, true_rate, _ = roc_curve(truth, score, drop_intermediate=False)
     figure = new_figure(4.9, 4.9)
     axes = figure.add_subplot()
-    axes.fill_between(grid, low, high, color=SKY, alpha=0.3, linewidth=0, label="95 % band (bootstrap)")
+    axes.fill_between(grid, low, high, color=SKY, alpha=0.3, linewidth=0, label="95% band (bootstrap)")
     axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="chance")
     axes.plot(false_rate, true_rate, color=BLUE, linewidth=2.2, label="model")
     if threshold is not None:
@@ -189,7 +189,7 @@ def reliability(
         capsize=3,
         label="probability of the report",
     )
-    note = f"{len(observed)} groups of about equal size, 95 % intervals; n = {truth.size}"
+    note = f"{len(observed)} groups of about equal size, 95% intervals; n = {truth.size}"
     dress(axes, title, note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(-0.03, 1.03)
@@ -224,7 +224,7 @@ def decision_curve(
     Args:
         curves: Column `threshold`, and one column of net benefit per strategy; `treat_all` and `treat_none` are drawn
             as references and `model` on top.
-        band: `low` and `high`, net benefit at the same thresholds: the 95 % band of the model.
+        band: `low` and `high`, net benefit at the same thresholds: the 95% band of the model.
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
         last: Threshold up to which the curves are drawn, since beyond it single patients make them jump. They end
             before it where the model falls below the axis: a piece that comes up again further on is chance.
@@ -295,7 +295,7 @@ def forest(
     axes = figure.add_subplot()
     drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
-    for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95 % interval)")):
+    for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95% interval)")):
         axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
     for position, (name, estimate) in enumerate(rows):
         if not name.startswith("# "):

@@ -26,7 +26,7 @@ def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
         return []
     referenced = any(f"{score}_reference" in set(summary["score"]) for score in scores)
     n = int(summary["n"].max())
-    caption = f"Do the maps lie on the tumour? Means over {n} studies (95 % interval)"
+    caption = f"Do the maps lie on the tumour? Means over {n} studies (95% interval)"
     if referenced:
         caption += f"; in brackets the {REFERENCE_MAP}: a map of the same cells that holds the share of tumour in each"
     rows = [[method, *_cells(found, method, "all", scores)] for method in methods]

@@ -80,7 +80,7 @@ def _headline(run: ReportedRun) -> list[str]:
     count = f"On {len(people)} {whose} ({mutant})" if len(people) else "Held out"
     interval = ""
     if auroc.interval:
-        interval = f" ({level:.0f} % interval {auroc.interval})"
+        interval = f" ({level:.0f}% interval {auroc.interval})"
     sentences = [
         f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
         f"{number(auroc.value)}{interval}."

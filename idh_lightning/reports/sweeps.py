@@ -69,7 +69,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 
 def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, split: str) -> Figure:
-    """ROC-AUC against a number that was varied, each run with its 95 % interval; the line joins the means.
+    """ROC-AUC against a number that was varied, each run with its 95% interval; the line joins the means.
 
     Args:
         settings: The number per run.
@@ -94,7 +94,7 @@ def curve(settings: ArrayLike, values: ArrayLike, low: ArrayLike, high: ArrayLik
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(min(0.45, float(np.nanmin(lower)) - 0.02) if len(y) else 0.45, 1.01)
     axes.set_xlabel(name)
-    axes.set_ylabel(f"{split} ROC-AUC (95 % interval)")
+    axes.set_ylabel(f"{split} ROC-AUC (95% interval)")
     dress(axes, f"ROC-AUC against {name}", "One point per run, the line through their means; dashed: chance")
     return figure
 

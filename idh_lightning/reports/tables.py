@@ -11,12 +11,12 @@ from idh_lightning.reports.vocabulary import p_value_words
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval and the count it rests on; what is unknown is None.
+    """A number with its 95% interval and the count it rests on; what is unknown is None.
 
     Attributes:
         value: Point estimate, or None where there were too few patients for one.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
         n: Patients (or studies) that it was computed on.
         why: Why there is no value.
     """

@@ -20,7 +20,7 @@ SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivi
 
 def print_summary(metrics: Mapping[str, Any], run_folder: Path) -> None:
     """Print the test metrics with their intervals, and where everything is."""
-    table = FittingTable("Test patients", ("metric", "value", "95 % interval", "n"))
+    table = FittingTable("Test patients", ("metric", "value", "95% interval", "n"))
     for metric in SUMMARY_METRICS:
         found = as_estimate(metrics.get("test", {}).get(metric))
         if found is not None:

@@ -14,7 +14,7 @@ STRIPPED_MOST_ML = 2300.0
 
 RESIDUE, RINGING = 0.01, 0.05
 """Shares of the brightness of an image. What is left of a background that was one number is nearly everywhere within
-the first (95 % of air in 159 real images with skull: 0.012 to 0.2); beside the brain, splines swing up by the second at
+the first (95% of air in 159 real images with skull: 0.012 to 0.2); beside the brain, splines swing up by the second at
 most, and farther down in a thin shell."""
 
 FREQUENT = 0.01

@@ -61,7 +61,7 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
 
 
 def _lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Voxels that a mask [D, H, W] extends along each axis, the outermost 2 % of it at each end left out."""
+    """Voxels that a mask [D, H, W] extends along each axis, the outermost 2% of it at each end left out."""
     thinned = mask[tuple(slice(None, None, 1 + (size > 100)) for size in mask.shape)]  # enough, and eight times as fast
     sums = (np.cumsum(np.count_nonzero(thinned, axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
     return [int(np.ptp(np.searchsorted(total, (0.02 * total[-1], 0.98 * total[-1])))) for total in sums]
