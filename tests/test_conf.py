@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from idh_lightning.cli.entry import composed
-from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.runs.rehearsal import check
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF_DIR.glob("*/*.yaml"))
@@ -26,8 +26,19 @@ def test_every_choice_composes_and_what_it_describes_can_be_made(choice: str, tm
     chosen = OmegaConf.load(CONF_DIR / f"{choice.replace('=', '/')}.yaml")
     group = choice.split("=")[0]
     needed = [f"{group}.{key}={told[key]}" for key in told if OmegaConf.is_missing(chosen, key)]
-    check(composed("train", [choice, *needed, "name=x", f"paths.run={tmp_path / 'run'}", "model.weights=none"]))
+    config = composed("train", [choice, *needed, "name=x", f"paths.run={tmp_path / 'run'}", "model.weights=none"])
+    check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+    check(config)
 
 
 def test_every_group_has_choices() -> None:
     assert {choice.split("=")[0] for choice in CHOICES} == {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("experiment", sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml")))
+def test_everything_that_an_experiment_sets_is_what_a_run_gets(experiment: str) -> None:
+    asked = OmegaConf.load(CONF_DIR / "experiment" / f"{experiment}.yaml")
+    got = composed("train", [f"experiment={experiment}", "paths.run=x"])
+    for key in asked:
+        if key not in ("defaults", "hydra"):
+            assert OmegaConf.merge({key: got[key]}, {key: asked[key]})[key] == got[key], key

@@ -87,7 +87,7 @@ def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do(
     kept = "which 95% of patients like the 199 validation ones keep in everything that is measured here"
     far = rf"From 1.5 times .*, an answer is withheld unless withhold=false; this is {number} times"
     assert re.fullmatch(
-        rf"Intensities of T1: \S+ % of the brain has a z-score below {measured}\. Averaged over such percentiles, T1 "
+        rf"Intensities of T1: \S+% of the brain has a z-score below {measured}\. Averaged over such percentiles, T1 "
         rf"differs from the mean training study by {number} z-scores; the limit is {number}, {kept}\. {far}\. Check .*",
         texts["intensity_of_T1"],
     ), texts["intensity_of_T1"]

@@ -352,7 +352,7 @@ def _trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, o
     folder = Path(config.paths.run)
     callbacks: list[Callback] = []
     for section in config.callbacks.values():
-        ours = str(section._target_).startswith("idh_lightning.callbacks.")
+        ours = str(section._target_) == "idh_lightning.callbacks.Explanations"
         extra = {"run_folder": folder, "sequences": prepared.cohort.sequences} if ours else {}
         callbacks.append(factory(section)(**extra))
     found = [_logger(config, section) for section in config.logger.values()]
