@@ -1,0 +1,150 @@
+"""Tumour segmentation: a 3D U-Net that finds a glioma and votes, voxel by voxel, on its IDH status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from idh_lightning.errors import ModelError
+from idh_lightning.files import atomic_write
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "locator.safetensors"
+"""Weights that were learnt from synthetic patients alone; the card beside them says how."""
+
+WIDTHS = (16, 32, 64, 96)
+"""Channels of the levels of the U-Net, from the finest to the coarsest."""
+
+PATCH = 2
+"""Edge, in voxels, of the cubes that the finest level works on: a step on all voxels takes four times as long."""
+
+NOT_TUMOUR, WILDTYPE_TUMOUR, MUTANT_TUMOUR = 0, 1, 2
+"""Classes of a voxel."""
+
+
+class TumourSegmenter(nn.Module):
+    """Residual 3D U-Net from volumes to three logits per voxel: not tumour, wildtype tumour, mutant tumour.
+
+    Its channels are the four sequences; a missing one is 0 throughout. It works on cubes of 2 x 2 x 2 voxels, taken as
+    channels on the way in and given back on the way out, so that the output has the grid of the input.
+
+    Source: U-Net, Ronneberger et al. 2015, arXiv:1505.04597; residual units, He et al. 2016, arXiv:1603.05027; instance
+    normalisation, Ulyanov et al. 2016, arXiv:1607.08022; sub-pixel output, Shi et al. 2016, arXiv:1609.05158.
+    """
+
+    def __init__(self, in_channels: int = 4, widths: Sequence[int] = WIDTHS) -> None:
+        """Build it with so many channels at each level."""
+        super().__init__()
+        self.in_channels, self.widths = in_channels, tuple(widths)
+        self.enter = nn.Conv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
+        self.shrink = nn.ModuleList(nn.Conv3d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.grow = nn.ModuleList(nn.Conv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))
+        self.up = nn.ModuleList(ResidualUnit(width) for width in widths[:-1])
+        self.leave = nn.Conv3d(widths[0], 3 * PATCH**3, 1)
+        nn.init.normal_(self.leave.weight, std=0.01)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Logits [B, 3, D, H, W] of volumes [B, C, D, H, W], z-scores within the brain and 0 outside it."""
+        size = volumes.shape[2:]
+        hidden = self.enter(_to_cubes(volumes, PATCH * 2 ** len(self.shrink)))
+        kept = []
+        for unit, shrink in zip(self.down, self.shrink, strict=False):
+            kept.append(unit(hidden))
+            hidden = shrink(kept[-1])
+        hidden = self.down[-1](hidden)
+        for grow, unit, skip in zip(reversed(self.grow), reversed(self.up), reversed(kept), strict=True):
+            hidden = unit(skip + functional.interpolate(grow(hidden), scale_factor=2.0, mode="nearest"))
+        return _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions with instance normalisation whose result is added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        """Build it for so many channels."""
+        super().__init__()
+        self.norms = nn.ModuleList(nn.InstanceNorm3d(width, affine=True) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F, d, h, w] of features of the same shape."""
+        hidden = features
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            hidden = convolution(functional.silu(norm(hidden)))
+        return features + hidden
+
+
+def save_segmenter(segmenter: TumourSegmenter, file: Path, metadata: Mapping[str, str]) -> None:
+    """Write weights in half precision, with `metadata` in the header of the file."""
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in segmenter.state_dict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        save_file(tensors, temporary, dict(metadata))
+
+
+def load_segmenter(file: Path = PRETRAINED) -> TumourSegmenter:
+    """Segmenter with the weights of a file of `save_segmenter`, in float32 and set to evaluate.
+
+    Raises:
+        ModelError: If the file is not there or holds something else.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+        widths = [len(tensors[f"down.{level}.norms.0.weight"]) for level in range(len(tensors)) if f"down.{level}.norms.0.weight" in tensors]
+        segmenter = TumourSegmenter(tensors["enter.weight"].shape[1] // PATCH**3, widths)
+        segmenter.load_state_dict(tensors)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{file}: cannot be read as weights of the tumour segmenter ({error}); expected a .safetensors file as "
+            "`python -m idh_lightning.train experiment=pretrain_locator` writes it. Name such a file, or "
+            "model.locator=pretrained."
+        ) from error
+    return segmenter.eval()
+
+
+def tumour_logit(logits: Tensor) -> Tensor:
+    """Logit [B, D, H, W] of either kind of tumour, of logits [B, 3, D, H, W]."""
+    return torch.logsumexp(logits[:, 1:].float(), dim=1) - logits[:, NOT_TUMOUR].float()
+
+
+def vote_contributions(logits: Tensor) -> Tensor:
+    """Contribution of each voxel to the dense vote, [B, D, H, W], of logits [B, 3, D, H, W].
+
+    Each voxel votes by how much more it looks like mutant than like wildtype tumour, with a weight that is its
+    probability of tumour as a share of the whole. Where hardly anything is tumour, the weights fade.
+    """
+    weight = torch.sigmoid(tumour_logit(logits))
+    total = weight.sum((1, 2, 3), keepdim=True)
+    difference = logits[:, MUTANT_TUMOUR].float() - logits[:, WILDTYPE_TUMOUR].float()
+    return weight * difference / (total + 1.0)
+
+
+def dense_vote(logits: Tensor) -> Tensor:
+    """Logit of mutant minus that of wildtype, [B]: the sum of `vote_contributions` over the voxels."""
+    return vote_contributions(logits).sum((1, 2, 3))
+
+
+def _to_cubes(volumes: Tensor, multiple: int) -> Tensor:
+    """Voxels [B, C, D, H, W], padded by 0 to a multiple, as [B, 8 C, D / 2, H / 2, W / 2]."""
+    room = [-length % multiple for length in volumes.shape[2:]]
+    padded = functional.pad(volumes, [0, room[2], 0, room[1], 0, room[0]])
+    depth, height, width = (length // PATCH for length in padded.shape[2:])
+    split = padded.reshape(volumes.shape[0], volumes.shape[1], depth, PATCH, height, PATCH, width, PATCH)
+    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(volumes.shape[0], -1, depth, height, width)
+
+
+def _from_cubes(features: Tensor, channels: int) -> Tensor:
+    """Inverse of `_to_cubes` without the padding's end."""
+    depth, height, width = features.shape[2:]
+    split = features.reshape(features.shape[0], channels, PATCH, PATCH, PATCH, depth, height, width)
+    joined = split.permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return joined.reshape(features.shape[0], channels, depth * PATCH, height * PATCH, width * PATCH)
