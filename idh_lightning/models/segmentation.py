@@ -44,7 +44,7 @@ class TumourSegmenter(nn.Module):
         self.in_channels, self.widths = in_channels, tuple(widths)
         self.enter = nn.Conv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
-        self.shrink = nn.ModuleList(nn.Conv3d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.shrink = nn.ModuleList(nn.Conv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))
         self.grow = nn.ModuleList(nn.Conv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(ResidualUnit(width) for width in widths[:-1])
         self.leave = nn.Conv3d(widths[0], 3 * PATCH**3, 1)
@@ -54,14 +54,16 @@ class TumourSegmenter(nn.Module):
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 3, D, H, W] of volumes [B, C, D, H, W], z-scores within the brain and 0 outside it."""
         size = volumes.shape[2:]
-        hidden = self.enter(_to_cubes(volumes, PATCH * 2 ** len(self.shrink)))
+        hidden = self.enter(_to_cubes(volumes))
         kept = []
         for unit, shrink in zip(self.down, self.shrink, strict=False):
             kept.append(unit(hidden))
             hidden = shrink(kept[-1])
         hidden = self.down[-1](hidden)
         for grow, unit, skip in zip(reversed(self.grow), reversed(self.up), reversed(kept), strict=True):
-            hidden = unit(skip + functional.interpolate(grow(hidden), scale_factor=2.0, mode="nearest"))
+            # Cell i of the coarse level lies at cell 2 i of the fine one, where the number of cells is odd.
+            wide = functional.interpolate(grow(hidden), skip.shape[2:], mode="trilinear", align_corners=True)
+            hidden = unit(skip + wide)
         return _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -133,9 +135,9 @@ def dense_vote(logits: Tensor) -> Tensor:
     return vote_contributions(logits).sum((1, 2, 3))
 
 
-def _to_cubes(volumes: Tensor, multiple: int) -> Tensor:
-    """Voxels [B, C, D, H, W], padded by 0 to a multiple, as [B, 8 C, D / 2, H / 2, W / 2]."""
-    room = [-length % multiple for length in volumes.shape[2:]]
+def _to_cubes(volumes: Tensor) -> Tensor:
+    """Voxels [B, C, D, H, W], with zeros beyond an odd end, as [B, 8 C, D / 2, H / 2, W / 2]."""
+    room = [length % PATCH for length in volumes.shape[2:]]
     padded = functional.pad(volumes, [0, room[2], 0, room[1], 0, room[0]])
     depth, height, width = (length // PATCH for length in padded.shape[2:])
     split = padded.reshape(volumes.shape[0], volumes.shape[1], depth, PATCH, height, PATCH, width, PATCH)
@@ -143,7 +145,7 @@ def _to_cubes(volumes: Tensor, multiple: int) -> Tensor:
 
 
 def _from_cubes(features: Tensor, channels: int) -> Tensor:
-    """Inverse of `_to_cubes` without the padding's end."""
+    """Inverse of `_to_cubes`, with what lies beyond an odd end."""
     depth, height, width = features.shape[2:]
     split = features.reshape(features.shape[0], channels, PATCH, PATCH, PATCH, depth, height, width)
     joined = split.permute(0, 1, 5, 2, 6, 3, 7, 4)
