@@ -221,7 +221,7 @@ def _write_study(folder: Path, row: Mapping[Any, Any], index: int, settings: Pha
     """Render one study and write its files; the study's folder appears when all of them are there."""
     study_id = str(row["study_id"])
     images = render_study(
-        Signs(**{field.name: row[field.name] for field in fields(Signs)}),
+        Signs.of(row),
         spacing_mm=settings.spacing_mm,
         patient_seed=np.random.SeedSequence([settings.seed, 2, row["patient_number"]]),
         study_seed=np.random.SeedSequence([settings.seed, 3, index]),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from idh_lightning.cohort.study import MUTANT, WILDTYPE
 from idh_lightning.errors import ConfigError
+from idh_lightning.phantom.lesion import Signs
 
 CONTROLS: tuple[str, ...] = ("natural", "null", "trivial", "shortcut")
 """natural: the table of signs as it is. null: labels shuffled relative to images. trivial: enhancement alone tells the
@@ -227,6 +228,17 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
     for column in CLINICAL_COLUMNS[-3:]:
         table[column] = ""
     return table
+
+
+def draw_signs(label: int, rng: np.random.Generator) -> Signs:
+    """Latent signs of one patient of a class, its groups as frequent as the root of their number in UCSF-PDGM v5.
+
+    So that the rare kinds of either class are seen often enough to be learnt.
+    """
+    groups = [group for group in GROUPS if group.label == label]
+    shares = np.sqrt([group.count for group in groups])
+    row = _draw_group(groups[rng.choice(len(groups), p=shares / shares.sum())], 1, rng).assign(mark=False)
+    return Signs.of(row.iloc[0])
 
 
 def list_studies(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import IntFlag
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -59,6 +61,15 @@ class Signs:
     oedema_share: float
     water: float
     mark: bool
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Signs:
+        """Signs in a row of a table of patients or studies."""
+        found = {}
+        for each in fields(cls):
+            value = row[each.name]
+            found[each.name] = value.item() if hasattr(value, "item") else value
+        return cls(**found)
 
 
 @dataclass(frozen=True)

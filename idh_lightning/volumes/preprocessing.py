@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -135,18 +135,10 @@ class Preprocessing:
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
 
-        source = Geometry.of(images[reference])
-        target = self._target(source, brain if self.crop == "brain" else arrays.get(MASK, brain) != 0)
-        weights = _weights(source, target)
-        share = resample(brain.astype(np.float32), weights)
-        inside = share >= 0.5
-        image = np.zeros((len(sequences), *self.shape), dtype=np.float32)
-        for channel, name in enumerate(sequences):
-            if name in arrays:
-                # Averages over the brain alone, so that air does not darken the cortex.
-                total = resample(np.where(brain, arrays[name], np.float32(0)), weights)
-                image[channel][inside] = self._z_scores(total[inside] / share[inside])
-        mask = _tumour(resample((arrays[MASK] != 0).astype(np.float32), weights)) if MASK in arrays else None
+        wanted = brain if self.crop == "brain" else arrays.get(MASK, brain) != 0
+        image, mask, inside, target = self.normalised(
+            {name: arrays.get(name) for name in sequences}, arrays.get(MASK), brain, Geometry.of(images[reference]), wanted
+        )
         presence = np.array([name in arrays for name in sequences], dtype=np.float32)
         faults += consistency.check_sides_by_content(
             image, None if mask is None else mask > 0, inside, presence.astype(bool).tolist(), sequences, place
@@ -161,6 +153,39 @@ class Preprocessing:
             fingerprints=fingerprints,
             faults=tuple(faults),
         )
+
+    def normalised(
+        self,
+        sequences: Mapping[str, NDArray[np.float32] | None],
+        labels: NDArray[Any] | None,
+        brain: NDArray[np.bool_],
+        source: Geometry,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.bool_], Geometry]:
+        """Arrays [D, H, W] of one grid, laid on that of the volume and normalised within the brain.
+
+        Args:
+            sequences: Name -> intensities; None where a sequence is missing.
+            labels: Of the tumour, 0 elsewhere; None without a mask.
+            brain: Where the brain is.
+            source: Grid of the arrays.
+            wanted: Voxels around which the grid is laid; by default the brain.
+
+        Returns:
+            Image [C, D, H, W] of z-scores, mask and brain [D, H, W], and the grid.
+        """
+        target = self._target(source, brain if wanted is None else wanted)
+        weights = _weights(source, target)
+        share = resample(brain.astype(np.float32), weights)
+        inside = share >= 0.5
+        image = np.zeros((len(sequences), *self.shape), dtype=np.float32)
+        for channel, voxels in enumerate(sequences.values()):
+            if voxels is not None:
+                # Averages over the brain alone, so that air does not darken the cortex.
+                total = resample(np.where(brain, voxels, np.float32(0)), weights)
+                image[channel][inside] = self._z_scores(total[inside] / share[inside])
+        mask = None if labels is None else _tumour(resample((labels != 0).astype(np.float32), weights))
+        return image, mask, inside, target
 
     def _z_scores(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if values.size == 0:

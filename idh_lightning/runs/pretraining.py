@@ -1,0 +1,179 @@
+"""Pretraining of the locator on synthetic gliomas alone: `experiment=pretrain_locator`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Subset
+
+from idh_lightning.callbacks import WholeCheckpointIO
+from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.data.synthetic import SyntheticGlioma, SyntheticGliomas
+from idh_lightning.files import write_json
+from idh_lightning.machine import package_versions
+from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, save_segmenter, tumour_logit
+from idh_lightning.objectives.segmentation import segmentation_loss
+from idh_lightning.runs.rehearsal import make_trainer, optimizer_section
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SEED = 1_000_033
+"""Added to the seed of the patients that are learnt from, for those that only tell how far it has come."""
+
+
+class LocatorPretraining(lightning.LightningModule):
+    """Teaches a tumour segmenter on synthetic gliomas, whose masks and labels are known.
+
+    Logs `train/loss`, and of synthetic patients that nothing is learnt from `val/dice` and `val/vote_accuracy`.
+    """
+
+    def __init__(
+        self,
+        segmenter: TumourSegmenter,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+    ) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def training_step(self, batch: SyntheticGlioma, batch_index: int) -> Tensor:
+        """Loss of a batch."""
+        loss = segmentation_loss(self.segmenter(batch.volume), batch.mask, batch.label)  # type: ignore[arg-type]
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.volume))
+        return loss
+
+    def validation_step(self, batch: SyntheticGlioma, batch_index: int) -> None:
+        """Dice coefficient and accuracy of the vote."""
+        logits = self.segmenter(batch.volume)
+        found, truth = tumour_logit(logits) > 0, batch.mask > 0.5
+        dice = 2 * (found & truth).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
+        right = (dense_vote(logits) > 0) == (batch.label > 0)  # type: ignore[operator]
+        scores = {"val/dice": dice.mean(), "val/vote_accuracy": right.float().mean()}
+        self.log_dict(scores, prog_bar=True, batch_size=len(batch.volume))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over all weights, and its schedule per step."""
+        optimizer = self.optimizer(self.segmenter.parameters())
+        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class SyntheticData(lightning.LightningDataModule):
+    """Batches of `SyntheticGliomas`: an epoch is a stretch of one long sequence that never repeats."""
+
+    def __init__(self, *, gliomas: SyntheticGliomas, validation: SyntheticGliomas, batch_size: int, workers: int) -> None:
+        super().__init__()
+        self.gliomas, self.validation = gliomas, validation
+        self.batch_size, self.workers = batch_size, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Stretch of the present epoch."""
+        assert self.trainer is not None
+        size = len(self.gliomas) // int(self.trainer.max_epochs or 1)
+        first = self.trainer.current_epoch * size
+        return self._loader(Subset(self.gliomas, range(first, first + size)), min(self.workers, 1))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Patients that nothing is learnt from."""
+        return self._loader(self.validation, 0)
+
+    def _loader(self, dataset: Any, workers: int) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=self.batch_size, num_workers=workers)
+
+
+def pretrain(config: DictConfig) -> dict[str, Any]:
+    """Teach a locator on synthetic gliomas, write its weights and a card, and return the scores.
+
+    `locator.safetensors` and `locator.json` are written at the end of each epoch, and the training goes on from
+    `checkpoints/last.ckpt` where there is one.
+    """
+    folder, plan = Path(config.paths.run), config.pretraining
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    epochs = int(config.trainer.max_epochs)
+    preprocessing = instantiate_section(config.data.preprocessing)
+    data = SyntheticData(
+        gliomas=factory(plan.gliomas)(
+            length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size), seed=config.seed, preprocessing=preprocessing
+        ),
+        validation=factory(plan.gliomas)(
+            length=int(plan.validation_patients),
+            seed=config.seed + VALIDATION_SEED,
+            preprocessing=preprocessing,
+            views=1,
+            window=1,
+        ),
+        batch_size=int(plan.batch_size),
+        workers=int(plan.workers),
+    )
+    model = LocatorPretraining(
+        TumourSegmenter(), optimizer=factory(optimizer_section(config)), scheduler=factory(config.scheduler)
+    )
+    card = Card(folder, OmegaConf.to_container(config, resolve=True))
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(
+        dirpath=folder / "checkpoints", filename="last", enable_version_counter=False
+    )
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = make_trainer(
+        config.trainer,
+        callbacks=[keep, card],
+        logger=[made for each in config.logger.values() if (made := instantiate_section(each))],
+        plugins=[WholeCheckpointIO()],
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    logger.info("Weights of the locator: %s", folder / "locator.safetensors")
+    return card.scores
+
+
+class Card(lightning.pytorch.callbacks.Callback):
+    """Writes the weights of a locator after each epoch, and beside them how they were learnt."""
+
+    def __init__(self, folder: Path, recipe: Any) -> None:
+        super().__init__()
+        self.folder, self.recipe = folder, recipe
+        self.seconds = 0.0
+        self.scores: dict[str, Any] = {}
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write both files, each in one step."""
+        if not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        self.seconds, self._began = self.seconds + now - self._began, now
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.scores = {"pretraining": metrics}
+        write_json(
+            self.folder / "locator.json",
+            {
+                "learnt_from": "synthetic gliomas alone",
+                "steps": trainer.global_step,
+                "hours": round(self.seconds / 3600, 3),
+                "seed": self.recipe["seed"],
+                "scores_on_other_synthetic_patients": metrics,
+                "versions": package_versions(),
+                "settings": {name: self.recipe[name] for name in ("pretraining", "optimizer", "scheduler", "trainer")},
+                "preprocessing": self.recipe["data"]["preprocessing"],
+            },
+        )
+        segmenter: Any = pl_module.segmenter
+        save_segmenter(segmenter, self.folder / "locator.safetensors", {"learnt_from": "synthetic gliomas alone"})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far, which a training that is gone on with adds to."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them over."""
+        self.seconds = float(state_dict["seconds"])
