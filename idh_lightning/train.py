@@ -15,6 +15,7 @@ from idh_lightning.errors import exits_with_message
 from idh_lightning.machine import is_first_process
 from idh_lightning.runs import stages
 from idh_lightning.runs.assembly import Run, assemble
+from idh_lightning.runs.pretraining import pretrain
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.resuming import expanded
 from idh_lightning.runs.state import claimed, keep_recipe
@@ -28,7 +29,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     with claimed(folder) if is_first_process() else nullcontext():
         keep_recipe(folder)
         try:
-            return _staged(assemble(config))
+            return pretrain(config) if config.stages == ["pretrain"] else _staged(assemble(config))
         finally:
             finish_tracking()
 

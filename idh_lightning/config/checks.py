@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
-STAGES: tuple[str, ...] = ("fit", "test", "explain", "report")
+STAGES: tuple[str, ...] = ("pretrain", "fit", "test", "explain", "report")
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 NEEDS_LOCATOR = (
     "explain: 'evidence' needs a network with a locator, and model.locator is null; expected a stage such as blocks.1. "
@@ -62,6 +62,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
         "control",
         "stages",
         "checkpoint",
+        "pretraining",
         "monitor",
         "paths",
         "figures",
@@ -79,6 +80,7 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),
     "monitor": ("metric", "mode"),
+    "pretraining": ("gliomas", "batch_size", "steps_per_epoch", "validation_patients", "workers"),
     "benchmark": (
         "measure",
         "pipelines",
@@ -94,7 +96,10 @@ _PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Sections that are no object's keyword arguments -> the keys they may have."""
 
-_COUNTS = tuple(f"benchmark.{name}" for name in ("studies", "repeats", "views", "epochs", "training_studies"))
+_COUNTS = (
+    *(f"benchmark.{name}" for name in ("studies", "repeats", "views", "epochs", "training_studies")),
+    *(f"pretraining.{name}" for name in ("batch_size", "steps_per_epoch", "validation_patients")),
+)
 
 _KINDS: dict[str, Any] = {
     "seed": int,
@@ -387,6 +392,10 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
     stages = config.get("stages", ["report"])
     if not isinstance(stages, list) or not stages or any(stage not in STAGES for stage in stages):
         yield f"stages: found {stages}; expected a list out of {', '.join(STAGES)}. Correct it."
+    elif "pretrain" in stages and len(stages) > 1:
+        yield f"stages: found {stages}; expected 'pretrain' on its own. Set stages=[pretrain]."
+    elif "pretrain" in stages and not config.get("pretraining"):
+        yield "stages: found 'pretrain' without its settings; expected them. Take experiment=pretrain_locator."
     elif "fit" not in stages and "test" in stages and not config.get("checkpoint"):
         yield (
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "

@@ -20,12 +20,19 @@ from idh_lightning.volumes.reading import Geometry
 
 
 class SyntheticGlioma(NamedTuple):
-    """Volume [C, D, H, W], tumour mask and brain [D, H, W], all float32, and label of one synthetic patient."""
+    """Synthetic patients, one or a batch of them.
 
-    volume: Tensor
-    mask: Tensor
-    brain: Tensor
-    label: int
+    Attributes:
+        volumes: [C, D, H, W], z-scores within the brain, float32 like all but the labels.
+        masks: [D, H, W], 1 in tumour.
+        brains: [D, H, W], 1 in the brain.
+        labels: 0 wildtype, 1 mutant.
+    """
+
+    volumes: Tensor
+    masks: Tensor
+    brains: Tensor
+    labels: int | Tensor
 
 
 _Patient = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_], int]

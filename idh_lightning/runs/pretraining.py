@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Subset
 
-from idh_lightning.callbacks import WholeCheckpointIO
+from idh_lightning.callbacks import Provenance, WholeCheckpointIO
 from idh_lightning.config.instantiation import factory, instantiate_section
 from idh_lightning.data.synthetic import SyntheticGlioma, SyntheticGliomas
 from idh_lightning.files import write_json
-from idh_lightning.machine import package_versions
 from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, save_segmenter, tumour_logit
 from idh_lightning.objectives.segmentation import segmentation_loss
 from idh_lightning.runs.rehearsal import make_trainer, optimizer_section
@@ -50,18 +49,18 @@ class LocatorPretraining(lightning.LightningModule):
 
     def training_step(self, batch: SyntheticGlioma, batch_index: int) -> Tensor:
         """Loss of a batch."""
-        loss = segmentation_loss(self.segmenter(batch.volume), batch.mask, batch.label)  # type: ignore[arg-type]
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.volume))
+        loss = segmentation_loss(self.segmenter(batch.volumes), batch.masks, batch.labels)  # type: ignore[arg-type]
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.volumes))
         return loss
 
     def validation_step(self, batch: SyntheticGlioma, batch_index: int) -> None:
         """Dice coefficient and accuracy of the vote."""
-        logits = self.segmenter(batch.volume)
-        found, truth = tumour_logit(logits) > 0, batch.mask > 0.5
+        logits = self.segmenter(batch.volumes)
+        found, truth = tumour_logit(logits) > 0, batch.masks > 0.5
         dice = 2 * (found & truth).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
-        right = (dense_vote(logits) > 0) == (batch.label > 0)  # type: ignore[operator]
+        right = (dense_vote(logits) > 0) == (batch.labels > 0)  # type: ignore[operator]
         scores = {"val/dice": dice.mean(), "val/vote_accuracy": right.float().mean()}
-        self.log_dict(scores, prog_bar=True, batch_size=len(batch.volume))
+        self.log_dict(scores, prog_bar=True, batch_size=len(batch.volumes))
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all weights, and its schedule per step."""
@@ -127,7 +126,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     last = folder / "checkpoints" / "last.ckpt"
     trainer = make_trainer(
         config.trainer,
-        callbacks=[keep, card],
+        callbacks=[keep, card, Provenance(run_folder=folder, known={"cohort": "synthetic gliomas, rendered as asked for"})],
         logger=[made for each in config.logger.values() if (made := instantiate_section(each))],
         plugins=[WholeCheckpointIO()],
     )
@@ -162,7 +161,6 @@ class Card(lightning.pytorch.callbacks.Callback):
                 "hours": round(self.seconds / 3600, 3),
                 "seed": self.recipe["seed"],
                 "scores_on_other_synthetic_patients": metrics,
-                "versions": package_versions(),
                 "settings": {name: self.recipe[name] for name in ("pretraining", "optimizer", "scheduler", "trainer")},
                 "preprocessing": self.recipe["data"]["preprocessing"],
             },

@@ -30,6 +30,7 @@ class Randomisation:
         shading: Standard deviation of a smooth field that multiplies each sequence.
         cloud: Standard deviation of a smooth field that is added to each sequence.
         noise: Largest standard deviation of the noise of each sequence.
+        tumour: Standard deviation of what is added to each sequence in the tumour, smoothly uneven within it.
         coarse: Probability that a sequence loses resolution along one axis.
         coarsest: Largest factor of that loss.
         saturated: Probability that the brightest part of a sequence is cut off, as in 8 bits.
@@ -45,6 +46,7 @@ class Randomisation:
     shading: float = 0.1
     cloud: float = 0.2
     noise: float = 0.25
+    tumour: float = 0.0
     coarse: float = 0.3
     coarsest: float = 3.0
     saturated: float = 0.0
@@ -58,6 +60,8 @@ class Randomisation:
         inside = moved[-1] > 0.5
         # Averages over the brain alone, so that what is outside darkens no edge.
         volume = torch.where(inside, moved[:-2] / moved[-1].clamp_min(0.5), 0.0)
+        if self.tumour:
+            volume = volume + self._uneven_tumour(moved[-2], len(volume), rng)
         volume = torch.stack([self._rescanned(one, rng) for one in volume])
         volume[torch.from_numpy(self._missing(len(volume), rng))] = 0
         return torch.where(inside, volume, 0.0), (moved[-2] > 0.5).float(), inside.float()
@@ -80,6 +84,15 @@ class Randomisation:
             torch.from_numpy(affine).float()[None], [1, *images.shape], align_corners=False
         )
         return functional.grid_sample(images[None], grid, align_corners=False)[0]
+
+    def _uneven_tumour(self, mask: Tensor, channels: int, rng: np.random.Generator) -> Tensor:
+        """Change [C, D, H, W] of the intensities in a mask [D, H, W], partly the same in all sequences."""
+        soft = functional.avg_pool3d(mask[None, None], 3, stride=1, padding=1)[0, 0]
+        shape, common = mask.shape, smooth_noise(mask.shape, 10, rng)
+        each = [
+            rng.normal() + 0.7 * smooth_noise(shape, 10, rng) + rng.normal(0, 0.7) * common for _ in range(channels)
+        ]
+        return self.tumour * soft * torch.stack(each)
 
     def _rescanned(self, voxels: Tensor, rng: np.random.Generator) -> Tensor:
         """One sequence [D, H, W] as another scanner might have seen it."""
