@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.phantom import draw_signs, render_study
 from idh_lightning.volumes import Preprocessing
-from idh_lightning.volumes.randomisation import Randomisation, smooth_noise
+from idh_lightning.volumes.randomisation import Randomisation
 from idh_lightning.volumes.reading import Geometry
 
 
@@ -54,10 +53,6 @@ class SyntheticGliomas(Dataset[SyntheticGlioma]):
         views: Items for each patient that is rendered.
         window: Number of the latest patients that an item is drawn from.
         spacing_mm: Voxel size of the images that are rendered.
-        rim: Probability that some tissue around the brain is taken for brain, as brain extraction leaves it.
-        cut: Probability that the surface of the brain is cut off.
-        small: Probability of a tumour of 3 to 40 mL, whatever its kind.
-        large: Probability of one of 120 to 300 mL.
     """
 
     length: int
@@ -65,12 +60,8 @@ class SyntheticGliomas(Dataset[SyntheticGlioma]):
     preprocessing: Preprocessing
     randomisation: Randomisation | None = field(default_factory=Randomisation)
     views: int = 4
-    window: int = 16
+    window: int = 64
     spacing_mm: float = 2.0
-    rim: float = 0.5
-    cut: float = 0.1
-    small: float = 0.15
-    large: float = 0.15
     _latest: dict[int, _Patient] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -99,44 +90,13 @@ class SyntheticGliomas(Dataset[SyntheticGlioma]):
     def _rendered(self, rng: np.random.Generator) -> _Patient:
         label = int(rng.random() < 0.5)
         signs = draw_signs(label, rng)
-        kind = rng.random()
-        if kind < self.small:
-            signs = replace(signs, volume_ml=float(np.exp(rng.uniform(np.log(3.0), np.log(40.0)))))
-        elif kind < self.small + self.large:
-            signs = replace(signs, volume_ml=float(rng.uniform(120.0, 300.0)))
         patient, study = (np.random.SeedSequence(int(one)) for one in rng.integers(2**62, size=2))
         images = render_study(signs, spacing_mm=self.spacing_mm, patient_seed=patient, study_seed=study)
         brain = images.sequences["FLAIR"] > 0
         arrays = {name: images.sequences[name].astype(np.float32) for name in SEQUENCES}
-        kind = rng.random()
-        if kind < self.rim:
-            brain = self._with_rim(arrays, brain, rng)
-        elif kind < self.rim + self.cut:
-            brain = ndimage.binary_erosion(brain)
         depth, height, width = images.grid.shape
         z, y, x = images.grid.origin_mm
         grid = Geometry((width, height, depth), (self.spacing_mm,) * 3, (x, y, z), tuple(np.eye(3).ravel().tolist()))
         image, mask, inside, _ = self.preprocessing.normalised(arrays, images.labels, brain, grid)
         assert mask is not None
         return image, mask, inside, label
-
-    def _with_rim(
-        self, arrays: dict[str, NDArray[np.float32]], brain: NDArray[np.bool_], rng: np.random.Generator
-    ) -> NDArray[np.bool_]:
-        """Lay meninges, fluid and bone of 1 to 6 mm around the brain, or around patches of it; return both together."""
-        thickness = max(1, round(rng.uniform(1.0, 6.0) / self.spacing_mm))
-        whole = ndimage.binary_dilation(brain, iterations=thickness)
-        if rng.random() < 0.5:
-            whole &= (smooth_noise(brain.shape, 8, rng).numpy() > rng.uniform(-1.5, 0.5)) | brain
-        rim = whole & ~brain
-        first = ndimage.binary_dilation(brain) & rim
-        core = ndimage.binary_erosion(brain, iterations=2)
-        for name, voxels in arrays.items():
-            level = np.float32(np.median(voxels[brain]))
-            texture = np.exp(0.35 * smooth_noise(brain.shape, 14, rng).numpy())
-            inner, outer = rng.uniform(0.05, 1.6), rng.uniform(0.05, 2.2)
-            mixed = np.where(rim, level * outer * texture, voxels)
-            mixed = np.where(first, level * inner * texture, mixed)
-            mixed = np.where(whole, ndimage.gaussian_filter(mixed, rng.uniform(0.3, 0.8)), 0)
-            arrays[name] = np.where(core, voxels, mixed).astype(np.float32)
-        return np.asarray(whole)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -101,10 +101,11 @@ def load_segmenter(file: Path = PRETRAINED) -> TumourSegmenter:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        widths = [len(tensors[f"down.{level}.norms.0.weight"]) for level in range(len(tensors)) if f"down.{level}.norms.0.weight" in tensors]
+        first = [f"down.{level}.norms.0.weight" for level in range(len(tensors))]
+        widths = [len(tensors[name]) for name in first if name in tensors]
         segmenter = TumourSegmenter(tensors["enter.weight"].shape[1] // PATCH**3, widths)
         segmenter.load_state_dict(tensors)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"{file}: cannot be read as weights of the tumour segmenter ({error}); expected a .safetensors file as "
             "`python -m idh_lightning.train experiment=pretrain_locator` writes it. Name such a file, or "

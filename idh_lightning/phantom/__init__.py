@@ -5,4 +5,15 @@ from idh_lightning.phantom.groups import CONTROLS, GROUPS, SIGNS, draw_patients,
 from idh_lightning.phantom.lesion import SignMasks
 from idh_lightning.phantom.render import render_study
 
-__all__ = ["CONTROLS", "GROUPS", "SIGNS", "PhantomCohort", "SignMasks", "draw_patients", "draw_signs", "evidence_file", "read_signs", "render_study"]
+__all__ = [
+    "CONTROLS",
+    "GROUPS",
+    "SIGNS",
+    "PhantomCohort",
+    "SignMasks",
+    "draw_patients",
+    "draw_signs",
+    "evidence_file",
+    "read_signs",
+    "render_study",
+]

@@ -231,12 +231,9 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
 
 
 def draw_signs(label: int, rng: np.random.Generator) -> Signs:
-    """Latent signs of one patient of a class, its groups as frequent as the root of their number in UCSF-PDGM v5.
-
-    So that the rare kinds of either class are seen often enough to be learnt.
-    """
+    """Latent signs of one patient of a class, whose groups are as frequent as in UCSF-PDGM v5."""
     groups = [group for group in GROUPS if group.label == label]
-    shares = np.sqrt([group.count for group in groups])
+    shares = np.array([group.count for group in groups], dtype=float)
     row = _draw_group(groups[rng.choice(len(groups), p=shares / shares.sum())], 1, rng).assign(mark=False)
     return Signs.of(row.iloc[0])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
@@ -72,7 +71,9 @@ class LocatorPretraining(lightning.LightningModule):
 class SyntheticData(lightning.LightningDataModule):
     """Batches of `SyntheticGliomas`: an epoch is a stretch of one long sequence that never repeats."""
 
-    def __init__(self, *, gliomas: SyntheticGliomas, validation: SyntheticGliomas, batch_size: int, workers: int) -> None:
+    def __init__(
+        self, *, gliomas: SyntheticGliomas, validation: SyntheticGliomas, batch_size: int, workers: int
+    ) -> None:
         super().__init__()
         self.gliomas, self.validation = gliomas, validation
         self.batch_size, self.workers = batch_size, workers
@@ -104,7 +105,9 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     preprocessing = instantiate_section(config.data.preprocessing)
     data = SyntheticData(
         gliomas=factory(plan.gliomas)(
-            length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size), seed=config.seed, preprocessing=preprocessing
+            length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size),
+            seed=config.seed,
+            preprocessing=preprocessing,
         ),
         validation=factory(plan.gliomas)(
             length=int(plan.validation_patients),
@@ -126,7 +129,11 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     last = folder / "checkpoints" / "last.ckpt"
     trainer = make_trainer(
         config.trainer,
-        callbacks=[keep, card, Provenance(run_folder=folder, known={"cohort": "synthetic gliomas, rendered as asked for"})],
+        callbacks=[
+            keep,
+            card,
+            Provenance(run_folder=folder, known={"cohort": "synthetic gliomas, rendered as asked for"}),
+        ],
         logger=[made for each in config.logger.values() if (made := instantiate_section(each))],
         plugins=[WholeCheckpointIO()],
     )

@@ -137,7 +137,11 @@ class Preprocessing:
 
         wanted = brain if self.crop == "brain" else arrays.get(MASK, brain) != 0
         image, mask, inside, target = self.normalised(
-            {name: arrays.get(name) for name in sequences}, arrays.get(MASK), brain, Geometry.of(images[reference]), wanted
+            {name: arrays.get(name) for name in sequences},
+            arrays.get(MASK),
+            brain,
+            Geometry.of(images[reference]),
+            wanted,
         )
         presence = np.array([name in arrays for name in sequences], dtype=np.float32)
         faults += consistency.check_sides_by_content(

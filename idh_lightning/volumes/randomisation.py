@@ -80,9 +80,7 @@ class Randomisation:
         if rng.random() < 0.5:
             matrix[:, 0] *= -1
         affine = np.concatenate([matrix, rng.normal(0, self.shift, (3, 1))], axis=1)
-        grid = functional.affine_grid(
-            torch.from_numpy(affine).float()[None], [1, *images.shape], align_corners=False
-        )
+        grid = functional.affine_grid(torch.from_numpy(affine).float()[None], [1, *images.shape], align_corners=False)
         return functional.grid_sample(images[None], grid, align_corners=False)[0]
 
     def _uneven_tumour(self, mask: Tensor, channels: int, rng: np.random.Generator) -> Tensor:

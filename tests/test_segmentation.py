@@ -1,0 +1,224 @@
+"""The tumour segmenter, its vote, its loss, and the synthetic gliomas that it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from idh_lightning.data.synthetic import SyntheticGliomas
+from idh_lightning.errors import ModelError
+from idh_lightning.models.segmentation import (
+    TumourSegmenter,
+    dense_vote,
+    load_segmenter,
+    save_segmenter,
+    tumour_logit,
+    vote_contributions,
+)
+from idh_lightning.objectives.segmentation import segmentation_loss, soft_dice
+from idh_lightning.volumes import Preprocessing
+from idh_lightning.volumes.randomisation import Randomisation, smooth_noise
+
+
+@pytest.fixture
+def segmenter() -> TumourSegmenter:
+    torch.manual_seed(0)
+    return TumourSegmenter(widths=(4, 8, 8)).eval()
+
+
+@pytest.mark.parametrize("grid", [(49, 65, 49), (33, 33, 33), (16, 20, 24), (17, 16, 19)])
+def test_the_segmentation_has_the_grid_of_the_volume(segmenter: TumourSegmenter, grid: tuple[int, int, int]) -> None:
+    assert segmenter(torch.randn(2, 4, *grid)).shape == (2, 3, *grid)
+
+
+def test_a_study_is_segmented_alike_alone_and_in_a_batch(segmenter: TumourSegmenter) -> None:
+    volumes = torch.randn(3, 4, 17, 21, 17)
+    alone = torch.cat([segmenter(volume[None]) for volume in volumes])
+    torch.testing.assert_close(segmenter(volumes), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_cubes_are_taken_apart_and_put_together_without_moving_a_voxel() -> None:
+    from idh_lightning.models.segmentation import _from_cubes, _to_cubes
+
+    volumes = torch.randn(2, 3, 7, 6, 5)
+    together = _from_cubes(_to_cubes(volumes), 3)
+    assert together.shape == (2, 3, 8, 6, 6)
+    assert torch.equal(together[:, :, :7, :, :5], volumes)
+    assert not together[:, :, 7].any()
+    cell = _to_cubes(volumes)[0, :, 1, 2, 0].reshape(3, 2, 2, 2)  # the eight voxels of one cube
+    assert torch.equal(cell, volumes[0, :, 2:4, 4:6, 0:2])
+
+
+def test_the_vote_is_the_sum_of_what_its_voxels_contribute() -> None:
+    logits = torch.randn(2, 3, 5, 6, 7)
+    assert torch.equal(vote_contributions(logits).sum((1, 2, 3)), dense_vote(logits))
+
+
+def test_the_vote_is_the_mean_over_a_tumour_that_is_sure() -> None:
+    logits = torch.full((1, 3, 10, 10, 10), 0.0)
+    logits[:, 0] = 30.0
+    logits[:, 0, 2:8, 2:8, 2:8] = -30.0
+    logits[:, 2, 2:8, 2:8, 2:5], logits[:, 2, 2:8, 2:8, 5:8] = 3.0, -1.0
+    size = 6**3
+    assert dense_vote(logits).item() == pytest.approx(1.0 * size / (size + 1), abs=1e-4)
+
+
+def test_a_volume_without_tumour_has_no_vote() -> None:
+    logits = torch.zeros(1, 3, 8, 8, 8)
+    logits[:, 0], logits[:, 2] = 20.0, 5.0
+    assert abs(dense_vote(logits).item()) < 1e-2
+
+
+def test_the_tumour_logit_is_that_of_both_kinds_together() -> None:
+    logits = torch.randn(2, 3, 4, 4, 4)
+    expected = torch.softmax(logits, 1)[:, 1:].sum(1)
+    torch.testing.assert_close(torch.sigmoid(tumour_logit(logits)), expected)
+
+
+def test_swapping_both_kinds_of_tumour_turns_the_vote_round() -> None:
+    logits = torch.randn(2, 3, 4, 4, 4)
+    torch.testing.assert_close(dense_vote(logits[:, [0, 2, 1]]), -dense_vote(logits))
+
+
+def test_weights_come_back_from_their_file_to_half_precision(segmenter: TumourSegmenter, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "locator.safetensors"
+    save_segmenter(segmenter, file, {"learnt_from": "nothing"})
+    again = load_segmenter(file)
+    assert again.widths == (4, 8, 8)
+    assert not again.training
+    for name, tensor in segmenter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.half().float()), name
+
+
+@pytest.mark.parametrize("content", [None, b"not weights", b""])
+def test_a_file_that_holds_no_weights_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "locator.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"locator\.safetensors.*experiment=pretrain_locator"):
+        load_segmenter(file)
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, file)
+    with pytest.raises(ModelError, match=r"other\.safetensors"):
+        load_segmenter(file)
+
+
+def test_a_perfect_segmentation_costs_nothing_and_one_of_the_wrong_kind_less_than_none() -> None:
+    masks = torch.zeros(1, 12, 12, 12)
+    masks[:, 3:9, 3:9, 3:9] = 1
+
+    def said(kind: int | None) -> torch.Tensor:
+        logits = torch.zeros(1, 3, 12, 12, 12)
+        logits[:, 0] = 20.0 * (1 - masks) if kind is not None else 20.0
+        if kind is not None:
+            logits[:, kind] = 20.0 * masks
+        return segmentation_loss(logits, masks, torch.tensor([1]))
+
+    right, wrong, none = said(2).item(), said(1).item(), said(None).item()
+    assert right == pytest.approx(0.0, abs=1e-3)
+    assert right < wrong < none
+    dice = [soft_dice(masks, masks).item(), soft_dice(torch.zeros_like(masks), masks, smooth=0.0).item()]
+    assert dice == [1.0, 0.0]
+
+
+def test_soft_dice_of_hard_masks_is_the_dice_coefficient() -> None:
+    rng = np.random.default_rng(0)
+    found, truth = (torch.from_numpy(rng.random((3, 6, 6, 6)) > 0.5).float() for _ in range(2))
+    expected = [2 * (a * b).sum() / (a.sum() + b.sum()) for a, b in zip(found, truth, strict=True)]
+    torch.testing.assert_close(soft_dice(found, truth, smooth=0.0), torch.stack(expected))
+
+
+def test_a_segmenter_learns_one_bright_tumour_in_a_few_steps() -> None:
+    torch.manual_seed(0)
+    segmenter = TumourSegmenter(widths=(8, 16))
+    masks = torch.zeros(2, 16, 16, 16)
+    masks[0, 3:9, 4:10, 5:11] = masks[1, 6:13, 2:8, 3:9] = 1
+    volumes = torch.randn(2, 4, 16, 16, 16) * 0.3 + 3 * masks[:, None]
+    labels = torch.tensor([0, 1])
+    volumes[1, 1] -= 4 * masks[1]  # what tells mutant from wildtype: dark on T1
+    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        segmentation_loss(segmenter(volumes), masks, labels).backward()
+        optimizer.step()
+    logits = segmenter.eval()(volumes)
+    found = tumour_logit(logits) > 0
+    assert soft_dice(found.float(), masks).min() > 0.9
+    assert ((dense_vote(logits) > 0).long() == labels).all()
+
+
+@pytest.fixture(scope="module")
+def gliomas() -> SyntheticGliomas:
+    preprocessing = Preprocessing(grid=(17, 23, 17), missing="zero")
+    return SyntheticGliomas(length=24, seed=3, preprocessing=preprocessing, spacing_mm=6.0, views=2, window=3)
+
+
+def test_a_synthetic_glioma_is_a_function_of_seed_and_index(gliomas: SyntheticGliomas) -> None:
+    other = SyntheticGliomas(length=24, seed=3, preprocessing=gliomas.preprocessing, spacing_mm=6.0, views=2, window=3)
+    late = other[9]  # asked for first
+    for found, expected in zip(late, gliomas[9], strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+    assert not torch.equal(gliomas[8].volumes, gliomas[9].volumes)
+
+
+def test_synthetic_gliomas_have_both_labels_a_tumour_in_the_brain_and_nothing_outside_it(
+    gliomas: SyntheticGliomas,
+) -> None:
+    drawn = [gliomas[index] for index in range(len(gliomas))]
+    assert {one.labels for one in drawn} == {0, 1}
+    for one in drawn:
+        assert one.volumes.shape == (4, 17, 23, 17)
+        assert torch.isfinite(one.volumes).all()
+        assert one.masks.any()
+        assert not (one.masks.bool() & ~one.brains.bool()).any()
+        assert not one.volumes[:, one.brains == 0].any()
+        assert one.volumes[0].any() or one.volumes[3].any()  # FLAIR or T2 is always there
+
+
+def test_an_index_beyond_the_end_is_refused(gliomas: SyntheticGliomas) -> None:
+    with pytest.raises(IndexError):
+        gliomas[24]
+
+
+def test_no_randomisation_leaves_the_volume_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    brain = torch.zeros(9, 11, 9)
+    brain[2:7, 2:9, 2:7] = 1
+    volume = torch.randn(4, 9, 11, 9) * brain
+    mask = torch.zeros_like(brain)
+    mask[4:6, 4:6, 4:6] = 1
+    none = Randomisation(
+        degrees=0, scale=0, shift=0, gain=0, offset=0, bend=0, shading=0, cloud=0, noise=0, tumour=0, coarse=0,
+        saturated=0, dropped=(0, 0, 0, 0),
+    )  # fmt: skip
+    for _ in range(4):
+        changed, moved, inside = none(volume, mask, brain, rng)
+        mirrored = torch.equal(moved, mask.flip(-1)) and not torch.equal(moved, mask)
+        torch.testing.assert_close(changed.flip(-1) if mirrored else changed, volume, atol=1e-5, rtol=1e-4)
+        assert torch.equal(inside, brain)
+
+
+def test_mask_and_volume_move_together() -> None:
+    rng = np.random.default_rng(1)
+    brain = torch.ones(25, 33, 25)
+    mask = torch.zeros_like(brain)
+    mask[8:16, 10:20, 4:12] = 1
+    volume = torch.stack([4 * mask] * 4)
+    still = dict.fromkeys(("gain", "offset", "bend", "shading", "cloud", "noise", "coarse", "saturated", "tumour"), 0.0)
+    for _ in range(5):
+        changed, moved, _ = Randomisation(**still, dropped=(0, 0, 0, 0))(volume, mask, brain, rng)  # type: ignore[arg-type]
+        assert soft_dice(((changed[2] > 2).float())[None], moved[None]).item() > 0.97
+
+
+def test_smooth_noise_is_smooth_and_of_unit_size() -> None:
+    fields = torch.stack([smooth_noise((20, 20, 20), 5, np.random.default_rng(seed)) for seed in range(40)])
+    assert 0.8 < fields.std() < 1.2
+    assert fields.diff(dim=-1).std() < 0.4
