@@ -129,6 +129,17 @@ def test_a_perfect_segmentation_costs_nothing_and_one_of_the_wrong_kind_less_tha
     assert dice == [1.0, 0.0]
 
 
+def test_a_study_without_a_mask_teaches_by_its_label_alone() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(3, 3, 6, 6, 6)
+    masks = (torch.rand(3, 6, 6, 6) > 0.7).float()
+    labels = torch.tensor([0, 1, 1])
+    apart = [segmentation_loss(logits[i : i + 1], masks[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    masks[2] = torch.nan
+    weak = torch.nn.functional.softplus(-dense_vote(logits[2:]))[0]
+    torch.testing.assert_close(segmentation_loss(logits, masks, labels), (sum(apart) + weak) / 3)
+
+
 def test_soft_dice_of_hard_masks_is_the_dice_coefficient() -> None:
     rng = np.random.default_rng(0)
     found, truth = (torch.from_numpy(rng.random((3, 6, 6, 6)) > 0.5).float() for _ in range(2))
