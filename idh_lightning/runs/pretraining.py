@@ -96,8 +96,8 @@ class SyntheticData(lightning.LightningDataModule):
 def pretrain(config: DictConfig) -> dict[str, Any]:
     """Teach a locator on synthetic gliomas, write its weights and a card, and return the scores.
 
-    `locator.safetensors` and `locator.json` are written at the end of each epoch, and the training goes on from
-    `checkpoints/last.ckpt` where there is one.
+    `locator.safetensors` and `locator.json` are written at the end of each epoch. With `checkpoint=last` the training
+    goes on from `checkpoints/last.ckpt`, where there is one.
     """
     folder, plan = Path(config.paths.run), config.pretraining
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -137,7 +137,12 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         logger=[made for each in config.logger.values() if (made := instantiate_section(each))],
         plugins=[WholeCheckpointIO()],
     )
-    trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    trainer.fit(
+        model,
+        datamodule=data,
+        ckpt_path=last if config.checkpoint == "last" and last.is_file() else None,
+        weights_only=True,
+    )
     logger.info("Weights of the locator: %s", folder / "locator.safetensors")
     return card.scores
 
