@@ -1,0 +1,144 @@
+"""Brain extraction in heads with skull and scalp, by the two networks of deepbet."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from idh_lightning.errors import ModelError
+
+_PACKAGE, _VERSION = "deepbet", "1.0.2"
+
+EXTRACTION = f"{_PACKAGE}-{_VERSION}"
+"""Stands in the names of store entries: another method, other entries."""
+
+_WEIGHTS = {
+    "bbox_model.pt": "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",
+    "model.pt": "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
+}
+"""Files of the wheel and their SHA-256. Of its code nothing is imported: that needs a toolkit for windows."""
+
+_GROWN_MM = 1.6
+"""The networks learnt healthy brains: at a tumour that reaches the surface they end a little too far inside."""
+
+_BOX_EDGE, _CROP_EDGE = 128, 256
+"""Voxels along each axis that the two networks read, whatever the size of the head."""
+
+_BOX_ROOM = 1.2
+_BOX_LEAST = 0.02  # share of a plane that is brain, for the plane to belong to the box
+_MEAN, _DEVIATION = 0.449, 0.226  # of what the networks were taught with
+
+_one_at_a_time = threading.Lock()  # the larger network takes some GB
+
+
+def extract_brain(image: sitk.Image) -> NDArray[np.bool_]:
+    """Brain mask [D, H, W] of a head in LPS orientation, one piece without holes; all False where none is found.
+
+    The first network finds the box of the brain in the whole head, the second the brain in that box.
+
+    Args:
+        image: FLAIR or T1, also after contrast or T2; voxels of any size.
+
+    Raises:
+        ModelError: If the weights are not there, or are others.
+
+    Source: Fisch et al. 2024, Computers in Biology and Medicine 179:108845.
+    """
+    finder, segmenter = _networks()
+    head = sitk.GetArrayViewFromImage(image)
+    # To axes that point right, anterior and superior, as the networks know them.
+    voxels = torch.from_numpy(np.ascontiguousarray(head[:, ::-1, ::-1].transpose(2, 1, 0), dtype=np.float32))
+    with _one_at_a_time, torch.no_grad(), torch.jit.optimized_execution(False):
+        small = _resized(voxels, (_BOX_EDGE,) * 3)
+        low, high = np.percentile(small.numpy(), (0.5, 99.5))
+        box = _box(_largest(_probability(finder, small, low, high).numpy() > 0.5), voxels.shape)
+        found = np.zeros(voxels.shape, dtype=bool)
+        if box is None:
+            return found.transpose(2, 1, 0)
+        crop = _probability(segmenter, _resized(voxels[box], (_CROP_EDGE,) * 3), low, high)
+        found[box] = ndimage.binary_fill_holes(_largest(_resized(crop, voxels[box].shape).numpy() > 0.5))
+    brain = np.ascontiguousarray(found.transpose(2, 1, 0)[:, ::-1, ::-1])
+    return _grown(brain, image.GetSpacing()[::-1], _GROWN_MM)
+
+
+@cache
+def _networks() -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+    """Networks that find the box of the brain, and the brain in that box."""
+    remedy = f"Install it again: python -m pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
+    try:
+        files = {Path(file).name: Path(str(file.locate())) for file in distribution(_PACKAGE).files or ()}
+    except PackageNotFoundError as error:
+        raise ModelError(
+            f"{_PACKAGE} is not installed, and a head with its skull is to be read; expected {_PACKAGE} {_VERSION}, whose "
+            f"networks find the brain. {remedy}"
+        ) from error
+    networks: list[Any] = []
+    for name, expected in _WEIGHTS.items():
+        path = files.get(name)
+        if path is None or not path.is_file():
+            raise ModelError(
+                f"{path or name}: there is no such file; expected weights of {_PACKAGE} {_VERSION}. {remedy}"
+            )
+        content = path.read_bytes()
+        if (found := hashlib.sha256(content).hexdigest()) != expected:
+            raise ModelError(
+                f"{path}: its SHA-256 is {found[:12]}...; expected {expected[:12]}..., the weights of {_PACKAGE} {_VERSION}. "
+                f"{remedy}"
+            )
+        networks.append(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
+    return networks[0], networks[1]
+
+
+def _probability(network: torch.jit.ScriptModule, voxels: Tensor, low: float, high: float) -> Tensor:
+    """Probability of brain at each voxel, like the voxels [X, Y, Z] between whose ends low and high intensities lie."""
+    scaled = ((voxels - low) / max(high - low, 1e-6)).clamp(0, 1)
+    scaled = (scaled - scaled.mean()) / scaled.std().clamp(min=1e-6)
+    answer: Tensor = network((_DEVIATION * scaled + _MEAN)[None, None])
+    return answer[0, 1]
+
+
+def _resized(voxels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return interpolate(voxels[None, None], shape, mode="nearest-exact")[0, 0]
+
+
+def _box(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, slice, slice] | None:
+    """Box of a mask with some room, in voxels of a volume of another shape that shows the same; None if it is empty."""
+    box = []
+    for axis, length in enumerate(shape):
+        planes = np.flatnonzero(mask.mean(axis=tuple({0, 1, 2} - {axis})) > _BOX_LEAST)
+        if not planes.size:
+            return None
+        scale = length / mask.shape[axis]
+        centre = round(scale * (planes[0] + planes[-1] + 1) / 2)
+        half = round(_BOX_ROOM * scale * (planes[-1] + 1 - planes[0])) / 2
+        box.append(slice(max(0, int(centre - half)), min(length, int(centre + half))))
+    return box[0], box[1], box[2]
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Largest piece of a mask, whose voxels touch by a face, an edge or a corner."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count < 2:
+        return mask
+    return np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax())
+
+
+def _grown(mask: NDArray[np.bool_], spacing_mm: tuple[float, ...], by_mm: float) -> NDArray[np.bool_]:
+    """Mask with all voxels whose centre lies at most this far from the centre of one of its own."""
+    reach = [int(by_mm / mm) for mm in spacing_mm]
+    steps = np.meshgrid(*(np.arange(-n, n + 1) * mm for n, mm in zip(reach, spacing_mm, strict=True)), indexing="ij")
+    ball = sum(step**2 for step in steps) <= by_mm**2
+    return np.asarray(ndimage.binary_dilation(mask, ball))
