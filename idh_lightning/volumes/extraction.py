@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -77,28 +78,23 @@ def extract_brain(image: sitk.Image) -> NDArray[np.bool_]:
 @cache
 def _networks() -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
     """Networks that find the box of the brain, and the brain in that box."""
-    remedy = f"Install it again: python -m pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
     try:
         files = {Path(file).name: Path(str(file.locate())) for file in distribution(_PACKAGE).files or ()}
-    except PackageNotFoundError as error:
-        raise ModelError(
-            f"{_PACKAGE} is not installed, and a head with its skull is to be read; expected {_PACKAGE} {_VERSION}, whose "
-            f"networks find the brain. {remedy}"
-        ) from error
+    except PackageNotFoundError:
+        files = {}
     networks: list[Any] = []
     for name, expected in _WEIGHTS.items():
         path = files.get(name)
-        if path is None or not path.is_file():
-            raise ModelError(
-                f"{path or name}: there is no such file; expected weights of {_PACKAGE} {_VERSION}. {remedy}"
-            )
-        content = path.read_bytes()
+        content = path.read_bytes() if path is not None and path.is_file() else b""
         if (found := hashlib.sha256(content).hexdigest()) != expected:
             raise ModelError(
-                f"{path}: its SHA-256 is {found[:12]}...; expected {expected[:12]}..., the weights of {_PACKAGE} {_VERSION}. "
-                f"{remedy}"
+                f"{path or name}: {f'SHA-256 {found[:12]}...' if content else 'there is no such file'}; expected "
+                f"{expected[:12]}..., weights of {_PACKAGE} {_VERSION}, which find the brain in a head with its skull. "
+                f"Install them again: python -m pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
             )
-        networks.append(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
+        with warnings.catch_warnings():  # torch >= 2.10 says that TorchScript is old; deepbet has nothing newer
+            warnings.simplefilter("ignore")
+            networks.append(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
     return networks[0], networks[1]
 
 

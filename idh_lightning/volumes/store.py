@@ -84,10 +84,10 @@ class VolumeStore:
 
     An entry is a folder with `image.npy`, `brain.npy`, `mask.npy` (if there is a mask) and `entry.json`. Its name is a
     hash of the study_id, the names and contents of its files, the sequences, the settings and the format: whatever
-    changes, another entry is made, and the label is no part of it. Where the brain was extracted from a head, the name ends
-    with the method, since whether it is a head shows only when its files are decoded. It is written beside its place and renamed into it,
-    so an entry is whole or not there, and several processes may prepare the same studies at once: who comes second
-    drops its own copy.
+    changes, another entry is made, and the label is no part of it. Where the brain was extracted from a head, the name
+    ends with the method, since whether it is a head shows only when its files are decoded. An entry is written beside
+    its place and renamed into it, so it is whole or not there, and several processes may prepare the same studies at
+    once: who comes second drops its own copy.
     """
 
     def __init__(self, folder: str | Path, preprocessing: Preprocessing, sequences: Sequence[str]) -> None:
