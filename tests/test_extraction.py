@@ -82,7 +82,7 @@ def test_growing_reaches_what_lies_within_the_distance_in_mm():
 
 
 def test_a_head_without_a_brain_is_refused_with_a_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "_networks", lambda: (torch.zeros_like, torch.zeros_like))
+    monkeypatch.setattr(extraction, "_networks", lambda: (np.zeros_like, np.zeros_like))
     monkeypatch.setattr(extraction, "_probability", lambda network, voxels, low, high: network(voxels))
     study = write_study(tmp_path, size=(50, 58, 44), skull=True)
     with pytest.raises(FaultyStudyError) as refused:

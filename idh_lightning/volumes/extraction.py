@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -13,11 +14,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from idh_lightning.errors import ModelError
 
@@ -42,6 +40,8 @@ _BOX_ROOM = 1.2
 _BOX_LEAST = 0.02  # share of a plane that is brain, for the plane to belong to the box
 _MEAN, _DEVIATION = 0.449, 0.226  # of what the networks were taught with
 
+_Network = Callable[[Any], Any]  # volume [1, 1, X, Y, Z] -> probabilities [1, 2, X, Y, Z] of background and brain
+
 _one_at_a_time = threading.Lock()  # the larger network takes some GB
 
 
@@ -60,24 +60,24 @@ def extract_brain(image: sitk.Image) -> NDArray[np.bool_]:
     """
     finder, segmenter = _networks()
     head = sitk.GetArrayViewFromImage(image)
-    # To axes that point right, anterior and superior, as the networks know them.
-    voxels = torch.from_numpy(np.ascontiguousarray(head[:, ::-1, ::-1].transpose(2, 1, 0), dtype=np.float32))
-    with _one_at_a_time, torch.no_grad(), torch.jit.optimized_execution(False):
+    voxels = head[:, ::-1, ::-1].transpose(2, 1, 0)  # to right, anterior and superior, as the networks know axes
+    found = np.zeros(voxels.shape, dtype=bool)
+    with _one_at_a_time:
         small = _resized(voxels, (_BOX_EDGE,) * 3)
-        low, high = np.percentile(small.numpy(), (0.5, 99.5))
-        box = _box(_largest(_probability(finder, small, low, high).numpy() > 0.5), voxels.shape)
-        found = np.zeros(voxels.shape, dtype=bool)
-        if box is None:
-            return found.transpose(2, 1, 0)
-        crop = _probability(segmenter, _resized(voxels[box], (_CROP_EDGE,) * 3), low, high)
-        found[box] = ndimage.binary_fill_holes(_largest(_resized(crop, voxels[box].shape).numpy() > 0.5))
+        low, high = np.percentile(small, (0.5, 99.5))
+        box = _box(_largest(_probability(finder, small, low, high) > 0.5), voxels.shape)
+        if box is not None:
+            crop = _probability(segmenter, _resized(voxels[box], (_CROP_EDGE,) * 3), low, high)
+            found[box] = ndimage.binary_fill_holes(_largest(_resized(crop, voxels[box].shape) > 0.5))
     brain = np.ascontiguousarray(found.transpose(2, 1, 0)[:, ::-1, ::-1])
     return _grown(brain, image.GetSpacing()[::-1], _GROWN_MM)
 
 
 @cache
-def _networks() -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+def _networks() -> tuple[_Network, _Network]:
     """Networks that find the box of the brain, and the brain in that box."""
+    import torch  # not above: that takes seconds, and most cohorts need no extraction
+
     try:
         files = {Path(file).name: Path(str(file.locate())) for file in distribution(_PACKAGE).files or ()}
     except PackageNotFoundError:
@@ -98,16 +98,20 @@ def _networks() -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
     return networks[0], networks[1]
 
 
-def _probability(network: torch.jit.ScriptModule, voxels: Tensor, low: float, high: float) -> Tensor:
+def _probability(network: _Network, voxels: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     """Probability of brain at each voxel, like the voxels [X, Y, Z] between whose ends low and high intensities lie."""
-    scaled = ((voxels - low) / max(high - low, 1e-6)).clamp(0, 1)
+    import torch
+
+    scaled = torch.from_numpy(((voxels - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float32))
     scaled = (scaled - scaled.mean()) / scaled.std().clamp(min=1e-6)
-    answer: Tensor = network((_DEVIATION * scaled + _MEAN)[None, None])
-    return answer[0, 1]
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        return np.asarray(network((_DEVIATION * scaled + _MEAN)[None, None])[0, 1].numpy())
 
 
-def _resized(voxels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return interpolate(voxels[None, None], shape, mode="nearest-exact")[0, 0]
+def _resized(voxels: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Volume of another shape that shows the same, each voxel the one that its centre lies in."""
+    nearest = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shape, voxels.shape, strict=True))
+    return np.ascontiguousarray(voxels[np.ix_(*nearest)])
 
 
 def _box(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, slice, slice] | None:
