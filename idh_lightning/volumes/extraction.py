@@ -94,7 +94,7 @@ def _networks() -> tuple[_Network, _Network]:
             )
         with warnings.catch_warnings():  # torch >= 2.10 says that TorchScript is old; deepbet has nothing newer
             warnings.simplefilter("ignore")
-            networks.append(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
+            networks.append(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())  # type: ignore[no-untyped-call]
     return networks[0], networks[1]
 
 
@@ -104,7 +104,7 @@ def _probability(network: _Network, voxels: NDArray[np.float32], low: float, hig
 
     scaled = torch.from_numpy(((voxels - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float32))
     scaled = (scaled - scaled.mean()) / scaled.std().clamp(min=1e-6)
-    with torch.no_grad(), torch.jit.optimized_execution(False):
+    with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         return np.asarray(network((_DEVIATION * scaled + _MEAN)[None, None])[0, 1].numpy())
 
 
