@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
-from idh_lightning.files import atomic_write
-from idh_lightning.reports.panels import cam_panel
+from idh_lightning.files import atomic_write, write_text
+from idh_lightning.reports.panels import brain_panel, cam_panel
 from idh_lightning.runs.assembly import prepare_configured
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
+from idh_lightning.volumes.mapping import head_around
 
 
 def prepare(config: DictConfig) -> PrepareReport:
@@ -28,6 +30,7 @@ def prepare(config: DictConfig) -> PrepareReport:
     folder = Path(config.paths.run)
     prepared = prepare_configured(config, must_split=False)
     cohort, store, report = prepared.cohort, prepared.store, prepared.report
+    write_text(folder / "brains.csv", brains_table(cohort, store).to_csv(index=False))
     if config.figures:
         write_study_panels(cohort, store, folder / "figures")
     Console(soft_wrap=True).print(
@@ -39,8 +42,24 @@ def prepare(config: DictConfig) -> PrepareReport:
     return report
 
 
+def brains_table(cohort: Cohort, store: VolumeStore) -> pd.DataFrame:
+    """Table of the brains of a cohort: volume, whether each was extracted from a head, tumour mask within it."""
+    found = [store.open(study).found for study in cohort.studies]
+    return pd.DataFrame(
+        {
+            "study_id": [study.study_id for study in cohort.studies],
+            "brain_ml": [round(one.volume_ml, 1) for one in found],
+            "extracted": [one.extracted for one in found],
+            "tumour_kept": [None if one.tumour_kept is None else round(one.tumour_kept, 4) for one in found],
+        }
+    )
+
+
 def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
-    """Write one picture per study: what the network will be given, with the tumour outlined, in three planes."""
+    """Write one picture per study: what the network will be given, with the tumour outlined, in three planes.
+
+    Where the brain was extracted from a head, a second one, <study_id>_brain.png, shows the head with its outline.
+    """
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
         image = np.asarray(stored.image, dtype=np.float32)
@@ -49,6 +68,12 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
         )
         with atomic_write(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
+        if stored.found.extracted:
+            name = next(name for name in cohort.sequences if name in study.files)
+            head = head_around(study.files[name], stored)
+            figure = brain_panel(*head, f"{study.study_id}, {name}: brain of {stored.found.volume_ml:.0f} mL")
+            with atomic_write(folder / f"{study.study_id}_brain.png") as temporary:
+                figure.savefig(temporary, dpi=90)
 
 
 @entry("prepare")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_studies import brain_of_made_up_head
 
 from idh_lightning.cohort import Study
 from idh_lightning.models import StemTailNetwork
@@ -94,3 +95,9 @@ def studies_of(labels: list[int], prefix: str) -> list[Study]:
         Study(study_id=f"{prefix}{index:03d}", patient_id=f"P{prefix}{index:03d}", label=label, files={})
         for index, label in enumerate(labels)
     ]
+
+
+@pytest.fixture
+def brains_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the brain of a made-up head known, where a test is about something else and the networks take seconds."""
+    monkeypatch.setattr("idh_lightning.volumes.brain.extract_brain", brain_of_made_up_head)

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny_checkpoint import tiny_cohort, write_checkpoint
-from tiny_studies import write_study
+from tiny_studies import ras_affine, write_study
 
 import idh_lightning
 from idh_lightning.cli.entry import composed
@@ -236,22 +236,36 @@ def test_maps_lie_on_the_patients_own_flair(predictor: Predictor, patient: Path,
 def test_a_study_unlike_the_training_ones_gets_no_conformal_statement_and_the_first_line_says_so(
     run: Path, tmp_path: Path
 ) -> None:
-    write_study(tmp_path / "new", "patient", seed=100, mask=False, skull=True)
+    thick = ras_affine(spacing=(4.0, 4.0, 9.5), size=(40, 48, 16))
+    write_study(tmp_path / "new", "patient", seed=100, mask=False, affine=thick, size=(40, 48, 16))
     done = command(f"checkpoint={run}", f"input={tmp_path / 'new'}", "output=out", "withhold=false", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (told,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["studies"]
     assert told["status"] == "flagged"
     assert 0 <= told["probability"] <= 1
     assert told["prediction_set"] is None
-    assert "skull" in told["unlike"]
+    assert "greatest voxel edge" in told["unlike"]
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert table["prediction_set"].isna().all()
     page = (tmp_path / "out" / told["page"]).read_text()
     words = text_of(page)
-    assert words.index("unlike the studies that the network was trained on (skull") < words.index("P(mutant)")
+    assert words.index("unlike the studies that the network was trained on (") < words.index("P(mutant)")
     assert "can be excluded" not in words
     assert "cannot be excluded" not in words + done.stdout.replace("cannot be excluded ", "")
     assert "unlike the training studies" in done.stdout
+
+
+def test_a_head_whose_brain_was_extracted_is_answered_like_the_others_with_a_note(
+    predictor: Predictor, tmp_path: Path, brains_at_once: None
+) -> None:
+    write_study(tmp_path / "new", "patient", seed=100, mask=False, skull=True)
+    (answer,) = predictor.answers(new_studies(tmp_path / "new" / "patient"))
+    assert answer.status == "answered", (answer.reasons, answer.warnings)
+    assert answer.unlike == ()
+    assert answer.prediction_set is not None
+    (note,) = answer.warnings
+    assert "a brain of" in note
+    assert "was extracted from it" in note
 
 
 def test_a_study_like_the_training_ones_keeps_its_conformal_statement(

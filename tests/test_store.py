@@ -20,6 +20,7 @@ from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import VolumeError
 from idh_lightning.volumes import Preprocessing, VolumeStore
 from idh_lightning.volumes import store as store_module
+from idh_lightning.volumes.extraction import EXTRACTION
 
 SIZE = (40, 48, 38)
 
@@ -71,14 +72,22 @@ def test_a_study_without_mask_or_with_a_missing_sequence_can_be_stored(tmp_path)
     assert stored.presence.tolist() == [1, 1, 0, 0]
 
 
-def test_the_second_preparation_decodes_nothing_and_gives_the_same_warnings(tmp_path, studies, monkeypatch):
+def test_the_second_preparation_decodes_nothing_and_gives_the_same_warnings(
+    tmp_path, studies, monkeypatch, brains_at_once
+):
     skull = write_study(tmp_path, "skull", size=(50, 58, 44), skull=True)
-    first = open_store(tmp_path / "store").prepare([*studies, skull], workers=1)
+    store = open_store(tmp_path / "store")
+    first = store.prepare([*studies, skull], workers=1)
     assert [fault.check for fault in first.faults] == ["skull_not_stripped"]
+    assert store.open(skull).key == f"{store.key(skull)}_{EXTRACTION}"
+    assert [store.open(study).key for study in studies] == [store.key(study) for study in studies]
     monkeypatch.setattr(Preprocessing, "__call__", lambda *_: pytest.fail("decoded a study again"))
     second = open_store(tmp_path / "store").prepare([*studies, skull], workers=1)
     assert (second.built, second.reused) == (0, 5)
     assert second.faults == first.faults
+    fresh = open_store(tmp_path / "store")
+    assert fresh.open(skull).found == store.open(skull).found
+    assert fresh.open(skull).found.extracted
 
 
 def test_entries_are_the_same_bytes_whoever_makes_them(tmp_path, studies):

@@ -43,7 +43,7 @@ def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[StudyDes
 
 def learnt(validation: int = 199) -> OutOfDistributionDetector:
     chosen, validated = some_studies(100, 1), some_studies(validation, 2)
-    return OutOfDistributionDetector.learn(chosen, validated, sequences=NAMES, stripped=1.0)
+    return OutOfDistributionDetector.learn(chosen, validated, sequences=NAMES)
 
 
 def test_new_studies_of_the_same_kind_are_flagged_as_often_as_was_said() -> None:
@@ -60,18 +60,17 @@ def test_few_validation_patients_cannot_promise_a_small_rate() -> None:
 def test_studies_of_another_kind_are_withheld_and_the_reason_is_given() -> None:
     found = learnt()
     (far,) = some_studies(1, 4, shift=8.0)
-    doubts = found.doubts(far, stripped=True, present=NAMES)
+    doubts = found.doubts(far, present=NAMES)
     assert {"features", "intensity_of_T1"} <= {doubt.check for doubt in doubts if doubt.withheld}
     (near,) = some_studies(1, 5)
-    assert not found.doubts(near, stripped=True, present=NAMES)
-    assert [doubt.check for doubt in found.doubts(near, stripped=False, present=NAMES)] == ["skull"]
+    assert not found.doubts(near, present=NAMES)
 
 
 def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do() -> None:
     found = learnt()
     (far,) = some_studies(1, 4, shift=8.0)
     far = replace(far, geometry={"least_voxel_edge_mm": 5.0, "brain_ml": 700.0}, roughness=far.roughness + 2)
-    texts = {doubt.check: doubt.text for doubt in found.doubts(far, stripped=False, present=NAMES)}
+    texts = {doubt.check: doubt.text for doubt in found.doubts(far, present=NAMES)}
     low, high = found.geometry["brain_ml"]
     brain = (
         f"The volume of the brain is 700 mL; the 100 training studies have {low:.0f} to {high:.0f} mL, so this is 0.5"
@@ -98,9 +97,8 @@ def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do(
         rf"{measured} standard deviations from the mean training study \(Mahalanobis distance, which allows for .*No",
         texts["features"],
     )
-    assert "removed in 100% of the 100 training studies. Strip it" in texts["skull"]
     same = replace(some_studies(1, 5)[0], correlation=np.ones((4, 4)))
-    (first, *_) = found.doubts(same, stripped=True, present=NAMES)
+    (first, *_) = found.doubts(same, present=NAMES)
     assert "FLAIR and T1 are the same image (correlation 1.0000" in first.text
     assert all(
         text.endswith((".", ")")) and text[0].isupper() and not re.search(r"-\d", text) for text in texts.values()
@@ -111,7 +109,7 @@ def test_a_rough_study_beyond_the_limit_lies_beyond_the_number_that_is_named_as_
     found = learnt()
     (study,) = some_studies(1, 5)
     for change in (-1.0, 1.0):
-        doubts = found.doubts(replace(study, roughness=study.roughness + change), stripped=True, present=NAMES)
+        doubts = found.doubts(replace(study, roughness=study.roughness + change), present=NAMES)
         text = next(doubt.text for doubt in doubts if doubt.check == "roughness_of_T2")
         here, limit = (float(re.search(rf"{words} ([\d.]+)", text)[1]) for words in ("differ by", "the limit is"))
         mean = np.exp(float(found.roughness[NAMES.index("T2")]))
@@ -125,7 +123,7 @@ def test_a_range_gives_the_same_verdicts_after_a_checkpoint() -> None:
     file.seek(0)
     again = OutOfDistributionDetector.from_dict(torch.load(file, weights_only=True))
     for study in some_studies(20, 6, shift=0.5):
-        assert again.doubts(study, stripped=True, present=NAMES) == found.doubts(study, stripped=True, present=NAMES)
+        assert again.doubts(study, present=NAMES) == found.doubts(study, present=NAMES)
 
 
 def test_no_turn_is_the_identity_or_a_mirror_image() -> None:

@@ -23,7 +23,7 @@ from tiny_studies import (
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import ConfigError, VolumeError
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore, to_patient_space, write_map
-from idh_lightning.volumes.brain import find_brain
+from idh_lightning.volumes.brain import BrainRecord, find_brain
 from idh_lightning.volumes.preprocessing import resample
 from idh_lightning.volumes.reading import Geometry
 
@@ -58,6 +58,7 @@ def stored_like(volume, study_id="study-1"):
         affine=volume.affine,
         geometry=volume.native,
         fingerprints=volume.fingerprints,
+        found=volume.found,
     )
 
 
@@ -261,7 +262,7 @@ def test_a_sequence_on_another_grid_is_brought_to_that_of_flair(tmp_path):
     assert overlap > 0.75
 
 
-def test_the_brain_is_found_in_a_head_with_skull(tmp_path):
+def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
     size, spacing = (56, 66, 50), 3.5
     affine = ras_affine(spacing=(spacing,) * 3, size=size, axes=ORIENTATIONS["LPS"])
     study = write_study(tmp_path, affine=affine, size=size, skull=True)
@@ -269,9 +270,42 @@ def test_the_brain_is_found_in_a_head_with_skull(tmp_path):
     brain, stripped = find_brain(image)
     truth = in_brain(points_mm(affine, size)).transpose(2, 1, 0)
     assert not stripped
-    assert 2 * (brain & truth).sum() / (brain.sum() + truth.sum()) > 0.93
+    assert 2 * (brain & truth).sum() / (brain.sum() + truth.sum()) > 0.97
+    monkeypatch.setattr("idh_lightning.volumes.brain.extract_brain", lambda _: brain)  # once is enough
     volume = Preprocessing(32)(study)
     assert [fault.check for fault in volume.faults] == ["skull_not_stripped"]
+    assert volume.found == BrainRecord(volume_ml=brain.sum() * spacing**3 / 1000, extracted=True, tumour_kept=1.0)
+    assert not volume.image[:, volume.brain == 0].any()
+
+
+def test_a_bias_field_is_divided_out_when_asked(tmp_path):
+    study = write_study(tmp_path, sequences=("T2",))
+    plain = Preprocessing(24)(study, ("T2",))
+    image = nib.load(study.files["T2"])
+    slope = np.linspace(0.6, 1.4, image.shape[0])[:, None, None]
+    write(study.files["T2"], np.asarray(image.dataobj) * slope, image.affine)
+    biased, corrected = (Preprocessing(24, bias_correction=wanted)(study, ("T2",)) for wanted in (False, True))
+
+    def likeness(volume):
+        return np.corrcoef(plain.image[0][plain.brain > 0], volume.image[0][plain.brain > 0])[0, 1]
+
+    assert np.array_equal(corrected.brain, plain.brain)
+    assert likeness(corrected) > likeness(biased) + 0.05
+
+
+def test_entries_keep_their_names_where_no_bias_is_corrected():
+    assert "bias_correction" not in Preprocessing(24).settings()
+    assert Preprocessing(24, bias_correction=True).settings()["bias_correction"]
+
+
+def test_z_scores_have_no_bias_field_to_divide_by(tmp_path):
+    study = write_study(tmp_path)
+    for path in study.files.values():
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        scores = np.where(voxels > 0, (voxels - np.median(voxels[voxels > 0]) - 0.5) / 50, 0)
+        write(path, scores, image.affine, np.float32)
+    assert np.array_equal(Preprocessing(24, bias_correction=True)(study).image, Preprocessing(24)(study).image)
 
 
 def test_a_constant_background_that_is_not_zero_is_background_too(tmp_path):

@@ -223,7 +223,7 @@ def test_bright_voxels_that_went_round_to_negative_numbers_are_refused(study, na
     assert "negative" in only(study, "wrapped_voxels", "error", study.files[name]).found
 
 
-def test_bright_scalp_that_went_round_is_refused(tmp_path):
+def test_bright_scalp_that_went_round_is_refused(tmp_path, brains_at_once):
     size = (50, 58, 44)
     study = write_study(tmp_path, affine=ras_affine(size=size), size=size, skull=True)
     smooth = scipy.ndimage.gaussian_filter  # a scalp of several voxels, as scanners see it
@@ -406,6 +406,14 @@ def test_a_mask_outside_the_brain(study):
     only(study, "misaligned_mask", "error", study.mask)
 
 
+def test_a_mask_of_which_a_little_lies_outside_the_brain(study):
+    changed(study.mask, lambda voxels: np.roll(voxels, -5, axis=0), dtype=np.uint8)
+    found = only(study, "cut_tumour", "warning", study.mask).found
+    kept = Preprocessing(24)(study).found.tumour_kept
+    assert 0.8 < kept < 0.98
+    assert found.startswith(f"{1 - kept:.1%} of the tumour mask lies outside the brain")
+
+
 def test_a_mask_mirrored_to_the_other_side(study):
     points = points_mm(ras_affine(), (40, 48, 38)) * [-1, 1, 1]
     write(study.mask, in_tumour(points), ras_affine(), np.uint8)
@@ -432,7 +440,7 @@ def test_an_oblique_sequence_only_needs_resampling(tmp_path):
     only(study, "different_grid", "warning", study.files["T1"])
 
 
-def test_a_head_with_its_skull(tmp_path):
+def test_a_head_with_its_skull(tmp_path, brains_at_once):
     size = (50, 58, 44)
     study = write_study(tmp_path, affine=ras_affine(size=size), size=size, skull=True)
     only(study, "skull_not_stripped", "warning", study.files["FLAIR"])

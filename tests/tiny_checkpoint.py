@@ -95,7 +95,7 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
     stored = [store.open(study) for study in cohort]
     logits = _taught(model.network, stored)
     studies = {"train": cohort[: len(cohort) // 2], "validation": cohort[::2]}
-    detector = fit_ood_detector(model.network, store, studies, report.faults)
+    detector = fit_ood_detector(model.network, store, studies)
     assert detector is not None
     metrics = {"settings": {"confidence": 0.95}, "test": {}}
     content = {

@@ -50,6 +50,14 @@ def in_brain(points, scale=1.0):
     return ((points / (RADII_MM * scale)) ** 2).sum(-1) <= 1.0
 
 
+def brain_of_made_up_head(image):
+    """Return where the brain is in an image of SimpleITK, [D, H, W]."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return in_brain(points_mm(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, image.GetSize())).transpose(2, 1, 0)
+
+
 def in_tumour(points):
     """Return where the ball of the tumour is."""
     return ((points - TUMOUR_RAS_MM) ** 2).sum(-1) <= 20.0**2

@@ -37,8 +37,11 @@ MOST_VOXELS = 2**28
 WITHHOLDING = ("lost_part", "repeated_sequence", "small_brain")
 """Checks of the images that are warnings where a cohort is prepared, and leave no answer to be given here."""
 
-QUIET = ("duplicate_image", "skull_not_stripped", "left_right_unknown")
+QUIET = ("duplicate_image", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
+
+NOTES = ("skull_not_stripped",)
+"""Checks of the images that are told among the warnings and flag nothing."""
 
 
 def name_of_check(check: str) -> str:
@@ -140,8 +143,7 @@ class Predictor:
         if errors:
             return {"status": "failed", "reasons": tuple(errors)}
         stored = store.open(study)
-        stripped = not any(fault.check == "skull_not_stripped" for fault in faults)
-        doubts = [*self._doubts_of_files(faults), *self._doubts_of_likeness(study, stored, stripped)]
+        doubts = [*self._doubts_of_files(faults), *self._doubts_of_likeness(stored)]
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
         warnings = tuple(doubt.text for doubt in doubts if not doubt.withheld)
@@ -154,9 +156,10 @@ class Predictor:
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
         if not withheld or (not self.withhold and not damaged):
             warnings = (*withheld, *warnings)
+            flagged = any(doubt.check not in NOTES for doubt in doubts)
             answer = {
                 **self.ensemble.number(stored, views=self.views, confidence=self.confidence),
-                "status": "flagged" if warnings else "answered",
+                "status": "flagged" if flagged else "answered",
                 "warnings": warnings,
             }
             if unlike:
@@ -196,7 +199,7 @@ class Predictor:
             if fault.severity == "warning" and fault.check not in QUIET
         ]
 
-    def _doubts_of_likeness(self, study: Study, stored: StoredVolume, stripped: bool) -> list[OODWarning]:
+    def _doubts_of_likeness(self, stored: StoredVolume) -> list[OODWarning]:
         """Return the doubts of all members, each kind once."""
         present = [name for name, there in zip(self.ensemble.sequences, stored.presence, strict=True) if there]
         found: dict[str, OODWarning] = {}
@@ -216,7 +219,7 @@ class Predictor:
                 found["unknown_range"] = OODWarning(check="unknown_range", text=text, withheld=False)
                 continue
             seen = study_descriptor(stored, member.network)
-            for doubt in member.ood_detector.doubts(seen, stripped=stripped, present=present):
+            for doubt in member.ood_detector.doubts(seen, present=present):
                 if doubt.check not in found or doubt.withheld:
                     found[doubt.check] = doubt
         return list(found.values())

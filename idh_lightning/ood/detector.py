@@ -107,8 +107,8 @@ class OutOfDistributionDetector:
     - Is it what it claims to be? The sequences are compared with each other (`Likeness.order`): if another naming of
       them resembles the training studies clearly better than the given one, the answer is withheld. So it is if the
       head fits the mean training study better when turned, or if two sequences are one image.
-    - Was it acquired as they were? Voxel size, brain size, and skull are held against the training range with some
-      slack; outside it the answer is flagged.
+    - Was it acquired as they were? Voxel size and brain size are held against the training range with some slack;
+      outside it the answer is flagged. Whether the skull was there makes no difference: the brain is extracted.
     - Does it look like them? Intensity distributions, roughness and the Mahalanobis distance of the stem's pooled
       features, each divided by its median on validation patients; the largest of their standardised logarithms has one
       limit, chosen so that `FALSE_ALARMS` of further patients like the validation ones exceed it. With n validation
@@ -122,7 +122,6 @@ class OutOfDistributionDetector:
         training: Number of training studies remembered.
         validation: Number of validation studies that set the limits.
         geometry: Name -> least and greatest of the training studies.
-        stripped: Share of the training studies without skull.
         profiles: [C, Q], mean percentiles.
         roughness: [C], mean.
         picture: [C + 1, 12, 12, 12], mean.
@@ -140,7 +139,6 @@ class OutOfDistributionDetector:
     training: int
     validation: int
     geometry: Mapping[str, Sequence[float]]
-    stripped: float
     profiles: Tensor
     roughness: Tensor
     picture: Tensor
@@ -160,7 +158,6 @@ class OutOfDistributionDetector:
         validation: Sequence[StudyDescriptor],
         *,
         sequences: Sequence[str],
-        stripped: float,
         false_alarms: float = FALSE_ALARMS,
     ) -> Self:
         """Return the range of some training studies with limits from validation studies, at least two of each."""
@@ -173,7 +170,6 @@ class OutOfDistributionDetector:
                 name: [min(one.geometry[name] for one in training), max(one.geometry[name] for one in training)]
                 for name in training[0].geometry
             },
-            stripped=stripped,
             profiles=torch.tensor(np.mean([one.profiles for one in training], axis=0)),
             roughness=torch.tensor(np.mean([one.roughness for one in training], axis=0)),
             picture=torch.tensor(np.mean([one.picture for one in training], axis=0)),
@@ -230,12 +226,11 @@ class OutOfDistributionDetector:
         steps = {f"{name} step": math.exp(rough) for name, rough in zip(self.sequences, study.roughness, strict=True)}
         return {**percentiles, **steps, "features": self.features.distance(study.features)}
 
-    def doubts(self, study: StudyDescriptor, *, stripped: bool, present: Collection[str]) -> list[OODWarning]:
+    def doubts(self, study: StudyDescriptor, *, present: Collection[str]) -> list[OODWarning]:
         """Return every way in which a study is unlike the training ones; none where it is like them.
 
         Args:
             study: In numbers.
-            stripped: Whether its skull was found to be gone.
             present: Its sequences; a missing one is all zero and is not judged.
         """
         here = [index for index, name in enumerate(self.sequences) if name in present]
@@ -244,7 +239,7 @@ class OutOfDistributionDetector:
             *self._same_images(study, here),
             *(self._naming(study) if complete else ()),
             *self._turned(study),
-            *self._acquisition(study, stripped),
+            *self._acquisition(study),
             *(self._looks(study) if complete else ()),
         ]
 
@@ -328,19 +323,7 @@ class OutOfDistributionDetector:
                 withheld=best > plain + TURNED,
             )
 
-    def _acquisition(self, study: StudyDescriptor, stripped: bool) -> Iterable[OODWarning]:
-        if (self.stripped >= 0.95 and not stripped) or (self.stripped <= 0.05 and stripped):
-            found, remedy = (
-                ("removed", "Give the images with their skull.")
-                if stripped
-                else ("there", "Strip it from all sequences.")
-            )
-            yield OODWarning(
-                check="skull",
-                text=f"The skull is {found}; it was removed in {self.stripped:.0%} of the {self.training} training "
-                f"studies. {remedy}",
-                withheld=False,
-            )
+    def _acquisition(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         for name, (low, high) in self.geometry.items():
             slack, value = _SLACK.get(name, _OTHER_SLACK), study.geometry[name]
             if not low / slack <= value <= high * slack:

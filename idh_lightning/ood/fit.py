@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from idh_lightning.cohort import Fault, Study
+from idh_lightning.cohort import Study
 from idh_lightning.machine import map_in_threads
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor
@@ -17,7 +17,7 @@ MOST_STUDIES = 100
 
 
 def fit_ood_detector(
-    network: StemTailNetwork, store: VolumeStore, studies: Mapping[str, Sequence[Study]], faults: Iterable[Fault]
+    network: StemTailNetwork, store: VolumeStore, studies: Mapping[str, Sequence[Study]]
 ) -> OutOfDistributionDetector | None:
     """Out-of-distribution detector of the training studies, with limits from the validation studies.
 
@@ -25,7 +25,6 @@ def fit_ood_detector(
         network: With its final stem.
         store: Holds the studies.
         studies: Of train and validation.
-        faults: Found when they were prepared; they tell whose skull is still there.
 
     Returns:
         None where there are fewer than two training or validation studies.
@@ -34,7 +33,6 @@ def fit_ood_detector(
     validation = _evenly(studies["validation"], MOST_STUDIES)
     if min(len(chosen), len(validation)) < 2:
         return None
-    with_skull = {fault.study_id for fault in faults if fault.check == "skull_not_stripped"}
 
     def looks(studies: Sequence[Study]) -> list[StudyDescriptor]:
         return map_in_threads(lambda study: study_descriptor(store.open(study), network), studies)
@@ -43,7 +41,6 @@ def fit_ood_detector(
         looks(chosen),
         looks(validation),
         sequences=store.sequences,
-        stripped=sum(study.study_id not in with_skull for study in chosen) / len(chosen),
     )
 
 

@@ -33,6 +33,7 @@ MAP_FLOOR = 0.2
 """Below this value the map is fully transparent: faint activation covers most of a brain and would hide it."""
 MAP_OPACITY = 0.65
 MASK_COLOUR = "#56B4E9"
+BRAIN_COLOUR = "#E69F00"
 LEVEL_COLOUR = "#F0E442"
 INK, PAPER = "#f2f2f2", "#0b0b0c"
 GREYS = colormaps["gray"].with_extremes(bad="black")
@@ -154,6 +155,40 @@ def cam_panel(
     return figure
 
 
+def brain_panel(
+    head: _FloatArray,
+    brain: NDArray[np.bool_],
+    mask: NDArray[np.bool_] | None,
+    affine_ras: NDArray[np.float64],
+    title: str,
+) -> Figure:
+    """Figure of a head in three planes, with the outlines of the brain that was found in it and of the tumour.
+
+    Args:
+        head: [D, H, W], LPS order, intensities as in the file.
+        brain: [D, H, W].
+        mask: [D, H, W], or None.
+        affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
+        title: Shown as it is.
+    """
+    spacing_mm = np.linalg.norm(affine_ras[:3, :3], axis=0)[::-1].tolist()
+    planes = tumour_planes(brain if mask is None else mask, None, head.shape)
+    box = (slice(0, head.shape[0]), slice(0, head.shape[1]), slice(0, head.shape[2]))
+    shapes = [_width_over_height(plane, box, spacing_mm) for plane in PLANES]
+    width, top = 11.6, 0.85
+    height = (width - 4 * _GAP) / sum(shapes)
+    figure = Figure(figsize=(width, top + height + _GAP), facecolor=PAPER)
+    left = _GAP
+    for plane, shape in zip(PLANES, shapes, strict=True):
+        axes = _axes(figure, left, top, shape * height, height)
+        _draw_plane(axes, head, plane, planes, box, spacing_mm, mask=mask, brain=brain)
+        left += shape * height + _GAP
+    _legend(figure, 0.6, outlined=mask is not None and bool(mask.any()), mapped=False, brain=True)
+    middle = 1 - 0.25 / figure.get_figheight()
+    figure.suptitle(title, y=middle, va="center", color=INK, fontsize=14, parse_math=False)
+    return figure
+
+
 def _colour_bar(figure: Figure, left: float, top: float, height: float) -> None:
     """Draw the scale of the map at a place in inches."""
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLOURS), cax=_axes(figure, left, top, 0.13, height))
@@ -163,8 +198,10 @@ def _colour_bar(figure: Figure, left: float, top: float, height: float) -> None:
     bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
 
 
-def _legend(figure: Figure, top: float, *, outlined: bool, mapped: bool) -> None:
+def _legend(figure: Figure, top: float, *, outlined: bool, mapped: bool, brain: bool = False) -> None:
     handles = [Line2D([], [], color=MASK_COLOUR, label="tumour outline")] if outlined else []
+    if brain:
+        handles.append(Line2D([], [], color=BRAIN_COLOUR, label="brain outline"))
     if mapped:
         handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle="--", label="map at 0.5"))
     if handles:
@@ -197,6 +234,7 @@ def _draw_plane(
     spacing_mm: Sequence[float],
     *,
     mask: NDArray[Any] | None = None,
+    brain: NDArray[Any] | None = None,
     overlay: _FloatArray | None = None,
     level: _FloatArray | None = None,
     cross: bool = False,
@@ -224,7 +262,7 @@ def _draw_plane(
         opacity = MAP_OPACITY * np.clip((values - MAP_FLOOR) / (0.5 - MAP_FLOOR), 0, 1)
         axes.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity, **shown)
     tumour = None if mask is None else mask > 0
-    for array, colour, style in ((tumour, MASK_COLOUR, "-"), (level, LEVEL_COLOUR, "--")):
+    for array, colour, style in ((brain, BRAIN_COLOUR, "-"), (tumour, MASK_COLOUR, "-"), (level, LEVEL_COLOUR, "--")):
         if array is not None:
             values = cut(array).astype(float)
             if values.max() > 0.5 > values.min():

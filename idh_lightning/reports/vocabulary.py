@@ -143,7 +143,6 @@ UNLIKE = {
     "same image": "two sequences are one image",
     "sequence identity": "sequences likely exchanged",
     "orientation": "the head may lie turned",
-    "skull": "skull there or removed, other than theirs",
     "least voxel edge": "voxel size",
     "greatest voxel edge": "slice thickness",
     "brain": "volume of the brain",

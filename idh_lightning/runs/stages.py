@@ -87,7 +87,7 @@ def fit(run: Run, training: Training) -> None:
                 "trainer.max_time."
             ) from error
     if trainer.is_global_zero:
-        detector = fit_ood_detector(model.network, data.store, data.studies, run.prepared.report.faults)
+        detector = fit_ood_detector(model.network, data.store, data.studies)
         replace(Checkpoint.read(run.folder), ood_detector=detector).write()
         run.state.finish("fit")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from idh_lightning.volumes.extraction import extract_brain
 
 _Mask = NDArray[np.bool_]
 
@@ -20,26 +24,30 @@ most, and farther down in a thin shell."""
 FREQUENT = 0.01
 """Share of the outermost voxels that is one value because somebody set it, not by chance."""
 
-_WORKING_MM = 3.0  # enough for a mask of the brain, and some 25 times fewer voxels than 1 mm
+
+@dataclass(frozen=True)
+class BrainRecord:
+    """How the brain of a study was found.
+
+    Attributes:
+        volume_ml: Of the brain, on the grid of the file.
+        extracted: Whether the skull was there, so that the brain had to be extracted.
+        tumour_kept: Share of the tumour mask that lies in the brain, or None without a mask.
+    """
+
+    volume_ml: float
+    extracted: bool
+    tumour_kept: float | None
 
 
 def find_brain(image: sitk.Image) -> tuple[_Mask, bool]:
     """Return the brain [D, H, W] of an image in LPS orientation, and whether its skull had been stripped.
 
-    What is not background is no larger than a brain where the skull is gone; its mask is then exact. Otherwise the mask
-    is found from intensity and is rough: see `brain_in_head`.
+    What is not background is no larger than a brain where the skull is gone; its mask is then exact. Otherwise the
+    brain is extracted by a network: see `extract_brain`.
     """
     shown, stripped = foreground(sitk.GetArrayViewFromImage(image), float(np.prod(image.GetSpacing())))
-    if stripped:
-        return _solid(shown), True
-    size = [max(1, round(n * mm / _WORKING_MM)) for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
-    coarse = sitk.Resample(
-        image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), [_WORKING_MM] * 3, image.GetDirection(), 0.0
-    )
-    brain = sitk.GetImageFromArray(brain_in_head(sitk.GetArrayFromImage(coarse), _WORKING_MM).astype(np.float32))
-    brain.CopyInformation(coarse)
-    full = sitk.Resample(brain, image, sitk.Transform(), sitk.sitkLinear, 0.0)
-    return sitk.GetArrayFromImage(full) > 0.5, False
+    return (_solid(shown), True) if stripped else (extract_brain(image), False)
 
 
 def foreground(voxels: NDArray[np.float32], voxel_mm3: float) -> tuple[_Mask, bool]:
@@ -76,39 +84,6 @@ def background(voxels: NDArray[np.float32]) -> float:
     values, counts = np.unique(faces, return_counts=True)
     frequent = counts.max() > FREQUENT * faces.size
     return float(values[counts.argmax()] if frequent else np.median(faces))
-
-
-def brain_in_head(voxels: NDArray[np.float32], spacing_mm: float) -> _Mask:
-    """Return a rough mask of the brain in a head with skull and scalp.
-
-    The head is what is brighter than air; the scalp is its outer 6 mm; of the rest, the brain is the largest piece of
-    middling brightness that thin bridges do not hold together, closed and filled. The mask errs to the large side
-    (face and neck may stay at the bottom), since a brain that is cut loses tumour. If nothing is left, the head is
-    returned.
-
-    Args:
-        voxels: [D, H, W] in LPS orientation, any sequence.
-        spacing_mm: Voxel edge, the same along each axis.
-    """
-    otsu = sitk.OtsuThresholdImageFilter()
-    otsu.Execute(sitk.GetImageFromArray(np.minimum(voxels, np.percentile(voxels, 98))))
-    air = 0.5 * otsu.GetThreshold()  # the scalp is so bright that Otsu's threshold itself cuts grey matter
-    # Filled before the largest piece is taken: around a dark skull, the scalp alone would be smaller than the brain.
-    head = _filled(ndimage.binary_opening(voxels > air, _ball(1.5 * spacing_mm, spacing_mm)))
-    head = _filled(_largest(_closed(head, _ball(9.0, spacing_mm))))
-    # The field of view cuts the head at its top and bottom: what touches those is not a surface, so the head goes on.
-    pad = ((16, 16), (1, 1), (1, 1))
-    depth_mm = ndimage.distance_transform_edt(np.pad(head, pad, mode="edge"), sampling=spacing_mm)[16:-16, 1:-1, 1:-1]
-    inside, deep = head & (depth_mm > 6.0), head & (depth_mm > 25.0)
-    if not deep.any():
-        return head
-    level = np.median(voxels[deep])
-    tissue = inside & (voxels > 0.5 * level) & (voxels < 3.5 * level)
-    core = ndimage.binary_erosion(tissue, _ball(5.0, spacing_mm))
-    if not core.any():
-        return head
-    brain = ndimage.binary_dilation(_largest(core), _ball(7.0, spacing_mm)) & inside
-    return _filled(_closed(brain, _ball(12.0, spacing_mm)) & inside)
 
 
 def _solid(foreground: _Mask) -> _Mask:

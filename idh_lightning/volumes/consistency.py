@@ -14,6 +14,12 @@ from idh_lightning.volumes.checks import Place
 
 BRAIN_LEAST_ML = 500.0
 
+EXTRACTED_LEAST_ML = 400.0
+"""What is extracted from a head and is smaller is no brain: of 53 real heads the smallest brain is three times that."""
+
+CUT_TUMOUR = 0.02
+"""Share of the tumour mask outside the brain above which there is a warning."""
+
 MOST_TUMOUR = 0.5
 """Share of the brain: of 68 real masks the largest, with oedema, covers 0.17, of 60 synthetic ones 0.26; grey matter,
 white matter and CSF together 0.9 and more."""
@@ -58,6 +64,13 @@ def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], plac
             "Check that mask and images belong to the same session, and that no step flipped or moved one of them.",
             "error" if inside < 0.5 else "warning",
         )  # fmt: skip
+    elif inside < 1 - CUT_TUMOUR:
+        yield place.fault(
+            "cut_tumour", f"{1 - inside:.1%} of the tumour mask lies outside the brain that was found",
+            f"at most {CUT_TUMOUR:.0%}",
+            "Look at its picture, for `prepare` with figures=true. Where the brain is cut, strip the skull from all "
+            "sequences with another tool and name those files; where the mask is too wide, correct it.", "warning",
+        )  # fmt: skip
 
 
 def _lengths(mask: NDArray[np.bool_]) -> list[int]:
@@ -68,8 +81,17 @@ def _lengths(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def check_brain(brain_ml: float, stripped: bool, place: Place) -> Iterator[Fault]:
-    """Warning of a brain that is too small to be one, or of a skull that is still there."""
-    if brain_ml < BRAIN_LEAST_ML:
+    """Fault of a brain that is too small to be one, or warning of a skull that is still there."""
+    if brain_ml < EXTRACTED_LEAST_ML and not stripped:
+        yield place.fault(
+            "no_brain",
+            f"the image is no skull-stripped one, and the brain extracted from it measures {brain_ml:.0f} mL",
+            f"a head whose brain measures at least {EXTRACTED_LEAST_ML:.0f} mL",
+            "Look at the image: is it a whole head, and is the orientation in its header right? If so, strip the skull "
+            "from all sequences with another tool (HD-BET or SynthStrip, say) and name those files; else exclude the "
+            "study.",
+        )  # fmt: skip
+    elif brain_ml < BRAIN_LEAST_ML:
         yield place.fault(
             "small_brain", f"the brain that was found measures {brain_ml:.0f} mL", f"at least {BRAIN_LEAST_ML:.0f} mL",
             "Look at the image: wrong spacing, partial coverage or failed skull-stripping.", "warning",
@@ -77,8 +99,10 @@ def check_brain(brain_ml: float, stripped: bool, place: Place) -> Iterator[Fault
     elif not stripped:
         yield place.fault(
             "skull_not_stripped",
-            "the head is there with skull and scalp; the brain mask is a rough one, from intensity",
-            "a skull-stripped image", "Skull-strip all sequences with a dedicated tool for best results.", "warning",
+            f"the head is there with skull and scalp; a brain of {brain_ml:.0f} mL was extracted from it",
+            "a skull-stripped image, or a brain that was found whole",
+            "Look at its picture, for `prepare` with figures=true: all of the brain should be there, and nothing else.",
+            "warning",
         )  # fmt: skip
 
 

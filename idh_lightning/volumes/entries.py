@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idh_lightning.errors import VolumeError
+from idh_lightning.volumes.brain import BrainRecord
 from idh_lightning.volumes.reading import RAS_LPS, Geometry
 
 STORE_FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
 
-STORE_CHECKS = 1
+STORE_CHECKS = 2
 """Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
 augmentation depend on."""
 
@@ -35,6 +36,7 @@ class StoredVolume:
         image: As in `Volume`, but float16; mask, brain, presence and affine likewise.
         geometry: Of the study's own FLAIR, as in its file.
         fingerprints: Sequence -> hash of its voxels as they are in its file, whatever its name, header or compression.
+        found: How the brain was found.
     """
 
     study_id: str
@@ -46,6 +48,7 @@ class StoredVolume:
     affine: NDArray[np.float64]
     geometry: Geometry
     fingerprints: Mapping[str, str]
+    found: BrainRecord
 
     @classmethod
     def at(cls, folder: Path, entry: Mapping[str, Any]) -> StoredVolume:
@@ -69,6 +72,7 @@ class StoredVolume:
             affine=np.array(entry["affine"], dtype=np.float64),
             geometry=Geometry(**{key: tuple(value) for key, value in entry["native"].items()}),
             fingerprints=entry["fingerprints"],
+            found=BrainRecord(**entry["brain"]),
         )
 
     @property

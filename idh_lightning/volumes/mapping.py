@@ -64,6 +64,34 @@ def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) ->
         temporary.write_bytes(igzip.compress(image.to_bytes(), compresslevel=2, mtime=0))
 
 
+def head_around(
+    path: Path, stored: StoredVolume, step_mm: float = 1.0
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_] | None, NDArray[np.float64]]:
+    """Image of a study as it is in its file, skull and all, on the field of view of the store's grid, and its brain.
+
+    Args:
+        path: NIfTI file of one of its sequences.
+        stored: The study.
+        step_mm: Voxel edge of what is returned.
+
+    Returns:
+        Head, brain and tumour (None without a mask), each [d, h, w] in LPS order, and their affine to RAS mm.
+    """
+    grid = stored.grid
+    size = [max(1, round(n * mm / step_mm)) for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
+    affine = grid.affine.copy()
+    affine[:3, :3] *= step_mm / np.array(grid.spacing_mm)
+    middle = grid.affine @ [*((np.array(grid.size) - 1) / 2), 1.0]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.array(size) - 1) / 2)
+    close = Geometry.from_affine((size[0], size[1], size[2]), affine)
+
+    def shown(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return np.asarray(close.resampled(grid.image(np.asarray(mask, dtype=np.float32)), sitk.sitkLinear) > 0.5)
+
+    head = close.resampled(sitk.ReadImage(str(path), sitk.sitkFloat32), sitk.sitkLinear)
+    return head, shown(stored.brain), None if stored.mask is None else shown(stored.mask), close.affine_ras
+
+
 def codes_on_grid(path: Path, stored: StoredVolume) -> NDArray[np.int64]:
     """Return the codes of an image in patient space on the grid of a study, [D, H, W]; 0 where the image ends.
 

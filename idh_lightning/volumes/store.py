@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from idh_lightning.cohort.study import Fault, Study
-from idh_lightning.errors import UNWRITABLE, StorageError, VolumeError
+from idh_lightning.errors import UNWRITABLE, ModelError, StorageError, VolumeError
 from idh_lightning.volumes.checks import FaultyStudyError, Place
 from idh_lightning.volumes.consistency import check_repeats_between
 from idh_lightning.volumes.entries import (
@@ -42,6 +42,7 @@ from idh_lightning.volumes.entries import (
     read_entry,
     verified_entry,
 )
+from idh_lightning.volumes.extraction import EXTRACTION
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 
 _log = logging.getLogger(__name__)
@@ -83,9 +84,10 @@ class VolumeStore:
 
     An entry is a folder with `image.npy`, `brain.npy`, `mask.npy` (if there is a mask) and `entry.json`. Its name is a
     hash of the study_id, the names and contents of its files, the sequences, the settings and the format: whatever
-    changes, another entry is made, and the label is no part of it. It is written beside its place and renamed into it,
-    so an entry is whole or not there, and several processes may prepare the same studies at once: who comes second
-    drops its own copy.
+    changes, another entry is made, and the label is no part of it. Where the brain was extracted from a head, the name
+    ends with the method, since whether it is a head shows only when its files are decoded. An entry is written beside
+    its place and renamed into it, so it is whole or not there, and several processes may prepare the same studies at
+    once: who comes second drops its own copy.
     """
 
     def __init__(self, folder: str | Path, preprocessing: Preprocessing, sequences: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ class VolumeStore:
         return int(np.prod(self.preprocessing.shape)) * (2 * len(self.sequences) + 2) + 8192
 
     def key(self, study: Study) -> str:
-        """Return the name of a study's entry; reads its files (and decodes none).
+        """Return the name of a study's entry, without the method of extraction; reads its files (and decodes none).
 
         Raises:
             OSError: If a file cannot be read.
@@ -164,6 +166,8 @@ class VolumeStore:
             VolumeError: If it has no entry, or one whose files are not as they were written.
         """
         key = self._keys.get(study.study_id) or self.key(study)
+        if (self.folder / _of_head(key)).exists():
+            key = _of_head(key)
         try:
             entry = read_entry(self.folder / key)
         except DamageError as damage:
@@ -206,7 +210,7 @@ class VolumeStore:
             return self._found_or_made(study, notes)
         except FaultyStudyError as error:
             return _Outcome("", False, {}, error.faults, tuple(notes))
-        except StorageError:
+        except (StorageError, ModelError):
             raise
         except Exception as error:  # one study must not stop a cohort, whatever a library makes of its files
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -229,9 +233,10 @@ class VolumeStore:
         except OSError:
             self.preprocessing(study, self.sequences)  # says which file is missing, and all else that is wrong
             raise
-        place = self.folder / key
         entry = None
-        if place.exists():
+        for place in (self.folder / _of_head(key), self.folder / key):
+            if entry is not None or not place.exists():
+                continue
             try:
                 entry = verified_entry(place)
             except OutdatedError:
@@ -240,9 +245,9 @@ class VolumeStore:
                 notes.append(f"{place}, study {study.study_id}: {damage}; it is made anew")
         if entry is None:
             volume = self.preprocessing(study, self.sequences)
-            entry = self._write(key, study.study_id, volume)
+            entry = self._write(_of_head(key) if volume.found.extracted else key, study.study_id, volume)
         faults = tuple(Fault(**fault) for fault in entry["faults"])
-        return _Outcome(key, volume is not None, entry["fingerprints"], faults, tuple(notes))
+        return _Outcome(entry["key"], volume is not None, entry["fingerprints"], faults, tuple(notes))
 
     def _write(self, key: str, study_id: str, volume: Volume) -> dict[str, Any]:
         """Write an entry beside its place, move it there, and return its description."""
@@ -266,6 +271,7 @@ class VolumeStore:
                 "affine": volume.affine.tolist(),
                 "native": asdict(volume.native),
                 "fingerprints": volume.fingerprints,
+                "brain": asdict(volume.found),
                 "faults": [asdict(fault) for fault in volume.faults],
             }
             (partial / ENTRY_FILE).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -315,6 +321,11 @@ class VolumeStore:
                 f"{self.folder}: {len(studies)} prepared studies need {needed / 1e9:.1f} GB; found {free / 1e9:.1f} GB "
                 "free. Give another folder (paths.store), free the disk, or choose a smaller data.grid."
             )
+
+
+def _of_head(key: str) -> str:
+    """Name of an entry whose brain was extracted from a head."""
+    return key if key.endswith(EXTRACTION) else f"{key}_{EXTRACTION}"
 
 
 def _is_abandoned(partial: Path) -> bool:
