@@ -9,8 +9,9 @@ import SimpleITK as sitk
 import torch
 from tiny_studies import write_study
 
-from idh_lightning.cohort.study import Study
+from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
 from idh_lightning.errors import ModelError
+from idh_lightning.prepare import brains_table, write_study_panels
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore, extraction
 
 
@@ -138,3 +139,15 @@ def test_of_a_real_head_the_brain_is_kept_with_its_tumour(name):
     assert volume.found.tumour_kept >= 0.98
     assert 1000 < volume.found.volume_ml < 1900
     assert {fault.check for fault in volume.faults} == {"skull_not_stripped"}
+
+
+def test_prepare_shows_a_head_with_the_outline_of_its_brain_and_tells_its_volume(tmp_path, brains_at_once):
+    studies = (write_study(tmp_path, "head", skull=True), write_study(tmp_path, "brain"))
+    store = VolumeStore(tmp_path / "store", Preprocessing(grid=16), SEQUENCES)
+    store.prepare(studies)
+    cohort = Cohort(name="two", studies=studies, sequences=SEQUENCES, exclusions=())
+    table = brains_table(cohort, store).set_index("study_id")
+    assert table["extracted"].to_dict() == {"head": True, "brain": False}
+    assert table.loc["head", "brain_ml"] == pytest.approx(table.loc["brain", "brain_ml"], rel=0.1)
+    write_study_panels(cohort, store, tmp_path / "figures")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"head.png", "head_brain.png", "brain.png"}

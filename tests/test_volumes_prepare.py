@@ -64,6 +64,10 @@ def test_a_faulty_study_is_excluded_with_its_reason_when_asked(table, tmp_path, 
     assert sorted(used["study_id"]) == [f"P{index:02d}" for index in range(16) if index != 3]
     figures = sorted(path.stem for path in (tmp_path / "run" / "figures").iterdir())
     assert figures == sorted(used["study_id"])
+    brains = pd.read_csv(tmp_path / "run" / "brains.csv")
+    assert sorted(brains["study_id"]) == figures
+    assert brains["brain_ml"].between(500, 2300).all()
+    assert not brains["extracted"].any()  # made-up heads without a skull
     assert "15 studies of 15 patients are ready, 1 excluded" in capsys.readouterr().out
     again = prepare(configuration(table, tmp_path, "cohort.on_error=exclude"))
     assert (again.built, again.reused) == (0, 15)
