@@ -45,10 +45,7 @@ def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) 
     Args:
         header: Names of the columns.
         wanted: Role -> name of its column; "" where it has none.
-        path: Of the table, for the message.
-
-    Raises:
-        CohortError: If several columns could play one role.
+        path: Of the table, for the CohortError that is raised if several columns could play one role.
     """
     header = list(header)
     found = {role: name for role, name in wanted.items() if name and name in header}
@@ -70,16 +67,13 @@ def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) 
 
 
 def require_columns(header: Iterable[str], found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
-    """Check that a table has the columns that a cohort cannot do without.
+    """Raise a CohortError with the columns that are there and a line to paste if one that must be there is not.
 
     Args:
         header: Names of the columns.
         found: As `match_columns` returns it.
         wanted: Role -> column name, of those that must be there.
         path: Where the table came from, for the message.
-
-    Raises:
-        CohortError: If one is absent; names the role, the columns that are there, and a line to paste.
     """
     absent = {role: name for role, name in wanted.items() if role not in found}
     if not absent:

@@ -57,11 +57,7 @@ def images_in(folder: Path, *, most: int = 8) -> str:
 
 
 def subfolders(folder: str | Path) -> list[Path]:
-    """Return the folders in a folder and one level down, sorted.
-
-    Raises:
-        CohortError: If it is not a folder, or cannot be listed.
-    """
+    """Folders in a folder and one level down, sorted; a CohortError if it is none or cannot be listed."""
     folder = from_home(folder)
     if not _is(folder, "dir") or not os.access(folder, os.R_OK | os.X_OK):
         raise CohortError(
@@ -83,9 +79,7 @@ def children(folder: Path) -> list[Path]:
 def files_named(text: str, root: Path) -> list[Path]:
     """Return the files that a table entry stands for: none if it is blank, several if a pattern fits several.
 
-    Args:
-        text: A path, absolute or relative to `root`, possibly with `*`, `?` or `[...]`.
-        root: A folder.
+    The entry is a path, absolute or relative to `root`, possibly with `*`, `?` or `[...]`.
     """
     if not text:
         return []

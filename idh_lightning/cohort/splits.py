@@ -174,12 +174,7 @@ class AllTest:
 
 
 def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
-    """Return a cohort without the studies that a split does not use; they are among its exclusions.
-
-    Args:
-        cohort: Of all studies.
-        table: As a split of this cohort returns it; one with `training_patients` lists some of the training studies.
-    """
+    """Return a cohort with the studies that a split of it does not use, left for no training, as exclusions."""
     used = set(table["study_id"])
     return cohort.without(
         Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not among training patients: split")
@@ -219,13 +214,9 @@ def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
 
 
 def verify_split(table: pd.DataFrame) -> None:
-    """Check that a split is one: no patient in two parts, every study once, both labels in each part.
+    """Raise a SplitError that names patients, studies or the part, unless a cohort table says a split.
 
-    Args:
-        table: As `cohort_table` returns it.
-
-    Raises:
-        SplitError: Names the patients, the studies or the part.
+    No patient is in two parts, every study occurs once, and each part has both labels.
     """
     if unknown := sorted(set(table["split"]) - set(SPLITS)):
         raise SplitError(f"split: {unknown}; expected one of {SPLITS}. Correct the split.")
@@ -297,10 +288,8 @@ def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFram
 def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int) -> pd.DataFrame:
     """Return a split with some of its training patients only; validation and test stay as they are.
 
-    Both labels keep their share, and the patients of a smaller number are among those of a larger one.
-
-    Raises:
-        SplitError: If there are not so many, or a label would be lost.
+    Both labels keep their share, and the patients of a smaller number are among those of a larger one. A SplitError is
+    raised if there are not so many, or a label would be lost.
     """
     if training_patients is None:
         return table
