@@ -162,10 +162,7 @@ def _take_over(config: DictConfig, recipe: Mapping[str, Any]) -> None:
             config.cohort.sequences = recipe["sequences"]
 
 
-@entry("evaluate")
-def main(config: DictConfig) -> None:
-    """Evaluate what the command line composes."""
-    evaluate(config)
+main = entry("evaluate")(evaluate)
 
 
 if __name__ == "__main__":

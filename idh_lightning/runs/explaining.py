@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from idh_lightning.attribution import logit_difference
-from idh_lightning.attribution.comparison import ComparedMaps, MapComparison
+from idh_lightning.attribution.comparison import MapComparison
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
@@ -68,20 +68,7 @@ def write_map_comparison(
     for name, table in compared.tables.items():
         write_text(folder / name, table.to_csv(index=False))
     write_json(folder / "explanations.json", compared.content)
-    _write_maps(compared, comparison, network, prepared, folder, post_processing)
-    write_explanations_page(folder)
-    return dict(compared.content)
-
-
-def _write_maps(
-    compared: ComparedMaps,
-    comparison: MapComparison,
-    network: StemTailNetwork,
-    prepared: PreparedCohort,
-    folder: Path,
-    post_processing: PostProcessing | None,
-) -> None:
-    """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
+    # The chosen method explains once more, so that no maps pile up.
     batches = comparison.batches(network, prepared.store, compared.studies, "Drawing")
     with drawing_processes() as draw, cores_left_to_drawing():
         for chunk, stored, volumes in batches:
@@ -93,3 +80,5 @@ def _write_maps(
                 chunk, stored, maps, calibrated or [None] * len(chunk), strict=True
             ):
                 write_explanation(draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability)
+    write_explanations_page(folder)
+    return dict(compared.content)
