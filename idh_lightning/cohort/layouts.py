@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from idh_lightning.cohort.columns import require_columns, unused_images
 from idh_lightning.cohort.files import children, files_named, from_home, matching, subfolders
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity, canonical_patient, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY
 from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows
+from idh_lightning.cohort.spreadsheet import require_columns, unused_images
 from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Fault
 
 BIDS_PLAIN = r"(?:_(?!ce-)[a-z]+-[A-Za-z0-9]+)*"

@@ -18,11 +18,10 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from idh_lightning.cohort.checks import build_cohort, counted
-from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
-from idh_lightning.cohort.spreadsheet import read_spreadsheet
+from idh_lightning.cohort.spreadsheet import describe_columns, match_columns, read_spreadsheet, require_columns
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError

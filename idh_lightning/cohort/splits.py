@@ -53,11 +53,7 @@ class HoldOut(_DrawnSplit):
     test: float = 0.15
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If the shares are out of range, or a part would lack one of the labels.
-        """
+        """Cohort table with split; a SplitError if the shares are out of range, or a part would lack a label."""
         _check_shares(validation=self.validation, test=self.test)
         patients = _patients(cohort, self.site)
         test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
@@ -79,11 +75,7 @@ class KFold(_DrawnSplit):
     repeats: int = 1
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If a setting is out of range, or a part would lack one of the labels.
-        """
+        """Cohort table with split; a SplitError if a setting is out of range, or a part would lack a label."""
         if self.folds < 2 or self.repeats < 1 or not 0 <= self.fold < self.folds * self.repeats:
             raise SplitError(
                 f"split: fold {self.fold} of {self.folds} folds x {self.repeats} repeats; expected at least 2 folds, 1 "
@@ -117,11 +109,7 @@ class GivenSplit:
     file: str | Path
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If the file cannot be read, does not say where a study belongs, or says two things about it.
-        """
+        """Cohort table with split; a SplitError if the file cannot be read or does not say one thing of each study."""
         name = Path(self.file).name
         try:
             table = read_spreadsheet(self.file)
@@ -158,11 +146,7 @@ class AllTest:
     """Every study is a test study: the cohort only judges a network that was trained elsewhere."""
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If one of the labels does not occur.
-        """
+        """Cohort table with split; a SplitError if one of the labels does not occur."""
         labels = {study.label for study in cohort.studies}
         if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
             raise SplitError(
@@ -186,15 +170,8 @@ def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
 def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
     """Return one row per study, sorted by study_id: the content of `cohort.csv`.
 
-    Args:
-        cohort: The studies.
-        assignment: Columns study_id, split and fold; other columns do not matter.
-
-    Returns:
-        SPLIT_COLUMNS, then every carried column; one that would take the name of the former becomes `carried_<name>`.
-
-    Raises:
-        SplitError: If the assignment lacks a study.
+    SPLIT_COLUMNS come first, then every carried column; one that would take the name of the former becomes
+    `carried_<name>`. A SplitError is raised if the assignment (study_id, split and fold) lacks a study.
     """
     carried = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
     assigned = assignment[["study_id", "split", "fold"]].itertuples(index=False)

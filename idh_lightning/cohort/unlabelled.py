@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from idh_lightning.cohort import layouts
-from idh_lightning.cohort.columns import match_columns
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
-from idh_lightning.cohort.spreadsheet import TABLES, read_spreadsheet
+from idh_lightning.cohort.spreadsheet import TABLES, match_columns, read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
 
@@ -89,7 +88,7 @@ def new_studies(place: str | Path) -> list[NewStudy]:
     path = from_home(place)
     if path.suffix.lower() in TABLES:
         return _named_once(_in_table(path))
-    if not os.path.isdir(path):  # noqa: PTH112 - answers for any path, even one that no file system can hold
+    if not os.path.isdir(path):
         raise CohortError(
             f"{str(path)[:300]}: no such folder; expected a folder with the images of one study or of many, or a "
             f"table ({', '.join(TABLES)}). Correct input."
@@ -121,7 +120,7 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
         depth = len(Path(folder).relative_to(root).parts)
         # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
         places = {name: Path(folder) / name / "NIFTI" for name in subfolders}
-        inner = {name: children(place) for name, place in places.items() if os.path.isdir(place)}  # noqa: PTH112
+        inner = {name: children(place) for name, place in places.items() if os.path.isdir(place)}
         inner |= {name: [unwrapped(Path(folder) / name)] for name in subfolders if name.lower().endswith(NIFTI)}
         deeper = [] if depth >= DEEPEST else sorted(set(subfolders) - set(inner))
         subfolders[:] = [name for name in deeper if not name.startswith(".")]

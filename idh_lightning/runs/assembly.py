@@ -270,13 +270,8 @@ def _training(
 def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint | None = None) -> IDHClassifier:
     """Model to train for the sequences of a cohort.
 
-    Args:
-        config: With the groups model, objective, optimizer and scheduler.
-        prepared: The cohort.
-        start: Checkpoint that it begins with; None for the weights that `model.weights` says.
-
-    Raises:
-        CheckpointError: If the checkpoint does not fit.
+    It begins with the weights of the checkpoint `start`, or without one with those that `model.weights` says.
+    Unless the checkpoint fits, a CheckpointError is raised.
     """
     weights = config.model.weights if start is None else LATER
     network = instantiate_section(config.model, _partial_=True, weights=weights)(

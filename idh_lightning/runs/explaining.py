@@ -35,17 +35,8 @@ def write_map_comparison(
 
     Writes explanations.csv, explanations_by_sign.csv (of synthetic studies), explanations.json, sanity.csv,
     cascade.csv, sequences.csv, explanations.html, and of the method that is chosen the maps
-    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png).
-
-    Args:
-        comparison: Of methods.
-        network: What is explained; left as it was.
-        prepared: Cohort of the studies.
-        folder: To write into.
-        split: That is explained.
-        post_processing: Calls a study mutant or wildtype; None for the larger logit.
-        others: See `MapComparison`.
-        trained_on: Name of the cohort that the network was trained on.
+    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png). The network is left as it was; for
+    `others` see `MapComparison`. Without post-processing the larger logit calls a study mutant or wildtype.
     """
 
     def call(margins: NDArray[np.float64]) -> NDArray[np.integer]:

@@ -153,11 +153,12 @@ class MemoryPlanner:
     ) -> Plan:
         """Plan with batches of a size; network, optimizer and bank are those of the run unless others are given."""
         on_bank = on_bank or isinstance(self.data, FeatureBankDataModule)
+        make: Any = optimizer or self.model.optimizer
         filling = filling_batch(self._shape[1:])
         tensors = training_memory(
             network or self.model.network,
             [size, *self._shape],
-            optimizer or self.model.optimizer,
+            make,
             from_features=on_bank,
             filling=filling,
             device="cuda" if self.on_gpu else "cpu",

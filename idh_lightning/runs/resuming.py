@@ -104,7 +104,7 @@ def _overrides(option: str, folder: Path) -> list[str]:
     if option == "--resume" and sweep.is_file():
         return _overrides_of_sweep(folder, yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"])
     try:
-        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
