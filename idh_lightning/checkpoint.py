@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.attribution import Method
-from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
@@ -50,11 +50,7 @@ class Checkpoint:
 
     @staticmethod
     def locate(path: str | Path) -> Path:
-        """File of a checkpoint: the path itself, or the best.ckpt of a run folder.
-
-        Raises:
-            CheckpointError: If there is none.
-        """
+        """File of a checkpoint: the path, or the best.ckpt of a run folder; a CheckpointError if there is none."""
         path = Path(path)
         file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
         if not file.is_file():
@@ -119,15 +115,10 @@ class Checkpoint:
         return tuple(self.recipe["sequences"])
 
     def network(self) -> StemTailNetwork:
-        """Network in eval mode, with its weights.
-
-        Raises:
-            CheckpointError: If the recipe and the weights do not go together.
-        """
+        """Network in eval mode, with its weights; a CheckpointError if recipe and weights do not go together."""
         try:
-            network: StemTailNetwork = factory({**self.recipe["model"], "weights": LATER})(
-                in_channels=len(self.recipe["sequences"])
-            )
+            made = instantiate_section(self.recipe["model"], _partial_=True, weights=LATER)
+            network: StemTailNetwork = made(in_channels=len(self.sequences))
             network.weights_origin = WeightsOrigin(**self.recipe["weights"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise _unusable(self.file, error) from error
@@ -135,11 +126,7 @@ class Checkpoint:
         return network.eval()
 
     def load_into(self, network: StemTailNetwork) -> None:
-        """Load the weights of the checkpoint into a network.
-
-        Raises:
-            CheckpointError: If they do not fit.
-        """
+        """Load the weights of the checkpoint into a network; a CheckpointError if they do not fit."""
         prefix = "network."
         weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
         try:
@@ -153,11 +140,7 @@ class Checkpoint:
         return made
 
     def reported(self) -> tuple[PostProcessing, DevelopmentCohort]:
-        """Post-processing and development cohort.
-
-        Raises:
-            CheckpointError: If the run has not come to its report.
-        """
+        """Post-processing and development cohort; a CheckpointError if the run has not come to its report."""
         if self.post_processing is None or self.development is None:
             raise CheckpointError(
                 f"{self.file}: holds no threshold, calibration and patients; expected the best.ckpt of a run that "

@@ -78,9 +78,7 @@ class StorageError(IDHError, OSError):
     def of(cls, error: BaseException | None, place: Path | None = None) -> Self | None:
         """Return the error as one of ours if a disk is full or this user may not read or write there, else None.
 
-        Args:
-            error: What reading or writing raised.
-            place: What was being written, where the error does not say.
+        The place is what was being written, where the error does not say.
         """
         if not isinstance(error, OSError):
             return None

@@ -48,7 +48,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     _check_settings(config)
     checkpoint = Checkpoint.read(config.checkpoint)
     post_processing, development = checkpoint.reported()
-    _take_over(config, checkpoint.recipe)
+    recipe = checkpoint.recipe
+    with open_dict(config):
+        config.data.preprocessing = recipe["preprocessing"]
+        config.data.missing = recipe["preprocessing"]["missing"]
+        config.explain = recipe["explain"]
+        if "sequences" in config.cohort:
+            config.cohort.sequences = recipe["sequences"]
     check(config)
     screen = partial(without_seen, checkpoint=checkpoint, means=config.seen_by, exclude=config.seen == "exclude")
     run = assemble(config, checkpoint=checkpoint, screen=screen)
@@ -105,17 +111,10 @@ def _compared(
 def without_seen(
     cohort: Cohort, store: VolumeStore, *, checkpoint: Checkpoint, means: list[str], exclude: bool
 ) -> Cohort:
-    """Cohort without the patients whom a network was trained or chosen on.
+    """Cohort without the patients whom the network of a checkpoint was trained or chosen on, its volumes in the store.
 
-    Args:
-        cohort: Its volumes are in the store.
-        store: Knows the hashes of the images.
-        checkpoint: Of the network.
-        means: How patients are recognised, some of "patient_id" and "image".
-        exclude: Whether they are left out, with the reason; else they are an error.
-
-    Raises:
-        CohortError: Listing all of them with the remedy.
+    They are recognised by `means`, some of "patient_id" and "image". Unless they are to be excluded, with the reason, a
+    CohortError lists all of them with the remedy.
     """
     fingerprints = {study.study_id: list(store.open(study).fingerprints.values()) for study in cohort.studies}
     _, development = checkpoint.reported()
@@ -152,20 +151,7 @@ def _check_settings(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _take_over(config: DictConfig, recipe: Mapping[str, Any]) -> None:
-    """Put what the checkpoint decides into the configuration: preprocessing, sequences, explanation."""
-    with open_dict(config):
-        config.data.preprocessing = recipe["preprocessing"]
-        config.data.missing = recipe["preprocessing"]["missing"]
-        config.explain = recipe["explain"]
-        if "sequences" in config.cohort:
-            config.cohort.sequences = recipe["sequences"]
-
-
-@entry("evaluate")
-def main(config: DictConfig) -> None:
-    """Evaluate what the command line composes."""
-    evaluate(config)
+main = entry("evaluate")(evaluate)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import entry, task_overrides
 from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.cohort import SPLITS
-from idh_lightning.config.device import torch_device
-from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.instantiation import instantiate_section, torch_device
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
@@ -80,11 +79,7 @@ def _refuse_unfit_settings(config: DictConfig, folder: Path) -> None:
 
 
 def _like(recipe: Mapping[str, Any], run: str) -> StemTailNetwork:
-    """Network of another run.
-
-    Raises:
-        CheckpointError: If it is another kind of network or learnt from volumes of another kind.
-    """
+    """Network of another run; a CheckpointError if it is another one or learnt from volumes of another kind."""
     other = Checkpoint.read(run)
     differ = [key for key in ("model", "preprocessing", "sequences") if other.recipe[key] != recipe[key]]
     if differ:
@@ -169,10 +164,7 @@ def _cell(values: Mapping[Any, Any], key: Any) -> str:
     return number(values[key]) if key in values else "-"
 
 
-@entry("explain")
-def main(config: DictConfig) -> None:
-    """Explain what the command line composes."""
-    explain_checkpoint(config)
+main = entry("explain")(explain_checkpoint)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from idh_lightning.volumes.mapping import head_around
 def prepare(config: DictConfig) -> PrepareReport:
     """Prepare the cohort of a configuration, write and print what was found, and return what preparing it took.
 
-    Raises:
-        CohortError: If there are errors and `cohort.on_error` is "raise".
+    Errors in it are raised as one CohortError where `cohort.on_error` is "raise".
     """
     check(config)
     folder = Path(config.paths.run)
@@ -76,10 +75,7 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
                 figure.savefig(temporary, dpi=90)
 
 
-@entry("prepare")
-def main(config: DictConfig) -> None:
-    """Prepare the cohort that the command line composes."""
-    prepare(config)
+main = entry("prepare")(prepare)
 
 
 if __name__ == "__main__":

@@ -53,20 +53,21 @@ def report(config: DictConfig) -> dict[str, Any]:
 def report_runs(
     folders: Mapping[str, Path], evaluation: Evaluation, run_folder: Path, *, left_out: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Pool or compare runs into a run folder, and return the content of its metrics.json.
+    """Pool or compare runs into a run folder, which is made if need be, and return the content of its metrics.json.
 
     Args:
-        folders: Name -> run folder.
+        folders: Name -> run folder; an EvaluationError is raised as by `report`.
         evaluation: What measures them.
-        run_folder: Where the report is written; made if need be.
+        run_folder: Where the report is written.
         left_out: Names of runs that came to no predictions, to be told.
-
-    Raises:
-        EvaluationError: If a run has no report of its own, or the runs are neither folds nor of one split.
     """
     runs = {name: read_run(folder) for name, folder in folders.items()}
     for name, read in runs.items():
-        _check_reported(name, read)
+        if "predicted" not in read.predictions or "operating_point" not in read.metrics:
+            raise EvaluationError(
+                f"run {name}: {read.folder} has no report; expected predictions.csv with calls, and metrics.json. "
+                "Run its stage 'report'."
+            )
     patients = {
         name: patient_predictions(
             read.predictions[read.predictions["split"] == "test"], PostProcessing.from_metrics(read.metrics)
@@ -135,11 +136,7 @@ class SweepReport(Callback):
 def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]]:
     """Return name -> run folder, and the names of those that came to no predictions.
 
-    Args:
-        paths: Run folders, or folders that hold some, as those of a sweep.
-
-    Raises:
-        ConfigError: If there are none, or a path holds no run.
+    Paths are run folders, or folders that hold some, as those of a sweep; a ConfigError is raised if one is neither.
     """
     found: list[Path] = []
     left_out: list[str] = []
@@ -147,7 +144,10 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
         if (path / "predictions.csv").is_file():
             found.append(path)
             continue
-        inside = sorted((p for p in path.glob("*") if (p / ".hydra").is_dir()), key=_natural) if path.is_dir() else []
+        inside = sorted(
+            (place.parent for place in path.glob("*/.hydra") if place.is_dir()),
+            key=lambda run: (int(run.name) if run.name.isdecimal() else -1, run.name),
+        )
         finished = [folder for folder in inside if (folder / "predictions.csv").is_file()]
         if not finished:
             raise ConfigError(
@@ -223,14 +223,6 @@ def _compare(patients: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> di
     }
 
 
-def _check_reported(name: str, read: ReportedRun) -> None:
-    if "predicted" not in read.predictions or "operating_point" not in read.metrics:
-        raise EvaluationError(
-            f"run {name}: {read.folder} has no report; expected predictions.csv with calls, and metrics.json. "
-            "Run its stage 'report'."
-        )
-
-
 def _differing_overrides(folders: Mapping[str, Path]) -> dict[str, list[str]]:
     """Return the overrides of each run that not all runs have."""
     given: dict[str, list[str]] = {}
@@ -242,14 +234,7 @@ def _differing_overrides(folders: Mapping[str, Path]) -> dict[str, list[str]]:
     return {name: [item for item in items if item not in shared] for name, items in given.items()}
 
 
-def _natural(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdecimal() else -1, path.name)
-
-
-@entry("report")
-def main(config: DictConfig) -> None:
-    """Report the runs that the command line names."""
-    report(config)
+main = entry("report")(report)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,9 @@ def _staged(run: Run) -> dict[str, Any]:
 
 @entry("train")
 def main(config: DictConfig) -> float | None:
-    """Run what the command line composes.
+    """Run what the command line composes, and return the ROC-AUC of the validation patients.
 
-    Returns:
-        The ROC-AUC of the validation patients: what a sweep may choose by. Test patients choose nothing.
+    It is what a sweep may choose by; test patients choose nothing.
     """
     value = train(config).get("validation", {}).get("auroc", {}).get("value")
     return None if value is None else float(value)

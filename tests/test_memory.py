@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.config.instantiation import factory
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import MemoryShortageError
 from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
@@ -24,7 +24,7 @@ from idh_lightning.models.fast.precision import precision_on_cpu
 from idh_lightning.models.memory import kept_for_backward
 from idh_lightning.module import IDHClassifier
 from idh_lightning.runs import memory as memory_plan
-from idh_lightning.runs.memory import Plan, advise_on_out_of_memory, is_shortage, lighter_plans, plan_of, require_memory
+from idh_lightning.runs.memory import MemoryPlanner, Plan, is_shortage
 from idh_lightning.runs.rehearsal import check
 
 Maker = Callable[..., StemTailNetwork]
@@ -155,7 +155,7 @@ PLACE: dict[str, Any] = {"accumulate": 2, "on_gpu": False}
 
 
 def test_a_run_that_fits_is_let_through_and_its_need_recorded(small_network: Maker, data: IDHDataModule) -> None:
-    record = require_memory(model_of(small_network()), data, **PLACE)
+    record = MemoryPlanner(model_of(small_network()), data, **PLACE).require()
     assert 0 < record["needed"] < record["free"]
 
 
@@ -163,7 +163,8 @@ def test_each_lighter_plan_keeps_less_for_the_backward_pass_and_the_last_one_nee
     small_network: Maker, data: IDHDataModule
 ) -> None:
     model = model_of(small_network())
-    asked, plans = plan_of(model, data, on_gpu=False), list(lighter_plans(model, data, **PLACE))
+    planner = MemoryPlanner(model, data, **PLACE)
+    asked, plans = planner.asked(), list(planner.lighter())
     assert [plan.overrides for plan in plans] == [
         "model.checkpoint_tail=true",
         "model.checkpoint_tail=true data.batches.batch_size=4 data.accumulate=4",
@@ -183,9 +184,9 @@ def test_the_least_demanding_experiment_composes_and_its_optimizer_goes_with_the
     assert config.model.checkpoint_tail
     assert config.data.batches._target_.endswith("FeatureBankDataModule")
     parameters = [p for p in small_network().parameters() if p.requires_grad]
-    optimizer = factory(config.optimizer)(parameters)
+    optimizer = instantiate_section(config.optimizer, _partial_=True)(parameters)
     assert isinstance(optimizer, timm.optim.Adafactor)
-    factory(config.scheduler)(optimizer, total_steps=10).step()
+    instantiate_section(config.scheduler, _partial_=True)(optimizer, total_steps=10).step()
 
 
 def plan(overrides: str, gigabytes: float) -> Plan:
@@ -198,9 +199,9 @@ def plan(overrides: str, gigabytes: float) -> Plan:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say what plans need instead of counting it."""
-    monkeypatch.setattr(memory_plan, "plan_of", lambda *_, **__: plan("", 10))
+    monkeypatch.setattr(MemoryPlanner, "asked", lambda *_, **__: plan("", 10))
     lighter = [plan("model.checkpoint_tail=true", 6), plan("data.batches.batch_size=2", 4), plan("experiment=least", 1)]
-    monkeypatch.setattr(memory_plan, "lighter_plans", lambda *_, **__: iter(lighter))
+    monkeypatch.setattr(MemoryPlanner, "lighter", lambda *_, **__: iter(lighter))
 
 
 @pytest.mark.parametrize(
@@ -217,12 +218,12 @@ def test_a_run_that_does_not_fit_is_refused_with_the_override_that_does(
 ) -> None:
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: free * 1e9)
     with pytest.raises(MemoryShortageError, match=rf"training needs 10\.0 GB and .* are free in main memory.*{advice}"):
-        require_memory(None, None, **PLACE)  # type: ignore[arg-type]
+        MemoryPlanner(None, None, **PLACE).require()  # type: ignore[arg-type]
 
 
 def test_a_run_that_just_fits_is_let_through(counted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 10e9)
-    assert require_memory(None, None, **PLACE) == {"needed": 10.0, "free": 10.0}  # type: ignore[arg-type]
+    assert MemoryPlanner(None, None, **PLACE).require() == {"needed": 10.0, "free": 10.0}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_run_that_just_fits_is_let_through(counted: None, monkeypatch: pytest.
 def test_running_out_of_memory_ends_with_advice_that_needs_half_as_much(counted: None, error: Exception) -> None:
     with (
         pytest.raises(MemoryShortageError, match=r"^memory ran out \(.*\)\. Add data\.batches\.batch_size=2") as caught,
-        advise_on_out_of_memory(None, None, **PLACE),  # type: ignore[arg-type]
+        MemoryPlanner(None, None, **PLACE).advise_on_shortage(),  # type: ignore[arg-type]
     ):
         raise error
     assert caught.value.__cause__ is error
@@ -251,7 +252,7 @@ def test_what_torch_raises_when_a_cpu_has_no_memory_is_recognised() -> None:
 
 
 def test_another_error_passes_through(counted: None) -> None:
-    with pytest.raises(RuntimeError, match="a defect"), advise_on_out_of_memory(None, None, **PLACE):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a defect"), MemoryPlanner(None, None, **PLACE).advise_on_shortage():  # type: ignore[arg-type]
         raise RuntimeError("a defect")
 
 
@@ -259,8 +260,8 @@ def test_on_a_bank_the_volumes_are_not_there_while_the_tail_learns(
     small_network: Maker, fake_store: FakeStore, tmp_path: Path
 ) -> None:
     model = model_of(small_network())
-    on_the_fly = plan_of(model, data_of(fake_store), on_gpu=False)
-    bank = plan_of(model, data_of(fake_store, folder=tmp_path), on_gpu=False)
+    on_the_fly = MemoryPlanner(model, data_of(fake_store), **PLACE).asked()
+    bank = MemoryPlanner(model, data_of(fake_store, folder=tmp_path), **PLACE).asked()
     assert bank.needed < on_the_fly.needed
     assert bank.tensors.activations == on_the_fly.tensors.activations
 
@@ -287,8 +288,8 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
 ) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
-    network = factory(config.model)(in_channels=4)
+    network = instantiate_section(config.model, _partial_=True)(in_channels=4)
     edge = max(config.data.grid)  # the cube, which needs more
     data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)
-    assert require_memory(model_of(network), data, **PLACE)["needed"] < 4
+    assert MemoryPlanner(model_of(network), data, **PLACE).require()["needed"] < 4

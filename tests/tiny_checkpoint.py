@@ -15,7 +15,7 @@ from tiny_studies import write_study
 from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.cohort import SEQUENCES, Cohort, Study
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.evaluation import (
     Calibrator,
     ConformalSets,
@@ -79,7 +79,7 @@ def write_run(run: Path, cohort: list[Study], *, seed: int = 0) -> Path:
 def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] = ()) -> tuple[pd.DataFrame, np.ndarray]:
     """Write the checkpoint as training does; return the splits and the calibrated probability of each study."""
     config = settings_of(run, f"seed={seed}")
-    store = factory(config.data.store)(
+    store = instantiate_section(config.data.store)(
         preprocessing=instantiate_section(config.data.preprocessing), sequences=SEQUENCES
     )
     report: PrepareReport = store.prepare(cohort, workers=1)

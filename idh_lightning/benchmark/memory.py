@@ -18,7 +18,7 @@ from torch import nn
 
 from idh_lightning.benchmark.pipelines import HALVES, device_name, device_of, forget_gpu_peak
 from idh_lightning.cli.tables import FittingTable
-from idh_lightning.config.instantiation import factory, optimizer_settings
+from idh_lightning.config.instantiation import instantiate_section, optimizer_settings
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.machine import freed_memory_kept
@@ -119,10 +119,11 @@ def measure_setting(
 ) -> list[Row]:
     """Train some steps on noise and return what each batch took in each arithmetic; meant to run in a fresh process."""
     on_gpu, before, rows = device == "cuda", psutil.Process().memory_info().rss, []
-    network: StemTailNetwork = factory(dict(model))(in_channels=shapes[0][1])
+    network: StemTailNetwork = instantiate_section(dict(model), _partial_=True)(in_channels=shapes[0][1])
     network.train()
     free = free_bytes(on_gpu=on_gpu)
-    make = factory(dict(optimizer) | ({"fused": not on_gpu} if "fused" in optimizer else {}))
+    fused = {"fused": not on_gpu} if "fused" in optimizer else {}
+    make = instantiate_section(dict(optimizer), _partial_=True, **fused)
     for shape in shapes:
         halves = [HALVES[precision] if on_gpu else None for precision in precisions]
         # As much in every half precision.

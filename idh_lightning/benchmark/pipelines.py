@@ -83,11 +83,7 @@ class Measured:
 
 
 def measure_pipelines(config: DictConfig) -> None:
-    """Measure every pipeline, one after the other, and write benchmark.json and benchmark.png into the run folder.
-
-    Raises:
-        ConfigError: If a pipeline or a task is unknown.
-    """
+    """Measure every pipeline, one after the other, and write benchmark.json and benchmark.png into the run folder."""
     pipelines, tasks = list(config.benchmark.pipelines), list(config.benchmark.tasks)
     _check(pipelines, tasks)
     check(config)

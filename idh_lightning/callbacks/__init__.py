@@ -2,10 +2,9 @@
 
 from idh_lightning.callbacks.maps import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
-from idh_lightning.callbacks.progress import EpochProgressBar
 from idh_lightning.callbacks.provenance import Provenance
-from idh_lightning.callbacks.resuming import BatchSeed, CurveLogger, WholeCheckpointIO
 from idh_lightning.callbacks.tracking import Tracker, finish_tracking, tracking_mode, wandb_logger
+from idh_lightning.callbacks.training import BatchSeed, CurveLogger, EpochProgressBar, WholeCheckpointIO
 
 __all__ = [
     "BatchSeed",

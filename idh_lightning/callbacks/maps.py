@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -76,7 +76,7 @@ class Explanations(Callback):
         self._draw: PanelDrawer | None = None
         self._during_test = ExitStack()
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the followed validation studies."""
         if (
             not trainer.is_global_zero
@@ -103,7 +103,7 @@ class Explanations(Callback):
                 note = f", epoch {trainer.current_epoch + 1}, P(mutant) {number(probability)} before calibration"
                 save_cam_panel(path, **cam_panel_of(study, item, inside, self.sequences, note=note))
 
-    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
         self._rows = []
         if self.test:
@@ -111,8 +111,8 @@ class Explanations(Callback):
 
     def on_test_batch_end(
         self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Batch,
         batch_idx: int,
@@ -136,7 +136,7 @@ class Explanations(Callback):
                 named = {method.name: cam for method, cam in zip(self.methods, cams, strict=True)}
                 self._rows += explanation_rows(network, self.methods, study, stored, named, self._mean_tumour)
 
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
         if not self.test:
             return
@@ -149,9 +149,7 @@ class Explanations(Callback):
         table = pd.DataFrame(rows, columns=SCORE_COLUMNS)
         write_text(self.run_folder / "explanations.csv", table.to_csv(index=False))
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the processes that draw."""
         self._end_test()
 
@@ -160,23 +158,15 @@ class Explanations(Callback):
         self._during_test.close()
 
     def _followed(self, data: IDHDataModule) -> list[Study]:
-        by_label = sorted(data.studies["validation"], key=lambda study: (-study.label, study.study_id))
-        mutants = [study for study in by_label if study.label == 1]
-        wildtype = [study for study in by_label if study.label == 0]
+        studies = sorted(data.studies["validation"], key=lambda study: study.study_id)
+        wildtype, mutants = ([study for study in studies if study.label == label] for label in (0, 1))
         half = -(-self.validation_studies // 2)
         return (mutants[:half] + wildtype)[: self.validation_studies]
 
     def _maps(
         self, network: StemTailNetwork, volumes: Tensor, features: Tensor, methods: Sequence[Method]
     ) -> Iterator[list[np.ndarray]]:
-        """Yield the maps of each study, one by each method.
-
-        Args:
-            network: To be explained.
-            volumes: [B, C, D, H, W].
-            features: What the network's stem makes of them.
-            methods: Of explanation.
-        """
+        """Yield the maps of each study, one by each method; the features are what the stem makes of the volumes."""
         # Outside inference mode, since a map needs gradients.
         with torch.inference_mode(False):
             both = zip(*(torch.split(each.clone(), self.batch_size) for each in (volumes, features)), strict=True)
@@ -186,14 +176,14 @@ class Explanations(Callback):
             yield from map(list, zip(*maps, strict=True))
 
 
-def _network(pl_module: lightning.LightningModule) -> StemTailNetwork:
+def _network(pl_module: LightningModule) -> StemTailNetwork:
     network = pl_module.network
     if not isinstance(network, StemTailNetwork):
         raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
     return network
 
 
-def _data_module(trainer: lightning.Trainer) -> IDHDataModule:
+def _data_module(trainer: Trainer) -> IDHDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, IDHDataModule):
         raise TypeError("explanations need the trainer to run with an IDHDataModule")

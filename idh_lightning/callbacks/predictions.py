@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scipy.special import expit
 
@@ -20,7 +20,7 @@ from idh_lightning.files import write_text
 _T = TypeVar("_T")
 
 
-def gathered(trainer: lightning.Trainer, own: Sequence[_T]) -> list[_T]:
+def gathered(trainer: Trainer, own: Sequence[_T]) -> list[_T]:
     """Items of all processes, in the order of the processes; each process must call it with its own, picklable ones."""
     if trainer.world_size == 1:
         return list(own)
@@ -38,14 +38,14 @@ class PredictionWriter(Callback):
         self.cohort_table = cohort_table
         self._logits: dict[str, list[float]] = {}
 
-    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier results."""
         self._logits = {}
 
     def on_test_batch_end(
         self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Batch,
         batch_idx: int,
@@ -54,7 +54,7 @@ class PredictionWriter(Callback):
         """Keep the logits of a batch."""
         self._logits.update(zip(batch.study_ids, outputs.double().cpu().tolist(), strict=True))
 
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather what all processes have, and write the table in the order of the cohort."""
         self._logits = dict(gathered(trainer, list(self._logits.items())))
         if not trainer.is_global_zero:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import psutil
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from idh_lightning.files import write_json, write_text
@@ -59,12 +59,12 @@ class Provenance(Callback):
         self._began: dict[str, float] = {}
         self._studies = 0
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage, count the parameters, and write down the code and its environment."""
         if trainer.is_global_zero:
             write_text(self.run_folder / "environment.txt", _environment())
-            if (changes := _changes()) is not None:
-                write_text(self.run_folder / "changes.patch", changes)
+            if (git_commit() or "").endswith("-dirty"):
+                write_text(self.run_folder / "changes.patch", _git("diff", "HEAD", "--no-relative"))
         self.record["processes"] = trainer.world_size
         self._began[stage] = time.perf_counter()
         self.record["parameters"] = {
@@ -77,13 +77,11 @@ class Provenance(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the studies that training saw."""
         self._studies += len(batch.labels)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop the clock of a stage and write what is known so far."""
         elapsed_s = time.perf_counter() - self._began.pop(stage, time.perf_counter())
         self.add_seconds(stage, elapsed_s)
@@ -115,11 +113,6 @@ def git_commit() -> str | None:
         return _git("describe", "--always", "--dirty", "--abbrev=40").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _changes() -> str | None:
-    """Differences of the checkout's tracked files from its commit, or None."""
-    return _git("diff", "HEAD", "--no-relative") if (git_commit() or "").endswith("-dirty") else None
 
 
 def _git(*arguments: str) -> str:

@@ -10,9 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -61,7 +60,6 @@ def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Non
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         asked = os.environ.get(FULL_ERROR)
-
         begun: list[bool] = []
 
         @exits_with_message
@@ -170,19 +168,13 @@ def command_line(name: str, overrides: Sequence[str]) -> str:
 @contextmanager
 def _variable(name: str, value: str | None) -> Iterator[None]:
     """Set or unset an environment variable for a while."""
-    before = os.environ.get(name)
-    _set(name, value)
+    before = os.environ.pop(name, None)
+    os.environ.update({} if value is None else {name: value})
     try:
         yield
     finally:
-        _set(name, before)
-
-
-def _set(name: str, value: str | None) -> None:
-    if value is None:
         os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+        os.environ.update({} if before is None else {name: before})
 
 
 def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigError:
@@ -228,15 +220,8 @@ def _several(one: Override) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _WrongOverride:
-    """Override that cannot be taken.
-
-    Attributes:
-        text: As it was typed.
-        message: What is wrong with it.
-        better: What is probably meant; None where nothing is near, or where it can only be left out.
-    """
+class _WrongOverride(NamedTuple):
+    """Override as it was typed, the message of its fault, and what is probably meant; None where nothing is near."""
 
     text: str
     message: str

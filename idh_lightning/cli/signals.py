@@ -41,11 +41,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Make this process end within a second after its parent has, killed or not; what a pool of workers begins with.
-
-    Args:
-        parent: Process id of the one that started this one.
-    """
+    """Make this worker process end within a second after its parent, a process id, has, killed or not."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,12 +1,9 @@
 """Cohorts: study records, readers of tables and folders, labels, checks, and patient-grouped splits."""
 
-from idh_lightning.cohort.bids import BIDS
-from idh_lightning.cohort.brats import BraTS
-from idh_lightning.cohort.checks import exclusions_table, faults_table, open_errors, raise_or_exclude
+from idh_lightning.cohort.checks import cohort_flow, exclusions_table, faults_table, raise_or_exclude
 from idh_lightning.cohort.combined import Combined
-from idh_lightning.cohort.egd import EGD
-from idh_lightning.cohort.flow import cohort_flow
-from idh_lightning.cohort.leakage import DevelopmentPatients, Overlap
+from idh_lightning.cohort.layouts import BIDS, EGD, UCSFPDGM, UPENNGBM, BraTS, Table
+from idh_lightning.cohort.leakage import DevelopmentPatients
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.splits import (
     SPLITS,
@@ -19,10 +16,7 @@ from idh_lightning.cohort.splits import (
     without_left_out,
 )
 from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
-from idh_lightning.cohort.table import Table
-from idh_lightning.cohort.ucsf_pdgm import UCSFPDGM
 from idh_lightning.cohort.unlabelled import NewStudy, new_studies, study_of_files
-from idh_lightning.cohort.upenn_gbm import UPENNGBM
 
 __all__ = [
     "BIDS",
@@ -44,7 +38,6 @@ __all__ = [
     "HoldOut",
     "KFold",
     "NewStudy",
-    "Overlap",
     "Reader",
     "Study",
     "Table",
@@ -53,7 +46,6 @@ __all__ = [
     "exclusions_table",
     "faults_table",
     "new_studies",
-    "open_errors",
     "raise_or_exclude",
     "study_of_files",
     "verify_split",

@@ -34,9 +34,7 @@ class Combined:
     def read(self) -> Cohort:
         """Return the combined cohort with all that is wrong about it; see `Reader.read`.
 
-        Raises:
-            CohortError: If a table, a folder or a label column is not there at all, or no sequence is common to all.
-            ConfigError: If there is no reader.
+        A CohortError is raised if no sequence is common to all as well, a ConfigError if there is no reader.
         """
         if not self.readers:
             raise ConfigError("cohort.readers: none; expected at least one. Add one under a name of its source.")

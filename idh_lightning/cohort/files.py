@@ -1,4 +1,4 @@
-"""Which files are there: look-ups that answer for any path, however odd."""
+"""Which files are there: look-ups that answer for any path, however odd, as those of os.path do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from idh_lightning.errors import CohortError
 
@@ -15,10 +14,7 @@ NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
 
 def from_home(path: str | Path) -> Path:
     """Return a path with a leading ~ replaced by the home folder it stands for; one that stands for none is left."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -41,7 +37,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 def unwrapped(path: Path) -> Path:
     """Return a file; of a folder that is named like a NIfTI file, as some copies have it, the only image in it."""
-    if path.name.lower().endswith(NIFTI) and _is(path, "dir"):
+    if path.name.lower().endswith(NIFTI) and os.path.isdir(path):
         inside = [child for child in children(path) if child.name.lower().endswith(NIFTI) and child.name[0] != "."]
         return inside[0] if len(inside) == 1 else path
     return path
@@ -57,19 +53,15 @@ def images_in(folder: Path, *, most: int = 8) -> str:
 
 
 def subfolders(folder: str | Path) -> list[Path]:
-    """Return the folders in a folder and one level down, sorted.
-
-    Raises:
-        CohortError: If it is not a folder, or cannot be listed.
-    """
+    """Folders in a folder and one level down, sorted; a CohortError if it is none or cannot be listed."""
     folder = from_home(folder)
-    if not _is(folder, "dir") or not os.access(folder, os.R_OK | os.X_OK):
+    if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):
         raise CohortError(
             f"{str(folder)[:300]}: no such folder, or not readable; expected the studies of the cohort. Correct "
             "cohort.folder."
         )
-    first = [child for child in children(folder) if _is(child, "dir")]
-    return sorted([*first, *(child for parent in first for child in children(parent) if _is(child, "dir"))])
+    first = [child for child in children(folder) if os.path.isdir(child)]
+    return sorted([*first, *(child for parent in first for child in children(parent) if os.path.isdir(child))])
 
 
 def children(folder: Path) -> list[Path]:
@@ -83,30 +75,20 @@ def children(folder: Path) -> list[Path]:
 def files_named(text: str, root: Path) -> list[Path]:
     """Return the files that a table entry stands for: none if it is blank, several if a pattern fits several.
 
-    Args:
-        text: A path, absolute or relative to `root`, possibly with `*`, `?` or `[...]`.
-        root: A folder.
+    The entry is a path, absolute or relative to `root`, possibly with `*`, `?` or `[...]`.
     """
     if not text:
         return []
-    if not _is(root / text, "file"):
+    if not os.path.isfile(root / text):
         text = text.replace("\\", "/")  # as Windows writes it
     path = unwrapped(root / text)
-    if _is(path, "file") or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
+    if os.path.isfile(path) or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
         return [path]
     try:
         base = Path(path.anchor) if path.anchor else Path()
         return sorted(map(unwrapped, base.glob(str(path.relative_to(base))))) or [path]
     except (OSError, ValueError, NotImplementedError, re.error):  # not a pattern either: reported as a missing file
         return [path]
-
-
-def _is(path: Path, kind: Literal["file", "dir"]) -> bool:
-    """Whether a path is a file or folder; a path that no file system can hold is neither."""
-    try:
-        return path.is_file() if kind == "file" else path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
@@ -116,9 +98,9 @@ def one_file(candidates: Sequence[Path], what: str) -> tuple[Path | None, str]:
     if not candidates:
         return None, f"no {what}"
     path = candidates[0]
-    if _is(path, "dir"):
+    if os.path.isdir(path):
         return None, f"{what} is {str(path)[-200:]!r}, which is not there as a file but as a folder"
-    if not _is(path, "file"):
+    if not os.path.isfile(path):
         return None, f"{what} is {str(path)[-200:]!r}, which is not there"
     nifti = path.name.lower().endswith(NIFTI)
     return (path, "") if nifti else (None, f"{what} is {path.name[-200:]!r}, not a NIfTI file")

@@ -45,11 +45,7 @@ class FolderReader(Reader):
         return (identity.study_id,)
 
     def places(self) -> Iterator[tuple[Identity, Path] | Fault]:
-        """Yield every study folder, and a warning for a folder with images that names no study.
-
-        Raises:
-            CohortError: If there is no such folder.
-        """
+        """Yield every study folder, and a warning for a folder with images that names no study; see `read`."""
         for path in subfolders(self.folder):
             if identity := self.identify(path.name):
                 yield identity, path
@@ -61,11 +57,7 @@ class FolderReader(Reader):
                 )  # fmt: skip
 
     def rows(self) -> Iterator[tuple[Identity, pd.Series[str], str] | Fault]:
-        """Yield identity, row and place of every line of the table; a fault where the identifier cannot be parsed.
-
-        Raises:
-            CohortError: If the table cannot be read, or lacks the column of the study or of the label.
-        """
+        """Yield identity, row and place of every line of the table; a fault where the identifier cannot be parsed."""
         path = from_home(self.table)
         table = self.rows_of(path)
         for number, row in table.iterrows():

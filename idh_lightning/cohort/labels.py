@@ -105,14 +105,9 @@ def extend_vocabulary(vocabulary: Mapping[str, int], extra: Mapping[str, str | S
 
 
 def parse_idh(text: str, vocabulary: Mapping[str, int] = IDH_VOCABULARY) -> int:
-    """Return the label of an IDH status: 0 wildtype, 1 mutant.
+    """Return the label of an IDH status: 0 wildtype, 1 mutant; a CohortError if its spelling is not in the vocabulary.
 
-    Args:
-        text: As it stands in the table; case and white space do not matter.
-        vocabulary: Normalised spelling -> label.
-
-    Raises:
-        CohortError: If the spelling is not in the vocabulary.
+    The text is as it stands in the table, where case and white space do not matter; the vocabulary has normalised ones.
     """
     spelling = normalise(text)
     if spelling in _UNDECIDED or spelling not in vocabulary:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -57,30 +58,20 @@ class DevelopmentPatients:
     """
 
     salt: str
-    patients: Mapping[str, frozenset[str]]
-    images: Mapping[str, frozenset[str]]
+    patients: Mapping[str, Set[str]]
+    images: Mapping[str, Set[str]]
 
     @classmethod
     def of(cls, studies: Iterable[Study], splits: Mapping[str, str], fingerprints: Mapping[str, Iterable[str]]) -> Self:
-        """Return the hashes of a run.
-
-        Args:
-            studies: Those of the run.
-            splits: study_id -> split.
-            fingerprints: study_id -> hashes of the voxels of its images.
-        """
+        """Hashes of the studies of a run, from study_id -> split and study_id -> hashes of the voxels of its images."""
         salt = secrets.token_hex(16)
-        people: dict[str, set[str]] = {}
-        images: dict[str, set[str]] = {}
+        patients: dict[str, set[str]] = defaultdict(set)
+        images: dict[str, set[str]] = defaultdict(set)
         for study in studies:
             split = splits[study.study_id]
-            people.setdefault(split, set()).add(canonical_patient(study.patient_id))
-            images.setdefault(split, set()).update(fingerprints[study.study_id])
-        return cls(
-            salt=salt,
-            patients={split: frozenset(_of_patient(name, salt) for name in names) for split, names in people.items()},
-            images={split: frozenset(_of_image(name, salt) for name in names) for split, names in images.items()},
-        )
+            patients[split].add(_of_patient(canonical_patient(study.patient_id), salt))
+            images[split].update(_of_image(name, salt) for name in fingerprints[study.study_id])
+        return cls(salt=salt, patients=dict(patients), images=dict(images))
 
     def find(
         self,
@@ -103,7 +94,7 @@ class DevelopmentPatients:
         studies = list(studies)
         known: dict[str, tuple[str, str]] = {}
         for study in studies:
-            found: dict[str, tuple[Mapping[str, frozenset[str]], set[str]]] = {}
+            found: dict[str, tuple[Mapping[str, Set[str]], set[str]]] = {}
             if "patient_id" in means and study.patient_id not in known:
                 found["patient_id"] = (self.patients, {_of_patient(canonical_patient(study.patient_id), self.salt)})
             if "image" in means:
@@ -121,9 +112,7 @@ class DevelopmentPatients:
     def to_dict(self) -> dict[str, Any]:
         """Primitives, for a checkpoint."""
         kinds = {"patients": self.patients, "images": self.images}
-        return {"salt": self.salt} | {
-            kind: {split: sorted(hashes) for split, hashes in known.items()} for kind, known in kinds.items()
-        }
+        return {"salt": self.salt} | {kind: {s: sorted(known[s]) for s in known} for kind, known in kinds.items()}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:

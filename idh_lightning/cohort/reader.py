@@ -18,11 +18,10 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from idh_lightning.cohort.checks import build_cohort, counted
-from idh_lightning.cohort.columns import describe_columns, match_columns, require_columns
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
 from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
-from idh_lightning.cohort.spreadsheet import read_spreadsheet
+from idh_lightning.cohort.spreadsheet import describe_columns, match_columns, read_spreadsheet, require_columns
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
@@ -170,8 +169,7 @@ class Reader(ABC):
     def read(self) -> Cohort:
         """Return the cohort with all that is wrong about it; pass it to `raise_or_exclude`.
 
-        Raises:
-            CohortError: If the table, the folder or the label column is not there at all.
+        A CohortError is raised only if the table, the folder or the label column is not there at all.
         """
         self._notes = []
         studies: list[Study] = []
@@ -235,8 +233,10 @@ class Reader(ABC):
         try:
             label = parse_idh(row.idh, self._labels)
         except CohortError:
+            # 0 and 1 share a spelling, since one line to paste explains both.
+            spelling = "'0' or '1'" if row.idh in ("0", "1") else repr(row.idh[:80])
             report(
-                "unknown_label", f"{self.column('idh')} is {_quoted_label(row.idh)}",
+                "unknown_label", f"{self.column('idh')} is {spelling}",
                 "'wildtype', 'mutant' or a mutation name", _label_remedy(row.idh),
             )  # fmt: skip
         files = self._files(row, report)
@@ -304,28 +304,6 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
         else "Delete all but one, or name the column that tells them apart in cohort.columns.study_id.",
         study_id=study_id, patient_id=patient_id, severity="warning" if same else "error",
     )  # fmt: skip
-
-
-def without_id(file: str, row: str) -> Fault:
-    """Fault of a row that names no study."""
-    return Fault(
-        where=f"{file}, {row}", check="unusable_id", found="no study identifier", expected="one in every row",
-        remedy="Add it or delete the row.", study_id=row,
-    )  # fmt: skip
-
-
-def without_patients(where: str, column: str) -> Fault:
-    """Warning of a table that does not tell which studies are of one patient."""
-    return Fault(
-        where=where, check="no_patient_column", severity="warning", expected=f"a column {column!r}",
-        found="every study counts as a patient of its own",
-        remedy="Add it, or name it in cohort.columns.patient_id, if a patient has several studies.",
-    )  # fmt: skip
-
-
-def _quoted_label(text: str) -> str:
-    """Return the spelling of a label for a message; 0 and 1 share one, since one line to paste explains both."""
-    return "'0' or '1'" if text in ("0", "1") else repr(text[:80])
 
 
 def _label_remedy(text: str) -> str:

@@ -53,11 +53,7 @@ class HoldOut(_DrawnSplit):
     test: float = 0.15
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If the shares are out of range, or a part would lack one of the labels.
-        """
+        """Cohort table with split; a SplitError if the shares are out of range, or a part would lack a label."""
         _check_shares(validation=self.validation, test=self.test)
         patients = _patients(cohort, self.site)
         test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
@@ -79,11 +75,7 @@ class KFold(_DrawnSplit):
     repeats: int = 1
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If a setting is out of range, or a part would lack one of the labels.
-        """
+        """Cohort table with split; a SplitError if a setting is out of range, or a part would lack a label."""
         if self.folds < 2 or self.repeats < 1 or not 0 <= self.fold < self.folds * self.repeats:
             raise SplitError(
                 f"split: fold {self.fold} of {self.folds} folds x {self.repeats} repeats; expected at least 2 folds, 1 "
@@ -117,11 +109,7 @@ class GivenSplit:
     file: str | Path
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If the file cannot be read, does not say where a study belongs, or says two things about it.
-        """
+        """Cohort table with split; a SplitError if the file cannot be read or does not say one thing of each study."""
         name = Path(self.file).name
         try:
             table = read_spreadsheet(self.file)
@@ -158,11 +146,7 @@ class AllTest:
     """Every study is a test study: the cohort only judges a network that was trained elsewhere."""
 
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
-        """Return the cohort table with split; one row per study.
-
-        Raises:
-            SplitError: If one of the labels does not occur.
-        """
+        """Cohort table with split; a SplitError if one of the labels does not occur."""
         labels = {study.label for study in cohort.studies}
         if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
             raise SplitError(
@@ -174,12 +158,7 @@ class AllTest:
 
 
 def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
-    """Return a cohort without the studies that a split does not use; they are among its exclusions.
-
-    Args:
-        cohort: Of all studies.
-        table: As a split of this cohort returns it; one with `training_patients` lists some of the training studies.
-    """
+    """Return a cohort with the studies that a split of it does not use, left for no training, as exclusions."""
     used = set(table["study_id"])
     return cohort.without(
         Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not among training patients: split")
@@ -191,15 +170,8 @@ def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
 def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
     """Return one row per study, sorted by study_id: the content of `cohort.csv`.
 
-    Args:
-        cohort: The studies.
-        assignment: Columns study_id, split and fold; other columns do not matter.
-
-    Returns:
-        SPLIT_COLUMNS, then every carried column; one that would take the name of the former becomes `carried_<name>`.
-
-    Raises:
-        SplitError: If the assignment lacks a study.
+    SPLIT_COLUMNS come first, then every carried column; one that would take the name of the former becomes
+    `carried_<name>`. A SplitError is raised if the assignment (study_id, split and fold) lacks a study.
     """
     carried = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
     assigned = assignment[["study_id", "split", "fold"]].itertuples(index=False)
@@ -219,13 +191,9 @@ def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
 
 
 def verify_split(table: pd.DataFrame) -> None:
-    """Check that a split is one: no patient in two parts, every study once, both labels in each part.
+    """Raise a SplitError that names patients, studies or the part, unless a cohort table says a split.
 
-    Args:
-        table: As `cohort_table` returns it.
-
-    Raises:
-        SplitError: Names the patients, the studies or the part.
+    No patient is in two parts, every study occurs once, and each part has both labels.
     """
     if unknown := sorted(set(table["split"]) - set(SPLITS)):
         raise SplitError(f"split: {unknown}; expected one of {SPLITS}. Correct the split.")
@@ -297,10 +265,8 @@ def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFram
 def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int) -> pd.DataFrame:
     """Return a split with some of its training patients only; validation and test stay as they are.
 
-    Both labels keep their share, and the patients of a smaller number are among those of a larger one.
-
-    Raises:
-        SplitError: If there are not so many, or a label would be lost.
+    Both labels keep their share, and the patients of a smaller number are among those of a larger one. A SplitError is
+    raised if there are not so many, or a label would be lost.
     """
     if training_patients is None:
         return table

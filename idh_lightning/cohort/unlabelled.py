@@ -7,14 +7,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from idh_lightning.cohort import bids, brats, egd, ucsf_pdgm, upenn_gbm
-from idh_lightning.cohort.columns import match_columns
+from idh_lightning.cohort import layouts
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
-from idh_lightning.cohort.spreadsheet import TABLES, read_spreadsheet
+from idh_lightning.cohort.spreadsheet import TABLES, match_columns, read_spreadsheet
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
 
@@ -23,27 +22,23 @@ logger = logging.getLogger(__name__)
 DEEPEST = 6
 """Folders below the input that are searched: more than any layout has, and an end where a link leads in circles."""
 
-_UNKNOWN = 0
 _EXPECTED = (
     "names that end like _FLAIR, _T1, _T1c, _T2, -t2f, -t1n, -t1c, -t2w, _t1ce, _T1GD or _ce-gd_T1w, then .nii "
     "or .nii.gz"
 )
-_SESSION = re.compile(r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?")
+_SESSION = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
 
 
-def _patterns() -> dict[str, re.Pattern[str]]:
-    """Return sequence -> pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
-    patterns = {}
-    for sequence in SEQUENCES:
-        known = (ucsf_pdgm.UCSF_NAMES, egd.EGD_NAMES, upenn_gbm.UPENN_SUFFIXES, brats.BRATS_SUFFIXES)
-        names = {spelling[sequence] for spelling in known}
-        plain = rf"(?:(?P<prefix>.*)[_-])?(?:{'|'.join(sorted(names))})(?:{ucsf_pdgm.CORRECTED})?"
-        session = rf"(?P<session>{_SESSION.pattern}){bids.PLAIN}{bids.ENDS[sequence]}"
-        patterns[sequence] = re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
-    return patterns
+def _pattern(sequence: str) -> re.Pattern[str]:
+    """Pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
+    known = (layouts.UCSF_ENDS, layouts.EGD_NAMES, layouts.UPENN_ENDS, layouts.BRATS_ENDS)
+    names = "|".join(sorted({spelling[sequence] for spelling in known}))
+    plain = rf"(?:(?P<prefix>.*)[_-])?(?:{names})(?:{layouts.UCSF_CORRECTED})?"
+    session = rf"(?P<session>{_SESSION}){layouts.BIDS_PLAIN}{layouts.BIDS_ENDS[sequence]}"
+    return re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
 
 
-_PATTERNS = _patterns()
+_PATTERNS = {sequence: _pattern(sequence) for sequence in SEQUENCES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +88,7 @@ def new_studies(place: str | Path) -> list[NewStudy]:
     path = from_home(place)
     if path.suffix.lower() in TABLES:
         return _named_once(_in_table(path))
-    if not os.path.isdir(path):  # noqa: PTH112 - answers for any path, even one that no file system can hold
+    if not os.path.isdir(path):
         raise CohortError(
             f"{str(path)[:300]}: no such folder; expected a folder with the images of one study or of many, or a "
             f"table ({', '.join(TABLES)}). Correct input."
@@ -108,11 +103,9 @@ def new_studies(place: str | Path) -> list[NewStudy]:
 
 
 def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewStudy:
-    """Return the study of files that are named one by one.
+    """Return the study of files that are named one by one, sequence -> NIfTI file.
 
-    Args:
-        files: Sequence -> NIfTI file.
-        study_id: By default what the file names have in common, else the name of their folder.
+    Its study_id is by default what the file names have in common, else the name of their folder.
     """
     paths = {name: from_home(files[name]) for name in SEQUENCES if name in files}
     first = next(iter(paths.values()))
@@ -127,7 +120,7 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
         depth = len(Path(folder).relative_to(root).parts)
         # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
         places = {name: Path(folder) / name / "NIFTI" for name in subfolders}
-        inner = {name: children(place) for name, place in places.items() if os.path.isdir(place)}  # noqa: PTH112
+        inner = {name: children(place) for name, place in places.items() if os.path.isdir(place)}
         inner |= {name: [unwrapped(Path(folder) / name)] for name in subfolders if name.lower().endswith(NIFTI)}
         deeper = [] if depth >= DEEPEST else sorted(set(subfolders) - set(inner))
         subfolders[:] = [name for name in deeper if not name.startswith(".")]
@@ -144,7 +137,9 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
             continue
         for group in groups.values():
             for sequence, paths in group.items():  # as a cohort is read: the plain image where both are there
-                group[sequence] = [one for one in paths if f"{ucsf_pdgm.CORRECTED}." not in one.name.lower()] or paths
+                group[sequence] = [
+                    one for one in paths if f"{layouts.UCSF_CORRECTED}." not in one.name.lower()
+                ] or paths
         own = Path(folder).absolute().name
         if len(groups) > 1 and all(len(group) > 1 for group in groups.values()):
             yield from (_new(prefix or own, group) for prefix, group in groups.items())
@@ -178,7 +173,8 @@ def _in_table(path: Path) -> Iterator[NewStudy]:
 
 
 def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str = "study") -> NewStudy:
-    study_id = name if names_a_file(name) else _made_safe(name) or otherwise
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100]
+    study_id = name if names_a_file(name) else safe or otherwise
     files, problems = {}, []
     for sequence in SEQUENCES:
         if sequence in candidates:
@@ -191,13 +187,8 @@ def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str 
         problems.append("no file is named")
     if problems:
         return NewStudy(study_id=study_id, study=None, problem="; ".join(problems))
-    study = Study(study_id=study_id, patient_id=study_id, label=_UNKNOWN, files=files)
+    study = Study(study_id=study_id, patient_id=study_id, label=0, files=files)
     return NewStudy(study_id=study_id, study=study)
-
-
-def _made_safe(name: str) -> str:
-    """Return a name that can be part of a file name, as near to the given one as possible."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100]
 
 
 def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
@@ -208,9 +199,7 @@ def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
         seen[new.study_id] += 1
         if (times := seen[new.study_id]) > 1:
             study_id = f"{new.study_id}_{times}"
-            study = None if new.study is None else Study(
-                study_id=study_id, patient_id=study_id, label=_UNKNOWN, files=new.study.files
-            )  # fmt: skip
-            new = NewStudy(study_id=study_id, study=study, problem=new.problem)
+            study = new.study and replace(new.study, study_id=study_id, patient_id=study_id)
+            new = replace(new, study_id=study_id, study=study)
         taken.append(new)
     return taken

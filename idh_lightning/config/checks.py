@@ -9,8 +9,11 @@ import math
 import shlex
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml  # type: ignore[import-untyped]
 
 from idh_lightning.config import switches
 from idh_lightning.config.text import TEXT_KEYS
@@ -28,73 +31,8 @@ NEEDS_LOCATOR = (
 )
 MONITORED: tuple[str, ...] = ("val/study_auroc", "val/study_accuracy", "val/loss")
 
-_GROUPS = (
-    "cohort",
-    "data",
-    "split",
-    "augment",
-    "model",
-    "objective",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "callbacks",
-    "explain",
-    "explanation",
-    "evaluation",
-    "logger",
-)
-_PLAIN_SECTIONS: dict[str, tuple[str, ...]] = {
-    "": (
-        "input",
-        "flair",
-        "t1",
-        "t1c",
-        "t2",
-        "confirm",
-        "views",
-        "withhold",
-        "confidence",
-        "format",
-        "name",
-        "seed",
-        "fold",
-        "control",
-        "stages",
-        "checkpoint",
-        "pretraining",
-        "monitor",
-        "paths",
-        "figures",
-        "benchmark",
-        "seen",
-        "seen_by",
-        "runs",
-        "studies_of",
-        "methods",
-        "other_seeds",
-        "permuted_labels",
-        "output",
-        "device",
-        *_GROUPS,
-    ),
-    "data": ("grid", "crop", "missing", "calibrate_on", "preprocessing", "store", "accumulate", "batches"),
-    "monitor": ("metric", "mode"),
-    "pretraining": ("gliomas", "batch_size", "steps_per_epoch", "validation_patients", "workers"),
-    "benchmark": (
-        "measure",
-        "pipelines",
-        "tasks",
-        "studies",
-        "repeats",
-        "views",
-        "epochs",
-        "training_studies",
-        "growth",
-    ),
-    "paths": ("data", "store", "bank", "run"),
-}
-"""Sections that are no object's keyword arguments -> the keys they may have."""
+_PLAIN_SECTIONS = ("", "data", "monitor", "benchmark", "paths", "pretraining")
+"""Sections that are no object's keyword arguments."""
 
 _COUNTS = (
     *(f"benchmark.{name}" for name in ("studies", "repeats", "views", "epochs", "training_studies")),
@@ -165,11 +103,11 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None], *
     Raises:
         ConfigError: Listing every value that is missing, every unknown key and every contradiction.
     """
-    if missing := list(_missing(config)):
+    known = dotted_keys(config)
+    if missing := [key for key, value in known.items() if value == "???"]:
         examples = [f"{key}={example_of(key)}" for key in missing]
         whole = f"{command} {shlex.join(examples)}" if command else " ".join(examples)
         raise ConfigError(f"{', '.join(missing)}: found none; expected a value. For example: {whole}")
-    known = dotted_keys(config)
     faults = [
         *_absent(choices),
         *_misread(config, "", choices, known),
@@ -178,15 +116,6 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None], *
     ]
     if faults:
         raise ConfigError("\n".join(faults))
-
-
-def _missing(section: Any, path: str = "") -> Iterator[str]:
-    """Yield the keys whose value is mandatory and not given; what merely repeats one of them is not named as well."""
-    for key, value in section.items() if isinstance(section, Mapping) else ():
-        inner = f"{path}.{key}" if path else str(key)
-        if value == "???":
-            yield inner
-        yield from _missing(value, inner)
 
 
 def _absent(choices: Mapping[str, str | None]) -> Iterator[str]:
@@ -218,13 +147,30 @@ def example_of(key: str) -> str:
     return newest[-1] if key == "checkpoint" else f"[{','.join(newest)}]"
 
 
-def dotted_keys(section: Any, path: str = "") -> list[str]:
-    """Every key of a nested mapping, sections included, as it is written on a command line."""
-    keys = []
+def dotted_keys(section: Any, path: str = "") -> dict[str, Any]:
+    """Every key of a nested mapping, sections included, as it is written on a command line, and its value."""
+    found: dict[str, Any] = {}
     for key, value in section.items() if isinstance(section, Mapping) else ():
         inner = f"{path}.{key}" if path else str(key)
-        keys += [inner, *dotted_keys(value, inner)]
-    return keys
+        found |= {inner: value, **dotted_keys(value, inner)}
+    return found
+
+
+@cache
+def _plain_keys(path: str) -> tuple[str, ...] | None:
+    """Keys of a plain section, which are those that the files in conf/ give it; None where any key may stand."""
+    if path not in _PLAIN_SECTIONS:
+        return None
+    own, commands, experiments = (
+        [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.yaml"))]
+        for folder in (CONF_DIR / path, CONF_DIR, CONF_DIR / "experiment")
+    )
+    if path:
+        sections = [*own, *(one.get(path, {}) for one in (*commands, *experiments))]
+    else:
+        sections = [*own, *experiments, {folder.name: None for folder in CONF_DIR.iterdir() if folder.is_dir()}]
+    keys = dict.fromkeys(key for section in sections for key in section)
+    return tuple(key for key in keys if key not in ("defaults", "hydra", "experiment", "sweep"))
 
 
 def near_keys(key: str, known: Sequence[str], most: int = 3) -> list[str]:
@@ -261,7 +207,7 @@ def takes(config: Mapping[str, Any], key: str) -> bool:
     return allowed is None or last in allowed
 
 
-def _misread(section: Any, path: str, choices: Mapping[str, str | None], known: Sequence[str]) -> Iterable[str]:
+def _misread(section: Any, path: str, choices: Mapping[str, str | None], known: Iterable[str]) -> Iterable[str]:
     """Yield one message per key that nothing will read, and per value that its reader cannot take."""
     if isinstance(section, list):
         for index, item in enumerate(section):
@@ -269,7 +215,7 @@ def _misread(section: Any, path: str, choices: Mapping[str, str | None], known: 
         return
     if not isinstance(section, Mapping):
         return
-    allowed: Iterable[str] | None = _PLAIN_SECTIONS.get(path)
+    allowed: Iterable[str] | None = _plain_keys(path)
     kinds: Mapping[str, Any] = {}
     reader = "a run" if not path else f"section '{path}'"
     if "_target_" in section:
@@ -289,7 +235,8 @@ def _misread(section: Any, path: str, choices: Mapping[str, str | None], known: 
         kind = _KINDS.get(inner, kinds.get(str(key), Any))
         low, high = _RANGES.get(inner, (-math.inf, math.inf))
         if inner not in _OWN_WORDS and not _fits(value, kind):
-            yield f"{_file_of(inner, choices)}: found {inner}={_shown(value)}; expected {_in_words(kind)}. Correct it."
+            shown = "null" if value is None else value
+            yield f"{_file_of(inner, choices)}: found {inner}={shown}; expected {_in_words(kind)}. Correct it."
         elif isinstance(value, int | float) and not low <= value <= high:
             ends = f"at least {low}" if high == math.inf else f"{low} to {high}"
             yield f"{_file_of(inner, choices)}: found {inner}={value}; expected {ends}. Correct it."
@@ -333,10 +280,6 @@ def _in_words(kind: Any) -> str:
         return " or ".join(dict.fromkeys(map(_in_words, inner)))
     words = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null", str: "text"}
     return words.get(kind, "a path" if kind is Path else "a list")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
 
 
 def _not_text(value: Any, path: str, choices: Mapping[str, str | None], text: bool = False) -> Iterable[str]:

@@ -1,29 +1,26 @@
-"""Sections of the configuration to objects."""
+"""Sections and settings of the configuration to objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.errors import ConfigError
+
+NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia-smi` lists and this torch can use."
 
 
-def instantiate_section(section: Any) -> Any:
-    """Object that a section of the configuration describes."""
-    return instantiate(section, _convert_="all")
+def instantiate_section(section: Any, **settings: Any) -> Any:
+    """Object that a section of the configuration describes, with further settings.
 
-
-def factory(section: Any) -> Callable[..., Any]:
-    """Constructor of a section with its settings filled in.
-
-    What is not a setting goes to the constructor directly: Hydra would turn data classes among its keyword arguments
-    into configuration.
+    With `_partial_=True`, its constructor: what is no primitive goes there directly, since Hydra would turn data
+    classes among its keyword arguments into configuration.
     """
-    made: Callable[..., Any] = instantiate({**section, "_partial_": True}, _convert_="all")
-    return made
+    return instantiate(section, _convert_="all", **settings)
 
 
 def optimizer_settings(name: str) -> dict[str, Any]:
@@ -31,3 +28,18 @@ def optimizer_settings(name: str) -> dict[str, Any]:
     content: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "optimizer" / f"{name}.yaml"))
     settings: dict[str, Any] = content.get("optimizer", content)
     return settings
+
+
+def torch_device(wanted: str) -> torch.device:
+    """Device of a setting, a GPU where there is one for "auto"; a ConfigError if there is no such device."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(wanted)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: found {wanted}; expected auto, cpu, cuda or cuda:N. Correct it.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: found {wanted}, {NO_GPU} Set device=auto.")
+    return found

@@ -48,11 +48,7 @@ _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unus
 
 
 def refused_switches(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one message per setting of `trainer` and `callbacks` that a run could not honour.
-
-    Args:
-        config: The composed configuration in primitives.
-    """
+    """Yield one message per setting of `trainer` and `callbacks` that a run could not honour."""
     trainer, callbacks = config.get("trainer"), config.get("callbacks") or {}
     if not isinstance(trainer, Mapping):
         return

@@ -104,8 +104,5 @@ def to_paste(key: str, value: str | Sequence[str] | Mapping[str, str]) -> str:
 
 def _bare(word: str) -> str:
     """Return a word without quotes where none are needed."""
-    return word if re.fullmatch(r"[\w.+/-]+( [\w.+/-]+)*", word, re.ASCII) else f'"{_escaped(word)}"'
-
-
-def _escaped(word: str) -> str:
-    return word.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return word if re.fullmatch(r"[\w.+/-]+( [\w.+/-]+)*", word, re.ASCII) else f'"{escaped}"'

@@ -18,7 +18,7 @@ import numpy as np
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
-from idh_lightning.config.device import torch_device
+from idh_lightning.config.instantiation import torch_device
 from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction

@@ -10,13 +10,13 @@ import pandas as pd
 from idh_lightning.cohort.checks import (
     by_check,
     by_message,
+    cohort_flow,
     counted,
     exclusions_table,
     open_errors,
     place_of,
     refused_studies,
 )
-from idh_lightning.cohort.flow import cohort_flow
 from idh_lightning.cohort.study import Cohort
 from idh_lightning.files import write_text
 from idh_lightning.reports.page import render

@@ -24,7 +24,7 @@ from torch import Tensor
 from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
-from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
@@ -33,7 +33,7 @@ from idh_lightning.models import LATER, WeightsOrigin
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.preparation import PreparedCohort, Screen, prepare_cohort
-from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_section
+from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_of
 from idh_lightning.runs.state import RunState, copy_training_state, weights_of
 from idh_lightning.volumes import VolumeStore
 
@@ -176,7 +176,7 @@ def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: S
 
 
 def _store(config: DictConfig, sequences: Sequence[str]) -> VolumeStore:
-    made: VolumeStore = factory(config.data.store)(
+    made: VolumeStore = instantiate_section(config.data.store)(
         preprocessing=instantiate_section(config.data.preprocessing), sequences=sequences
     )
     return made
@@ -187,7 +187,7 @@ def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
     workers = config.data.batches.workers
     if workers is None:
         workers = min(joblib.cpu_count(), WORKERS_BESIDE_A_GPU) if on_gpu(config.trainer) else 0
-    made: IDHDataModule = factory(config.data.batches)(
+    made: IDHDataModule = instantiate_section(config.data.batches, _partial_=True)(
         workers=workers,
         studies=prepared.by_split,
         store=prepared.store,
@@ -260,10 +260,9 @@ def _training(
         on_gpu=on_gpu(config.trainer),
         monitor=str(config.monitor.metric) if "monitor" in config else "",
         augmentation=settings,
-        calibration=partial(
-            _synthetic_batches if synthetic else _training_batches,
-            *((config, prepared) if synthetic else (data,)),
-        ),
+        calibration=partial(_synthetic_batches, config, prepared)
+        if synthetic
+        else partial(data.calibration_batches, CALIBRATION_VOLUMES),
         calibrated_on="synthetic" if synthetic else "training",
     )
 
@@ -271,24 +270,21 @@ def _training(
 def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint | None = None) -> IDHClassifier:
     """Model to train for the sequences of a cohort.
 
-    Args:
-        config: With the groups model, objective, optimizer and scheduler.
-        prepared: The cohort.
-        start: Checkpoint that it begins with; None for the weights that `model.weights` says.
-
-    Raises:
-        CheckpointError: If the checkpoint does not fit.
+    It begins with the weights of the checkpoint `start`, or without one with those that `model.weights` says.
+    Unless the checkpoint fits, a CheckpointError is raised.
     """
-    settings = config.model if start is None else {**config.model, "weights": LATER}
-    network = factory(settings)(in_channels=len(prepared.cohort.sequences))
+    weights = config.model.weights if start is None else LATER
+    network = instantiate_section(config.model, _partial_=True, weights=weights)(
+        in_channels=len(prepared.cohort.sequences)
+    )
     if start is not None:
         network.weights_origin = WeightsOrigin(**start.recipe["weights"])
     recipe = _recipe(config, prepared, network.weights_origin)
     model = IDHClassifier(
         network=network,
         objective=instantiate_section(config.objective),
-        optimizer=factory(optimizer_section(config)),
-        scheduler=factory(config.scheduler),
+        optimizer=optimizer_of(config),
+        scheduler=instantiate_section(config.scheduler, _partial_=True),
         weight_decay=float(config.optimizer.get("weight_decay", 0.0)),
         recipe=recipe,
     )
@@ -326,10 +322,6 @@ def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin)
     }
 
 
-def _training_batches(data: IDHDataModule) -> Iterator[Tensor]:
-    return data.calibration_batches(CALIBRATION_VOLUMES)
-
-
 def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator[Tensor]:
     """Yield volumes [B, C, D, H, W] of synthetic patients of a seed that no cohort has by default."""
     spacing_mm = float(config.cohort.get("spacing_mm", 2.0))
@@ -354,7 +346,7 @@ def _trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, o
     for section in config.callbacks.values():
         ours = str(section._target_) == "idh_lightning.callbacks.Explanations"
         extra = {"run_folder": folder, "sequences": prepared.cohort.sequences} if ours else {}
-        callbacks.append(factory(section)(**extra))
+        callbacks.append(instantiate_section(section, _partial_=True)(**extra))
     found = [_logger(config, section) for section in config.logger.values()]
     loggers: list[Logger] = [each for each in found if each is not None]
     for each in loggers:
@@ -381,5 +373,5 @@ def _logger(config: DictConfig, section: DictConfig) -> Logger | None:
         settings["group"] = Path(hydra.sweep.dir).name
     if settings["job_type"] is None and "folds" in config.split:
         settings["job_type"] = f"fold {config.fold}"
-    tracker: Logger | None = factory(settings)(run_folder=Path(config.paths.run))
+    tracker: Logger | None = instantiate_section(settings, _partial_=True)(run_folder=Path(config.paths.run))
     return tracker

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from idh_lightning.attribution import logit_difference
-from idh_lightning.attribution.comparison import ComparedMaps, MapComparison
+from idh_lightning.attribution.comparison import MapComparison
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork
@@ -35,17 +35,8 @@ def write_map_comparison(
 
     Writes explanations.csv, explanations_by_sign.csv (of synthetic studies), explanations.json, sanity.csv,
     cascade.csv, sequences.csv, explanations.html, and of the method that is chosen the maps
-    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png).
-
-    Args:
-        comparison: Of methods.
-        network: What is explained; left as it was.
-        prepared: Cohort of the studies.
-        folder: To write into.
-        split: That is explained.
-        post_processing: Calls a study mutant or wildtype; None for the larger logit.
-        others: See `MapComparison`.
-        trained_on: Name of the cohort that the network was trained on.
+    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png). The network is left as it was; for
+    `others` see `MapComparison`. Without post-processing the larger logit calls a study mutant or wildtype.
     """
 
     def call(margins: NDArray[np.float64]) -> NDArray[np.integer]:
@@ -68,20 +59,7 @@ def write_map_comparison(
     for name, table in compared.tables.items():
         write_text(folder / name, table.to_csv(index=False))
     write_json(folder / "explanations.json", compared.content)
-    _write_maps(compared, comparison, network, prepared, folder, post_processing)
-    write_explanations_page(folder)
-    return dict(compared.content)
-
-
-def _write_maps(
-    compared: ComparedMaps,
-    comparison: MapComparison,
-    network: StemTailNetwork,
-    prepared: PreparedCohort,
-    folder: Path,
-    post_processing: PostProcessing | None,
-) -> None:
-    """Write the maps of the chosen method and draw its panels; it explains once more, so that no maps pile up."""
+    # The chosen method explains once more, so that no maps pile up.
     batches = comparison.batches(network, prepared.store, compared.studies, "Drawing")
     with drawing_processes() as draw, cores_left_to_drawing():
         for chunk, stored, volumes in batches:
@@ -93,3 +71,5 @@ def _write_maps(
                 chunk, stored, maps, calibrated or [None] * len(chunk), strict=True
             ):
                 write_explanation(draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability)
+    write_explanations_page(folder)
+    return dict(compared.content)

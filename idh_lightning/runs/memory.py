@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.config.instantiation import factory, optimizer_settings
+from idh_lightning.config.instantiation import instantiate_section, optimizer_settings
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.data.feature_bank import filling_batch
 from idh_lightning.errors import MemoryShortageError, ModelError
@@ -58,147 +59,135 @@ class Plan:
         return self.tensors.peak if self.on_gpu else self.tensors.peak - self.tensors.parameters + self.waiting
 
 
-def require_memory(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool) -> dict[str, float]:
-    """Memory that training needs and that is free, in GB, for the record of the run.
+@dataclass(frozen=True)
+class MemoryPlanner:
+    """Training that has to fit into memory; only tensors are counted, so that what is refused would not have fitted.
 
-    Only tensors are counted, so that what is refused would not have fitted.
-
-    Args:
+    Attributes:
         model: Built, on the CPU.
         data: Of the run.
         accumulate: Steps per optimizer step.
         on_gpu: Whether the network will train on a GPU.
-
-    Raises:
-        MemoryShortageError: If it needs more than is free; the text names the overrides that fit.
     """
-    plan, free = plan_of(model, data, on_gpu=on_gpu), free_bytes(on_gpu=on_gpu)
-    if plan.needed > free:
-        where = "on the GPU" if on_gpu else "in main memory"
-        raise MemoryShortageError(
-            f"training needs {_gb(plan.needed)} and {_gb(free)} are free {where}; expected room for gradients, "
-            "optimizer state and what a batch keeps for its backward pass. "
-            + _advice(model, data, accumulate=accumulate, on_gpu=on_gpu, room=free)
+
+    model: IDHClassifier
+    data: IDHDataModule
+    accumulate: int
+    on_gpu: bool
+
+    def require(self) -> dict[str, float]:
+        """Memory that training needs and that is free, in GB, for the record of the run.
+
+        Raises:
+            MemoryShortageError: If it needs more than is free; the text names the overrides that fit.
+        """
+        needed, free = self.asked().needed, free_bytes(on_gpu=self.on_gpu)
+        if needed > free:
+            where = "on the GPU" if self.on_gpu else "in main memory"
+            raise MemoryShortageError(
+                f"training needs {_gb(needed)} and {_gb(free)} are free {where}; expected room for gradients, "
+                f"optimizer state and what a batch keeps for its backward pass. {self._advice(room=free)}"
+            )
+        return {"needed": round(needed / 1e9, 3), "free": round(free / 1e9, 3)}
+
+    @contextmanager
+    def advise_on_shortage(self) -> Iterator[None]:
+        """Turn running out of memory inside into one MemoryShortageError that names overrides that need less."""
+        try:
+            yield
+        except (RuntimeError, MemoryError, OSError) as error:
+            if isinstance(error, MemoryShortageError) or not is_shortage(error):
+                raise
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            advice = self._advice(room=self.asked().needed // 2)  # since the present need is known to be too much
+            raise MemoryShortageError(f"memory ran out ({said}). {advice}") from error
+
+    def asked(self) -> Plan:
+        """Plan of the training that was asked for."""
+        return self._plan("", self.data.batch_size)
+
+    def lighter(self) -> Iterator[Plan]:
+        """Yield other ways to train: what changes the least comes first, what needs the least comes last.
+
+        Checkpointing the tail changes no result; smaller batches change over how many studies BatchNorm averages; a
+        feature bank shows each study in a few views only; the last one trains fewer layers.
+        """
+        network, size = self.model.network, self.data.batch_size
+        drawn, said, before = size * self.accumulate, ["model.checkpoint_tail=true"], network.checkpoint_tail
+        network.checkpoint_tail = True
+        try:
+            if not before:
+                yield self._plan(said[0], size)
+            while size > SMALLEST_BATCH:
+                size = max(size // 2, SMALLEST_BATCH)
+                smaller = [f"data.batches.batch_size={size}", f"data.accumulate={math.ceil(drawn / size)}"]
+                yield self._plan(" ".join([*(said if not before else ()), *smaller]), size)
+        finally:
+            network.checkpoint_tail = before
+        yield self._least()
+
+    def _least(self) -> Plan:
+        """Plan of `LEAST`; its network, which is cut elsewhere, is built for the count and let go of."""
+        experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
+        optimizer = instantiate_section(optimizer_settings("adafactor"), _partial_=True)
+        make = partial(instantiate_section, self.model.recipe["model"] | experiment["model"], _partial_=True)
+        channels, overrides = self._shape[0], f"experiment={LEAST}"
+        with torch.random.fork_rng(devices=[]):
+            try:
+                network = make(weights="none")(in_channels=channels)
+            except ModelError:  # a smaller backbone has no such block
+                first = self.model.network.trainable_from
+                overrides += f" model.trainable_from={first}"
+                network = make(weights="none", trainable_from=first)(in_channels=channels)
+        size = int(experiment["data"]["batches"]["batch_size"])
+        return self._plan(overrides, size, network=network, optimizer=optimizer, on_bank=True)
+
+    def _plan(
+        self,
+        overrides: str,
+        size: int,
+        *,
+        network: StemTailNetwork | None = None,
+        optimizer: Any = None,
+        on_bank: bool = False,
+    ) -> Plan:
+        """Plan with batches of a size; network, optimizer and bank are those of the run unless others are given."""
+        on_bank = on_bank or isinstance(self.data, FeatureBankDataModule)
+        make: Any = optimizer or self.model.optimizer
+        filling = filling_batch(self._shape[1:])
+        tensors = training_memory(
+            network or self.model.network,
+            [size, *self._shape],
+            make,
+            from_features=on_bank,
+            filling=filling,
+            device="cuda" if self.on_gpu else "cpu",
+            autocast=torch.float16 if self.on_gpu else None,
         )
-    return {"needed": round(plan.needed / 1e9, 3), "free": round(free / 1e9, 3)}
+        held = (filling if on_bank else self.data.queue_length + size) + 2 * self.data.workers
+        return Plan(overrides=overrides, tensors=tensors, waiting=held * 4 * math.prod(self._shape), on_gpu=self.on_gpu)
 
+    def _advice(self, *, room: float) -> str:
+        """Overrides that would fit into `room`, in words."""
+        for plan in self.lighter():
+            if plan.needed <= room:
+                return f"Add {plan.overrides}, which needs {_gb(plan.needed)}."
+        return (
+            f"Even {plan.overrides}, which needs the least, takes {_gb(plan.needed)}: add it and choose a smaller "
+            "data.grid, or free some memory."
+        )
 
-@contextmanager
-def advise_on_out_of_memory(
-    model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool
-) -> Iterator[None]:
-    """Turn running out of memory inside into one error that names overrides that need less.
-
-    Args:
-        model: See `require_memory`, as the rest.
-        data: Of the run.
-        accumulate: Steps per optimizer step.
-        on_gpu: Whether the network trains on a GPU.
-
-    Raises:
-        MemoryShortageError: If memory ran out.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if isinstance(error, MemoryShortageError) or not is_shortage(error):
-            raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = _advice(model, data, accumulate=accumulate, on_gpu=on_gpu, room=None)
-        raise MemoryShortageError(f"memory ran out ({said}). {advice}") from error
+    @property
+    def _shape(self) -> Sequence[int]:
+        """Shape [C, D, H, W] of the volumes."""
+        shape: Sequence[int] = self.data.store.open(self.data.studies["train"][0]).image.shape
+        return shape
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Return whether an error says that there is not enough memory."""
+    """Whether an error says that there is not enough memory."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(sign in str(error) for sign in OUT_OF_MEMORY_WORDS)
-
-
-def plan_of(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
-    """Plan of the training that was asked for."""
-    on_bank = isinstance(data, FeatureBankDataModule)
-    return _plan("", model.network, model.optimizer, data, data.batch_size, on_bank=on_bank, on_gpu=on_gpu)
-
-
-def lighter_plans(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool) -> Iterator[Plan]:
-    """Yield other ways to train: what changes the least comes first, what needs the least comes last.
-
-    Checkpointing the tail changes no result; smaller batches change over how many studies BatchNorm averages; a feature
-    bank shows each study in a few views only; the last one trains fewer layers.
-    """
-    network, on_bank, size = model.network, isinstance(data, FeatureBankDataModule), data.batch_size
-    drawn, said, before = size * accumulate, ["model.checkpoint_tail=true"], network.checkpoint_tail
-    network.checkpoint_tail = True
-    try:
-        if not before:
-            yield _plan(said[0], network, model.optimizer, data, size, on_bank=on_bank, on_gpu=on_gpu)
-        while size > SMALLEST_BATCH:
-            size = max(size // 2, SMALLEST_BATCH)
-            smaller = [f"data.batches.batch_size={size}", f"data.accumulate={math.ceil(drawn / size)}"]
-            overrides = " ".join([*(said if not before else ()), *smaller])
-            yield _plan(overrides, network, model.optimizer, data, size, on_bank=on_bank, on_gpu=on_gpu)
-    finally:
-        network.checkpoint_tail = before
-    yield _least(model, data, on_gpu=on_gpu)
-
-
-def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
-    """Plan of `LEAST`; its network, which is cut elsewhere, is built for the count and let go of."""
-    experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
-    optimizer = factory(optimizer_settings("adafactor"))
-    settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
-    size = int(experiment["data"]["batches"]["batch_size"])
-    overrides = f"experiment={LEAST}"
-    with torch.random.fork_rng(devices=[]):
-        try:
-            network = factory(settings)(in_channels=_shape(data)[0])
-        except ModelError:  # a smaller backbone has no such block
-            settings["trainable_from"] = model.network.trainable_from
-            overrides += f" model.trainable_from={model.network.trainable_from}"
-            network = factory(settings)(in_channels=_shape(data)[0])
-    return _plan(overrides, network, optimizer, data, size, on_bank=True, on_gpu=on_gpu)
-
-
-def _plan(
-    overrides: str,
-    network: StemTailNetwork,
-    optimizer: Any,
-    data: IDHDataModule,
-    size: int,
-    *,
-    on_bank: bool,
-    on_gpu: bool,
-) -> Plan:
-    shape = _shape(data)
-    held = filling_batch(shape[1:]) if on_bank else data.queue_length + size
-    return Plan(
-        overrides=overrides,
-        tensors=training_memory(
-            network,
-            [size, *shape],
-            optimizer,
-            from_features=on_bank,
-            filling=filling_batch(shape[1:]),
-            device="cuda" if on_gpu else "cpu",
-            autocast=torch.float16 if on_gpu else None,
-        ),
-        waiting=(held + 2 * data.workers) * 4 * math.prod(shape),
-        on_gpu=on_gpu,
-    )
-
-
-def _advice(model: IDHClassifier, data: IDHDataModule, *, accumulate: int, on_gpu: bool, room: int | None) -> str:
-    """Return in words which overrides would fit into `room`; None if only the present need is known to be too much."""
-    room = plan_of(model, data, on_gpu=on_gpu).needed // 2 if room is None else room
-    plan = None
-    for plan in lighter_plans(model, data, accumulate=accumulate, on_gpu=on_gpu):
-        if plan.needed <= room:
-            return f"Add {plan.overrides}, which needs {_gb(plan.needed)}."
-    assert plan is not None
-    return (
-        f"Even {plan.overrides}, which needs the least, takes {_gb(plan.needed)}: add it and choose a smaller "
-        "data.grid, or free some memory."
-    )
 
 
 def free_bytes(*, on_gpu: bool) -> int:
@@ -218,12 +207,6 @@ def _left_to_group(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
         return [] if limit == "max" else [int(limit) - int(used) + int(lines["inactive_file"])]
     except (OSError, ValueError, KeyError):
         return []
-
-
-def _shape(data: IDHDataModule) -> Sequence[int]:
-    """Return [C, D, H, W] of the volumes."""
-    shape: Sequence[int] = data.store.open(data.studies["train"][0]).image.shape
-    return shape
 
 
 def _gb(number: float) -> str:

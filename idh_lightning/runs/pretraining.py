@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Subset
 
 from idh_lightning.callbacks import Provenance, WholeCheckpointIO
-from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data.synthetic import SyntheticGlioma, SyntheticGliomas
 from idh_lightning.files import write_json
 from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, save_segmenter, tumour_logit
 from idh_lightning.objectives.segmentation import segmentation_loss
-from idh_lightning.runs.rehearsal import make_trainer, optimizer_section
+from idh_lightning.runs.rehearsal import make_trainer, optimizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,24 +104,17 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     epochs = int(config.trainer.max_epochs)
     preprocessing = instantiate_section(config.data.preprocessing)
+    gliomas = partial(instantiate_section(plan.gliomas, _partial_=True), preprocessing=preprocessing)
     data = SyntheticData(
-        gliomas=factory(plan.gliomas)(
-            length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size),
-            seed=config.seed,
-            preprocessing=preprocessing,
-        ),
-        validation=factory(plan.gliomas)(
-            length=int(plan.validation_patients),
-            seed=config.seed + VALIDATION_SEED,
-            preprocessing=preprocessing,
-            views=1,
-            window=1,
-        ),
+        gliomas=gliomas(length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size), seed=config.seed),
+        validation=gliomas(length=int(plan.validation_patients), seed=config.seed + VALIDATION_SEED, views=1, window=1),
         batch_size=int(plan.batch_size),
         workers=int(plan.workers),
     )
     model = LocatorPretraining(
-        TumourSegmenter(), optimizer=factory(optimizer_section(config)), scheduler=factory(config.scheduler)
+        TumourSegmenter(),
+        optimizer=optimizer_of(config),
+        scheduler=instantiate_section(config.scheduler, _partial_=True),
     )
     card = Card(folder, OmegaConf.to_container(config, resolve=True))
     keep = lightning.pytorch.callbacks.ModelCheckpoint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,50 +14,51 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from idh_lightning.attribution.library import method_files
 from idh_lightning.callbacks import tracking_mode
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import check_config
-from idh_lightning.config.device import NO_GPU
-from idh_lightning.config.instantiation import factory, instantiate_section
+from idh_lightning.config.instantiation import NO_GPU, instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError, IDHError
 from idh_lightning.models import LATER
 
 
 def check(config: DictConfig) -> None:
-    """Refuse unknown keys, contradictions, and what cannot be made.
-
-    Raises:
-        ConfigError: Listing all of them.
-    """
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    check_config(plain, dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {})
-    rehearse(config)
-
-
-def rehearse(config: DictConfig) -> None:
-    """Make everything that needs no study.
+    """Refuse unknown keys and contradictions, then make everything that needs no study.
 
     The network is made without memory for its weights; a file or tag of weights is read into that all the same.
 
     Raises:
-        ConfigError: Listing what cannot be made, and a device, checkpoint or file that is not there.
+        ConfigError: Listing what is unknown, or what cannot be made and a device, checkpoint or file that is not there.
     """
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_config(plain, dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {})
     faults = [*_absent_devices(config), *_absent_files(config)]
-    made: dict[str, Any] = {}
-    for section in ("objective", "split", "augment", "explain", "explanation", "evaluation"):
-        if config.get(section):
-            faults += _fault(section, partial(_make, made, config, section))
+
+    def attempt(section: str, make: Callable[[], Any]) -> Any:
+        """Object that a section describes; None where it cannot be made, which is a fault then."""
+        try:
+            return make()
+        except Exception as error:
+            faults.append(_in_words(section, error))
+            return None
+
+    made = {
+        section: attempt(section, partial(instantiate_section, config[section]))
+        for section in ("objective", "split", "augment", "explain", "explanation", "evaluation")
+        if config.get(section)
+    }
     if config.get("optimizer"):
-        faults += _fault("optimizer, scheduler", lambda: _schedule(config))
+        attempt("optimizer, scheduler", partial(_schedule, config))
     if config.get("model"):
-        faults += _fault("model", lambda: _sketch(config, made))
+        attempt("model", partial(_sketch, config, made.get("explain")))
     for section in (config.get("logger") or {}).values():
         if str(section._target_).endswith("wandb_logger"):
-            faults += _fault("logger", partial(tracking_mode, section.mode))
-    faults += _fault("explanation", lambda: method_files(getattr(made.get("explanation"), "methods", None)))
+            attempt("logger", partial(tracking_mode, section.mode))
+    attempt("explanation", partial(method_files, getattr(made.get("explanation"), "methods", None)))
     if faults:
         raise ConfigError("\n".join(faults))
     if "trainer" in config:
@@ -72,7 +73,7 @@ def rehearse(config: DictConfig) -> None:
 
 def make_trainer(section: DictConfig, **settings: Any) -> lightning.Trainer:
     """Trainer of a section of the configuration, in the precision of this machine where it is "auto"."""
-    made: lightning.Trainer = factory(OmegaConf.merge(section, {"precision": precision(section)}))(**settings)
+    made: lightning.Trainer = instantiate_section(section, precision=precision(section), _partial_=True)(**settings)
     return made
 
 
@@ -88,47 +89,37 @@ def on_gpu(trainer: DictConfig) -> bool:
     return torch.cuda.is_available() and trainer.get("accelerator") in ("auto", "gpu", "cuda")
 
 
-def optimizer_section(config: DictConfig) -> dict[str, Any]:
-    """Settings of the optimizer; "auto" becomes fused on a CPU, where passes over memory are what counts."""
-    settings: dict[str, Any] = OmegaConf.to_container(config.optimizer, resolve=True)  # type: ignore[assignment]
-    if settings.get("fused") == "auto":
-        settings["fused"] = not on_gpu(config.trainer)
-    return settings
+def optimizer_of(config: DictConfig) -> Callable[..., Optimizer]:
+    """Constructor of the optimizer; "auto" becomes fused on a CPU, where passes over memory are what counts."""
+    fused = {"fused": not on_gpu(config.trainer)} if config.optimizer.get("fused") == "auto" else {}
+    made: Callable[..., Optimizer] = instantiate_section(config.optimizer, _partial_=True, **fused)
+    return made
 
 
-def _make(made: dict[str, Any], config: DictConfig, section: str) -> None:
-    made[section] = instantiate_section(config[section])
-
-
-def _fault(section: str, make: Callable[[], object]) -> list[str]:
-    """Faults of a section in words, after making what it describes."""
-    try:
-        make()
-    except Exception as error:
-        told: BaseException | None = error
-        while told is not None and not isinstance(told, IDHError):
-            told = told.__cause__
-        if told is not None:
-            return [str(told)]
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        words = " ".join(str(cause).split())
-        return [f"{section}: {type(cause).__name__}: {words}; expected settings that go together. Correct {section}."]
-    return []
+def _in_words(section: str, error: Exception) -> str:
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, IDHError):
+        told = told.__cause__
+    if told is not None:
+        return str(told)
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    words = " ".join(str(cause).split())
+    return f"{section}: {type(cause).__name__}: {words}; expected settings that go together. Correct {section}."
 
 
 def _schedule(config: DictConfig) -> None:
-    optimizer = factory(optimizer_section(config))([torch.nn.Parameter(torch.zeros(1))])
-    factory(config.scheduler)(optimizer, total_steps=100)
+    optimizer = optimizer_of(config)([torch.nn.Parameter(torch.zeros(1))])
+    instantiate_section(config.scheduler, _partial_=True)(optimizer, total_steps=100)
 
 
-def _sketch(config: DictConfig, made: Mapping[str, Any]) -> None:
+def _sketch(config: DictConfig, method: Any) -> None:
     """Make the network in outline, and find in it the layers that are to be explained."""
     weights = LATER if config.model.weights == "auto" else config.model.weights  # auto takes what there is
     channels = len((config.get("cohort") or {}).get("sequences") or SEQUENCES)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = factory({**config.model, "weights": weights})(in_channels=channels)
-    layers = getattr(made.get("explain"), "layer", None) or ()
+        network = instantiate_section(config.model, _partial_=True, weights=weights)(in_channels=channels)
+    layers = getattr(method, "layer", None) or ()
     with network.watch(*([layers] if isinstance(layers, str) else layers)):
         pass
 

@@ -91,15 +91,12 @@ def _key(override: str) -> str:
 def _refuse_other_sweep(folder: Path, given: Sequence[str]) -> None:
     """Raise a ConfigError if a sweep would go on with another recipe than its finished runs have."""
     keys = [_key(one) for one in given if not one.startswith("-")]
-    if other := [key for key in keys if not key.startswith(("hydra.", "hydra/")) and not _may_differ(key)]:
+    allowed = ("hydra.", "hydra/", *(f"{section}." for section in MAY_DIFFER))
+    if other := [key for key in keys if not f"{key}.".startswith(allowed)]:
         raise ConfigError(
             f"--resume {folder}: found {', '.join(other)}, which would make the recipes of its runs false; expected "
             f"settings of hydra or of {', '.join(MAY_DIFFER)}. Leave them out, or start a new sweep with them."
         )
-
-
-def _may_differ(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{section}.") for section in MAY_DIFFER)
 
 
 def _overrides(option: str, folder: Path) -> list[str]:
@@ -107,18 +104,17 @@ def _overrides(option: str, folder: Path) -> list[str]:
     if option == "--resume" and sweep.is_file():
         return _overrides_of_sweep(folder, yaml.safe_load(sweep.read_text(encoding="utf-8"))["hydra"])
     try:
-        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{option} {folder}: {error.strerror} ({error.filename}); expected the folder of a run or, for --resume, "
             "of a sweep. Give the one that the run printed."
         ) from error
-    overrides = (
-        [one for one in overrides if not one.startswith("checkpoint=")] if config["checkpoint"] == "last" else overrides
-    )
-    different = list(_differences(_composed(as_text(overrides)), config))
-    if different:
+    if config["checkpoint"] == "last":
+        overrides = [one for one in overrides if not one.startswith("checkpoint=")]
+    now = OmegaConf.to_container(composed("train", as_text(overrides)), resolve=False)
+    if different := list(_differences(now, config)):
         raise ConfigError(
             f"{option} {folder}: the configuration files have changed since that run: {'; '.join(different)}. Expected "
             "the same recipe. Restore conf/ as it was (provenance.json says the commit), or start a new run."
@@ -155,10 +151,6 @@ def _overrides_of_sweep(folder: Path, hydra: Mapping[str, Any]) -> list[str]:
         if "seed" in (hydra["sweeper"].get("sampler") or {}):  # from the same seed it would draw the same trials again
             again.append(f"hydra.sweeper.sampler.seed={RESUMED_SEED + first}")
     return again
-
-
-def _composed(overrides: Sequence[str]) -> Any:
-    return OmegaConf.to_container(composed("train", overrides), resolve=False)
 
 
 def _differences(now: Any, then: Any, path: str = "") -> Iterator[str]:

@@ -38,7 +38,7 @@ from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
-from idh_lightning.runs.memory import advise_on_out_of_memory, require_memory
+from idh_lightning.runs.memory import MemoryPlanner
 from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.summary import disk_mb
 
@@ -58,8 +58,8 @@ def fit(run: Run, training: Training) -> None:
         return
     provenance = training.provenance
     run.state.begin("fit")
-    place: Any = {"accumulate": training.accumulate, "on_gpu": training.on_gpu}
-    provenance.record["memory_gb"] = require_memory(model, data, **place)
+    planner = MemoryPlanner(model, data, training.accumulate, training.on_gpu)
+    provenance.record["memory_gb"] = planner.require()
     if last is None and training.start is None:
         provenance.record["batch_norm_calibrated_on"] = _calibrate(training)
     elif last is not None:
@@ -72,7 +72,7 @@ def fit(run: Run, training: Training) -> None:
             each.keep(steps)
         provenance.resumed(epochs=epochs, steps=steps)
         logger.info("Going on from %s, after %s and %d steps.", last, counted(epochs, "epoch"), steps)
-    with advise_on_out_of_memory(model, data, **place):
+    with planner.advise_on_shortage():
         with freed_memory_kept():
             _fill_bank(training)
         try:

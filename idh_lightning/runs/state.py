@@ -39,11 +39,7 @@ CLAIM_PATIENCE_S = 10
 
 @contextmanager
 def claimed(run_folder: Path) -> Iterator[None]:
-    """Hold a run folder, so that no other process writes into it; a process that has died holds nothing.
-
-    Raises:
-        ConfigError: If another process does.
-    """
+    """Hold a run folder, or raise a ConfigError if another process does; a process that has died holds nothing."""
     run_folder = run_folder.absolute()
     run_folder.mkdir(parents=True, exist_ok=True)
     owner = run_folder / ".running"
@@ -70,8 +66,7 @@ def claimed(run_folder: Path) -> Iterator[None]:
 def started_in(run_folder: Path) -> Path:
     """Return the folder that relative paths in the recipe of a run count from; it may have been moved with the run.
 
-    Raises:
-        CheckpointError: If it is no longer there.
+    A CheckpointError is raised if it is no longer there.
     """
     file = run_folder / ".hydra" / "hydra.yaml"
     if not file.is_file():
@@ -105,12 +100,7 @@ class RunState:
     """
 
     def __init__(self, run_folder: Path, *, go_on: bool) -> None:
-        """Look at a run folder.
-
-        Args:
-            run_folder: Of this run; it may be empty.
-            go_on: Whether what is there counts; else the run begins anew.
-        """
+        """Look at the folder of this run; what is there counts where the run goes on, else it begins anew."""
         self.run_folder = run_folder
         self._file = run_folder / "finished.json"
         self._finished: dict[str, str] = {}
@@ -173,11 +163,9 @@ def weights_of(other: Path) -> Path | None:
 
 
 def copy_training_state(other: Path, run_folder: Path) -> None:
-    """Copy the state of another run's training into a run folder, so that it goes on there.
+    """Copy best.ckpt, last.ckpt and metrics.csv of another run into a run folder, so that its training goes on there.
 
-    Args:
-        other: A run folder that holds a last.ckpt, or that file.
-        run_folder: Gets best.ckpt, last.ckpt and metrics.csv; the other run stays as it is.
+    The other run is named by its folder or its last.ckpt, and stays as it is.
     """
     source = other if other.is_dir() else other.parent.parent
     if source.resolve() == run_folder.resolve():
@@ -189,11 +177,7 @@ def copy_training_state(other: Path, run_folder: Path) -> None:
 
 
 def read_last(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a last.ckpt after checking that it is of this recipe.
-
-    Raises:
-        CheckpointError: If it cannot be read, or was written by a run with other settings, which are listed.
-    """
+    """Content of a last.ckpt; a CheckpointError if it cannot be read, or lists how its recipe differs."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         written = content["recipe"]
@@ -215,9 +199,7 @@ def read_last(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 def repoint_checkpoint_paths(last: Path, content: dict[str, Any]) -> None:
     """Make a last.ckpt that was moved or copied remember the best checkpoint beside it, not where both came from.
 
-    Args:
-        last: The file; it is written anew if need be.
-        content: What it holds.
+    Content and, if need be, file are changed.
     """
     folder = str(last.parent.absolute())
     callbacks = [state for state in content["callbacks"].values() if isinstance(state, dict) and "dirpath" in state]

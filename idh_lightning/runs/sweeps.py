@@ -95,11 +95,7 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def read_runs(folder: Path) -> list[SweepRun]:
-    """Return the runs of a sweep in the order of their numbers.
-
-    Raises:
-        EvaluationError: If there are none.
-    """
+    """Return the runs of a sweep in the order of their numbers; an EvaluationError if there are none."""
     places = [place.parent.parent for place in folder.glob("*/.hydra/overrides.yaml")]
     runs = []
     for place in sorted(places, key=lambda place: (len(place.name), place.name)):
@@ -220,8 +216,7 @@ def _print(console: Console, table: pd.DataFrame, title: str) -> None:
 def remaining_trials(folder: Path, asked: int) -> int:
     """Return how many trials of an Optuna sweep are still to do, after queueing those that were cut off.
 
-    Raises:
-        ConfigError: If nothing is left to do.
+    A ConfigError is raised if nothing is left to do.
     """
     import optuna
 

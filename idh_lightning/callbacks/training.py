@@ -1,4 +1,4 @@
-"""Exact resumption of a training: random numbers per batch, whole checkpoints, curves that go on."""
+"""Training that can be gone on with exactly: random numbers per batch, whole checkpoints, curves; and its epochs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 from idh_lightning.errors import StorageError
 from idh_lightning.files import atomic_write
 from idh_lightning.machine import is_first_process
+
+
+class EpochProgressBar(RichProgressBar):
+    """Lightning's progress bar with epochs counted from 1, as in figures and messages."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # lightning 2.6.6 counts from 0 ("Epoch 0/14") and has no public name for this.
+        last = self.trainer.max_epochs
+        words = f"Epoch {current_epoch + 1}" + ("" if last is None or last < 0 else f"/{last}")
+        return words.ljust(len(self.validation_description))  # so that the bar does not move at validation
 
 
 class BatchSeed(Callback):
@@ -31,9 +41,7 @@ class BatchSeed(Callback):
         """Take the seed of the run."""
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed PyTorch, on every device."""
         sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank, batch_idx])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
