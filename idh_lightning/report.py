@@ -32,7 +32,14 @@ from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.summary import print_summary
-from idh_lightning.runs.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
+from idh_lightning.runs.sweeps import (
+    begun_again,
+    complete_folds,
+    read_runs,
+    report_sweep,
+    run_places,
+    say_how_to_compare,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +123,7 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report the sweep: sweep.csv and pictures in its folder, and in `pooled` the report of its folds."""
         folder = Path(config.hydra.sweep.dir)
-        if not (folder / "multirun.yaml").is_file():  # it was refused before it began
+        if not any(folder.glob("*/.hydra")):  # it was refused before its first run began
             return
         report_sweep(folder)
         runs = read_runs(folder)
@@ -147,8 +154,9 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
         if (path / "predictions.csv").is_file():
             found.append(path)
             continue
-        inside = sorted((p for p in path.glob("*") if (p / ".hydra").is_dir()), key=_natural) if path.is_dir() else []
-        finished = [folder for folder in inside if (folder / "predictions.csv").is_file()]
+        inside = run_places(path)
+        again = begun_again(inside)
+        finished = [p for p in inside if p not in again and (p / "predictions.csv").is_file()]
         if not finished:
             raise ConfigError(
                 f"runs: {path} holds no predictions.csv and no finished run; expected a run folder, or the folder of a "
@@ -156,8 +164,11 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
             )
         found += finished
         lost = [str(folder) for folder in inside if folder not in finished]
-        for folder in lost:
-            logger.warning("%s has no predictions.csv; left out.", folder)
+        for folder in inside:
+            if folder in again:
+                logger.warning("%s was cut off and begun again in another folder; left out.", folder)
+            elif folder not in finished:
+                logger.warning("%s has no predictions.csv; left out.", folder)
         left_out += lost
     found = list(dict.fromkeys(folder.resolve() for folder in found))
     if not found:
@@ -240,10 +251,6 @@ def _differing_overrides(folders: Mapping[str, Path]) -> dict[str, list[str]]:
         given[name] = [str(item) for item in read or [] if not str(item).startswith(("stages=", "paths.", "hydra."))]
     shared = set.intersection(*(set(items) for items in given.values()))
     return {name: [item for item in items if item not in shared] for name, items in given.items()}
-
-
-def _natural(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdecimal() else -1, path.name)
 
 
 @entry("report")
