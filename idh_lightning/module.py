@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,7 +17,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.data import Batch, FeatureBatch
-from idh_lightning.errors import CheckpointError, TrainingError
+from idh_lightning.errors import CheckpointError, TrainingError, way_on
 from idh_lightning.models import NetworkOutput, StemTailNetwork
 from idh_lightning.objectives import mask_loss
 
@@ -99,9 +100,10 @@ class IDHClassifier(lightning.LightningModule):
         if self.planned_steps not in (None, total_steps):
             raise CheckpointError(
                 f"this training was planned for {self.planned_steps} steps of the optimizer and would now have "
-                f"{total_steps}; expected the same number, since the learning rate follows a schedule. Go on with as "
-                "many devices, epochs and studies per step as before, or train on from the weights that it has, with a "
-                "schedule of their own: checkpoint=RUN_FOLDER/checkpoints/best.ckpt in a new folder."
+                f"{total_steps}; expected the same number, since the learning rate follows a schedule. Train on from "
+                "the weights that it has, with a schedule of their own in a new folder: "
+                f"checkpoint={Path(self.trainer.default_root_dir) / 'checkpoints' / 'best.ckpt'}, or go on with as "
+                f"many devices, epochs and studies per step as before: {way_on()}"
             )
         scheduler = self.scheduler(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}

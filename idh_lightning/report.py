@@ -32,7 +32,14 @@ from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.summary import print_summary
-from idh_lightning.runs.sweeps import complete_folds, read_runs, report_sweep, say_how_to_compare
+from idh_lightning.runs.sweeps import (
+    begun_again,
+    complete_folds,
+    read_runs,
+    report_sweep,
+    run_places,
+    say_how_to_compare,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +124,7 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Report the sweep: sweep.csv and pictures in its folder, and in `pooled` the report of its folds."""
         folder = Path(config.hydra.sweep.dir)
-        if not (folder / "multirun.yaml").is_file():  # it was refused before it began
+        if not any(folder.glob("*/.hydra")):  # it was refused before its first run began
             return
         report_sweep(folder)
         runs = read_runs(folder)
@@ -144,11 +151,9 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
         if (path / "predictions.csv").is_file():
             found.append(path)
             continue
-        inside = sorted(
-            (place.parent for place in path.glob("*/.hydra") if place.is_dir()),
-            key=lambda run: (int(run.name) if run.name.isdecimal() else -1, run.name),
-        )
-        finished = [folder for folder in inside if (folder / "predictions.csv").is_file()]
+        inside = run_places(path)
+        again = begun_again(inside)
+        finished = [p for p in inside if p not in again and (p / "predictions.csv").is_file()]
         if not finished:
             raise ConfigError(
                 f"runs: {path} holds no predictions.csv and no finished run; expected a run folder, or the folder of a "
@@ -156,8 +161,11 @@ def run_folders(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
             )
         found += finished
         lost = [str(folder) for folder in inside if folder not in finished]
-        for folder in lost:
-            logger.warning("%s has no predictions.csv; left out.", folder)
+        for folder in inside:
+            if folder in again:
+                logger.warning("%s was cut off and begun again in another folder; left out.", folder)
+            elif folder not in finished:
+                logger.warning("%s has no predictions.csv; left out.", folder)
         left_out += lost
     found = list(dict.fromkeys(folder.resolve() for folder in found))
     if not found:

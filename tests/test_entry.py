@@ -56,6 +56,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train cohrt=table", "Then: python -m idh_lightning.train cohort=table"),
         ("train ~callbacks.early_stoping", "'~callbacks.early_stopping'"),
         ("train experiment=low_memori", "experiment: found 'low_memori'; .* Did you mean experiment=low_memory?"),
+        ("train -m model=glob(*) lr=1e-4", "Then: python -m idh_lightning.train -m 'model=glob.{3}' optimizer.lr=1e-4"),
         ("predict chekpoint=x", "Then: python -m idh_lightning.predict checkpoint=x"),
         ("predict checkpoint=x input=y +foo=1", "conf/predict.yaml: found the key 'foo'"),
         ("export checkpoint=x fromat=onnx", "Did you mean format?"),
@@ -76,6 +77,10 @@ def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant(refused: Refu
         ("train ~callbacks.early_stoping epochs=3", "train '~callbacks.early_stopping' trainer.max_epochs=3"),
         ("train qqqq=1 epochs=3", "Then, without qqqq=1: python -m idh_lightning.train trainer.max_epochs=3"),
         ("train -m lr=1e-4,1e-3 epochs=3", "train -m optimizer.lr=1e-4,1e-3 trainer.max_epochs=3"),
+        ("train -m model=efficientnet_b77,efficientnet_b00", "train -m model=efficientnet_b7,efficientnet_b0"),
+        ("train -m cohort=choice(phantm,ucsf)", "train -m cohort=phantom,ucsf_pdgm"),
+        ("train -m model=efficientnet_b70,efficientnet_b7 seed=1,2", "train -m model=efficientnet_b7 seed=1,2"),
+        ("train -m model=efficientnet_b0,qqqq", "without qqqq: python -m idh_lightning.train -m model=efficientnet_b0"),
     ],
 )
 def test_the_command_line_that_is_advised_mends_all_that_is_wrong_at_once(

@@ -442,6 +442,12 @@ def test_a_run_is_not_gone_on_with_by_another_recipe_and_the_way_on_is_told(
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
+def test_the_recipe_of_a_run_says_nothing_of_how_many_processes_compute_it(tmp_path: Path) -> None:
+    recorded(tmp_path, "seed=3", finished=False)
+    processes = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    assert claim(tmp_path, "seed=3", *processes, "checkpoint=last").hydra.output_subdir == ".hydra/later"
+
+
 def test_the_recipe_of_a_finished_run_is_never_written_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ from idh_lightning.callbacks.tracking import Tracker, without_places
 from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
+from idh_lightning.report import SweepReport, run_folders
 from idh_lightning.reports.sweeps import curve, parallel_coordinates
 from idh_lightning.runs.resuming import expanded
 from idh_lightning.runs.state import keep_recipe
@@ -205,6 +206,7 @@ def fake_run(folder: Path, settings: dict[str, str], auroc: float, fold: int | N
         for index in range(6)
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
+    (folder / "report.html").touch()
 
 
 def test_a_search_ends_with_a_table_and_pictures_in_the_order_of_the_runs(tmp_path: Path) -> None:
@@ -215,6 +217,16 @@ def test_a_search_ends_with_a_table_and_pictures_in_the_order_of_the_runs(tmp_pa
     assert list(table["run"]) == [str(number) for number in range(11)]
     assert "seed" not in table
     assert {"sweep.csv", "parallel_coordinates.png", "importance.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_trial_that_was_cut_off_and_begun_again_counts_once(tmp_path: Path) -> None:
+    for name, rate in (("0", "1e-5"), ("1", "1e-4"), ("from2_0", "1e-4"), ("from2_1", "1e-4")):
+        fake_run(tmp_path / name, {"optimizer.lr": rate}, 0.7)
+    (tmp_path / "1" / "report.html").unlink()  # killed before it; the last was drawn again in its own right
+    assert list(report_sweep(tmp_path)["run"]) == ["0", "from2_0", "from2_1"]
+    found, left_out = run_folders([tmp_path])
+    assert list(found) == ["0", "from2_0", "from2_1"]
+    assert left_out == [str(tmp_path / "1")]
 
 
 def test_a_varied_number_of_training_patients_gives_a_learning_curve(tmp_path: Path) -> None:
@@ -243,6 +255,13 @@ def test_only_complete_cross_validations_are_pooled_each_for_itself(tmp_path: Pa
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="holds no runs"):
         report_sweep(tmp_path)
+
+
+def test_of_a_sweep_that_was_refused_before_its_first_run_nothing_is_said_or_reported(tmp_path: Path) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    SweepReport().on_multirun_start(config)
+    SweepReport().on_multirun_end(config)
+    assert [file.name for file in tmp_path.iterdir()] == ["multirun.yaml"]
 
 
 def test_the_setting_that_decides_is_the_most_important() -> None:

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -33,10 +33,9 @@ from idh_lightning.config.checks import (
     CONF_DIR,
     check_config,
     dotted_keys,
-    near_choices,
     near_keys,
-    no_such_choice,
     takes,
+    wrong_choice,
 )
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
@@ -221,11 +220,19 @@ def _several(one: Override) -> str:
 
 
 class _WrongOverride(NamedTuple):
-    """Override as it was typed, the message of its fault, and what is probably meant; None where nothing is near."""
+    """Override that cannot be taken.
+
+    Attributes:
+        text: As it was typed.
+        message: What is wrong with it.
+        better: What is probably meant; None where nothing is near, or where it can only be left out.
+        lost: Those of its values that nothing is near to, where others stay.
+    """
 
     text: str
     message: str
     better: str | None = None
+    lost: Sequence[str] = ()
 
 
 def _mended(name: str, wrong: Sequence[_WrongOverride], arguments: Sequence[str]) -> list[str]:
@@ -234,23 +241,31 @@ def _mended(name: str, wrong: Sequence[_WrongOverride], arguments: Sequence[str]
     if any(one.better for one in wrong):
         better = {one.text: one.better for one in wrong}
         repeated = [found for argument in arguments if (found := better.get(argument, argument)) is not None]
-        lost = [one.text for one in wrong if one.better is None]
+        lost = [word for one in wrong for word in (one.lost if one.better else [one.text])]
         then = f"Then, without {', '.join(lost)}:" if lost else "Then:"
         messages[-1] += f" {then} {command_line(name, repeated)}"
     return messages
 
 
 def _wrong_choices(overrides: Sequence[Override]) -> Iterator[_WrongOverride]:
-    """Yield each choice that conf/ has no file for."""
+    """Yield each override that chooses what conf/ has no file for, with all of its choices put right."""
     for one in overrides:
-        place = one.key_or_group
-        if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(one.value(), Mapping):
+        place, value = one.key_or_group, one.value()
+        if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(value, Mapping | Glob):
             continue
+        messages, kept, lost = [], [], []
         for choice in _values(one):
-            if choice is not None and not (CONF_DIR / place / f"{choice}.yaml").is_file():
-                near, text = near_choices(place, choice), str(one.input_line)
-                better = text.replace(f"={choice}", f"={near[0]}") if near else None
-                yield _WrongOverride(text, no_such_choice(place, choice), better)
+            if choice is None or (CONF_DIR / place / f"{choice}.yaml").is_file():
+                kept.append("null" if choice is None else str(choice))
+                continue
+            message, near = wrong_choice(place, choice)
+            messages.append(message)
+            (kept if near else lost).append(near or str(choice))
+        if messages:
+            choices = ",".join(dict.fromkeys(kept))
+            better = f"{one.get_key_element()}={f'[{choices}]' if isinstance(value, list) else choices}"
+            text = str(one.input_line)
+            yield _WrongOverride(text, "\n".join(messages), better if kept else None, lost if kept else ())
 
 
 def _values(override: Override) -> list[Any]:

@@ -122,20 +122,15 @@ def _absent(choices: Mapping[str, str | None]) -> Iterator[str]:
     """Yield one message per optional choice that conf/ has no file for: Hydra goes on without it."""
     for group, chosen in choices.items():
         if group and chosen and (CONF_DIR / group).is_dir() and not (CONF_DIR / group / f"{chosen}.yaml").is_file():
-            yield no_such_choice(group, chosen)
+            yield wrong_choice(group, chosen)[0]
 
 
-def no_such_choice(group: str, chosen: object) -> str:
-    """Message for a choice that conf/ has no file for."""
+def wrong_choice(group: str, chosen: object) -> tuple[str, str | None]:
+    """Message for a choice that conf/ has no file for, and the one that is probably meant; None where none is near."""
     files = sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml"))
-    near = near_choices(group, chosen)
-    hint = f" Did you mean {group}={near[0]}?" if near else ""
-    return f"{group}: found '{chosen}'; expected one of {', '.join(files)}.{hint} Correct it."
-
-
-def near_choices(group: str, chosen: object) -> list[str]:
-    """Files of a group that a wrong choice may mean."""
-    return near_words(str(chosen), sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml")))
+    near = next(iter(near_words(str(chosen), files)), None)
+    hint = f" Did you mean {group}={near}?" if near else ""
+    return f"{group}: found '{chosen}'; expected one of {', '.join(files)}.{hint} Correct it.", near
 
 
 def example_of(key: str) -> str:

@@ -41,6 +41,7 @@ MAY_DIFFER: tuple[str, ...] = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
+    "trainer.strategy",
 )
 """Settings that change where and how a run is computed, not what it has learnt and predicted."""
 

@@ -59,6 +59,8 @@ def report_sweep(folder: Path) -> pd.DataFrame:
         EvaluationError: If there are no runs in the folder.
     """
     runs = read_runs(folder)
+    for place in begun_again(run_places(folder)):
+        logger.info("%s was cut off and begun again in another folder; left out.", place)
     varied = varied_settings(runs)
     table = sweep_table(runs, varied)
     write_text(folder / "sweep.csv", table.to_csv(index=False))
@@ -95,20 +97,24 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def read_runs(folder: Path) -> list[SweepRun]:
-    """Return the runs of a sweep in the order of their numbers; an EvaluationError if there are none."""
-    places = [place.parent.parent for place in folder.glob("*/.hydra/overrides.yaml")]
+    """Return the runs of a sweep in the order of their numbers, each once.
+
+    Raises:
+        EvaluationError: If there are none.
+    """
+    places = run_places(folder)
+    again = begun_again(places)
     runs = []
-    for place in sorted(places, key=lambda place: (len(place.name), place.name)):
-        overrides = yaml.safe_load((place / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    for place in places:
+        if place in again or not (place / ".hydra" / "overrides.yaml").is_file():
+            continue
         config = yaml.safe_load((place / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
         file = place / "metrics.json"
         folds = config["split"].get("folds")
-        settings = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
-        settings.pop("checkpoint", None)
         runs.append(
             SweepRun(
                 folder=place,
-                settings=settings,
+                settings=_settings(place),
                 fold=(int(config["fold"]), int(folds)) if folds else None,
                 metrics=json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {},
             )
@@ -116,6 +122,34 @@ def read_runs(folder: Path) -> list[SweepRun]:
     if not runs:
         raise EvaluationError(f"{folder}: holds no runs; expected those of a sweep. Give another folder.")
     return runs
+
+
+def run_places(folder: Path) -> list[Path]:
+    """Folders of the runs of a sweep in the order of their numbers."""
+    places = [place.parent for place in folder.glob("*/.hydra")]
+    return sorted(places, key=lambda place: (len(place.name), place.name))
+
+
+def begun_again(places: Sequence[Path]) -> list[Path]:
+    """Run folders without a report whose settings a later one has: trials of a search that were cut off.
+
+    A trial that goes on gets a new folder, so that what is left in its first one would count it twice.
+    """
+    settings = [_settings(place) for place in places]
+    return [
+        place
+        for number, place in enumerate(places)
+        if settings[number] and settings[number] in settings[number + 1 :] and not (place / "report.html").is_file()
+    ]
+
+
+def _settings(place: Path) -> dict[str, str]:
+    """Overrides of a run, without the checkpoint that it goes on from."""
+    file = place / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+    settings = dict(one.lstrip("+").split("=", 1) for one in overrides if "=" in one)
+    settings.pop("checkpoint", None)
+    return settings
 
 
 def varied_settings(runs: Sequence[SweepRun]) -> list[str]:
