@@ -37,7 +37,7 @@ class OperatingPoint(Record):
 
     Attributes:
         threshold: In [0, 1].
-        rule: How it was chosen.
+        rule: How it was chosen; "fixed" where no patient had a part in it.
         target: The sensitivity or specificity asked for, or None.
         sensitivity: Reached on the patients it was chosen on.
         specificity: Reached on the patients it was chosen on.
@@ -46,7 +46,7 @@ class OperatingPoint(Record):
     """
 
     threshold: float
-    rule: Rule
+    rule: Rule | Literal["fixed"]
     target: float | None
     sensitivity: float
     specificity: float
