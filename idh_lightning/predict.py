@@ -1,4 +1,4 @@
-"""Answer for new, unlabelled studies: `python -m idh_lightning.predict input=FOLDER`, or with checkpoint=RUN as well."""
+"""Answer for new, unlabelled studies: `python -m idh_lightning.predict input=FOLDER [checkpoint=RUN]`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     if not files and source is None:
         raise ConfigError(
             "input: found none, and no file is named; expected one of the two. For example: "
-            + command_line("predict", _naming(settings["checkpoint"]) + ["input=/data/new_patient"])
+            + command_line("predict", [*_naming(settings["checkpoint"]), "input=/data/new_patient"])
             + ", or in place of input: flair=A.nii.gz t1=B.nii.gz t1c=C.nii.gz t2=D.nii.gz"
         )
     predictor = Predictor(

@@ -267,8 +267,8 @@ def _doubts_of_tumour(tumour: NDArray[np.float32] | None, stored: StoredVolume) 
         yield OODWarning(
             check="no_tumour",
             text=f"No tumour found: {found_ml:.2f} mL in all (the sum of each voxel's probability); expected "
-            f"{LEAST_TUMOUR_ML} mL at least, since the answer is what the voxels of the tumour vote. Check that the study "
-            "was made before surgery and shows a glioma; withhold=false gives a number all the same.",
+            f"{LEAST_TUMOUR_ML} mL at least, since the answer is what the voxels of the tumour vote. Check that the "
+            "study was made before surgery and shows a glioma; withhold=false gives a number all the same.",
             withheld=True,
         )
 
