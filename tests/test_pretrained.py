@@ -24,7 +24,8 @@ from idh_lightning.attribution.library import methods_named
 from idh_lightning.attribution.sanity import cascade
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import composed
-from idh_lightning.cohort import Study, new_studies
+from idh_lightning.cohort import Cohort, Study, new_studies
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, CohortError, EvaluationError, ModelError
 from idh_lightning.evaluate import without_seen
 from idh_lightning.inference import Predictor
@@ -157,7 +158,7 @@ def test_the_detector_judges_as_before_it_was_written(
     checkpoint = Checkpoint.pretrained(written)
     network = checkpoint.network()
     content = describe_pretrained(network.segmenter, drawn, card="")
-    store = VolumeStore(tmp_path, Predictor_preprocessing(checkpoint), checkpoint.sequences)
+    store = VolumeStore(tmp_path, _preprocessing_of(checkpoint), checkpoint.sequences)
     store.prepare(cohort[:1], workers=1)
     seen = study_descriptor(store.open(cohort[0]), network)
     again = checkpoint.ood_detector
@@ -166,9 +167,7 @@ def test_the_detector_judges_as_before_it_was_written(
     assert again.limit == pytest.approx(fresh.limit, rel=1e-5)
 
 
-def Predictor_preprocessing(checkpoint: Checkpoint) -> object:
-    from idh_lightning.config.instantiation import instantiate_section
-
+def _preprocessing_of(checkpoint: Checkpoint) -> object:
     return instantiate_section(checkpoint.recipe["preprocessing"])
 
 
@@ -286,7 +285,7 @@ def test_a_study_without_t2_is_answered_and_one_without_flair_and_t2_is_not(ship
 def test_a_study_without_a_tumour_gets_no_number_unless_it_is_asked_for(
     drawn: list[DrawnStudy], patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_tiny(tmp_path / "blind", drawn, tumour=-30.0)
+    folder = write_tiny(tmp_path / "blind", drawn, tumour=-1e4)
     monkeypatch.setattr(checkpoint_module, "PRETRAINED", folder / PRETRAINED.name)
     (answer,) = Predictor().predict(patient)
     assert answer.status == "withheld"
@@ -340,8 +339,6 @@ def test_too_few_patients_or_no_labels_calibrate_nothing(tmp_path: Path, drawn: 
 
 
 def test_a_cohort_with_studies_that_cannot_be_judged_is_refused_with_their_names(shipped: Path) -> None:
-    from idh_lightning.cohort import Cohort
-
     blind = Study(study_id="only-t1", patient_id="p", label=0, files={"T1": Path("t1.nii.gz")})
     named = Cohort(name="c", sequences=("FLAIR", "T1", "T1c", "T2"), studies=(blind,))
     with pytest.raises(CohortError, match=r"(?s)only-t1: none of FLAIR and T2.*cohort.exclude=\[only-t1\]"):
