@@ -68,6 +68,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     write_text(predictions, results.predictions.to_csv(index=False))
     external = _compared(run, development, described, results.metrics["test"], means=config.seen_by)
+    external |= {"notice": checkpoint.notice} if checkpoint.notice else {}
     metrics: dict[str, Any] = results.metrics | {"external": external}
     write_json(run.folder / "metrics.json", metrics)
     training.provenance.add_seconds("report", time.perf_counter() - began)

@@ -158,7 +158,7 @@ def describe_pretrained(segmenter: TumourSegmenter, drawn: Sequence[DrawnStudy],
             "sequences": list(SEQUENCES),
             "one_of": list(ONE_OF),
             "cohort": "synthetic patients",
-            "weights": {"requested": "pretrained", "source": PRETRAINED.name, "note": ""},
+            "weights": {"requested": "pretrained", "source": PRETRAINED.name, "note": _notice("")},
             "seed": 0,
             "fold": 0,
         },
@@ -199,6 +199,7 @@ def calibrate_pretrained(folder: Path, predictions: Path, named: str) -> None:
     content["calibration_covariance"] = line_covariance(logits, labels, calibrator)
     content["development"]["seen"] = _seen(list(patients.index)).to_dict()
     content["notice"] = _notice(f"{len(patients)} real patients ({named or predictions.name})")
+    content["recipe"]["weights"]["note"] = content["notice"]
     _write(folder, content)
 
 
