@@ -27,7 +27,7 @@ from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import Cohort, Study, new_studies
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, CohortError, EvaluationError, ModelError
-from idh_lightning.evaluate import without_seen
+from idh_lightning.evaluate import evaluate, without_seen
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.predictor import LEAST_TUMOUR_ML
 from idh_lightning.models import VotingNetwork, tumour_probability
@@ -343,6 +343,32 @@ def test_a_cohort_with_studies_that_cannot_be_judged_is_refused_with_their_names
     named = Cohort(name="c", sequences=("FLAIR", "T1", "T1c", "T2"), studies=(blind,))
     with pytest.raises(CohortError, match=r"(?s)only-t1: none of FLAIR and T2.*cohort.exclude=\[only-t1\]"):
         without_seen(named, None, checkpoint=Checkpoint.read("pretrained"), means=["image"], exclude=False)
+
+
+def test_evaluate_judges_it_on_a_table_without_t2_and_the_report_says_what_it_is(
+    shipped: Path, tmp_path: Path, cohort: list[Study]
+) -> None:
+    rows = [
+        {
+            "study_id": study.study_id,
+            "patient_id": study.patient_id,
+            "idh": ("wildtype", "mutant")[index % 2],
+            **{name: study.files[name] for name in ("FLAIR", "T1", "T1c")},
+            "tumor_segmentation": study.mask,
+        }
+        for index, study in enumerate(cohort[:8])
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
+    places = [f"paths.{name}={tmp_path / name}" for name in ("run", "store", "data")]
+    settings = ["cohort=table", f"cohort.table={tmp_path / 'cohort.csv'}", "evaluation.bootstrap=100", "name=x"]
+    metrics = evaluate(composed("evaluate", ["checkpoint=pretrained", *settings, *places]))
+    assert metrics["external"]["notice"] == NOTICE
+    assert NOTICE in (tmp_path / "run" / "report.html").read_text()
+    table = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    assert len(table) == 8
+    np.testing.assert_allclose(table["probability"], table["raw_probability"])  # not calibrated
+    assert set(table["prediction_set"]) == {"both"}
+    assert len(list((tmp_path / "run" / "explanations").glob("*_cam.nii.gz"))) == 8
 
 
 # Real patients
