@@ -99,7 +99,8 @@ def volume_descriptor(
     inner = ndimage.binary_erosion(brain, iterations=2)  # without the rim, where sequences differ by registration
     inner = inner if inner.any() else brain
     values = image[:, inner].astype(np.float64)
-    together = np.nan_to_num(np.corrcoef(values)).reshape(len(image), len(image))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a missing sequence correlates with none
+        together = np.nan_to_num(np.corrcoef(values)).reshape(len(image), len(image))
     contrast = np.array([[_skew(second - first) for second in values] for first in values])
     steps = [np.diff(image, axis=axis)[:, _both(brain, axis - 1)] for axis in (1, 2, 3)]
     device = next(network.parameters()).device
