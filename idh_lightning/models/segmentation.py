@@ -99,11 +99,7 @@ def load_segmenter(file: Path = PRETRAINED) -> TumourSegmenter:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        widths = [
-            len(tensors[f"down.{level}.norms.0.weight"])
-            for level in range(len(tensors))
-            if f"down.{level}.norms.0.weight" in tensors
-        ]
+        widths = [len(tensors[f"down.{level}.norms.0.weight"]) for level in range(len(tensors)) if f"down.{level}.norms.0.weight" in tensors]
         segmenter = TumourSegmenter(tensors["enter.weight"].shape[1] // PATCH**3, widths)
         segmenter.load_state_dict(tensors)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
