@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +20,17 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
+from idh_lightning.models.segmentation import PRETRAINED, load_segmenter
 from idh_lightning.ood import OutOfDistributionDetector
 
 CHECKPOINT_FORMAT = 2
 """Number of the layout of a checkpoint; 1 was that of version 0.1."""
+
+SHIPPED = "pretrained"
+"""Stands, in place of a path, for the network in the package, learnt from synthetic patients alone."""
+
+DESCRIPTION = "pretrained.json"
+"""File beside the shipped weights that holds all else of their checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +46,7 @@ class Checkpoint:
         calibration_covariance: [2, 2], of the calibration line.
         development: Patients and results of the run; None before its report.
         model_card: Text of model_card.md; None before the report.
+        notice: Sentence that goes with every answer of the network; "" for that of a run.
     """
 
     file: Path
@@ -47,10 +57,16 @@ class Checkpoint:
     calibration_covariance: NDArray[np.float64] | None = None
     development: DevelopmentCohort | None = None
     model_card: str | None = None
+    notice: str = ""
 
     @staticmethod
     def locate(path: str | Path) -> Path:
-        """File of a checkpoint: the path, or the best.ckpt of a run folder; a CheckpointError if there is none."""
+        """File of a checkpoint: the path, the best.ckpt of a run folder, or the weights that "pretrained" names.
+
+        A CheckpointError if there is none.
+        """
+        if str(path) == SHIPPED:
+            return PRETRAINED
         path = Path(path)
         file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
         if not file.is_file():
@@ -61,37 +77,75 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Checkpoint in a file or a run folder.
+        """Checkpoint in a file or a run folder; "pretrained" is that in the package.
 
         Raises:
             CheckpointError: If the file is absent, damaged, or not one of this version of this project.
         """
+        if str(path) == SHIPPED:
+            return cls.pretrained()
         file = cls.locate(path)
         try:
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            if not {"recipe", "state_dict"} <= set(content):
-                raise ValueError("it has no recipe or no weights")
-            if content.get("format") != CHECKPOINT_FORMAT:
-                raise CheckpointError(
-                    f"{file}: written by another version (checkpoint format {content.get('format', 1)}); expected "
-                    f"format {CHECKPOINT_FORMAT}. Train again, or use it with the version that wrote it."
-                )
-            _refuse_foreign_targets(content["recipe"], file)
-            covariance = content.get("calibration_covariance")
-            return cls(
-                file=file,
-                recipe=content["recipe"],
-                state_dict=content["state_dict"],
-                ood_detector=_restored(OutOfDistributionDetector, content.get("ood_detector")),
-                post_processing=_restored(PostProcessing, content.get("post_processing")),
-                calibration_covariance=None if covariance is None else np.array(covariance, dtype=float),
-                development=_restored(DevelopmentCohort, content.get("development")),
-                model_card=content.get("model_card"),
-            )
+            return cls._of_content(file, torch.load(file, map_location="cpu", weights_only=True))
         except CheckpointError:
             raise
         except Exception as error:  # of any kind, where the file holds anything else
             raise _unusable(file, error) from error
+
+    @classmethod
+    def pretrained(cls, folder: Path | None = None) -> Self:
+        """Checkpoint of the shipped network, in the package or in a folder as `write_pretrained` leaves it.
+
+        Raises:
+            CheckpointError: If a file is absent or damaged, or the description is of other weights.
+        """
+        weights = PRETRAINED if folder is None else folder / PRETRAINED.name
+        described = weights.with_name(DESCRIPTION)
+        for file in (weights, described):
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{file}: there is no such file; expected the network that the package ships. Install the package "
+                    "again, make it again (python -m idh_lightning.train experiment=pretrain_locator), or name a run: "
+                    "checkpoint=RUN."
+                )
+        try:
+            content = json.loads(described.read_text(encoding="utf-8"))
+            if content["weights_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+                raise CheckpointError(
+                    f"{described}: describes other weights than {weights}; expected both from one writing. Install the "
+                    "package again, or make them again (python -m idh_lightning.train experiment=pretrain_locator)."
+                )
+            tensors = load_segmenter(weights).state_dict()
+            content["state_dict"] = {f"network.segmenter.{name}": tensor for name, tensor in tensors.items()}
+            return cls._of_content(weights, content)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise _unusable(described, error) from error
+
+    @classmethod
+    def _of_content(cls, file: Path, content: Mapping[str, Any]) -> Self:
+        """Checkpoint of what `write` or the shipped description holds."""
+        if not {"recipe", "state_dict"} <= set(content):
+            raise ValueError("it has no recipe or no weights")
+        if content.get("format") != CHECKPOINT_FORMAT:
+            raise CheckpointError(
+                f"{file}: written by another version (checkpoint format {content.get('format', 1)}); expected "
+                f"format {CHECKPOINT_FORMAT}. Train again, or use it with the version that wrote it."
+            )
+        _refuse_foreign_targets(content["recipe"], file)
+        covariance = content.get("calibration_covariance")
+        return cls(
+            file=file,
+            recipe=content["recipe"],
+            state_dict=content["state_dict"],
+            ood_detector=_restored(OutOfDistributionDetector, content.get("ood_detector")),
+            post_processing=_restored(PostProcessing, content.get("post_processing")),
+            calibration_covariance=None if covariance is None else np.array(covariance, dtype=float),
+            development=_restored(DevelopmentCohort, content.get("development")),
+            model_card=content.get("model_card"),
+            notice=content.get("notice", ""),
+        )
 
     def write(self) -> None:
         """Put the checkpoint in the place of its file, in one step."""
@@ -100,6 +154,7 @@ class Checkpoint:
             "recipe": self.recipe,
             "state_dict": self.state_dict,
             "model_card": self.model_card,
+            "notice": self.notice,
         }
         for name in ("ood_detector", "post_processing", "development"):
             part = getattr(self, name)
@@ -113,6 +168,17 @@ class Checkpoint:
     def sequences(self) -> tuple[str, ...]:
         """Sequences that the network takes, in the order of its channels."""
         return tuple(self.recipe["sequences"])
+
+    def lacking(self, present: Collection[str]) -> str:
+        """Fault, in words, of a study with these sequences, or "": of some the network needs at least one."""
+        needed = self.recipe.get("one_of") or self.sequences
+        if set(needed) & set(present):
+            return ""
+        return (
+            f"none of {' and '.join(needed)} is there; expected one of them at least, which the network has learnt to "
+            "see a tumour on. Add the file, or name it: "
+            + " or ".join(f"{name.lower()}=/data/{name}.nii.gz" for name in needed)
+        )
 
     def network(self) -> StemTailNetwork:
         """Network in eval mode, with its weights; a CheckpointError if recipe and weights do not go together."""

@@ -74,6 +74,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     write_text(predictions, results.predictions.to_csv(index=False))
     external = _compared(run, development, described, results.metrics["test"], means=config.seen_by)
+    external |= {"notice": checkpoint.notice} if checkpoint.notice else {}
     metrics: dict[str, Any] = results.metrics | {"external": external}
     write_json(run.folder / "metrics.json", metrics)
     training.provenance.add_seconds("report", time.perf_counter() - began)
@@ -116,6 +117,14 @@ def without_seen(
     They are recognised by `means`, some of "patient_id" and "image". Unless they are to be excluded, with the reason, a
     CohortError lists all of them with the remedy.
     """
+    if lacking := [
+        f"  {study.study_id}: {why}" for study in cohort.studies if (why := checkpoint.lacking(study.files))
+    ]:
+        names = ",".join(row.split(":")[0].strip() for row in lacking)
+        raise CohortError(
+            f"cohort {cohort.name}: {len(lacking)} studies cannot be judged.\n" + "\n".join(lacking) + "\nOr leave "
+            f"them out with cohort.exclude=[{names}]."
+        )
     fingerprints = {study.study_id: list(store.open(study).fingerprints.values()) for study in cohort.studies}
     _, development = checkpoint.reported()
     found = development.seen.find(cohort.studies, fingerprints, means=means)
@@ -141,7 +150,7 @@ def without_seen(
 def _check_settings(config: DictConfig) -> None:
     faults = []
     if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
-        faults.append("checkpoint: found none; expected a run folder or a .ckpt. Give checkpoint=PATH.")
+        faults.append("checkpoint: found none; expected a run folder, a .ckpt or pretrained. Give checkpoint=PATH.")
     if config.seen not in ("error", "exclude"):
         faults.append(f"seen: found '{config.seen}'; expected error or exclude. Correct it.")
     means = list(config.seen_by or [])

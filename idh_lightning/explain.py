@@ -63,7 +63,7 @@ def explain_checkpoint(config: DictConfig) -> dict[str, Any]:
 
 def _refuse_unfit_settings(config: DictConfig, folder: Path) -> None:
     if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
-        raise ConfigError("checkpoint: found none; expected a run folder or a .ckpt. Give checkpoint=PATH.")
+        raise ConfigError("checkpoint: found none; expected a run folder, a .ckpt or pretrained. Give checkpoint=PATH.")
     if (folder / "predictions.csv").exists():
         raise ConfigError(
             f"output: {folder} is the folder of a run; expected one of its own. Give another, or add 'explain' to the "

@@ -1,4 +1,4 @@
-"""Answer for new, unlabelled studies: `python -m idh_lightning.predict checkpoint=RUN input=FOLDER`."""
+"""Answer for new, unlabelled studies: `python -m idh_lightning.predict input=FOLDER [checkpoint=RUN]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from idh_lightning.checkpoint import SHIPPED
 from idh_lightning.cli.entry import command_line, entry
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
@@ -42,7 +43,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     if not files and source is None:
         raise ConfigError(
             "input: found none, and no file is named; expected one of the two. For example: "
-            + command_line("predict", [f"checkpoint={settings['checkpoint']}", "input=/data/new_patient"])
+            + command_line("predict", [*_naming(settings["checkpoint"]), "input=/data/new_patient"])
             + ", or in place of input: flair=A.nii.gz t1=B.nii.gz t1c=C.nii.gz t2=D.nii.gz"
         )
     predictor = Predictor(
@@ -52,6 +53,8 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         confidence=settings["confidence"],
         device=settings["device"],
     )
+    for notice in predictor.ensemble.notices:
+        Console().print(f"The network that the package ships. {notice}", soft_wrap=True, highlight=False)
     series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
     if files and source is not None and not series:
         raise ConfigError(
@@ -68,6 +71,10 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output)
     return answers
+
+
+def _naming(checkpoint: Any) -> list[str]:
+    return [] if checkpoint == SHIPPED else [f"checkpoint={checkpoint}"]
 
 
 def _studies_of_series(

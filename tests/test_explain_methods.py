@@ -33,6 +33,7 @@ Maker = Callable[..., StemTailNetwork]
 METHODS: dict[str, Method] = {
     path.stem: instantiate(OmegaConf.load(path), _convert_="all")
     for path in sorted((CONF_DIR / "explain").glob("*.yaml"))
+    if path.stem != "dense_vote"  # of networks that vote: tests/test_pretrained.py
 }
 """All that conf/explain has, as it is there."""
 

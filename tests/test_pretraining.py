@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.errors import ConfigError
 from idh_lightning.models.segmentation import load_segmenter
@@ -23,6 +24,7 @@ SMALL = (
     "pretraining.steps_per_epoch=2",
     "pretraining.batch_size=2",
     "pretraining.validation_patients=2",
+    "pretraining.described_patients=48",
     "pretraining.workers=0",
     "trainer.max_epochs=2",
     "logger=csv",
@@ -47,7 +49,11 @@ def test_pretraining_writes_weights_and_a_card_that_says_how(undisturbed: Path) 
     assert (card["steps"], card["seed"], card["learnt_from"]) == (4, 0, "synthetic gliomas alone")
     assert card["settings"]["pretraining"]["gliomas"]["spacing_mm"] == 8
     assert card["preprocessing"]["grid"] == [17, 23, 17]
-    assert load_segmenter(undisturbed / "locator.safetensors")(torch.zeros(1, 4, 17, 23, 17)).shape[1] == 3
+    shipped = Checkpoint.pretrained(undisturbed / "pretrained")
+    assert "python -m idh_lightning.train experiment=pretrain_locator" in str(shipped.model_card)
+    expected = load_segmenter(undisturbed / "locator.safetensors").state_dict()
+    for name, tensor in shipped.network().segmenter.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_pretraining_that_was_stopped_comes_to_the_same_weights(

@@ -87,7 +87,15 @@ def test_a_number_has_two_digits_and_a_true_minus() -> None:
 
 
 def test_every_way_to_be_unlike_the_training_studies_has_words_of_its_own() -> None:
-    checks = ["same_image", "sequence_identity", "orientation", "missing_sequence", *_GEOMETRY, *WITHHOLDING]
+    checks = [
+        "same_image",
+        "sequence_identity",
+        "orientation",
+        "missing_sequence",
+        "no_tumour",
+        *_GEOMETRY,
+        *WITHHOLDING,
+    ]
     for check in checks:
         name = name_of_check(check)
         assert unlike_in_words(name) != name.replace("_", " ") or name == "orientation", name

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from torch import nn
 
+from idh_lightning.attribution.dense_vote import DenseVote
+from idh_lightning.attribution.evidence import Evidence
+from idh_lightning.attribution.gradcam import GradCAM
 from idh_lightning.attribution.maps import Method
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.instantiation import instantiate_section
@@ -15,14 +19,23 @@ from idh_lightning.models import StemTailNetwork
 
 
 def methods_named(names: Sequence[str] | None, network: StemTailNetwork) -> list[Method]:
-    """Methods of explanation; None for all that fit the network: `evidence` needs a locator.
+    """Methods of explanation; None for all that fit the network.
+
+    `evidence` needs a locator, `dense_vote` a tumour segmenter, and Grad-CAM the layers of an EfficientNet.
 
     Raises:
         ConfigError: If there is no such file.
     """
-    if names is None:
-        names = [name for name in method_files(None) if network.locator_stage is not None or name != "evidence"]
-    return [instantiate_section(OmegaConf.load(file)) for file in method_files(names).values()]
+    methods = [instantiate_section(OmegaConf.load(file)) for file in method_files(names).values()]
+    return [method for method in methods if names is not None or _fits(method, network)]
+
+
+def _fits(method: Method, network: nn.Module) -> bool:
+    if isinstance(method, Evidence):
+        return getattr(network, "locator_stage", None) is not None
+    if isinstance(method, DenseVote):
+        return hasattr(network, "segmenter")
+    return not isinstance(method, GradCAM) or isinstance(network, StemTailNetwork)
 
 
 def method_files(names: Sequence[str] | None) -> dict[str, Path]:

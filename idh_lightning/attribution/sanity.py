@@ -21,7 +21,7 @@ from idh_lightning.attribution.faithfulness import brain
 from idh_lightning.attribution.maps import Method
 from idh_lightning.attribution.summary import mean_with_interval
 from idh_lightning.errors import ExplanationError
-from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
+from idh_lightning.models import StemTailNetwork, VotingNetwork, calibrate_batch_norm
 
 _Map = NDArray[np.floating]
 
@@ -182,8 +182,11 @@ def sanity_table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def modules_downwards(network: StemTailNetwork) -> dict[str, str]:
+def modules_downwards(network: StemTailNetwork | VotingNetwork) -> dict[str, str]:
     """Return the modules that `cascade` randomises, from the classifier to the input, and the part each belongs to."""
+    if isinstance(network, VotingNetwork):  # all of it votes; its last layer is what a tail is elsewhere
+        below = ("up", "grow", "down", "shrink", "enter")
+        return {"segmenter.leave": "tail"} | {f"segmenter.{name}": "stem" for name in below}
     layers = []
     for name, child in network.network.named_children():
         stages = [f"blocks.{index}" for index, _ in enumerate(child.children())] if name == "blocks" else [name]
@@ -197,8 +200,8 @@ def modules_downwards(network: StemTailNetwork) -> dict[str, str]:
 
 
 def _find(network: StemTailNetwork, name: str) -> nn.Module:
-    module: nn.Module = getattr(network, name, None) or network.network.get_submodule(name)
-    return module
+    holder = network if name in dict(network.named_modules()) else network.network
+    return holder.get_submodule(name)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from idh_lightning.cli.tables import number
 from idh_lightning.cohort import Study
 from idh_lightning.data import Batch, IDHDataModule
 from idh_lightning.files import write_text
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, VotingNetwork
 from idh_lightning.reports.drawing import (
     PanelDrawer,
     cam_panel_of,
@@ -177,10 +177,10 @@ class Explanations(Callback):
 
 
 def _network(pl_module: LightningModule) -> StemTailNetwork:
-    network = pl_module.network
-    if not isinstance(network, StemTailNetwork):
-        raise TypeError(f"explanations need a StemTailNetwork, not {type(network).__name__}")
-    return network
+    network: Any = pl_module.network
+    if not isinstance(network, StemTailNetwork | VotingNetwork):
+        raise TypeError(f"explanations need a network of this package, not {type(network).__name__}")
+    return network  # type: ignore[return-value]  # the interface of both is the same
 
 
 def _data_module(trainer: Trainer) -> IDHDataModule:

@@ -48,7 +48,8 @@ class Table(Reader):
         table = self.rows_of(path)
         name, person = self.column("study_id"), self.column("patient_id")
         sequences = [s for s in SEQUENCES if self.column(s) in table] or list(SEQUENCES)
-        must = {s: self.column(s) for s in self.sequences or sequences}
+        wanted = [s for s in self.sequences or sequences if self.missing == "error" or s in sequences]
+        must = {s: self.column(s) for s in wanted or sequences}
         require_columns(table.columns, self._matched, must, path)
         yield from unused_images(table, self._matched, path)
         if person not in table:

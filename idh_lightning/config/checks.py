@@ -36,7 +36,7 @@ _PLAIN_SECTIONS = ("", "data", "monitor", "benchmark", "paths", "pretraining")
 
 _COUNTS = (
     *(f"benchmark.{name}" for name in ("studies", "repeats", "views", "epochs", "training_studies")),
-    *(f"pretraining.{name}" for name in ("batch_size", "steps_per_epoch", "validation_patients")),
+    *(f"pretraining.{name}" for name in ("batch_size", "steps_per_epoch", "validation_patients", "described_patients")),
 )
 
 _KINDS: dict[str, Any] = {

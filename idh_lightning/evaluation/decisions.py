@@ -37,19 +37,19 @@ class OperatingPoint(Record):
 
     Attributes:
         threshold: In [0, 1].
-        rule: How it was chosen.
+        rule: How it was chosen; "fixed" where no patient had a part in it.
         target: The sensitivity or specificity asked for, or None.
-        sensitivity: Reached on the patients it was chosen on.
-        specificity: Reached on the patients it was chosen on.
+        sensitivity: Reached on the patients it was chosen on; None where it is fixed.
+        specificity: Reached on the patients it was chosen on; None where it is fixed.
         n: Number of those patients.
         split: Where those patients are from.
     """
 
     threshold: float
-    rule: Rule
+    rule: Rule | Literal["fixed"]
     target: float | None
-    sensitivity: float
-    specificity: float
+    sensitivity: float | None
+    specificity: float | None
     n: int
     split: str = "validation"
 

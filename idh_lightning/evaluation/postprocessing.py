@@ -59,7 +59,7 @@ class PostProcessing(Record):
                 "method": self.method,
                 **self.calibrator.to_dict(),
                 "temperature": 1 / self.calibrator.slope,
-                "split": "validation",
+                "split": self.operating_point.split,
                 "n": self.operating_point.n,
             },
             "conformal": self.conformal.to_dict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.checkpoint import SHIPPED, Checkpoint
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, tumour_probability
 from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.volumes import Preprocessing, StoredVolume
 
@@ -34,6 +34,8 @@ class Member:
         covariance: [2, 2], of the calibration line; zero where the checkpoint does not say.
         ood_detector: Of its training studies, or None where the checkpoint has none.
         explain: Makes its maps.
+        notice: Sentence that goes with every answer; may be empty.
+        lacking: From the sequences of a study to why the network cannot answer for it, or "".
     """
 
     file: Path
@@ -43,6 +45,8 @@ class Member:
     covariance: NDArray[np.float64]
     ood_detector: OutOfDistributionDetector | None
     explain: Callable[[StemTailNetwork, Tensor], Tensor]
+    notice: str
+    lacking: Callable[[Collection[str]], str]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Member:
@@ -61,6 +65,8 @@ class Member:
             covariance=np.zeros((2, 2)) if covariance is None else covariance,
             ood_detector=checkpoint.ood_detector,
             explain=checkpoint.explanation(),
+            notice=checkpoint.notice,
+            lacking=checkpoint.lacking,
         )
 
     @property
@@ -114,9 +120,26 @@ class Ensemble:
         return min(member.learnt.conformal.coverage for member in self.members)
 
     @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen, in words."""
+        points = [member.learnt.operating_point for member in self.members]
+        chosen = dict.fromkeys(point.split for point in points if point.rule != "fixed")
+        return f"chosen on {' and '.join(chosen)} patients" if chosen else "chosen on no patient"
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences that go with every answer, each once."""
+        return list(dict.fromkeys(member.notice for member in self.members if member.notice))
+
+    @property
     def cohorts(self) -> list[str]:
         """Names of the cohorts that the members were trained on."""
         return sorted({str(member.recipe.get("cohort", "")) for member in self.members})
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether every member's prediction sets were fitted to patients."""
+        return all(member.learnt.conformal.n_wildtype + member.learnt.conformal.n_mutant > 0 for member in self.members)
 
     def number(self, stored: StoredVolume, *, views: int, confidence: float) -> dict[str, Any]:
         """Return probability, interval, decision and set."""
@@ -136,7 +159,7 @@ class Ensemble:
             "low": low,
             "high": high,
             "decision": "mutant" if probability >= self.threshold else "wildtype",
-            "prediction_set": ("none", "wildtype", "mutant", "both")[wildtype + 2 * mutant],
+            "prediction_set": ("none", "wildtype", "mutant", "both")[wildtype + 2 * mutant] if self.has_sets else None,
             "members": tuple(logits.probability for logits in members),
         }
 
@@ -154,15 +177,27 @@ class Ensemble:
         highest = float(mean.max())
         return np.asarray(mean / highest if highest > 0 else mean, dtype=np.float32)
 
+    def tumour(self, stored: StoredVolume) -> NDArray[np.float32] | None:
+        """Probability [D, H, W] of tumour within the brain, the mean of the members that segment; None without any."""
+        volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None].to(self.device)
+        found = [tumour_probability(member.network, volume) for member in self.members]
+        known = [one[0].cpu() for one in found if one is not None]
+        if not known:
+            return None
+        inside = np.asarray(stored.brain) > 0
+        return np.asarray(torch.stack(known).mean(dim=0).numpy() * inside, dtype=np.float32)
+
 
 def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the checkpoints that a setting names: a run, a file, a folder of runs, or several of these.
+    """Checkpoints that a setting names: a run, a file, a folder of runs, "pretrained", or several of these.
 
     Raises:
         CheckpointError: If there is none.
     """
     if not isinstance(checkpoint, str | Path):
         found = [path for one in checkpoint for path in checkpoints_in(one)]
+    elif str(checkpoint) == SHIPPED:
+        found = [Path(SHIPPED)]
     else:
         place = Path(checkpoint)
         runs = [place] if not place.is_dir() or (place / "checkpoints").is_dir() else sorted(place.iterdir())

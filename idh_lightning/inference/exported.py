@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.checkpoint import SHIPPED, Checkpoint
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
@@ -77,8 +77,8 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     them and compared with predictions.csv as well.
 
     Args:
-        checkpoint: A run folder or a .ckpt.
-        path: By default model.onnx or model.pt2 beside the checkpoint.
+        checkpoint: A run folder, a .ckpt, or "pretrained" for the network in the package.
+        path: By default model.onnx or model.pt2 beside the checkpoint; of "pretrained" in the working folder.
         form: "onnx", or "torch_export" for `torch.export.load`.
 
     Raises:
@@ -96,7 +96,8 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     if form == "onnx":
         _require_packages()
     member = Member.of(Checkpoint.read(checkpoint))
-    path = path or member.file.with_name(f"model{EXPORT_SUFFIXES[form]}")
+    beside = Path() if str(checkpoint) == SHIPPED else member.file.parent  # never into the package
+    path = path or beside / f"model{EXPORT_SUFFIXES[form]}"
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
     shape = (2, len(member.recipe["sequences"]), *edges)

@@ -15,8 +15,8 @@ from idh_lightning.inference.ensemble import Ensemble
 Status = Literal["answered", "flagged", "withheld", "failed"]
 
 COLUMNS = (
-    "study_id", "status", "probability", "low", "high", "decision", "prediction_set", "unlike", "reason", "warnings",
-    "map", "page", "elapsed_s",
+    "study_id", "status", "probability", "low", "high", "decision", "prediction_set", "tumour_ml", "unlike", "reason",
+    "warnings", "map", "tumour", "page", "elapsed_s",
 )  # fmt: skip
 
 
@@ -38,7 +38,10 @@ class StudyPrediction:
         reasons: Why there is no answer.
         warnings: What to know about the answer.
         members: Probability by each checkpoint.
+        tumour_ml: Volume of the tumour as the network found it, also where the number is withheld; None where no member
+            of the ensemble segments.
         map_file: NIfTI on the grid of the study's own FLAIR, or None.
+        tumour_file: The tumour found, 0 and 1, on the same grid, or None.
         page: study.html, or None.
         elapsed_s: Wall clock, with its share of the preparation.
     """
@@ -54,7 +57,9 @@ class StudyPrediction:
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     members: tuple[float, ...] = ()
+    tumour_ml: float | None = None
     map_file: Path | None = None
+    tumour_file: Path | None = None
     page: Path | None = None
     elapsed_s: float = 0.0
 
@@ -79,10 +84,12 @@ def write_tables(answers: Sequence[StudyPrediction], ensemble: Ensemble, confide
             "high": one.high,
             "decision": one.decision,
             "prediction_set": one.prediction_set,
+            "tumour_ml": None if one.tumour_ml is None else round(one.tumour_ml, 2),
             "unlike": list(one.unlike),
             "reason": list(one.reasons),
             "warnings": list(one.warnings),
             "map": name(one.map_file),
+            "tumour": name(one.tumour_file),
             "page": name(one.page),
             "elapsed_s": round(one.elapsed_s, 3),
         }
@@ -94,6 +101,7 @@ def write_tables(answers: Sequence[StudyPrediction], ensemble: Ensemble, confide
     write_text(output / "predictions.csv", table.reindex(columns=list(COLUMNS)).to_csv(index=False))
     content = {
         "checkpoints": [str(member.file) for member in ensemble.members],
+        "notices": ensemble.notices,
         "sequences": list(ensemble.sequences),
         "threshold": ensemble.threshold,
         "confidence": confidence,

@@ -15,8 +15,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
-from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.checkpoint import SHIPPED, Checkpoint
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
 from idh_lightning.config.instantiation import torch_device
 from idh_lightning.errors import IDHError
@@ -24,12 +25,21 @@ from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.study_page import write_page
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
-from idh_lightning.volumes import StoredVolume, VolumeStore, write_map
+from idh_lightning.volumes import (
+    StoredVolume,
+    VolumeStore,
+    mask_in_patient_space,
+    write_in_patient_space,
+    write_map,
+)
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 8
 """Studies prepared together: enough to keep two cores busy, few enough to hold memory and disk flat."""
+
+LEAST_TUMOUR_ML = 0.5
+"""Sum over the brain of the probability of tumour below which a network that segments has found none to judge."""
 
 MOST_VOXELS = 2**28
 """In all files of a study: 1 GiB as float32."""
@@ -57,7 +67,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path | Sequence[str | Path],
+        checkpoint: str | Path | Sequence[str | Path] = SHIPPED,
         *,
         views: int = 4,
         withhold: bool = True,
@@ -67,7 +77,8 @@ class Predictor:
         """Load the checkpoints.
 
         Args:
-            checkpoint: A run folder, a .ckpt, a folder of runs (a sweep), or several of these.
+            checkpoint: A run folder, a .ckpt, a folder of runs (a sweep), "pretrained" for the network in the package,
+                or several of these.
             views: Mirrored and moved copies of each study that go into the interval; 0 for none.
             withhold: Whether studies far outside the training range, or with doubtful sequences, get no number; else
                 they are flagged. Damaged files never get one.
@@ -143,20 +154,22 @@ class Predictor:
         if errors:
             return {"status": "failed", "reasons": tuple(errors)}
         stored = store.open(study)
-        doubts = [*self._doubts_of_files(faults), *self._doubts_of_likeness(stored)]
+        tumour = self.ensemble.tumour(stored)
+        doubts = [
+            *self._doubts_of_files(faults),
+            *_doubts_of_tumour(tumour, stored),
+            *self._doubts_of_likeness(stored),
+        ]
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
-        warnings = tuple(doubt.text for doubt in doubts if not doubt.withheld)
+        warnings = (*self.ensemble.notices, *(doubt.text for doubt in doubts if not doubt.withheld))
         cam = self.ensemble.map(stored)
-        files: dict[str, Any] = {}
-        if output is not None:
-            files["map_file"] = output / f"{new.study_id}_cam.nii.gz"
-            write_map(cam * (np.asarray(stored.brain) > 0), stored, files["map_file"])
+        files = self._written(cam, tumour, stored, new.study_id, output)
         unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
         if not withheld or (not self.withhold and not damaged):
-            warnings = (*withheld, *warnings)
-            flagged = any(doubt.check not in NOTES for doubt in doubts)
+            warnings = (*self.ensemble.notices, *withheld, *warnings[len(self.ensemble.notices) :])
+            flagged = bool(self.ensemble.notices) or any(doubt.check not in NOTES for doubt in doubts)
             answer = {
                 **self.ensemble.number(stored, views=self.views, confidence=self.confidence),
                 "status": "flagged" if flagged else "answered",
@@ -164,18 +177,41 @@ class Predictor:
             }
             if unlike:
                 answer["prediction_set"] = None
-        answer["unlike"] = unlike
+        answer |= {"unlike": unlike, **files}
         if output is not None:
-            answer |= files
             full = StudyPrediction(study_id=new.study_id, **answer)
             answer["draw"] = lambda: {
-                "page": write_page(full, study, stored, cam, self.ensemble, output, confidence=self.confidence)
+                "page": write_page(full, study, stored, cam, tumour, self.ensemble, output, confidence=self.confidence)
             }
         return answer
+
+    def _written(
+        self,
+        cam: NDArray[np.float32],
+        tumour: NDArray[np.float32] | None,
+        stored: StoredVolume,
+        study_id: str,
+        output: Path | None,
+    ) -> dict[str, Any]:
+        """Fields of a prediction that tell of its map and its tumour, which are written where there is a folder."""
+        fields: dict[str, Any] = {}
+        if output is not None:
+            fields["map_file"] = output / f"{study_id}_cam.nii.gz"
+            write_map(cam * (np.asarray(stored.brain) > 0), stored, fields["map_file"])
+        if tumour is not None:
+            mask, fields["tumour_ml"] = mask_in_patient_space(tumour, stored)
+            if output is not None:
+                fields["tumour_file"] = output / f"{study_id}_tumour.nii.gz"
+                write_in_patient_space(mask, stored, fields["tumour_file"])
+        return fields
 
     def _unfit(self, study: Study) -> str:
         """Return why a study cannot be read, in words, or ""."""
         absent = [name for name in self.ensemble.sequences if name not in study.files]
+        if absent and self.ensemble.preprocessing.missing == "zero":
+            for member in self.ensemble.members:
+                if lacking := member.lacking(study.files):
+                    return lacking
         if not absent or (self.ensemble.preprocessing.missing == "zero" and len(absent) < len(self.ensemble.sequences)):
             return _too_large(study)
         wanted, file = self.ensemble.sequences, self.ensemble.members[0].file
@@ -223,6 +259,21 @@ class Predictor:
                 if doubt.check not in found or doubt.withheld:
                     found[doubt.check] = doubt
         return list(found.values())
+
+
+def _doubts_of_tumour(tumour: NDArray[np.float32] | None, stored: StoredVolume) -> Iterator[OODWarning]:
+    """Doubt where a network that segments has found hardly any tumour."""
+    if tumour is None:
+        return
+    found_ml = float(tumour.sum() * np.prod(stored.spacing_mm) / 1000)
+    if found_ml < LEAST_TUMOUR_ML:
+        yield OODWarning(
+            check="no_tumour",
+            text=f"No tumour found: {found_ml:.2f} mL in all (the sum of each voxel's probability); expected "
+            f"{LEAST_TUMOUR_ML} mL at least, since the answer is what the voxels of the tumour vote. Check that the "
+            "study was made before surgery and shows a glioma; withhold=false gives a number all the same.",
+            withheld=True,
+        )
 
 
 def _tried(study_id: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:

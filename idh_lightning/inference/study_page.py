@@ -43,6 +43,7 @@ def write_page(
     study: Study,
     stored: StoredVolume,
     cam: NDArray[np.floating],
+    tumour: NDArray[np.floating] | None,
     ensemble: Ensemble,
     output: Path,
     *,
@@ -55,6 +56,7 @@ def write_page(
         study: Its files.
         stored: As the network saw it.
         cam: [D, H, W], on the grid of `stored`.
+        tumour: [D, H, W], probability of tumour, outlined where it is half; None for no outline.
         ensemble: That predicts.
         output: The folder.
         confidence: Of the interval.
@@ -63,17 +65,18 @@ def write_page(
     if answer.probability is not None:
         title += f"   ·   P(mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
     image, inside = np.asarray(stored.image, dtype=np.float32), cam * (np.asarray(stored.brain) > 0)
-    figure = cam_panel(image, ensemble.sequences, inside, None, stored.affine_ras, title)
+    found = None if tumour is None else tumour >= 0.5
+    figure = cam_panel(image, ensemble.sequences, inside, found, stored.affine_ras, title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)
     with atomic_write(output / f"{answer.study_id}.png") as temporary:
         temporary.write_bytes(png.getvalue())
     files = {name: study.files[name] for name in ensemble.sequences if name in study.files}
-    at_mm = cross_mm(tumour_planes(None, inside, inside.shape), stored.affine_ras)
+    at_mm = cross_mm(tumour_planes(found, inside, inside.shape), stored.affine_ras)
 
     def views() -> Markup:
         assert answer.map_file is not None
-        scene = read_scene(files, answer.map_file, study.mask, at_mm)
+        scene = read_scene(files, answer.map_file, study.mask or answer.tumour_file, at_mm)
         return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
 
     viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)
@@ -87,6 +90,8 @@ def write_page(
         files={name: path.name for name, path in study.files.items()},
         sets=SETS,
         threshold=ensemble.threshold,
+        threshold_from=ensemble.threshold_from,
+        notices=ensemble.notices,
         confidence=confidence,
         coverage=ensemble.coverage,
         checkpoints=[str(member.file) for member in ensemble.members],

@@ -3,6 +3,7 @@
 from idh_lightning.models.batch_norm import calibrate_batch_norm
 from idh_lightning.models.memory import TrainingMemory, training_memory
 from idh_lightning.models.network import NetworkOutput, StemTailNetwork, TailInput
+from idh_lightning.models.voting import VotingNetwork, tumour_probability
 from idh_lightning.models.weights import LATER, WeightsOrigin, inflate, load_weights
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "StemTailNetwork",
     "TailInput",
     "TrainingMemory",
+    "VotingNetwork",
     "WeightsOrigin",
     "calibrate_batch_norm",
     "inflate",
     "load_weights",
     "training_memory",
+    "tumour_probability",
 ]

@@ -1,6 +1,6 @@
 """Out-of-distribution detection: is a study like the training ones?"""
 
-from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor
+from idh_lightning.ood.descriptor import StudyDescriptor, study_descriptor, volume_descriptor
 from idh_lightning.ood.detector import MahalanobisModel, OODWarning, OutOfDistributionDetector
 from idh_lightning.ood.fit import fit_ood_detector
 
@@ -11,4 +11,5 @@ __all__ = [
     "StudyDescriptor",
     "fit_ood_detector",
     "study_descriptor",
+    "volume_descriptor",
 ]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.stats import skew
 from torch.nn import functional
 
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, VotingNetwork
 from idh_lightning.volumes import StoredVolume
 
 FloatArray = NDArray[np.float64]
@@ -68,14 +68,39 @@ class StudyDescriptor:
         )
 
 
-def study_descriptor(stored: StoredVolume, network: StemTailNetwork) -> StudyDescriptor:
-    """Return a prepared study in numbers; the network gives the features."""
-    image = np.asarray(stored.image, dtype=np.float32)
-    brain = np.asarray(stored.brain) > 0
+def study_descriptor(stored: StoredVolume, network: StemTailNetwork | VotingNetwork) -> StudyDescriptor:
+    """Descriptor of a prepared study; the network gives the features."""
+    return volume_descriptor(
+        np.asarray(stored.image, dtype=np.float32),
+        np.asarray(stored.brain) > 0,
+        network,
+        spacing_mm=stored.spacing_mm,
+        native_spacing_mm=stored.geometry.spacing_mm,
+    )
+
+
+def volume_descriptor(
+    image: NDArray[np.float32],
+    brain: NDArray[np.bool_],
+    network: StemTailNetwork | VotingNetwork,
+    *,
+    spacing_mm: Sequence[float],
+    native_spacing_mm: Sequence[float],
+) -> StudyDescriptor:
+    """Descriptor of a volume that need not come from a store.
+
+    Args:
+        image: [C, D, H, W], z-scores within the brain, 0 outside it.
+        brain: [D, H, W].
+        network: Gives the features.
+        spacing_mm: Voxel size of the grid along D, H, W.
+        native_spacing_mm: Voxel size of the study's own images.
+    """
     inner = ndimage.binary_erosion(brain, iterations=2)  # without the rim, where sequences differ by registration
     inner = inner if inner.any() else brain
     values = image[:, inner].astype(np.float64)
-    together = np.nan_to_num(np.corrcoef(values)).reshape(len(image), len(image))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a missing sequence correlates with none
+        together = np.nan_to_num(np.corrcoef(values)).reshape(len(image), len(image))
     contrast = np.array([[_skew(second - first) for second in values] for first in values])
     steps = [np.diff(image, axis=axis)[:, _both(brain, axis - 1)] for axis in (1, 2, 3)]
     device = next(network.parameters()).device
@@ -83,7 +108,7 @@ def study_descriptor(stored: StoredVolume, network: StemTailNetwork) -> StudyDes
     whole = torch.cat([volume, torch.from_numpy(brain)[None, None].float()], dim=1)
     features = network.own(network.stem(volume.to(device))).mean(dim=(2, 3, 4))[0].double().cpu().numpy()
     return StudyDescriptor(
-        geometry=_geometry(stored, brain),
+        geometry=_geometry(brain, spacing_mm, native_spacing_mm),
         profiles=np.percentile(values, PERCENTILES, axis=1).T,
         roughness=np.log(np.concatenate(steps, axis=1).std(axis=1).astype(np.float64) + 1e-3),
         skewness=np.array([_skew(one) for one in values]),
@@ -110,14 +135,16 @@ def turned(picture: FloatArray, axes: Sequence[int], flipped: Sequence[int]) -> 
     return np.flip(picture.transpose(0, *axes), axis=tuple(flipped))
 
 
-def _geometry(stored: StoredVolume, brain: NDArray[np.bool_]) -> dict[str, float]:
-    edge_mm = np.array(stored.spacing_mm)
+def _geometry(
+    brain: NDArray[np.bool_], spacing_mm: Sequence[float], native_spacing_mm: Sequence[float]
+) -> dict[str, float]:
+    edge_mm = np.array(spacing_mm)
     box = ndimage.find_objects(brain.astype(np.uint8))
     sides = [side.stop - side.start for side in box[0]] if box else [0, 0, 0]
     height, depth, width = (float(n * mm) for n, mm in zip(sides, edge_mm, strict=True))
     return {
-        "least_voxel_edge_mm": float(min(stored.geometry.spacing_mm)),
-        "greatest_voxel_edge_mm": float(max(stored.geometry.spacing_mm)),
+        "least_voxel_edge_mm": float(min(native_spacing_mm)),
+        "greatest_voxel_edge_mm": float(max(native_spacing_mm)),
         "brain_ml": float(brain.sum() * np.prod(edge_mm) / 1000),
         "brain_height_mm": height,
         "brain_length_mm": depth,

@@ -255,10 +255,15 @@ class OutOfDistributionDetector:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the range that `to_dict` described."""
+        """Return the range that `to_dict` described; its tensors may have become lists."""
+
+        def tensors(part: Mapping[str, Any]) -> dict[str, Tensor]:
+            return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in part.items()}
+
         content = {"measured": {}} | {item.name: state[item.name] for item in fields(cls) if item.name in state}
-        clouds = {name: MahalanobisModel(**content[name]) for name in ("order", "features")}
-        return cls(**content | clouds | {"sequences": tuple(content["sequences"])})
+        clouds = {name: MahalanobisModel(**tensors(content[name])) for name in ("order", "features")}
+        means = tensors({name: content[name] for name in ("profiles", "roughness", "picture")})
+        return cls(**content | clouds | means | {"sequences": tuple(content["sequences"])})
 
     def _same_images(self, study: StudyDescriptor, here: Sequence[int]) -> Iterable[OODWarning]:
         for first, second in itertools.combinations(here, 2):

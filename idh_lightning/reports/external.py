@@ -26,8 +26,9 @@ def external_section(run: ReportedRun) -> External | None:
     if not isinstance(section, Mapping):
         return None
     means = " or ".join({"patient_id": "identifier", "image": "image"}.get(m, m) for m in section.get("seen_by", []))
+    trained = f"The network was trained on {section.get('n_train', '?')} patients of {section.get('trained_on', '?')}."
     words = (
-        f"The network was trained on {section.get('n_train', '?')} patients of {section.get('trained_on', '?')}. No "
+        f"{section.get('notice', trained)} No "
         f"patient below was among them or among those who chose its epoch and threshold, by {means}; "
         f"{section.get('left_out', 0)} studies were left out for that reason."
     )

@@ -40,5 +40,5 @@ def save_page(path: Path, template: str, **content: Any) -> Path:
 
 def badges(*cohorts: object) -> list[str]:
     """Badges of a page that shows what a network says, from the names of the cohorts that it was trained on."""
-    synthetic = any("phantom" in str(cohort) for cohort in cohorts)
+    synthetic = any(word in str(cohort) for cohort in cohorts for word in ("phantom", "synthetic"))
     return [NOT_CLINICAL, *([SYNTHETIC] if synthetic else [])]

@@ -151,6 +151,7 @@ UNLIKE = {
     "brain width": "width of the brain",
     "features": "image features of the network's first layers",
     "missing sequence": "a sequence is missing",
+    "no tumour": "hardly any tumour was found",
     "lost part": "a part of an image is lost",
     "repeated sequence": "one file under two names",
     "small brain": "too little brain",

@@ -14,10 +14,11 @@ from idh_lightning.attribution import logit_difference
 from idh_lightning.attribution.comparison import MapComparison
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, tumour_probability
 from idh_lightning.reports.drawing import cores_left_to_drawing, drawing_processes, write_explanation
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.runs.preparation import PreparedCohort
+from idh_lightning.volumes import mask_in_patient_space, write_in_patient_space
 
 
 def write_map_comparison(
@@ -35,8 +36,9 @@ def write_map_comparison(
 
     Writes explanations.csv, explanations_by_sign.csv (of synthetic studies), explanations.json, sanity.csv,
     cascade.csv, sequences.csv, explanations.html, and of the method that is chosen the maps
-    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png). The network is left as it was; for
-    `others` see `MapComparison`. Without post-processing the larger logit calls a study mutant or wildtype.
+    (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png); of a network that segments, also the
+    tumour found (explanations/<study_id>_tumour.nii.gz). The network is left as it was; for `others` see
+    `MapComparison`. Without post-processing the larger logit calls a study mutant or wildtype.
     """
 
     def call(margins: NDArray[np.float64]) -> NDArray[np.integer]:
@@ -67,6 +69,12 @@ def write_map_comparison(
                 margins = logit_difference(network(volumes)).double().cpu().numpy()
             calibrated = None if post_processing is None else post_processing.calibrator(margins).tolist()
             maps = compared.method(network, volumes).cpu().numpy()
+            tumours = tumour_probability(network, volumes)
+            for study, item, tumour in zip(
+                chunk, stored, () if tumours is None else tumours.cpu().numpy(), strict=False
+            ):
+                mask, _ = mask_in_patient_space(tumour * (np.asarray(item.brain) > 0), item)
+                write_in_patient_space(mask, item, folder / "explanations" / f"{study.study_id}_tumour.nii.gz")
             for study, item, cam, probability in zip(
                 chunk, stored, maps, calibrated or [None] * len(chunk), strict=True
             ):

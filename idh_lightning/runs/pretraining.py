@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -10,24 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Subset
 
 from idh_lightning.callbacks import Provenance, WholeCheckpointIO
+from idh_lightning.callbacks.provenance import git_commit
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data.synthetic import SyntheticGlioma, SyntheticGliomas
 from idh_lightning.files import write_json
 from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, save_segmenter, tumour_logit
 from idh_lightning.objectives.segmentation import segmentation_loss
+from idh_lightning.runs.pretrained import DrawnStudy, write_pretrained
 from idh_lightning.runs.rehearsal import make_trainer, optimizer_of
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 1_000_033
 """Added to the seed of the patients that are learnt from, for those that only tell how far it has come."""
+
+
+DESCRIBED_SEED = 1_000_037
+"""Added likewise, for those that tell the out-of-distribution detector how studies may look."""
+
+CARD = """# Tumour segmenter with dense vote
+
+**Research software, not for clinical use.** Learnt from synthetic gliomas alone: no image of a real patient was used.
+
+- Command: `{command}`
+- Commit: {commit}; seed {seed}; {steps} steps, {hours} hours
+- On {patients} other synthetic patients, one draw each: mean Dice coefficient {dice:.2f}, votes right {accuracy:.2f}
+- On real patients: docs/results/real.md
+"""
 
 
 class LocatorPretraining(lightning.LightningModule):
@@ -137,8 +156,33 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         ckpt_path=last if config.checkpoint == "last" and last.is_file() else None,
         weights_only=True,
     )
-    logger.info("Weights of the locator: %s", folder / "locator.safetensors")
+    if trainer.is_global_zero:
+        described = gliomas(length=int(plan.described_patients), seed=config.seed + DESCRIBED_SEED, views=1, window=1)
+        write_pretrained(folder / "pretrained", model.segmenter, _drawn(described), card=card.text())
+        logger.info("Locator and its description: %s", folder / "pretrained")
     return card.scores
+
+
+def _drawn(gliomas: SyntheticGliomas) -> list[DrawnStudy]:
+    """Studies with the voxel sizes that a randomised loss of resolution stands for, drawn anew where it is none."""
+    grid = gliomas.preprocessing
+    edge_mm = (grid.edge_mm or 200.0) / max(grid.shape)
+    coarsest = 1.0 if gliomas.randomisation is None else gliomas.randomisation.coarsest
+    rng = np.random.default_rng(gliomas.seed)
+    studies = []
+    for index in track(range(len(gliomas)), description="Drawing synthetic patients"):
+        one = gliomas[index]
+        studies.append(
+            DrawnStudy(
+                image=one.volumes.numpy(),
+                mask=one.masks.numpy().astype(np.uint8),
+                brain=one.brains.numpy().astype(np.uint8),
+                label=int(one.labels),
+                spacing_mm=[edge_mm] * 3,
+                native_spacing_mm=[rng.uniform(0.5, coarsest * edge_mm), *[rng.uniform(0.4, 2.0)] * 2],
+            )
+        )
+    return studies
 
 
 class Card(lightning.pytorch.callbacks.Callback):
@@ -173,6 +217,20 @@ class Card(lightning.pytorch.callbacks.Callback):
         )
         segmenter: Any = pl_module.segmenter
         save_segmenter(segmenter, self.folder / "locator.safetensors", {"learnt_from": "synthetic gliomas alone"})
+
+    def text(self) -> str:
+        """Model card of the network, in Markdown."""
+        file = self.folder / "locator.json"
+        told = json.loads(file.read_text(encoding="utf-8"))
+        scores = told["scores_on_other_synthetic_patients"]
+        return CARD.format(
+            command="python -m idh_lightning.train experiment=pretrain_locator",
+            commit=git_commit() or "unknown",
+            **{name: told[name] for name in ("seed", "steps", "hours")},
+            dice=scores.get("val/dice", float("nan")),
+            accuracy=scores.get("val/vote_accuracy", float("nan")),
+            patients=self.recipe["pretraining"]["validation_patients"],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far, which a training that is gone on with adds to."""

@@ -2,7 +2,13 @@
 
 from idh_lightning.volumes.checks import FaultyStudyError
 from idh_lightning.volumes.entries import StoredVolume
-from idh_lightning.volumes.mapping import codes_on_grid, to_patient_space, write_map
+from idh_lightning.volumes.mapping import (
+    codes_on_grid,
+    mask_in_patient_space,
+    to_patient_space,
+    write_in_patient_space,
+    write_map,
+)
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 from idh_lightning.volumes.reading import Geometry
 from idh_lightning.volumes.store import PrepareReport, VolumeStore
@@ -16,6 +22,8 @@ __all__ = [
     "Volume",
     "VolumeStore",
     "codes_on_grid",
+    "mask_in_patient_space",
     "to_patient_space",
+    "write_in_patient_space",
     "write_map",
 ]

@@ -42,6 +42,24 @@ def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tupl
     return np.clip(resampled, 0.0, 1.0), stored.geometry
 
 
+def mask_in_patient_space(probability: NDArray[np.floating], stored: StoredVolume) -> tuple[NDArray[np.uint8], float]:
+    """Tumour of a study, on the grid of its own FLAIR, where its probability, linearly interpolated, is half or more.
+
+    Args:
+        probability: [D, H, W] on the grid of the store, 0..1.
+        stored: The study.
+
+    Returns:
+        The mask [z, y, x], 0 and 1, and its volume in mL.
+
+    Raises:
+        VolumeError: If the probability has another shape than the study, or values outside 0..1.
+    """
+    voxels, geometry = to_patient_space(probability, stored)
+    mask = (voxels >= 0.5).astype(np.uint8)
+    return mask, float(np.count_nonzero(mask) * np.prod(geometry.spacing_mm) / 1000)
+
+
 def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) -> None:
     """Write a map [D, H, W] of a study as a NIfTI file that lies on its FLAIR: same shape, same affine.
 
@@ -53,12 +71,21 @@ def write_map(values: NDArray[np.floating], stored: StoredVolume, path: Path) ->
     Raises:
         VolumeError: If the map does not fit the study, or the name is no NIfTI name.
     """
+    write_in_patient_space(to_patient_space(values, stored)[0], stored, path)
+
+
+def write_in_patient_space(voxels: NDArray[np.float32 | np.uint8], stored: StoredVolume, path: Path) -> None:
+    """Write voxels [z, y, x] on the grid of a study's own FLAIR as a NIfTI file.
+
+    Raises:
+        VolumeError: If the name is no NIfTI name.
+    """
     if not path.name.endswith(".nii.gz"):
         raise VolumeError(f"{path}: the name of a map must end in .nii.gz.")
-    voxels, geometry = to_patient_space(values, stored)
-    image = nib.Nifti1Image(voxels.T, geometry.affine_ras)
-    image.set_qform(geometry.affine_ras, code=1)
-    image.set_sform(geometry.affine_ras, code=1)
+    affine_ras = stored.geometry.affine_ras
+    image = nib.Nifti1Image(voxels.T, affine_ras)
+    image.set_qform(affine_ras, code=1)
+    image.set_sform(affine_ras, code=1)
     image.header.set_xyzt_units("mm")
     with atomic_write(path) as temporary:
         temporary.write_bytes(igzip.compress(image.to_bytes(), compresslevel=2, mtime=0))
