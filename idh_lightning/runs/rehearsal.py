@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from idh_lightning.attribution.library import method_files
+from idh_lightning.attribution.maps import method_files
 from idh_lightning.callbacks import tracking_mode
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
