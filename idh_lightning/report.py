@@ -27,9 +27,8 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import atomic_write, write_json, write_text
-from idh_lightning.reports.comparison_page import write_comparison
 from idh_lightning.reports.run_folder import ReportedRun, read_run
-from idh_lightning.reports.run_page import write_report
+from idh_lightning.reports.run_page import write_comparison, write_report
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.summary import print_summary
 from idh_lightning.runs.sweeps import (

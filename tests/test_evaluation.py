@@ -15,19 +15,17 @@ from idh_lightning.evaluation import (
     Fold,
     PostProcessing,
     compare_all,
-    compare_runs,
     compare_with_internal,
     patient_predictions,
     per_patient,
-    pool,
     relation,
     spread,
 )
-from idh_lightning.evaluation.baselines import Baseline, fit_baseline
+from idh_lightning.evaluation.cross_validation import compare_runs, pool
 from idh_lightning.evaluation.discrimination import auroc_delong
-from idh_lightning.evaluation.intervals import Bootstrap
+from idh_lightning.evaluation.measurement import Measurement, age_bands, group_names
+from idh_lightning.evaluation.postprocessing import Baseline, fit_baseline
 from idh_lightning.evaluation.predictions import join
-from idh_lightning.evaluation.subgroups import age_bands, group_names, group_scores, within_groups_auroc
 
 GRADE, DIAGNOSIS = "WHO CNS Grade", "Final pathologic diagnosis (WHO 2021)"
 
@@ -509,7 +507,7 @@ def test_subgroups_count_their_patients_and_small_ones_say_too_few(results, coho
 
 def test_a_group_of_everyone_has_the_results_of_everyone(results):
     patients = results.predictions[results.predictions["split"] == "test"]
-    found = group_scores(patients, minimum=5, resamples=Bootstrap.draw(patients["label"], resamples=200))
+    found = Measurement(bootstrap=200).group_scores(patients)
     for name in found:
         assert found[name] == pytest.approx(results.metrics["test"][name])
 
@@ -520,11 +518,11 @@ def test_a_score_that_is_only_the_grade_gives_one_half_within_grades():
     label = (rng.random(300) < np.array([0.9, 0.6, 0.1])[grade - 2]).astype(int)
     patients = pd.DataFrame({"label": label, "logit": -grade.astype(float)})
     assert roc_auc_score(label, -grade) > 0.8
-    settings = {"minimum": 5, "resamples": 200, "seed": 0, "confidence": 0.95}
-    assert within_groups_auroc(patients, pd.Series(grade), **settings)["value"] == 0.5
+    settings = Measurement(bootstrap=200)
+    assert settings.within_groups_auroc(patients, pd.Series(grade))["value"] == 0.5
     patients["logit"] += 0.1 * label
-    assert within_groups_auroc(patients, pd.Series(grade), **settings)["value"] == 1
-    alone = within_groups_auroc(patients, pd.Series(label), **settings)
+    assert settings.within_groups_auroc(patients, pd.Series(grade))["value"] == 1
+    alone = settings.within_groups_auroc(patients, pd.Series(label))
     assert alone["value"] is None
     assert "too few" in alone["why"]
 
@@ -538,14 +536,8 @@ def test_the_area_within_groups_counts_pairs_of_the_same_group_only():
         for j in range(60)
         if label[i] == 1 and label[j] == 0 and group[i] == group[j]
     ]
-    found = within_groups_auroc(
-        pd.DataFrame({"label": label, "logit": logit}),
-        pd.Series(group),
-        minimum=5,
-        resamples=200,
-        seed=0,
-        confidence=0.95,
-    )
+    patients = pd.DataFrame({"label": label, "logit": logit})
+    found = Measurement(bootstrap=200).within_groups_auroc(patients, pd.Series(group))
     assert found["value"] == pytest.approx(np.mean(won))
     assert found["low"] < found["value"] < found["high"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from idh_lightning.errors import EvaluationError
-from idh_lightning.evaluation import tumour_features
+from idh_lightning.evaluation.development import tumour_features
 
 
 def ball(radii_mm, spacing_mm, size=48, centre=None):

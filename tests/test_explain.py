@@ -13,7 +13,8 @@ from conftest import FakeStore, studies_of
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from idh_lightning.attribution import Evidence, GradCAM, localisation_scores
+from idh_lightning.attribution import Evidence, GradCAM
+from idh_lightning.attribution.scores import localisation_scores
 from idh_lightning.callbacks import maps as explanations
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import ExplanationError, ModelError

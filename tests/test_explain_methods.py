@@ -13,17 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from idh_lightning.attribution import (
-    Evidence,
-    GradCAM,
-    IntegratedGradients,
-    Method,
-    Occlusion,
-    Supervoxels,
-    margin_lost,
-    mirrored,
-)
-from idh_lightning.attribution.perturbation import supervoxels
+from idh_lightning.attribution import Evidence, GradCAM, IntegratedGradients, Method, Occlusion, Supervoxels
+from idh_lightning.attribution.perturbation import margin_lost, mirrored, supervoxels
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.radiomics import RADIOMICS_GAIN

@@ -10,10 +10,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score
 
-from idh_lightning.attribution import baselines, localisation_scores, study_rows, tumour_ranks
 from idh_lightning.attribution.maps import shares_placed
-from idh_lightning.attribution.scores import brain_mask, centre_gaussian
-from idh_lightning.attribution.signs import sign_scores
+from idh_lightning.attribution.scores import (
+    baselines,
+    brain_mask,
+    centre_gaussian,
+    localisation_scores,
+    study_rows,
+    tumour_ranks,
+)
+from idh_lightning.attribution.studies import sign_scores
 
 
 def head(edge: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -15,11 +15,10 @@ from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning import explain as explanation
-from idh_lightning.attribution import SCORES
-from idh_lightning.attribution.library import methods_named
+from idh_lightning.attribution.maps import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
+from idh_lightning.attribution.scores import SCORES, choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.attribution.studies import reference_maps
-from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import CONF_DIR

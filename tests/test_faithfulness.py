@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from idh_lightning.attribution.faithfulness import brain, deletion_insertion, inpaint_by_symmetry
-from idh_lightning.attribution.sequence_importance import shapley
+from idh_lightning.attribution.faithfulness import brain, deletion_insertion, inpaint_by_symmetry, shapley
 from idh_lightning.errors import ExplanationError
 
 EDGE = 12

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
-from idh_lightning.reports import course_figures, figures
+from idh_lightning.reports import course_figures, figures, style
 from idh_lightning.reports.tables import Estimate
 
 
@@ -85,7 +85,7 @@ def test_a_forest_plot_for_a_telephone_is_narrow_and_its_words_do_not_lie_on_eac
     title = "A title that is longer than a telephone is wide, by far"
     figure = figures.forest(rows, title=title, narrow=True, reference=("all", 0.95))
     figure.draw_without_rendering()
-    assert figure.get_figwidth() == figures.NARROW
+    assert figure.get_figwidth() == style.NARROW
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)

@@ -20,7 +20,7 @@ from tiny_studies import write_study
 
 from idh_lightning import checkpoint as checkpoint_module
 from idh_lightning.attribution import DenseVote
-from idh_lightning.attribution.library import methods_named
+from idh_lightning.attribution.maps import methods_named
 from idh_lightning.attribution.sanity import cascade
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import composed

@@ -30,7 +30,7 @@ from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
 from idh_lightning.report import SweepReport, run_folders
-from idh_lightning.reports.sweeps import curve, parallel_coordinates
+from idh_lightning.reports.course_figures import curve, parallel_coordinates
 from idh_lightning.runs.resuming import expanded
 from idh_lightning.runs.state import keep_recipe
 from idh_lightning.runs.sweeps import (

@@ -12,8 +12,16 @@ import pytest
 from browser import needs_chromium, opened
 from PIL import Image
 
-from idh_lightning.reports.turning import FRAMES, save_gif, turning_frames, turning_view
-from idh_lightning.reports.viewer import Scene, drawn_or_reason, read_scene, slice_viewer
+from idh_lightning.reports.viewer import (
+    FRAMES,
+    Scene,
+    drawn_or_reason,
+    read_scene,
+    save_gif,
+    slice_viewer,
+    turning_frames,
+    turning_view,
+)
 
 MIDDLE = np.array([12.0, -30.0, 45.0])
 """Of the head, in RAS mm: no origin of anything."""

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from idh_lightning.attribution import SCORES
-from idh_lightning.attribution.summary import LOWER_IS_BETTER
+from idh_lightning.attribution.scores import LOWER_IS_BETTER, SCORES
 from idh_lightning.cli.tables import number
-from idh_lightning.evaluation import Measurement
 from idh_lightning.evaluation.calibration import CalibrationMethod
 from idh_lightning.evaluation.decisions import Rule
+from idh_lightning.evaluation.measurement import Measurement
 from idh_lightning.inference.predictor import WITHHOLDING, name_of_check
 from idh_lightning.inference.study_page import alarm_line
 from idh_lightning.module import IDHClassifier

@@ -16,14 +16,8 @@ from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.cohort import SEQUENCES, Cohort, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.instantiation import instantiate_section
-from idh_lightning.evaluation import (
-    Calibrator,
-    ConformalSets,
-    DevelopmentCohort,
-    OperatingPoint,
-    PostProcessing,
-    image_covariates,
-)
+from idh_lightning.evaluation import Calibrator, DevelopmentCohort, PostProcessing, image_covariates
+from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.objectives import mask_loss
 from idh_lightning.ood import fit_ood_detector

@@ -15,15 +15,25 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from idh_lightning.attribution.faithfulness import PerturbationCurves, deletion_insertion
-from idh_lightning.attribution.library import methods_named
-from idh_lightning.attribution.maps import Method, logit_difference
+from idh_lightning.attribution.faithfulness import PerturbationCurves, deletion_insertion, shapley
+from idh_lightning.attribution.maps import Method, logit_difference, methods_named
 from idh_lightning.attribution.sanity import between, cascade, sanity_table, shifts
-from idh_lightning.attribution.scores import SCORE_COLUMNS, mean_mask
-from idh_lightning.attribution.sequence_importance import shapley
-from idh_lightning.attribution.signs import POINTING_WHERE_DECISIVE, SIGN_CODES, sign_masks, sign_rows
-from idh_lightning.attribution.studies import explanation_rows, volume_tensor
-from idh_lightning.attribution.summary import choose, mean_ranks, mean_with_interval, summarised
+from idh_lightning.attribution.scores import (
+    SCORE_COLUMNS,
+    choose,
+    mean_mask,
+    mean_ranks,
+    mean_with_interval,
+    summarised,
+)
+from idh_lightning.attribution.studies import (
+    POINTING_WHERE_DECISIVE,
+    SIGN_CODES,
+    explanation_rows,
+    sign_masks,
+    sign_rows,
+    volume_tensor,
+)
 from idh_lightning.cohort import Study
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import StoredVolume, VolumeStore
@@ -49,6 +59,22 @@ class ComparedMaps:
     content: Mapping[str, Any]
     method: Method
     studies: Sequence[Study]
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """Network that is explained, the studies, and the methods."""
+
+    network: StemTailNetwork
+    store: VolumeStore
+    studies: Sequence[Study]
+    training: Sequence[Study]
+    methods: Sequence[Method]
+    sequences: Sequence[str]
+
+    def volumes(self, studies: Sequence[Study]) -> Tensor:
+        """Volumes [B, C, D, H, W] of some studies."""
+        return volume_tensor([self.store.open(study) for study in studies], self.network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,25 +130,26 @@ class MapComparison:
             cohort: Name of the cohort of the studies.
             trained_on: Name of the cohort that the network was trained on.
         """
-        methods = methods_named(self.methods, network)
-        studies = studies if self.studies is None else of_both_labels(studies, self.studies)
-        scores, by_sign, seconds = self._scored(network, store, studies, training, methods, call)
+        chosen = studies if self.studies is None else of_both_labels(studies, self.studies)
+        on = _Subject(network, store, chosen, training, methods_named(self.methods, network), sequences)
+        scores, by_sign, seconds = self._scored(on, call)
         summary = summarised(scores, resamples=self.bootstrap, confidence=self.confidence)
-        faithfulness = self._faithfulness(network, store, of_both_labels(studies, self.faithfulness_studies), methods)
-        sanity, cascades = self._sanity(network, store, studies, methods, others or {})
-        importance = self._sequences(network, store, studies, training, sequences)
+        faithfulness = self._faithfulness(on)
+        sanity, cascades = self._sanity(on, others or {})
+        importance = self._sequences(on)
         ranks = mean_ranks(summary, {name: found["faithfulness"]["value"] for name, found in faithfulness.items()})
-        chosen = choose(ranks, sanity, [method.name for method in methods])
+        choice = choose(ranks, sanity, [method.name for method in on.methods])
         tables = {
             "explanations_by_sign.csv": by_sign,
             "sanity.csv": sanity,
             "cascade.csv": cascades,
             "sequences.csv": importance,
         }
-        keys, alike = ["method", "module"], ["spearman", "ssim"]
+        if not cascades.empty:
+            alike = cascades.groupby(["method", "module"], sort=False)[["spearman", "ssim"]].mean().reset_index()
         content = {
-            "default": chosen._asdict(),
-            "studies": len(studies),
+            "default": choice._asdict(),
+            "studies": len(chosen),
             "cohort": cohort,
             "trained_on": trained_on,
             "confidence": self.confidence,
@@ -132,16 +159,14 @@ class MapComparison:
             "by_sign": _records(self._by_sign(by_sign)),
             "faithfulness": faithfulness,
             "sanity": _records(sanity),
-            "cascade": []
-            if cascades.empty
-            else _records(cascades.groupby(keys, sort=False)[alike].mean().reset_index()),
+            "cascade": [] if cascades.empty else _records(alike),
             "sequences": self._by_sequence(importance, sequences),
         }
         return ComparedMaps(
             tables={"explanations.csv": scores} | {name: table for name, table in tables.items() if not table.empty},
             content=content,
-            method=next(method for method in methods if method.name == chosen.method),
-            studies=studies,
+            method=next(method for method in on.methods if method.name == choice.method),
+            studies=chosen,
         )
 
     def batches(
@@ -153,48 +178,38 @@ class MapComparison:
             stored = [store.open(study) for study in chunk]
             yield chunk, stored, volume_tensor(stored, network)
 
-    def _scored(
-        self,
-        network: StemTailNetwork,
-        store: VolumeStore,
-        studies: Sequence[Study],
-        training: Sequence[Study],
-        methods: Sequence[Method],
-        call: CallClass,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
+    def _scored(self, on: _Subject, call: CallClass) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
         """Rows of explanations.csv, those by sign, and seconds per study of each method."""
-        mean_tumour = mean_mask(store.open(study).mask for study in training)
+        mean_tumour = mean_mask(on.store.open(study).mask for study in on.training)
         rows: list[dict[str, object]] = []
         signs: list[dict[str, object]] = []
-        seconds = dict.fromkeys((method.name for method in methods), 0.0)
-        for chunk, stored, volumes in self.batches(network, store, studies, "Explaining"):
+        seconds = dict.fromkeys((method.name for method in on.methods), 0.0)
+        for chunk, stored, volumes in self.batches(on.network, on.store, on.studies, "Explaining"):
             with torch.no_grad():
-                called = call(logit_difference(network(volumes)).double().cpu().numpy())
+                called = call(logit_difference(on.network(volumes)).double().cpu().numpy())
             maps = {}
-            for method in methods:
+            for method in on.methods:
                 began = time.perf_counter()
-                maps[method.name] = method(network, volumes).cpu().numpy()
+                maps[method.name] = method(on.network, volumes).cpu().numpy()
                 seconds[method.name] += time.perf_counter() - began
             for index, (study, item) in enumerate(zip(chunk, stored, strict=True)):
                 cams = {name: theirs[index] for name, theirs in maps.items()}
                 known = {"label": study.label, "right": bool(called[index] == study.label)}
-                rows += [row | known for row in explanation_rows(network, methods, study, item, cams, mean_tumour)]
-                signs += [row | known for row in sign_rows(network, volumes[index], study, item, cams)]
-        each = {name: spent / max(len(studies), 1) for name, spent in seconds.items()}
+                found = explanation_rows(on.network, on.methods, study, item, cams, mean_tumour)
+                rows += [row | known for row in found]
+                signs += [row | known for row in sign_rows(on.network, volumes[index], study, item, cams)]
+        each = {name: spent / max(len(on.studies), 1) for name, spent in seconds.items()}
         return pd.DataFrame(rows, columns=[*SCORE_COLUMNS, "label", "right"]), pd.DataFrame(signs), each
 
-    def _faithfulness(
-        self, network: StemTailNetwork, store: VolumeStore, studies: Sequence[Study], methods: Sequence[Method]
-    ) -> dict[str, Any]:
+    def _faithfulness(self, on: _Subject) -> dict[str, Any]:
         """Method -> mean curves, areas, and `faithfulness`: insertion less deletion, with its interval."""
-        if not studies:
-            return {}
-        found: dict[str, list[PerturbationCurves]] = {method.name: [] for method in methods}
-        for _, _, volumes in self.batches(network, store, studies, "Deleting"):
-            for method in methods:
-                found[method.name].append(deletion_insertion(network, volumes, method(network, volumes)))
+        found: dict[str, list[PerturbationCurves]] = {method.name: [] for method in on.methods}
+        studies = of_both_labels(on.studies, self.faithfulness_studies)
+        for _, _, volumes in self.batches(on.network, on.store, studies, "Deleting") if studies else ():
+            for method in on.methods:
+                found[method.name].append(deletion_insertion(on.network, volumes, method(on.network, volumes)))
         content = {}
-        for name, batches in found.items():
+        for name, batches in found.items() if studies else ():
             curves = PerturbationCurves.joined(batches)
             areas = curves.areas
             content[name] = {
@@ -206,28 +221,23 @@ class MapComparison:
         return content
 
     def _sanity(
-        self,
-        network: StemTailNetwork,
-        store: VolumeStore,
-        studies: Sequence[Study],
-        methods: Sequence[Method],
-        others: Mapping[str, Sequence[StemTailNetwork]],
+        self, on: _Subject, others: Mapping[str, Sequence[StemTailNetwork]]
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Sanity checks that methods pass, and likeness of maps while the network is randomised."""
-        checked = of_both_labels(studies, max(self.sanity_studies, 2)) if self.sanity_studies else []
+        checked = of_both_labels(on.studies, max(self.sanity_studies, 2)) if self.sanity_studies else []
         if self.sanity_studies and len(checked) != self.sanity_studies:
             logger.warning(
                 "Sanity checks take %s: explanation.sanity_studies is %d, of %d explained; at least 2 are needed, "
                 "since random networks get their BatchNorm from them.",
                 f"{len(checked)} studies" if len(checked) > 1 else "no study",
                 self.sanity_studies,
-                len(studies),
+                len(on.studies),
             )
         if len(checked) < 2:
             return pd.DataFrame(columns=["method", "passed"]), pd.DataFrame()
-        volumes = volume_tensor([store.open(study) for study in checked], network)
+        network, volumes = on.network, on.volumes(checked)
         results = {}
-        for method in track(methods, "Randomising"):
+        for method in track(on.methods, "Randomising"):
             random = cascade(method, network, volumes)
             results[method.name] = {
                 "randomised": random,
@@ -240,26 +250,19 @@ class MapComparison:
         cascades = pd.concat([found["randomised"].assign(method=name) for name, found in results.items()])
         return sanity_table(results), cascades
 
-    def _sequences(
-        self,
-        network: StemTailNetwork,
-        store: VolumeStore,
-        studies: Sequence[Study],
-        training: Sequence[Study],
-        sequences: Sequence[str],
-    ) -> pd.DataFrame:
+    def _sequences(self, on: _Subject) -> pd.DataFrame:
         """Shapley values of the sequences, one row per study; no rows without donors."""
-        giving = of_both_labels(training or studies, self.donors)
-        chosen = of_both_labels(studies, self.sequence_studies)
+        giving = of_both_labels(on.training or on.studies, self.donors)
+        chosen = of_both_labels(on.studies, self.sequence_studies)
         if not chosen or not giving:
             return pd.DataFrame()
-        donors = volume_tensor([store.open(study) for study in giving], network)
+        donors = on.volumes(giving)
         rows = []
-        for chunk, stored, volumes in self.batches(network, store, chosen, "Swapping"):
-            values = shapley(network, volumes, donors).cpu().numpy()
+        for chunk, stored, volumes in self.batches(on.network, on.store, chosen, "Swapping"):
+            values = shapley(on.network, volumes, donors).cpu().numpy()
             for study, item, theirs in zip(chunk, stored, values, strict=True):
                 row = {"study_id": study.study_id, "label": study.label, "signs": " ".join(sign_masks(study, item))}
-                rows.append(row | dict(zip(sequences, theirs.tolist(), strict=True)))
+                rows.append(row | dict(zip(on.sequences, theirs.tolist(), strict=True)))
         return pd.DataFrame(rows)
 
     def _by_sign(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -285,12 +288,7 @@ class MapComparison:
         groups |= {"mutant": importance["label"] == 1, "wildtype": importance["label"] == 0}
         groups |= {sign: importance["signs"].str.split().map(lambda has, sign=sign: sign in has) for sign in SIGN_CODES}
         return [
-            {
-                "group": group,
-                "sequence": sequence,
-                **self._estimate(values),
-                "size": float(np.abs(values).mean()),
-            }
+            {"group": group, "sequence": sequence, **self._estimate(values), "size": float(np.abs(values).mean())}
             for group, chosen in groups.items()
             for sequence in sequences
             if len(values := importance.loc[chosen, sequence].to_numpy(dtype=float))

@@ -76,22 +76,7 @@ class GradCAM:
         return (self.layer,) if isinstance(self.layer, str) else tuple(self.layer)
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
-        """Return one map per study, on the grid of the volumes.
-
-        What is explained is the difference between the logit of the predicted class and that of the other, so that
-        evidence for wildtype has a map as well.
-
-        Args:
-            network: Left as it was, in eval or training mode; explained in eval mode.
-            volumes: [B, C, D, H, W].
-
-        Returns:
-            [B, D, H, W], float32, each map between 0 and 1 with its maximum at 1; all zero where no activation of
-            the layer speaks for the predicted class.
-
-        Raises:
-            ModelError: If the network has no such layer.
-        """
+        """Maps of studies. See `Method`."""
         extractor_of = _VARIANTS[self.variant][1]
         # The hook of `watch` comes before those of TorchCAM, which then see an output that has a gradient.
         with (
@@ -112,7 +97,7 @@ class GradCAM:
         return unit_maximum(torch.stack([torch.tanh(FUSION_GAIN * cam) for cam in maps]).amax(0))
 
     def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
-        """Return the share of tumour in the cells of the finest layer, placed. See `Method`."""
+        """Share of tumour in the cells of the finest layer, placed. See `Method`."""
         finest = min(self.layers, key=lambda layer: network.sampling(layer, masks.shape[1])[1])
         return shares_placed(network, finest, masks)
 

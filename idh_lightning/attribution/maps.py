@@ -1,15 +1,20 @@
-"""Interface of explanation methods, and maps brought from the cells of a layer to voxels."""
+"""Interface of explanation methods, the methods by name, and maps brought from the cells of a layer to voxels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 from torch.nn import functional
 
+from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.errors import ConfigError
 from idh_lightning.models import StemTailNetwork
 
 
@@ -21,10 +26,24 @@ class Method(Protocol):
         """Name of the method in tables."""
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
-        """Return one map per study."""
+        """Maps of studies, each with its maximum at 1, or zero where nothing speaks for the predicted class.
+
+        Explained is by how much the logit of the predicted class exceeds that of the other, so that evidence for
+        wildtype has a map as well.
+
+        Args:
+            network: Left as it was, in eval or training mode; explained in eval mode.
+            volumes: [B, C, D, H, W].
+
+        Returns:
+            [B, D, H, W], float32, on the grid of the volumes.
+
+        Raises:
+            ModelError: If the network lacks the layer or the locator that the method explains by.
+        """
 
     def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
-        """Return the maps [B, D, H, W] of one that knows the tumour and has no finer cells than the method.
+        """Maps [B, D, H, W] of one that knows the tumour and has no finer cells than the method.
 
         In each cell they hold the share of tumour, and they are placed on the voxels as the method's maps are. How
         they score is what a map of its cells gets for the share of tumour in each; a sharper map can exceed it.
@@ -34,6 +53,43 @@ class Method(Protocol):
             volumes: [B, C, D, H, W].
             masks: [B, D, H, W], float, 1 in the tumour.
         """
+
+
+def methods_named(names: Sequence[str] | None, network: nn.Module) -> list[Method]:
+    """Methods of explanation; None for all that fit the network.
+
+    `evidence` needs a locator, `dense_vote` a tumour segmenter, and Grad-CAM the layers of an EfficientNet.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    settings = [OmegaConf.load(file) for file in method_files(names).values()]
+    fitting = [one for one in settings if names is not None or _fits(str(one._target_), network)]
+    return [instantiate_section(one) for one in fitting]
+
+
+def _fits(target: str, network: nn.Module) -> bool:
+    if target.endswith(".Evidence"):
+        return getattr(network, "locator_stage", None) is not None
+    if target.endswith(".DenseVote"):
+        return hasattr(network, "segmenter")
+    return not target.endswith(".GradCAM") or isinstance(network, StemTailNetwork)
+
+
+def method_files(names: Sequence[str] | None) -> dict[str, Path]:
+    """Name -> file in conf/explain; None for all.
+
+    Raises:
+        ConfigError: If there is no such file, or no name.
+    """
+    files = {path.stem: path for path in sorted((CONF_DIR / "explain").glob("*.yaml"))}
+    unknown = [name for name in names or () if name not in files]
+    if unknown or (names is not None and not names):
+        raise ConfigError(
+            f"methods: found {', '.join(unknown) or 'none'}; expected names of files in conf/explain: "
+            f"{', '.join(files)}. Correct the names, or write a file for a method of your own."
+        )
+    return {name: files[name] for name in (files if names is None else names)}
 
 
 @contextmanager
@@ -71,13 +127,13 @@ def margins(logits: Tensor, mutant: Tensor) -> Tensor:
 
 
 def shares_placed(network: StemTailNetwork, layer: str, masks: Tensor) -> Tensor:
-    """Return the share of tumour in each cell of a layer, placed as a map of that layer is: [B, D, H, W]."""
+    """Share of tumour in each cell of a layer, placed as a map of that layer is: [B, D, H, W]."""
     shape = masks.shape[1:]
     return placed(network.tumour_fraction(masks, layer), shape, [network.sampling(layer, size) for size in shape])
 
 
 def placed(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]]) -> Tensor:
-    """Return maps [B, d, h, w] interpolated linearly to [B, D, H, W], each cell in its place (offset and step)."""
+    """Maps [B, d, h, w] interpolated linearly to [B, D, H, W], each cell in its place (offset and step)."""
     axes = []
     for cells, size, (offset, step) in zip(maps.shape[1:], shape, places, strict=True):
         cell = (torch.arange(size, device=maps.device) - offset) / step
@@ -90,6 +146,6 @@ def placed(maps: Tensor, shape: torch.Size, places: Sequence[tuple[float, float]
 
 
 def unit_maximum(maps: Tensor) -> Tensor:
-    """Return maps [B, D, H, W] divided by their largest value; those that are zero throughout stay so."""
+    """Maps [B, D, H, W] divided by their largest value; those that are zero throughout stay so."""
     largest = maps.amax(dim=(1, 2, 3), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))

@@ -70,22 +70,16 @@ class _Perturbation(ABC):
         """Yield regions of the brain of one study [C, D, H, W] as masks [D, H, W]."""
 
     def __call__(self, network: StemTailNetwork, volumes: Tensor) -> Tensor:
-        """Return one map per study, [B, D, H, W], float32, each between 0 and 1 with its maximum at 1.
+        """Maps of studies. See `Method`.
 
         A voxel has the mean effect of the regions that hold it; regions without which the margin grows count as 0.
-
-        Args:
-            network: Left as it was, in eval or training mode; explained in eval mode.
-            volumes: [B, C, D, H, W].
         """
-        maps = []
         with explaining(network), torch.no_grad():
-            for volume in volumes:
-                maps.append(self._painted(volume, margin_lost(network, volume)))
+            maps = [self._painted(volume, margin_lost(network, volume)) for volume in volumes]
         return unit_maximum(torch.stack(maps).float())
 
     def reference(self, network: StemTailNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
-        """Return the share of tumour in each region, painted as effects are. See `Method`."""
+        """Share of tumour in each region, painted as effects are. See `Method`."""
 
         def shares_of(mask: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda regions: (regions * mask).sum((1, 2, 3)) / regions.sum((1, 2, 3))
@@ -94,7 +88,7 @@ class _Perturbation(ABC):
         return torch.stack(painted)
 
     def _painted(self, volume: Tensor, values_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return in each voxel the mean of the positive values of the regions that hold it, [D, H, W]."""
+        """Mean in each voxel of the positive values of the regions that hold it, [D, H, W]."""
         total = volume.new_zeros(volume.shape[1:])
         held = torch.zeros_like(total)
         regions = self.regions(volume)
@@ -113,10 +107,7 @@ class Occlusion(_Perturbation):
     Source: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2, there with grey squares.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the method in tables."""
-        return "Occlusion"
+    name = "Occlusion"
 
     def regions(self, volume: Tensor) -> Iterator[Tensor]:
         """Yield cubes, as far as they are brain."""
@@ -143,10 +134,7 @@ class Supervoxels(_Perturbation):
     Source: SLIC, Achanta et al. 2012, doi:10.1109/TPAMI.2012.120, computed by SimpleITK.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the method in tables."""
-        return "Supervoxels"
+    name = "Supervoxels"
 
     def regions(self, volume: Tensor) -> Iterator[Tensor]:
         """Yield supervoxels, as far as they are brain."""
@@ -157,12 +145,7 @@ class Supervoxels(_Perturbation):
 
 
 def supervoxels(volume: np.ndarray, per_edge: int) -> np.ndarray:
-    """Return the number of the supervoxel of each voxel, [D, H, W], about `per_edge` along each edge.
-
-    Args:
-        volume: [C, D, H, W], z-scores.
-        per_edge: As many along each edge.
-    """
+    """Number of the supervoxel of each voxel, [D, H, W], about `per_edge` along each edge."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(volume, 0, -1)), isVector=True)
     steps = [max(round(size / per_edge), 1) for size in reversed(volume.shape[1:])]
     found = sitk.SLIC(

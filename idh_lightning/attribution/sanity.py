@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from idh_lightning.attribution.faithfulness import brain
 from idh_lightning.attribution.maps import Method
-from idh_lightning.attribution.summary import mean_with_interval
+from idh_lightning.attribution.scores import mean_with_interval
 from idh_lightning.errors import ExplanationError
 from idh_lightning.models import StemTailNetwork, VotingNetwork, calibrate_batch_norm
 
@@ -40,7 +40,7 @@ the tumour is, not what the classifier made of it.
 
 
 def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: int = 0) -> pd.DataFrame:
-    """Return how alike the maps of a network and of the same network with more and more random weights are.
+    """Likeness of the maps of a network and of the same with more and more random weights, on two volumes or more.
 
     From the reader and the classifier down through the tail, then the locator, then the stem, the weights of a copy
     are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike a
@@ -48,12 +48,6 @@ def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: 
     smooth kernels that an untrained stem begins with. The BatchNorm layers of what was randomised are then calibrated
     on the volumes, as those of an untrained network are; otherwise signals would fade, and a map would change for want
     of any signal.
-
-    Args:
-        method: What is checked.
-        network: Left as it was.
-        volumes: [B, C, D, H, W], B >= 2, 0 outside the brain.
-        seed: Of the permutations.
 
     Returns:
         One row per module and study, in the order of the cascade: `part` ("tail", "locator" or "stem"), `module`,
@@ -82,13 +76,7 @@ def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: 
 def shifts(
     method: Method, network: StemTailNetwork, volumes: Tensor, *, voxels: Sequence[int] = (1, 2)
 ) -> pd.DataFrame:
-    """Return how alike the map of a study and that of the study moved by a few voxels, moved back, are.
-
-    Args:
-        method: What is checked.
-        network: Left as it was.
-        volumes: [B, C, D, H, W], 0 outside the brain, which comes in where voxels are missing at the edge.
-        voxels: How far, each along both directions of the three axes.
+    """Likeness of the map of a study and that of the study moved by some voxels along each direction, moved back.
 
     Returns:
         One row per shift and study: `shift` (for example "H-2"), `study`, `spearman`, `ssim` (within the part of the
@@ -108,15 +96,10 @@ def shifts(
 
 
 def between(method: Method, networks: Mapping[str, StemTailNetwork], volumes: Tensor) -> pd.DataFrame:
-    """Return how alike the maps of every two networks are.
+    """Likeness of the maps of every two networks.
 
     Of networks that differ in their seed they should be alike; of one network and another that learnt from permuted
     labels they should not.
-
-    Args:
-        method: What is checked.
-        networks: By name, at least two.
-        volumes: [B, C, D, H, W], 0 outside the brain.
 
     Returns:
         One row per pair and study: `pair` ("first, second"), `study`, `spearman`, `ssim` (within the brain).
@@ -138,7 +121,7 @@ def between(method: Method, networks: Mapping[str, StemTailNetwork], volumes: Te
 
 
 def sanity_table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
-    """Return which methods pass which checks.
+    """Methods, and the checks that they pass.
 
     Args:
         results: Method -> check (a key of `BOUNDS`) -> what `cascade` ("randomised", "randomised tail"), `shifts`
@@ -183,7 +166,7 @@ def sanity_table(results: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFr
 
 
 def modules_downwards(network: StemTailNetwork | VotingNetwork) -> dict[str, str]:
-    """Return the modules that `cascade` randomises, from the classifier to the input, and the part each belongs to."""
+    """Modules that `cascade` randomises, from the classifier to the input, and the part each belongs to."""
     if isinstance(network, VotingNetwork):  # all of it votes; its last layer is what a tail is elsewhere
         below = ("up", "grow", "down", "shrink", "enter")
         return {"segmenter.leave": "tail"} | {f"segmenter.{name}": "stem" for name in below}
@@ -222,12 +205,12 @@ def _calibrate(network: StemTailNetwork, randomised: Sequence[nn.Module], volume
 
 
 def _moved(grids: Tensor, steps: Sequence[int]) -> Tensor:
-    """Return [..., D, H, W] moved by whole voxels along D, H and W, with zeros coming in."""
+    """Grids [..., D, H, W] moved by whole voxels along D, H and W, with zeros coming in."""
     return functional.pad(grids, [change for step in reversed(steps) for change in (step, -step)])
 
 
 def _agreement(maps: Tensor, others: Tensor, inside: Tensor) -> pd.DataFrame:
-    """Return `study`, `spearman` and `ssim` of two batches of maps [B, D, H, W] within the brain [B, D, H, W]."""
+    """`study`, `spearman` and `ssim` of two batches of maps [B, D, H, W] within the brain [B, D, H, W]."""
     rows = []
     for study, (first, second, head) in enumerate(zip(maps, others, inside, strict=True)):
         one, two, where = (tensor.cpu().numpy() for tensor in (first, second, head))
@@ -242,14 +225,14 @@ def _agreement(maps: Tensor, others: Tensor, inside: Tensor) -> pd.DataFrame:
 
 
 def _scaled(cam: _Map, head: NDArray[np.bool_]) -> _Map:
-    """Return a map with 0 outside the brain and 1 at its largest value."""
+    """Map with 0 outside the brain and 1 at its largest value."""
     within: _Map = np.where(head, cam, 0).astype(np.float64)
     scaled: _Map = within / max(within.max(), np.finfo(np.float64).tiny)
     return scaled
 
 
 def _similarity(first: _Map, second: _Map, head: NDArray[np.bool_]) -> float:
-    """Return the mean within the brain of the structural similarity, with the constants of its source.
+    """Mean within the brain of the structural similarity, with the constants of its source.
 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III.
     """
@@ -260,7 +243,7 @@ def _similarity(first: _Map, second: _Map, head: NDArray[np.bool_]) -> float:
 
 
 def _rank_correlation(first: _Map, second: _Map) -> float:
-    """Return Spearman's correlation; with a map of one value, which has no ranks, 1 if both are such, else 0."""
+    """Spearman's correlation; with a map of one value, which has no ranks, 1 if both are such, else 0."""
     flat = [np.ptp(values) == 0 for values in (first, second)]
     if any(flat):
         return float(all(flat))

@@ -1,13 +1,16 @@
-"""How well a map lies on the tumour, beside a reference map and maps that know nothing of the study."""
+"""Scores of maps: on one tumour, beside maps that know nothing of it, and over many studies; the best method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import fft
+from scipy.stats import bootstrap
 from torch.nn import functional
 
 from idh_lightning.errors import ExplanationError
@@ -27,17 +30,17 @@ SCORE_COLUMNS: tuple[str, ...] = ("study_id", "method", *SCORES, *(f"{score}_ref
 BASELINE = "baseline: "
 """What the names of maps that do not come from the network begin with, in the column `method`."""
 
+LOWER_IS_BETTER: frozenset[str] = frozenset({"outside_brain"})
+
+SUMMARY_GROUPS: tuple[str, ...] = ("all", "right", "wrong")
+"""Of studies: all of them, those that the network calls right, those that it calls wrong."""
+
 PLACES_GRID = 25
 """Largest edge of the grid on which the tumour is moved about."""
 
 
 def localisation_scores(cam: _Floats, mask: _MaskArray, brain: _MaskArray) -> dict[str, float]:
-    """Return how well one map finds one tumour.
-
-    Args:
-        cam: [D, H, W], >= 0; the map before anything outside the brain was taken away.
-        mask: [D, H, W], non-zero in the tumour.
-        brain: [D, H, W], non-zero in the brain; tumour outside of it counts as brain.
+    """Scores of one map as a detector of one tumour; what of it is outside the brain counts as brain.
 
     Returns:
         pointing_game: 1.0 if the hottest voxel of the brain lies in the tumour, else 0.0; of several that are equally
@@ -82,16 +85,11 @@ def localisation_scores(cam: _Floats, mask: _MaskArray, brain: _MaskArray) -> di
 
 
 def tumour_ranks(cams: Sequence[_Floats], mask: _MaskArray, brain: _MaskArray) -> list[float]:
-    """Return how the tumour ranks among regions of the brain that have its shape and size, by each map's mean in them.
+    """Rank of the tumour among regions of the brain that have its shape and size, by each map's mean in them.
 
     The tumour is moved, unturned, to every place where at least nine tenths of it are brain and less than half is the
     tumour itself; what is not brain does not count in the mean. The grid is made coarser first, to at most 25 cells
     along each edge. Regions of an atlas would differ in size, and a small one has the hotter mean by chance.
-
-    Args:
-        cams: Maps [D, H, W], >= 0.
-        mask: [D, H, W], non-zero in the tumour.
-        brain: [D, H, W], non-zero in the brain.
 
     Returns:
         For each map the share of those places with a lower mean, those with the same mean counting half: 1 if the
@@ -123,12 +121,12 @@ def tumour_ranks(cams: Sequence[_Floats], mask: _MaskArray, brain: _MaskArray) -
 
 
 def brain_mask(brain: _MaskArray) -> _Floats:
-    """Return the map that says: somewhere in the brain."""
+    """Map that says: somewhere in the brain."""
     return (brain > 0).astype(np.float32)
 
 
 def centre_gaussian(brain: _MaskArray) -> _Floats:
-    """Return the map that says: near the middle. A Gaussian with the brain's mean and spread along each axis."""
+    """Map that says: near the middle. A Gaussian with the brain's mean and spread along each axis."""
     places = np.argwhere(brain > 0)
     if len(places) == 0:
         return np.zeros(brain.shape, np.float32)
@@ -139,12 +137,7 @@ def centre_gaussian(brain: _MaskArray) -> _Floats:
 
 
 def baselines(brain: _MaskArray, mean_tumour: _Floats | None) -> dict[str, _Floats]:
-    """Return name -> map of what is known without looking at the study.
-
-    Args:
-        brain: [D, H, W], of the study.
-        mean_tumour: [D, H, W], how often training studies have tumour in each voxel; None where that is not known.
-    """
+    """Name -> map of what is known without looking at the study."""
     maps = {"brain mask": brain_mask(brain), "centre of the brain": centre_gaussian(brain)}
     if mean_tumour is not None:
         maps["mean tumour of training"] = mean_tumour
@@ -154,13 +147,7 @@ def baselines(brain: _MaskArray, mean_tumour: _Floats | None) -> dict[str, _Floa
 def study_rows(
     cams: Mapping[str, tuple[_Floats, _Floats]], mask: _MaskArray, brain: _MaskArray, mean_tumour: _Floats | None
 ) -> list[dict[str, object]]:
-    """Return the rows of explanations.csv of one study: those of each method, then those of the baselines.
-
-    Args:
-        cams: Name of a method -> its map and its reference map, [D, H, W] each.
-        mask: [D, H, W], non-zero in the tumour.
-        brain: [D, H, W], non-zero in the brain.
-        mean_tumour: Of `mean_mask`.
+    """Rows of explanations.csv of one study: those of each method (map and reference map), then of the baselines.
 
     Raises:
         ExplanationError: See `localisation_scores`.
@@ -177,10 +164,113 @@ def study_rows(
 
 
 def mean_mask(masks: Iterable[_MaskArray | None]) -> _Floats | None:
-    """Return how often studies have tumour in each voxel, [D, H, W]; None where none of them has a mask."""
+    """How often studies have tumour in each voxel, [D, H, W]; None where none of them has a mask."""
     total, n = None, 0
     for mask in masks:
         if mask is not None:
             found = np.greater(mask, 0).astype(np.float32)
             total, n = found if total is None else total + found, n + 1
     return None if total is None else total / n
+
+
+class Choice(NamedTuple):
+    """The method that is taken, and why in one sentence."""
+
+    method: str
+    why: str
+
+
+def mean_with_interval(
+    values: NDArray[np.floating], *, resamples: int = 2000, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of some studies and the ends of its interval, NaN where there is none that holds the mean.
+
+    Percentiles of the bootstrap over studies are corrected for bias and skewness (BCa).
+
+    Source: Efron 1987, J. Am. Stat. Assoc. 82:171, computed by SciPy.
+    """
+    if len(values) == 0:
+        return float("nan"), float("nan"), float("nan")
+    mean = float(values.mean())
+    if len(values) < 3 or np.ptp(values) < 1e-12:
+        return mean, float("nan"), float("nan")
+    found = bootstrap(
+        (values,), np.mean, n_resamples=resamples, confidence_level=confidence, rng=np.random.default_rng(0)
+    ).confidence_interval
+    holds = found.low - 1e-9 <= mean <= found.high + 1e-9
+    return (mean, float(min(found.low, mean)), float(max(found.high, mean))) if holds else (mean, np.nan, np.nan)
+
+
+def summarised(scores: pd.DataFrame, *, resamples: int = 2000, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean of every score of every method with its interval.
+
+    Args:
+        scores: Rows of explanations.csv, with the column `right` (whether the study is called right) where known.
+        resamples: Of the bootstrap.
+        confidence: Of the intervals.
+
+    Returns:
+        One row per method, group (see `SUMMARY_GROUPS`) and score, references among the scores: `method`, `group`,
+        `score`, `value`, `low`, `high`, `n`.
+    """
+    columns = [name for name in (*SCORES, *(f"{score}_reference" for score in REFERENCED)) if name in scores]
+    rows = []
+    for method, theirs in scores.groupby("method", sort=False):
+        for group in SUMMARY_GROUPS:
+            chosen = theirs
+            if group != "all":
+                if "right" not in theirs:
+                    continue
+                chosen = theirs[theirs["right"].astype(bool) == (group == "right")]
+            for column in columns:
+                values = chosen[column].to_numpy(dtype=float)
+                values = values[np.isfinite(values)]
+                if len(values):
+                    value, low, high = mean_with_interval(values, resamples=resamples, confidence=confidence)
+                    rows.append((method, group, column, value, low, high, len(values)))
+    return pd.DataFrame(rows, columns=["method", "group", "score", "value", "low", "high", "n"])
+
+
+def mean_ranks(summary: pd.DataFrame, faithfulness: Mapping[str, float]) -> pd.Series[float]:
+    """Mean of the ranks of each method over all scores, 1 being best; the best method first.
+
+    Args:
+        summary: Of `summarised`; baselines and references do not take part.
+        faithfulness: Method -> how faithful it is, larger is better; it counts as one score.
+    """
+    rows = summary[(summary["group"] == "all") & summary["score"].isin(SCORES)]
+    rows = rows[~rows["method"].str.startswith(BASELINE)]
+    means = rows.pivot(index="method", columns="score", values="value")
+    for score in LOWER_IS_BETTER & set(means.columns):
+        means[score] = -means[score]
+    if faithfulness:
+        means = means.reindex(means.index.union(list(faithfulness)))
+        means["faithfulness"] = pd.Series(faithfulness, dtype=float)
+    ranks = means.rank(ascending=False).mean(axis=1).sort_values(kind="stable")
+    return ranks.astype(float)
+
+
+def choose(ranks: pd.Series[float], sanity: pd.DataFrame, order: Sequence[str]) -> Choice:
+    """Method with the best mean rank among those that pass every sanity check.
+
+    Args:
+        ranks: Of `mean_ranks`.
+        sanity: One row per method and check with `method` and `passed`; empty where nothing was checked.
+        order: Names of the methods; of equal ones the first counts.
+    """
+    ranked = ranks.reindex(list(order)).dropna()
+    if ranked.empty:
+        return Choice(order[0], f"{order[0]} is shown because it comes first: nothing could be scored.")
+    checked = not sanity.empty
+    sound = [
+        method for method in ranked.index if checked and bool(sanity.loc[sanity["method"] == method, "passed"].all())
+    ]
+    among = ranked[sound] if sound else ranked
+    best = str(among.idxmin())
+    if not checked:
+        condition = f"of {len(ranked)} methods; sanity was not checked"
+    elif sound:
+        condition = f"among the {len(sound)} of {len(ranked)} methods that pass every sanity check"
+    else:
+        condition = f"of {len(ranked)} methods, none of which passes every sanity check"
+    return Choice(best, f"{best} has the best mean rank over all scores ({among[best]:.1f}) {condition}.")

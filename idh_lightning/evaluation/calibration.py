@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
-from idh_lightning.evaluation.records import Record
+from idh_lightning.records import Record
 
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
@@ -90,12 +90,6 @@ class Calibrator(Record):
 
 def calibration(labels: Integers, probabilities: Floats, *, bins: int, resamples: Bootstrap) -> dict[str, Statistic]:
     """Every statistic of calibration of one group of patients, one row per patient.
-
-    Args:
-        labels: [n], 0 wildtype, 1 mutant.
-        probabilities: [n], of mutant.
-        bins: Number of bins of the expected calibration error; each holds about as many patients.
-        resamples: Of these patients.
 
     Returns:
         `brier` and `log_loss` (nats), with bootstrap intervals; `ece`, whose interval reaches down to 0 where perfect

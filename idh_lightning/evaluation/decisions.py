@@ -13,7 +13,7 @@ import numpy.typing as npt
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.discrimination import divide
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, wilson
-from idh_lightning.evaluation.records import Record
+from idh_lightning.records import Record
 
 Rule = Literal["youden", "sensitivity", "specificity"]
 
@@ -177,13 +177,9 @@ def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) 
 
 
 def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, weights: Floats) -> Floats:
-    """Net benefit of treating patients from each threshold probability on.
+    """Net benefit of treating patients from each of T thresholds on, in (0, 1).
 
-    Args:
-        labels: [n], 0 or 1.
-        probabilities: [n], calibrated; ones treat all, zeros treat none.
-        thresholds: [T], in (0, 1): a false alarm weighs threshold / (1 - threshold) of a mutant found.
-        weights: [R, n], one row per resample.
+    A false alarm weighs threshold / (1 - threshold) of a mutant found; probabilities of 1 treat all, of 0 none.
 
     Returns:
         [R, T], in mutants found per patient.
@@ -196,12 +192,9 @@ def net_benefit(labels: Integers, probabilities: Floats, thresholds: Floats, wei
 
 
 def decision_curves(labels: Integers, strategies: Mapping[str, Floats], *, resamples: Bootstrap) -> dict[str, Any]:
-    """Net benefit of strategies over threshold probabilities of 1% to 99%.
+    """Net benefit of strategies (name -> probabilities), and of treating all and none, at thresholds of 1% to 99%.
 
-    Args:
-        labels: [n].
-        strategies: Name -> probabilities [n]; "treat_all" and "treat_none" are added.
-        resamples: Of these patients; the first strategy gets a pointwise percentile band.
+    The first strategy gets a pointwise percentile band.
 
     Returns:
         `thresholds`, `n`, one list per strategy, `band` with `strategy`, `low`, `high`.

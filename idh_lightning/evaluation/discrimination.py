@@ -54,11 +54,6 @@ def auroc(labels: Integers, scores: Floats, *, resamples: Bootstrap) -> Statisti
     It is the bootstrap's, which keeps its level where a class has a few dozen patients. Where every pair is ordered the
     same way, no resample differs and the interval is Newcombe's, which depends on the class sizes only.
 
-    Args:
-        labels: [n], 0 wildtype, 1 mutant; both classes present.
-        scores: [n], higher means mutant; ties count one half.
-        resamples: Of these rows, stratified by label.
-
     Source: Newcombe 2006, Stat. Med. 25:559, method 5.
     """
     right, pairs = concordance(labels, scores, resamples.weights)
@@ -132,11 +127,6 @@ def divide(top: Floats, bottom: Floats, *, undefined: float = math.nan) -> Float
 def concordance(labels: Integers, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Weighted number of mutant-wildtype pairs in the right order (ties one half), and of all pairs.
 
-    Args:
-        labels: [n].
-        scores: [n].
-        weights: [R, n], one row per resample.
-
     Returns:
         [R] and [R]; their ratio is the area under the ROC curve of each resample.
     """
@@ -175,7 +165,7 @@ def confusion(labels: Integers, predicted: Integers, weights: Floats) -> dict[st
 
 
 def threshold_scores(tn: Floats, fp: Floats, fn: Floats, tp: Floats) -> dict[str, Floats]:
-    """Return F1 (mutant, macro, weighted by class size) and Matthews' correlation from counts.
+    """F1 (mutant, macro, weighted by class size) and Matthews' correlation from counts.
 
     An undefined ratio counts as 0, as in scikit-learn.
     """
@@ -190,19 +180,9 @@ def threshold_scores(tn: Floats, fp: Floats, fn: Floats, tp: Floats) -> dict[str
 
 
 def discrimination(
-    labels: Integers,
-    scores: Floats,
-    predicted: Integers,
-    *,
-    resamples: Bootstrap,
+    labels: Integers, scores: Floats, predicted: Integers, *, resamples: Bootstrap
 ) -> dict[str, Statistic]:
-    """Every statistic of discrimination of one group of patients, one row per patient.
-
-    Args:
-        labels: [n], 0 wildtype, 1 mutant; both classes present.
-        scores: [n], any increasing function of the probability of mutant; ranks the patients.
-        predicted: [n], 0 or 1, the class at the operating point.
-        resamples: Of these patients, stratified by label.
+    """Every statistic of discrimination of one group of patients, with the class `predicted` at the operating point.
 
     Returns:
         Name -> statistic. `auroc` has the bootstrap's interval and `auroc_delong` DeLong's; `prevalence` is the level
@@ -211,18 +191,14 @@ def discrimination(
     """
     n, confidence, weights = len(labels), resamples.confidence, resamples.weights
     counts = confusion(labels, predicted, weights)
-    resampled = {
-        "average_precision": average_precision(labels, scores, weights),
-        **threshold_scores(**counts),
-    }
-    bootstrapped = {name: resamples.interval(values) for name, values in resampled.items()}
+    bootstrapped = {name: resamples.interval(values) for name, values in threshold_scores(**counts).items()}
     tn, fp, fn, tp = (round(float(counts[cell][0])) for cell in ("tn", "fp", "fn", "tp"))
     sensitivity = wilson(tp, tp + fn, confidence)
     specificity = wilson(tn, tn + fp, confidence)
     return {
         "auroc": auroc(labels, scores, resamples=resamples),
         "auroc_delong": auroc_delong(labels, scores, confidence=confidence),
-        "average_precision": bootstrapped.pop("average_precision"),
+        "average_precision": resamples.interval(average_precision(labels, scores, weights)),
         "prevalence": wilson(tp + fn, n, confidence),
         "accuracy": wilson(tp + tn, n, confidence),
         "balanced_accuracy": _mean_of_two(sensitivity, specificity, n),
@@ -245,7 +221,7 @@ def _mean_of_two(first: Statistic, second: Statistic, n: int) -> Statistic:
 def predictive_values(
     sensitivity: Statistic, specificity: Statistic, prevalences: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return PPV and NPV as they would be where the disease is rarer or commoner, by Bayes' rule.
+    """PPV and NPV as they would be where the disease is rarer or commoner, by Bayes' rule.
 
     Both grow with sensitivity and with specificity, so the bounds are taken at the lower and at the upper bounds of
     the two: an interval that is never too narrow.
@@ -265,7 +241,7 @@ def predictive_values(
                 called = right + (1 - other[bound]) * (1 - share)
                 bounds.append(right / called if called > 0 else math.nan)
             value, low, high = bounds
-            finite = math.isfinite(value)
-            row[name] = statistic(value, low, high, n, "Bayes") if finite else absent("no patient was called so", n)
+            known = math.isfinite(value)
+            row[name] = statistic(value, low, high, n, "Bayes") if known else absent("no patient was called so", n)
         rows.append(row)
     return rows

@@ -1,8 +1,10 @@
-"""Statistics of one group of patients, and the settings they share."""
+"""Statistics of a group of patients, and of parts of it, with the settings they share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,18 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from idh_lightning.evaluation.calibration import calibration, reliability_curve
-from idh_lightning.evaluation.discrimination import confusion, discrimination
-from idh_lightning.evaluation.intervals import Bootstrap, Statistic
+from idh_lightning.evaluation.cross_validation import Folds
+from idh_lightning.evaluation.discrimination import (
+    auroc,
+    average_precision,
+    concordance,
+    confusion,
+    discrimination,
+    divide,
+)
+from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, wilson
+from idh_lightning.evaluation.postprocessing import PostProcessing
+from idh_lightning.evaluation.predictions import patient_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +46,12 @@ class Measurement:
     minimum_group: int = 5
 
     def measured(self, patients: pd.DataFrame) -> dict[str, Statistic]:
-        """Every statistic of `discrimination` and of `calibration`.
-
-        Args:
-            patients: One row each: label (both classes), logit, probability, predicted.
-        """
-        labels, predicted = (patients[name].to_numpy(dtype=np.int64) for name in ("label", "predicted"))
-        logits, probabilities = (patients[name].to_numpy(dtype=float) for name in ("logit", "probability"))
+        """Every statistic of `discrimination` and of `calibration`."""
+        labels = classes(patients)
         resamples = self.resamples(labels)
         return {
-            **discrimination(labels, logits, predicted, resamples=resamples),
-            **calibration(labels, probabilities, bins=self.bins, resamples=resamples),
+            **discrimination(labels, scores(patients), classes(patients, "predicted"), resamples=resamples),
+            **calibration(labels, scores(patients, "probability"), bins=self.bins, resamples=resamples),
         }
 
     def resamples(self, strata: npt.ArrayLike, people: npt.ArrayLike | None = None) -> Bootstrap:
@@ -55,13 +62,13 @@ class Measurement:
 
     def raw_calibration(self, patients: pd.DataFrame) -> dict[str, Statistic]:
         """Calibration statistics of the probabilities before calibration."""
-        labels = patients["label"].to_numpy(dtype=np.int64)
-        raw = patients["raw_probability"].to_numpy(dtype=float)
+        labels = classes(patients)
+        raw = scores(patients, "raw_probability")
         return calibration(labels, raw, bins=self.bins, resamples=self.resamples(labels))
 
     def curves(self, patients: pd.DataFrame) -> dict[str, Any]:
         """ROC, precision-recall and reliability curves of patients."""
-        labels, logits = patients["label"].to_numpy(dtype=np.int64), patients["logit"].to_numpy(dtype=float)
+        labels, logits = classes(patients), scores(patients)
         false_alarms, found, _ = roc_curve(labels, logits)
         precision, recall, _ = precision_recall_curve(labels, logits)
         return {
@@ -72,12 +79,131 @@ class Measurement:
                 "prevalence": float(labels.mean()),
             },
             "reliability": {
-                name: reliability_curve(
-                    labels, patients[column].to_numpy(dtype=float), bins=self.bins, confidence=self.confidence
-                )
+                name: reliability_curve(labels, scores(patients, column), bins=self.bins, confidence=self.confidence)
                 for name, column in (("raw", "raw_probability"), ("calibrated", "probability"))
             },
         }
+
+    def group_scores(self, patients: pd.DataFrame) -> dict[str, Statistic]:
+        """`auroc`, `accuracy`, `sensitivity` and `specificity` of a group, each where enough patients carry it.
+
+        With fewer than `minimum_group` (mutants for sensitivity, wildtypes for specificity, of each for the area) a
+        value is null, and `why` says "too few".
+        """
+        labels = classes(patients)
+        right, mutant = classes(patients, "predicted") == labels, labels == 1
+
+        def too_few(n: int, who: str) -> Statistic:
+            return absent(f"too few: {n} {who}, {self.minimum_group} needed", n)
+
+        def share(among: Any, who: str) -> Statistic:
+            n = int(among.sum())
+            return wilson(int(right[among].sum()), n, self.confidence) if n >= self.minimum_group else too_few(n, who)
+
+        n, who = min(
+            (mutant.sum(), "mutant patients"), ((~mutant).sum(), "wildtype patients"), key=lambda pair: pair[0]
+        )
+        enough = n >= self.minimum_group
+        area = auroc(labels, scores(patients), resamples=self.resamples(labels)) if enough else too_few(int(n), who)
+        return {
+            "auroc": area,
+            "accuracy": share(np.ones(len(labels), dtype=bool), "patients"),
+            "sensitivity": share(mutant, "mutant patients"),
+            "specificity": share(~mutant, "wildtype patients"),
+        }
+
+    def within_groups_auroc(self, patients: pd.DataFrame, groups: pd.Series[Any]) -> Statistic:
+        """Area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
+
+        It answers whether the network sees more than the group: predicting nothing but the grade gives 0.5 within
+        grades. Groups without both classes have no pairs and do not count; with fewer than `minimum_group` patients of
+        each class in all groups that count there is no value.
+        """
+        labels, names = classes(patients), groups.to_numpy(dtype=object)
+        mixed = [name for name in sorted(set(names)) if len(set(labels[names == name])) == 2]
+        inside = np.isin(names, mixed)
+        counts = np.bincount(labels[inside], minlength=2)
+        if (least := counts.min()) < self.minimum_group:
+            why = f"too few: {least} of a class in groups that have both, {self.minimum_group} needed"
+            return absent(why, counts.sum())
+        labels, logits, names = labels[inside], scores(patients)[inside], names[inside]
+        drawn = self.resamples([f"{label} {name}" for label, name in zip(labels, names, strict=True)])
+        right, pairs = np.zeros(len(drawn.weights)), np.zeros(len(drawn.weights))
+        for name in mixed:
+            member = names == name
+            more_right, more_pairs = concordance(labels[member], logits[member], drawn.weights[:, member])
+            right, pairs = right + more_right, pairs + more_pairs
+        return drawn.interval(divide(right, pairs))
+
+    def subgroup_metrics(
+        self,
+        studies: pd.DataFrame,
+        learnt: PostProcessing | Folds,
+        named: Mapping[str, str],
+        edges: Sequence[float],
+    ) -> dict[str, Any]:
+        """Results in each of the `named` columns and in age bands with these `edges`, in years.
+
+        Studies are grouped first and then reduced to patients within the group.
+        """
+        entries: dict[str, Any] = {}
+        columns = {name: group_names(studies[column]) if column in studies else None for name, column in named.items()}
+        columns["age"] = age_bands(studies["age_years"], edges) if "age_years" in studies else None
+        for name, groups in columns.items():
+            column = named.get(name, "age_years")
+            if groups is None:
+                entries[name] = {"column": column, "why": f"no column {column} in the cohort"}
+                continue
+            patients = patient_predictions(studies.assign(_group=groups), learnt)
+            within = self.within_groups_auroc(patients, patients["_group"])
+            entries[name] = {"column": column, "groups": {}, "within_auroc": within}
+            for group in _ordered(groups.unique()):
+                members = patient_predictions(studies[groups == group], learnt)
+                counts = {"n": len(members), "n_mutant": int(members["label"].sum())}
+                entries[name]["groups"][group] = counts | self.group_scores(members)
+        return entries
+
+    def sensitivity_analyses(
+        self, studies: pd.DataFrame, learnt: PostProcessing | Folds, without: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Results without some studies, and over studies in place of patients."""
+        entries: dict[str, Any] = {}
+        for name, left_out in without.items():
+            column, value = left_out["column"], left_out["value"]
+            entry: dict[str, Any] = {"column": column, "value": value}
+            entries[f"without_{name}"] = entry
+            if column not in studies:
+                entry["why"] = f"no column {column} in the cohort"
+                continue
+            kept = studies[group_names(studies[column]) != str(value)]
+            entry |= {"studies_left_out": len(studies) - len(kept), **count_patients(kept)}
+            if min(entry["n_mutant"], entry["n"] - entry["n_mutant"]) < self.minimum_group:
+                entry["why"] = f"too few: {self.minimum_group} patients of each class needed"
+                continue
+            entry["metrics"] = self.measured(patient_predictions(kept, learnt))
+        entries["every_study"] = self._every_study(studies)
+        return entries
+
+    def _every_study(self, studies: pd.DataFrame) -> dict[str, Any]:
+        """Areas over studies instead of patients; the studies of a patient are resampled together."""
+        entry: dict[str, Any] = count_patients(studies)
+        if entry["studies"] == entry["n"]:
+            return entry | {"why": "each patient has one study"}
+        labels, logits = classes(studies), scores(studies)
+        resamples = self.resamples(labels, studies["patient_id"].to_numpy(dtype=object))
+        precision = resamples.interval(average_precision(labels, logits, resamples.weights))
+        area = auroc(labels, logits, resamples=resamples)
+        return entry | {"metrics": {"auroc": area, "average_precision": precision}}
+
+
+def classes(patients: pd.DataFrame, column: str = "label") -> Integers:
+    """Column of 0 (wildtype) and 1 (mutant) of a table, [n]."""
+    return patients[column].to_numpy(dtype=np.int64)
+
+
+def scores(patients: pd.DataFrame, column: str = "logit") -> Floats:
+    """Column of numbers of a table, [n]."""
+    return patients[column].to_numpy(dtype=float)
 
 
 def count_patients(studies: pd.DataFrame) -> dict[str, int]:
@@ -88,6 +214,34 @@ def count_patients(studies: pd.DataFrame) -> dict[str, int]:
 
 def confusion_counts(patients: pd.DataFrame) -> dict[str, int]:
     """Confusion matrix of patients: `tn`, `fp`, `fn`, `tp`."""
-    labels, predicted = (patients[name].to_numpy(dtype=np.int64) for name in ("label", "predicted"))
-    counts = confusion(labels, predicted, np.ones((1, len(labels))))
+    counts = confusion(classes(patients), classes(patients, "predicted"), np.ones((1, len(patients))))
     return {cell: round(float(count[0])) for cell, count in counts.items()}
+
+
+def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Values as names: 4.0 is "4" (a column with gaps is read as floats), a gap is "unknown"."""
+
+    def name(value: Any) -> str:
+        if pd.isna(value):
+            return "unknown"
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    return values.map(name, na_action=None).astype(object)
+
+
+def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
+    """Band of each age in years: "under 40", "40 to 60", "60 and over"; an edge is in the band above it."""
+    cuts = sorted(edges)
+    names = [
+        f"under {cuts[0]:g}",
+        *(f"{low:g} to {high:g}" for low, high in pairwise(cuts)),
+        f"{cuts[-1]:g} and over",
+    ]
+    years = ages.to_numpy(dtype=float)
+    bands = np.array(names, dtype=object)[np.searchsorted(cuts, years, side="right")]
+    return pd.Series(np.where(np.isnan(years), "unknown", bands), index=ages.index, dtype=object)
+
+
+def _ordered(groups: Iterable[str]) -> list[str]:
+    """Age bands from young to old, all else by name, and the unknown last."""
+    return sorted(groups, key=lambda name: (name == "unknown", not name.startswith("under "), name))

@@ -13,7 +13,6 @@ from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.cross_validation import Folds
 from idh_lightning.evaluation.postprocessing import DECISIONS, PostProcessing
 
-_PREDICTIONS = ("study_id", "patient_id", "split", "label", "logit")
 _COHORT = ("study_id", "patient_id", "split", "label")
 
 BRANCH_LOGITS = ("logit_deep", "logit_reader")
@@ -45,11 +44,9 @@ def join(
     Raises:
         EvaluationError: Listing everything that is wrong with the tables.
     """
-    faults = _missing_columns(predictions, _PREDICTIONS, "predictions")
+    faults = _missing_columns(predictions, (*_COHORT, "logit"), "predictions")
     faults += _missing_columns(cohort, _COHORT, "cohort")
-    if features is not None:
-        faults += _missing_columns(features, ("study_id",), "features")
-    _raise(faults)
+    _raise(faults if features is None else faults + _missing_columns(features, ("study_id",), "features"))
     predicted, studies = _with_text_ids(predictions), _with_text_ids(cohort)
     faults = _faults_of_one(predicted, "predictions") + _faults_of_one(studies, "cohort")
     logits = pd.to_numeric(predicted["logit"], errors="coerce")
@@ -79,9 +76,6 @@ def per_patient(studies: pd.DataFrame) -> pd.DataFrame:
 
     Patients are independent of each other and their studies are not, so patients are what is counted. The first
     study is the one before any follow-up.
-
-    Args:
-        studies: From `join`, or any rows of it.
     """
     # Not sorted again: `join` did, and it is the order that makes results independent of the order of the files.
     groups = studies.groupby("patient_id", sort=False)
@@ -114,11 +108,9 @@ def patient_predictions(studies: pd.DataFrame, learnt: PostProcessing | Folds) -
 
 
 def _missing_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> list[str]:
-    missing = [column for column in needed if column not in table]
-    if not missing:
-        return []
-    found = ", ".join(map(str, table.columns))
-    return [f"{name}: no column {', '.join(missing)}; found {found}. Give the table that a run wrote."]
+    missing, found = [column for column in needed if column not in table], ", ".join(map(str, table.columns))
+    told = f"{name}: no column {', '.join(missing)}; found {found}. Give the table that a run wrote."
+    return [told] if missing else []
 
 
 def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,10 +131,8 @@ def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
         f"{name}, study {study}: label is {label!r}; expected 0 (wildtype) or 1 (mutant). Correct the table."
         for study, label in table.loc[~table["label"].isin([0, 1]), ["study_id", "label"]].itertuples(index=False)
     ]
-    for column, remedy in (
-        ("split", "Split by patient."),
-        ("label", "A patient has one IDH status; correct the table."),
-    ):
+    remedies = {"split": "Split by patient.", "label": "A patient has one IDH status; correct the table."}
+    for column, remedy in remedies.items():
         for patient, values in table.groupby("patient_id")[column].unique().items():
             if len(values) > 1:
                 listed = " and ".join(sorted(map(str, values)))
@@ -152,10 +142,9 @@ def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
 
 def _faults_between(predicted: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
     """Faults of predictions that the cohort contradicts."""
-    unknown = sorted(set(predicted["study_id"]) - set(studies["study_id"]))
     faults = [
         f"predictions, study {study}: not in the cohort; expected every study there. Give the tables of one run."
-        for study in unknown
+        for study in sorted(set(predicted["study_id"]) - set(studies["study_id"]))
     ]
     both = predicted[list(_COHORT)].merge(studies[list(_COHORT)], on="study_id", suffixes=("", "_cohort"))
     for column in ("patient_id", "split", "label"):
@@ -170,9 +159,8 @@ def _faults_between(predicted: pd.DataFrame, studies: pd.DataFrame) -> list[str]
 def _faults_of_split(studies: pd.DataFrame, split: str) -> list[str]:
     """Faults of a split that needs a prediction of every study and patients of both classes."""
     if studies.empty:
-        return [
-            f"predictions, split {split}: no patients; expected some. Predict this split, or change the split settings."
-        ]
+        why = "no patients; expected some. Predict this split, or change the split settings."
+        return [f"predictions, split {split}: {why}"]
     faults = [
         f"predictions, split {split}, study {study}: absent; expected a prediction for every study of the cohort. "
         "Predict it, or leave it out of the cohort."

@@ -12,10 +12,8 @@ import pandas as pd
 from scipy.special import expit
 
 from idh_lightning.errors import ConfigError
-from idh_lightning.evaluation.baselines import Baseline, fit_baseline
 from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator
-from idh_lightning.evaluation.comparison import pool
-from idh_lightning.evaluation.cross_validation import RUN, Folds
+from idh_lightning.evaluation.cross_validation import RUN, Folds, pool
 from idh_lightning.evaluation.decisions import (
     ConformalSets,
     OperatingPoint,
@@ -28,10 +26,9 @@ from idh_lightning.evaluation.discrimination import (
     compare_auroc,
     predictive_values,
 )
-from idh_lightning.evaluation.measurement import Measurement, confusion_counts, count_patients
-from idh_lightning.evaluation.postprocessing import PostProcessing
+from idh_lightning.evaluation.measurement import Measurement, classes, confusion_counts, count_patients, scores
+from idh_lightning.evaluation.postprocessing import PostProcessing, fit_baseline
 from idh_lightning.evaluation.predictions import branch_logits_in, join, patient_predictions, per_patient
-from idh_lightning.evaluation.subgroups import sensitivity_analyses, subgroup_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +48,7 @@ _COMPARISONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One run of a cross-validation, as its folder holds it.
-
-    Attributes:
-        predictions: predictions.csv.
-        cohort: cohort.csv.
-        features: features.csv, or None.
-        learnt: From its metrics.json or its checkpoint.
-    """
+    """One run of a cross-validation, as its folder holds it: its tables, and what it learnt."""
 
     predictions: pd.DataFrame
     cohort: pd.DataFrame
@@ -215,7 +205,7 @@ class Evaluation(Measurement):
         parts = {split: patient_predictions(studies[studies["split"] == split], learnt) for split in splits}
         measured = {split: self.measured(patients) for split, patients in parts.items()}
         test, tested = parts["test"], studies[studies["split"] == "test"]
-        baselines, scores = self._baselines(parts, learnt)
+        baselines, known_logits = self._baselines(parts, learnt)
         said = learnt.to_metrics()
         metrics: dict[str, Any] = {
             "settings": {name: getattr(self, name) for name in ("confidence", "bootstrap", "seed", "minimum_group")},
@@ -231,17 +221,15 @@ class Evaluation(Measurement):
                 "raw": {split: self.raw_calibration(patients) for split, patients in parts.items()},
             },
             "baselines": baselines,
-            "comparisons": self._comparisons(test, scores),
+            "comparisons": self._comparisons(test, known_logits),
             "decision_curves": self._decision_curves(test, learnt),
-            "subgroups": subgroup_metrics(tested, learnt, self.subgroups, self.age_bands, self),
-            "sensitivity_analyses": sensitivity_analyses(tested, learnt, self.without, self),
+            "subgroups": self.subgroup_metrics(tested, learnt, self.subgroups, self.age_bands),
+            "sensitivity_analyses": self.sensitivity_analyses(tested, learnt, self.without),
             "conformal": {
                 **said["conformal"],
                 **{
                     split: observed_sets(
-                        patients["label"].to_numpy(dtype=np.int64),
-                        patients["prediction_set"].tolist(),
-                        confidence=self.confidence,
+                        classes(patients), patients["prediction_set"].tolist(), confidence=self.confidence
                     )
                     for split, patients in parts.items()
                 },
@@ -257,25 +245,21 @@ class Evaluation(Measurement):
         """Post-processing. Test patients are dropped on the first line, so nothing below can depend on them."""
         seen = per_patient(studies[studies["split"] != "test"])
         validation = seen[seen["split"] == "validation"]
-        labels, logits = validation["label"].to_numpy(dtype=np.int64), validation["logit"].to_numpy(dtype=float)
+        labels, logits = classes(validation), scores(validation)
         calibrator = Calibrator.fit(logits, labels, method=self.calibration)
         probabilities = calibrator(logits)
-        rule, target = self.operating_point, self.operating_target
+        choice: dict[str, Any] = {"rule": self.operating_point, "target": self.operating_target}
         tumour = tuple(sorted(str(column) for column in seen if str(column).startswith("feature ")))
         columns = {**_BASELINES, **({"features": tumour} if tumour else {})}
-        baselines: dict[str, Baseline | str] = {
-            name: fit_baseline(seen, columns, rule=rule, target=target) for name, columns in columns.items()
-        }
+        baselines = {name: fit_baseline(seen, columns, **choice) for name, columns in columns.items()}
         baselines.setdefault("features", "no table of tumour features was given")
-        for column in branch_logits_in(seen):
-            name = column.removeprefix("logit_")
-            baselines[name] = fit_baseline(seen, (column,), fitted_on="validation", rule=rule, target=target)
-        baselines["model_age"] = fit_baseline(
-            seen, ("logit", "age_years"), fitted_on="validation", rule=rule, target=target
-        )
+        # A logit of the network is too good on training patients.
+        of_network = {column.removeprefix("logit_"): (column,) for column in branch_logits_in(seen)}
+        for name, used in (of_network | {"model_age": ("logit", "age_years")}).items():
+            baselines[name] = fit_baseline(seen, used, fitted_on="validation", **choice)
         return PostProcessing(
             calibrator=calibrator,
-            operating_point=OperatingPoint.choose(labels, probabilities, rule=rule, target=target),
+            operating_point=OperatingPoint.choose(labels, probabilities, **choice),
             conformal=ConformalSets.fit(labels, probabilities, coverage=self.coverage),
             baselines=baselines,
             method=self.calibration,
@@ -286,7 +270,7 @@ class Evaluation(Measurement):
     ) -> tuple[dict[str, Any], dict[str, pd.Series[Any]]]:
         """Entries of metrics.json, and the log-odds of the test patients whom each baseline knows."""
         entries: dict[str, Any] = {}
-        scores: dict[str, pd.Series[Any]] = {}
+        known_logits: dict[str, pd.Series[Any]] = {}
         for name, baseline in learnt.baselines.items():
             if isinstance(baseline, str):
                 entries[name] = {"why": baseline}
@@ -302,27 +286,23 @@ class Evaluation(Measurement):
                     known.assign(logit=logits, probability=expit(logits), predicted=baseline.called(known))
                 )
                 if split == "test":
-                    scores[name] = pd.Series(logits, index=known.index)
-        return entries, scores
+                    known_logits[name] = pd.Series(logits, index=known.index)
+        return entries, known_logits
 
     def _comparisons(self, test: pd.DataFrame, baselines: Mapping[str, pd.Series[Any]]) -> dict[str, Any]:
-        scores = {"model": test["logit"], **baselines}
+        known = {"model": test["logit"], **baselines}
         entries: dict[str, Any] = {}
         for name, (first, second) in _COMPARISONS.items():
-            if first not in scores or second not in scores:
-                entries[name] = {"why": f"no baseline {first if first not in scores else second} on these patients"}
+            if first not in known or second not in known:
+                entries[name] = {"why": f"no baseline {first if first not in known else second} on these patients"}
                 continue
-            both = scores[first].index.intersection(scores[second].index)
-            labels = test.loc[both, "label"].to_numpy(dtype=np.int64)
+            both = known[first].index.intersection(known[second].index)
+            labels = classes(test.loc[both])
             if len(set(labels)) < 2:
                 entries[name] = {"why": "fewer than two classes among patients whom both know"}
                 continue
-            entries[name] = compare_auroc(
-                labels,
-                scores[first].loc[both].to_numpy(dtype=float),
-                scores[second].loc[both].to_numpy(dtype=float),
-                confidence=self.confidence,
-            )
+            pair = (known[one].loc[both].to_numpy(dtype=float) for one in (first, second))
+            entries[name] = compare_auroc(labels, *pair, confidence=self.confidence)
         return entries
 
     def _decision_curves(self, test: pd.DataFrame, learnt: PostProcessing | Folds) -> dict[str, Any]:
@@ -332,6 +312,6 @@ class Evaluation(Measurement):
         if not isinstance(age, str) and len(age.known(test)):
             patients = age.known(test)
             strategies["age"] = expit(np.asarray(age.logits(patients), dtype=float))
-        labels = patients["label"].to_numpy(dtype=np.int64)
-        strategies = {"model": patients["probability"].to_numpy(dtype=float), **strategies}
+        labels = classes(patients)
+        strategies = {"model": scores(patients, "probability"), **strategies}
         return decision_curves(labels, strategies, resamples=self.resamples(labels))

@@ -135,13 +135,7 @@ def difference_of_independent(
 def compare_with_internal(
     internal: Mapping[str, Any], measured: Mapping[str, Any], *, confidence: float, shared: int = 0
 ) -> dict[str, Any]:
-    """Result on another cohort beside the internal one.
-
-    Args:
-        internal: From the checkpoint: `confidence` and `test`: metric -> statistic.
-        measured: metric -> statistic of the other cohort.
-        confidence: Of its intervals.
-        shared: Number of patients that were internal test patients as well.
+    """Metrics of another cohort beside the internal `test` of a checkpoint, with which it may have `shared` patients.
 
     Returns:
         `internal`: metric -> statistic; `differences`: metric -> other minus internal; or, in place of the latter,

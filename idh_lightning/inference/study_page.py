@@ -17,8 +17,7 @@ from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
-from idh_lightning.reports.turning import turning_frames, turning_view
-from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
+from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
 from idh_lightning.volumes import StoredVolume
 

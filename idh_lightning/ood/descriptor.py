@@ -51,7 +51,7 @@ class StudyDescriptor:
     features: FloatArray
 
     def order(self, places: Sequence[int]) -> FloatArray:
-        """Return the numbers that tell the sequences apart, as if sequence k were the one in `places[k]`.
+        """Numbers that tell the sequences apart, as if sequence k were the one in `places[k]`.
 
         For four sequences these are 4 of skewness, 6 of correlation and 6 of contrast, bent so that all have a range
         of about one.
@@ -120,7 +120,7 @@ def volume_descriptor(
 
 
 def turns(cubic: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the ways in which a head can lie wrongly, as (axes, flipped axes) of [D, H, W].
+    """Ways in which a head can lie wrongly, as (axes, flipped axes) of [D, H, W].
 
     A mirror image from left to right looks like a head and is left out; see `checks.check_sides_by_content`. On a grid
     that is no cube the axes stay.
@@ -131,7 +131,7 @@ def turns(cubic: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def turned(picture: FloatArray, axes: Sequence[int], flipped: Sequence[int]) -> FloatArray:
-    """Return a picture [C + 1, d, d, d] turned one of those ways."""
+    """Picture [C + 1, d, d, d] turned one of those ways."""
     return np.flip(picture.transpose(0, *axes), axis=tuple(flipped))
 
 
@@ -153,7 +153,7 @@ def _geometry(
 
 
 def _both(brain: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Return where a voxel and its next neighbour along an axis are both brain."""
+    """Where a voxel and its next neighbour along an axis are both brain."""
     length = brain.shape[axis]
     return np.take(brain, range(1, length), axis) & np.take(brain, range(length - 1), axis)
 

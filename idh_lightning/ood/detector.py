@@ -1,26 +1,35 @@
-"""Is a study like the training ones? What is remembered of them, and what a new one is held against."""
+"""Out-of-distribution detector: fitted on the training studies of a run, and what a new study is held against."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, get_type_hints
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from idh_lightning.cli.tables import number
-from idh_lightning.ood.descriptor import PERCENTILES, FloatArray, StudyDescriptor, turned, turns
+from idh_lightning.cohort import Study
+from idh_lightning.machine import map_in_threads
+from idh_lightning.models import StemTailNetwork
+from idh_lightning.ood.descriptor import PERCENTILES, FloatArray, StudyDescriptor, study_descriptor, turned, turns
+from idh_lightning.records import Record
+from idh_lightning.volumes import VolumeStore
 
 FALSE_ALARMS = 0.05
 """Share of patients like the validation ones that may be flagged by the learnt limit."""
 
 FAR = 1.5
 """A study is withheld, not only flagged, where a distance exceeds its limit this many times."""
+
+MOST_STUDIES = 100
+"""Training studies that are looked at: a covariance needs no more, and the stem takes time."""
 
 SAME_IMAGE = 0.999
 """Correlation within the brain above which two sequences are one image, whatever their intensities."""
@@ -49,7 +58,7 @@ _GEOMETRY = {
     "brain_length_mm": ("The length of the brain, front to back,", "mm", _BRAIN_REMEDY),
     "brain_width_mm": ("The width of the brain", "mm", _BRAIN_REMEDY),
 }  # fmt: skip
-"""Of `Likeness.geometry`: its words, its unit, and what to do where a study lies outside the training range."""
+"""Of `StudyDescriptor.geometry`: its words, its unit, and what to do where a study lies outside the training range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +78,18 @@ class OODWarning:
     unlike: bool = True
 
 
+class _TensorRecord(Record):
+    """Record whose tensors may have become lists, as in a file of JSON."""
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Record that `to_dict` described."""
+        tensors = [name for name, kind in get_type_hints(cls).items() if kind is Tensor and name in state]
+        return super().from_dict({**state, **{n: torch.as_tensor(state[n], dtype=torch.float64) for n in tensors}})
+
+
 @dataclass(frozen=True, kw_only=True)
-class MahalanobisModel:
+class MahalanobisModel(_TensorRecord):
     """A cloud of points with its covariance, shrunk as far as few points demand.
 
     Attributes:
@@ -87,24 +106,24 @@ class MahalanobisModel:
 
     @classmethod
     def of(cls, points: FloatArray, *, least_scale: float) -> Self:
-        """Return the cloud of points [n, F]; coordinates that hardly vary are divided by `least_scale`."""
+        """Cloud of points [n, F]; coordinates that hardly vary are divided by `least_scale`."""
         mean, scale = points.mean(axis=0), np.maximum(points.std(axis=0), least_scale)
         found = LedoitWolf(assume_centered=True).fit((points - mean) / scale)
         return cls(mean=torch.tensor(mean), scale=torch.tensor(scale), precision=torch.tensor(found.precision_))
 
     def distance(self, point: FloatArray) -> float:
-        """Return the Mahalanobis distance of a point [F]."""
+        """Mahalanobis distance of a point [F]."""
         offset = (torch.from_numpy(np.ascontiguousarray(point)) - self.mean) / self.scale
         return math.sqrt(max(float(offset @ self.precision @ offset), 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutOfDistributionDetector:
+class OutOfDistributionDetector(_TensorRecord):
     """Out-of-distribution detector fitted on training studies, with limits set on validation patients.
 
     Three kinds of question are asked of a new study:
 
-    - Is it what it claims to be? The sequences are compared with each other (`Likeness.order`): if another naming of
+    - Is it what it claims to be? The sequences are compared with each other: if another naming of
       them resembles the training studies clearly better than the given one, the answer is withheld. So it is if the
       head fits the mean training study better when turned, or if two sequences are one image.
     - Was it acquired as they were? Voxel size and brain size are held against the training range with some slack;
@@ -125,9 +144,9 @@ class OutOfDistributionDetector:
         profiles: [C, Q], mean percentiles.
         roughness: [C], mean.
         picture: [C + 1, 12, 12, 12], mean.
-        order: Of `Likeness.order` as the sequences are named.
-        order_limit: Least ratio of distances, best other naming over the given one, that is not withheld.
+        order: Of `StudyDescriptor.order` as the sequences are named.
         features: Of the stem's pooled features.
+        order_limit: Least ratio of distances, best other naming over the given one, that is not withheld.
         centre: Statistic -> median of its logarithm on validation studies.
         spread: Statistic -> its standard deviation there, from the median absolute deviation.
         limit: Of the largest standardised statistic.
@@ -143,12 +162,12 @@ class OutOfDistributionDetector:
     roughness: Tensor
     picture: Tensor
     order: MahalanobisModel
-    order_limit: float
     features: MahalanobisModel
-    centre: Mapping[str, float]
-    spread: Mapping[str, float]
-    limit: float
-    expected_false_alarms: float
+    order_limit: float = 0.0
+    centre: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    limit: float = math.inf
+    expected_false_alarms: float = 0.0
     measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
@@ -160,61 +179,43 @@ class OutOfDistributionDetector:
         sequences: Sequence[str],
         false_alarms: float = FALSE_ALARMS,
     ) -> Self:
-        """Return the range of some training studies with limits from validation studies, at least two of each."""
+        """Range of some training studies with limits from validation studies, at least two of each."""
         plain = range(len(sequences))
         found = cls(
             sequences=tuple(sequences),
             training=len(training),
             validation=len(validation),
-            geometry={
-                name: [min(one.geometry[name] for one in training), max(one.geometry[name] for one in training)]
-                for name in training[0].geometry
-            },
+            geometry=_ranges([one.geometry for one in training]),
             profiles=torch.tensor(np.mean([one.profiles for one in training], axis=0)),
             roughness=torch.tensor(np.mean([one.roughness for one in training], axis=0)),
             picture=torch.tensor(np.mean([one.picture for one in training], axis=0)),
             order=MahalanobisModel.of(np.stack([one.order(plain) for one in training]), least_scale=0.1),
-            order_limit=0.0,
             features=MahalanobisModel.of(np.stack([one.features for one in training]), least_scale=1e-6),
-            centre={},
-            spread={},
-            limit=math.inf,
-            expected_false_alarms=0.0,
         )
-        logs = [{name: math.log(value) for name, value in found.statistics(one).items()} for one in validation]
-        centre = {name: float(np.median([row[name] for row in logs])) for name in logs[0]}
-        spread = {
-            name: max(1.4826 * float(np.median([abs(row[name] - centre[name]) for row in logs])), 0.05)
-            for name in logs[0]
-        }
-        worst = sorted(max((row[name] - centre[name]) / spread[name] for name in row) for row in logs)
+        logs = pd.DataFrame([found.statistics(one) for one in validation]).map(math.log)
+        centre = logs.median()
+        spread = (1.4826 * (logs - centre).abs().median()).clip(lower=0.05)
+        worst = np.sort(((logs - centre) / spread).max(axis=1))
         rank = min(math.ceil(round((len(worst) + 1) * (1 - false_alarms), 9)), len(worst))
         ratios = sorted(found._other_naming(one)[0] for one in validation)
         lowest = ratios[max(math.floor((len(ratios) + 1) * false_alarms) - 1, 0)]
-        numbers = [found.plain_numbers(one) for one in training]
-        changed = {
-            "measured": {
-                name: [min(row[name] for row in numbers), max(row[name] for row in numbers)] for name in numbers[0]
-            },
-            "centre": centre,
-            "spread": spread,
-            "limit": float(worst[rank - 1]),
-            "expected_false_alarms": 1 - rank / (len(worst) + 1),
-            "order_limit": min(CLEARLY_OTHER, lowest),
-        }
-        return cls(**{item.name: getattr(found, item.name) for item in fields(found)} | changed)
+        return replace(
+            found,
+            order_limit=min(CLEARLY_OTHER, lowest),
+            centre={str(name): float(value) for name, value in centre.items()},
+            spread={str(name): float(value) for name, value in spread.items()},
+            limit=float(worst[rank - 1]),
+            expected_false_alarms=1 - rank / (len(worst) + 1),
+            measured=_ranges([found.plain_numbers(one) for one in training]),
+        )
 
     def statistics(self, study: StudyDescriptor) -> dict[str, float]:
-        """Return how far a study is from the mean training study, by kind; all > 0."""
+        """Distances of a study from the mean training study, by kind; all > 0."""
         away = np.abs(study.profiles - self.profiles.numpy()).mean(axis=1)
         rough = np.abs(study.roughness - self.roughness.numpy())
-        return {
-            **{f"intensity of {name}": float(value) + 1e-3 for name, value in zip(self.sequences, away, strict=True)},
-            **{
-                f"roughness of {name}": float(value) + _ROUGH for name, value in zip(self.sequences, rough, strict=True)
-            },
-            "features": self.features.distance(study.features) + 1e-3,
-        }
+        intensity = {f"intensity of {name}": float(a) + 1e-3 for name, a in zip(self.sequences, away, strict=True)}
+        roughness = {f"roughness of {name}": float(r) + _ROUGH for name, r in zip(self.sequences, rough, strict=True)}
+        return intensity | roughness | {"features": self.features.distance(study.features) + 1e-3}
 
     def plain_numbers(self, study: StudyDescriptor) -> dict[str, float]:
         """Statistics of intensities that can be checked by eye: percentiles, steps between voxels, distance."""
@@ -227,7 +228,7 @@ class OutOfDistributionDetector:
         return {**percentiles, **steps, "features": self.features.distance(study.features)}
 
     def doubts(self, study: StudyDescriptor, *, present: Collection[str]) -> list[OODWarning]:
-        """Return every way in which a study is unlike the training ones; none where it is like them.
+        """Ways in which a study is unlike the training ones; none where it is like them.
 
         Args:
             study: In numbers.
@@ -244,26 +245,10 @@ class OutOfDistributionDetector:
         ]
 
     def score(self, study: StudyDescriptor) -> float:
-        """Return the largest standardised statistic of a study; `limit` is what it is held against."""
+        """Largest standardised statistic of a study; `limit` is what it is held against."""
         return max(
             (math.log(value) - self.centre[name]) / self.spread[name] for name, value in self.statistics(study).items()
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives and tensors, for a checkpoint that loads with weights_only."""
-        return {**asdict(self), "sequences": list(self.sequences), "percentiles": list(PERCENTILES)}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the range that `to_dict` described; its tensors may have become lists."""
-
-        def tensors(part: Mapping[str, Any]) -> dict[str, Tensor]:
-            return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in part.items()}
-
-        content = {"measured": {}} | {item.name: state[item.name] for item in fields(cls) if item.name in state}
-        clouds = {name: MahalanobisModel(**tensors(content[name])) for name in ("order", "features")}
-        means = tensors({name: content[name] for name in ("profiles", "roughness", "picture")})
-        return cls(**content | clouds | means | {"sequences": tuple(content["sequences"])})
 
     def _same_images(self, study: StudyDescriptor, here: Sequence[int]) -> Iterable[OODWarning]:
         for first, second in itertools.combinations(here, 2):
@@ -277,7 +262,7 @@ class OutOfDistributionDetector:
                 )
 
     def _other_naming(self, study: StudyDescriptor) -> tuple[float, tuple[int, ...]]:
-        """Return the best naming of the sequences other than the given, and its distance over that of the given."""
+        """Best naming of the sequences other than the given, and its distance over that of the given."""
         plain = tuple(range(len(self.sequences)))
         if len(plain) < 2:
             return math.inf, plain
@@ -398,8 +383,39 @@ class OutOfDistributionDetector:
         return what, remedy
 
     def _beside(self, row: str, numbers: Mapping[str, float]) -> str:
-        """Return one of the `plain_numbers`, and the range of the training studies where it is known."""
-        theirs = " to ".join(number(end) for end in self.measured.get(row, ()))
-        return (
-            f"{number(numbers[row])} ({self.training} training studies: {theirs})" if theirs else number(numbers[row])
-        )
+        """One of the `plain_numbers`, and the range of the training studies where it is known."""
+        here, theirs = number(numbers[row]), " to ".join(number(end) for end in self.measured.get(row, ()))
+        return f"{here} ({self.training} training studies: {theirs})" if theirs else here
+
+
+def fit_ood_detector(
+    network: StemTailNetwork, store: VolumeStore, studies: Mapping[str, Sequence[Study]]
+) -> OutOfDistributionDetector | None:
+    """Out-of-distribution detector of the training studies, with limits from the validation studies.
+
+    Args:
+        network: With its final stem.
+        store: Holds the studies.
+        studies: Of train and validation.
+
+    Returns:
+        None where there are fewer than two training or validation studies.
+    """
+    chosen = _evenly(studies["train"], MOST_STUDIES)
+    validation = _evenly(studies["validation"], MOST_STUDIES)
+    if min(len(chosen), len(validation)) < 2:
+        return None
+
+    def looks(studies: Sequence[Study]) -> list[StudyDescriptor]:
+        return map_in_threads(lambda study: study_descriptor(store.open(study), network), studies)
+
+    return OutOfDistributionDetector.learn(looks(chosen), looks(validation), sequences=store.sequences)
+
+
+def _evenly(studies: Sequence[Study], most: int) -> list[Study]:
+    return list(studies[:: max(1, math.ceil(len(studies) / most))])
+
+
+def _ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Name -> least and greatest of some studies."""
+    return {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in rows[0]}

@@ -13,11 +13,17 @@ from idh_lightning.cli.tables import number
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.evaluation import Folds
 from idh_lightning.machine import map_in_threads
+from idh_lightning.reports.page import Picture, picture
 from idh_lightning.reports.panels import CROSS
-from idh_lightning.reports.pictures import Picture, picture
 from idh_lightning.reports.run_folder import ReportedRun
-from idh_lightning.reports.turning import save_gif, turning_frames, turning_view
-from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer
+from idh_lightning.reports.viewer import (
+    drawn_or_reason,
+    read_scene,
+    save_gif,
+    slice_viewer,
+    turning_frames,
+    turning_view,
+)
 from idh_lightning.reports.vocabulary import CLASSES
 
 PANELS_MB = 8.0

@@ -27,13 +27,7 @@ _log = logging.getLogger(__name__)
 def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None = None) -> Path:
     """Write the faults, the exclusions and the flow of patients as one HTML file that opens offline.
 
-    Args:
-        cohort: As `settle` returns it, or as a reader does.
-        path: Written atomically; its folder is made if need be.
-        table: As a split returns it; without it the flow ends before the split.
-
-    Returns:
-        The path.
+    Without the table of a split the flow ends before it.
     """
     flow = cohort_flow(cohort, table)
     steps = flow.groupby("step")[["patients", "studies"]].sum()
@@ -58,11 +52,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
 
 
 def flow_boxes(flow: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
-    """Boxes of the flow diagram, step -> lines of each box, its heading first: read, excluded, refused, used, split.
-
-    Args:
-        flow: As `cohort_flow` returns it.
-    """
+    """Boxes of the flow diagram, step -> lines of each box, its heading first: read, excluded, refused, used, split."""
     parts = {str(step): part for step, part in flow.groupby("step", sort=False)}
     boxes: dict[str, list[tuple[str, ...]]] = {"read": [("Read", _counts(parts["read"]))]}
     for step in ("excluded", "refused"):

@@ -36,15 +36,9 @@ def cam_panel_of(
     probability: float | None = None,
     note: str = "",
 ) -> dict[str, Any]:
-    """Arguments of `cam_panel` for one study and its map.
+    """Arguments of `cam_panel` for one study and its map [D, H, W]; the note stands after its name.
 
-    Args:
-        study: To be shown.
-        stored: Its volume.
-        cam: [D, H, W].
-        sequences: Names of the channels.
-        probability: P(mutant), calibrated; None before calibration, which follows the test.
-        note: Stands after the name of the study.
+    The probability is None before calibration, which follows the test.
     """
     return {
         "image": np.asarray(stored.image, dtype=np.float32),

@@ -14,18 +14,17 @@ from matplotlib.figure import Figure
 
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import BASELINE
-from idh_lightning.attribution.signs import ANY_SIGN, POINTING_WHERE_DECISIVE
+from idh_lightning.attribution.studies import ANY_SIGN, POINTING_WHERE_DECISIVE
 from idh_lightning.cli.tables import number
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
 from idh_lightning.reports import map_figures
-from idh_lightning.reports.caveats import caveats, trained_on
-from idh_lightning.reports.localisation import localisation_tables
-from idh_lightning.reports.page import badges, save_page
-from idh_lightning.reports.pictures import Picture, inlined, picture
+from idh_lightning.reports.page import Picture, picture
 from idh_lightning.reports.run_figures import save_figure
 from idh_lightning.reports.run_folder import read_run
-from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count
+from idh_lightning.reports.run_page import save_run_page
+from idh_lightning.reports.run_results import localisation_tables
+from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, cell, count
 from idh_lightning.reports.vocabulary import LOCALISATION, in_words
 
 CASES = 3
@@ -55,17 +54,17 @@ def write_explanations_page(folder: Path) -> Path:
     scores = read_table(folder / "explanations.csv")
     read = read_run(folder)
     known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
-    run = replace(read, provenance=known | dict(read.provenance))
-    return save_page(
-        folder / "explanations.html",
+    method = content["default"]["method"]
+    theirs = {row["score"]: row for row in content["scores"] if (row["method"], row["group"]) == (method, "all")}
+    return save_run_page(
+        replace(read, provenance=known | dict(read.provenance)),
+        "explanations.html",
         "explanations.html.j2",
+        _drawn(folder, content, scores),
         title="Maps of IDH status: methods compared",
-        place="/".join(folder.resolve().parts[-2:]),
-        headline=_headline(content),
-        badges=badges(trained_on(run)),
-        caveats=caveats(run),
-        tiles=_tiles(content),
-        figures=_figures(folder, content, scores),
+        headline=_headline(content, as_estimate(theirs.get("pointing_game"))),
+        tiles=[(f"{one.short}: {one.name}", as_estimate(theirs.get(key))) for key, one in LOCALISATION.items()],
+        whom="studies",
         localisation=localisation_tables(pd.DataFrame(content["scores"])) if content["scores"] else [],
         any_sign=_signs(content, any_sign=True),
         signs=_signs(content, any_sign=False),
@@ -73,47 +72,29 @@ def write_explanations_page(folder: Path) -> Path:
         faithfulness=_faithfulness(content),
         sequences=_sequences(content),
         seconds=_seconds(content),
-        cases=_cases(folder, content["default"]["method"], scores),
+        cases=_cases(folder, method, scores),
     )
 
 
-def _scores_of(content: Mapping[str, Any], method: str, group: str = "all") -> dict[str, Mapping[str, Any]]:
-    return {row["score"]: row for row in content["scores"] if (row["method"], row["group"]) == (method, group)}
-
-
-def _headline(content: Mapping[str, Any]) -> list[str]:
+def _headline(content: Mapping[str, Any], pointing: Estimate | None) -> list[str]:
     method = content["default"]["method"]
-    pointing = as_estimate(_scores_of(content, method).get("pointing_game"))
-    sentences = [f"{content['default']['why']} Its maps are the ones shown."]
+    sentences: list[str] = []
     if pointing is not None and pointing.value is not None:
-        interval = (
-            ""
-            if pointing.low is None
-            else f" (95% interval {100 * pointing.low:.0f} to {100 * (pointing.high or 0):.0f})"
-        )
-        sentences.insert(
-            0,
+        low, high = (100 * (end or 0) for end in (pointing.low, pointing.high))
+        interval = "" if pointing.low is None else f" (95% interval {low:.0f} to {high:.0f})"
+        sentences.append(
             f"In {100 * pointing.value:.0f}% of {pointing.n} studies{interval} the hottest voxel of the map by "
-            f"{method} lies in the tumour.",
+            f"{method} lies in the tumour."
         )
+    sentences.append(f"{content['default']['why']} Its maps are the ones shown.")
     failed = sorted({row["method"] for row in content["sanity"] if not row["passed"]})
     if failed:
         sentences.append(f"Not believed, since they fail a sanity check: {', '.join(failed)}.")
     return sentences
 
 
-def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    method = content["default"]["method"]
-    tiles = []
-    for score, metric in LOCALISATION.items():
-        row = as_estimate(_scores_of(content, method).get(score))
-        if row is not None and row.value is not None:
-            interval = f"{row.interval}, " if row.interval else ""
-            tiles.append((f"{metric.short}: {metric.name}", number(row.value), f"{interval}{row.n} studies"))
-    return tiles
-
-
-def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Picture]:
+def _drawn(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, str]:
+    """Figures of the page, drawn into the folder: file name -> words."""
     drawn: dict[str, tuple[Callable[..., Figure], str]] = {}
     columns = {
         score: metric.short for score, metric in LOCALISATION.items() if score in scores and scores[score].notna().any()
@@ -140,7 +121,7 @@ def _figures(folder: Path, content: Mapping[str, Any], scores: pd.DataFrame) -> 
     shown: dict[str, str] = {}
     for name, (draw, words) in drawn.items():
         shown |= save_figure(draw, words, folder / "figures" / f"{name}.png")
-    return inlined(folder, shown)
+    return shown
 
 
 def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:

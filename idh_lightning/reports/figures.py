@@ -18,42 +18,25 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
-from idh_lightning.reports.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTANT_COLOUR,
-    MUTED,
-    NARROW,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    WILDTYPE_COLOUR,
-    dress,
-    new_figure,
-    shorten,
-    unit_square,
-)
+from idh_lightning.reports import style
+from idh_lightning.reports.style import dress, new_axes, new_figure, shorten
 from idh_lightning.reports.tables import Estimate
 from idh_lightning.reports.vocabulary import METRICS
 
 
-def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", threshold: float | None = None) -> Figure:
+def confusion_matrix(counts: ArrayLike, *, threshold: float | None = None) -> Figure:
     """Confusion matrix with counts and row percentages.
 
     Args:
         counts: [2, 2], rows are the truth and columns the prediction, wildtype first.
-        title: Names the patients.
         threshold: P(mutant) from which a study is called mutant; shown when given.
     """
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure = new_figure(4.6, 4.2)
-    axes = figure.add_subplot()
+    figure, axes = new_axes(4.6, 4.2)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
     for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > 0.6 else INK
+        colour = "white" if share > 0.6 else style.INK
         kind = "correct" if row == column else ("missed mutant" if row == 1 else "false alarm")
         axes.text(column, row - 0.1, f"{int(table[row, column])}", ha="center", fontsize=22, color=colour)
         axes.text(column, row + 0.14, f"{share:.0%} of row", ha="center", fontsize=10, color=colour)
@@ -62,8 +45,7 @@ def confusion_matrix(counts: ArrayLike, *, title: str = "Confusion matrix", thre
     axes.set_xticks((0, 1), [f"called {name}" for name in names])
     axes.set_yticks((0, 1), [f"{name}\nn = {int(n)}" for name, n in zip(names, table.sum(axis=1), strict=True)])
     note = f"called mutant from P = {threshold:.2f} on" if threshold is not None else None
-    dress(axes, title, note, grid=False)
-    axes.set_ylabel("truth")
+    dress(axes, "Test patients, called and true", note, grid=False, ylabel="truth")
     axes.tick_params(length=0, labelsize=10)
     return figure
 
@@ -74,30 +56,23 @@ def roc(
     *,
     auroc: Estimate | None = None,
     threshold: float | None = None,
-    title: str = "ROC curve",
-    resamples: int = 500,
-    seed: int = 0,
 ) -> Figure:
-    """ROC curve with a pointwise 95% bootstrap band and the operating point.
+    """ROC curve with a pointwise 95% bootstrap band, resampled within each class, and the operating point.
 
     Args:
         labels: [N], 0 wildtype, 1 mutant; both present.
         probabilities: [N], P(mutant).
-        auroc: Shown in the title.
+        auroc: Stands under the title.
         threshold: The operating point, from which P(mutant) is called mutant.
-        title: Names the patients.
-        resamples: Bootstrap resamples, drawn within each class.
-        seed: Of the resampling.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     grid = np.linspace(0, 1, 101)
-    low, high = np.percentile(_resampled_sensitivity(grid, truth, score, resamples, seed), (2.5, 97.5), axis=0)
+    low, high = np.percentile(_resampled_sensitivity(grid, truth, score), (2.5, 97.5), axis=0)
     false_rate, true_rate, _ = roc_curve(truth, score, drop_intermediate=False)
-    figure = new_figure(4.9, 4.9)
-    axes = figure.add_subplot()
-    axes.fill_between(grid, low, high, color=SKY, alpha=0.3, linewidth=0, label="95% band (bootstrap)")
-    axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="chance")
-    axes.plot(false_rate, true_rate, color=BLUE, linewidth=2.2, label="model")
+    figure, axes = new_axes(4.9, 4.9)
+    axes.fill_between(grid, low, high, color=style.SKY, alpha=0.3, linewidth=0, label="95% band (bootstrap)")
+    axes.plot((0, 1), (0, 1), color=style.MUTED, linestyle=":", linewidth=1.2, label="chance")
+    axes.plot(false_rate, true_rate, color=style.BLUE, linewidth=2.2, label="model")
     if threshold is not None:
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
@@ -113,10 +88,9 @@ def roc(
             color="#9a4300",
         )
     counts = f"n = {truth.size}, {truth.sum()} mutant"
-    dress(axes, title, counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}")
-    unit_square(axes)
-    axes.set_xlabel("1 − specificity: wildtype called mutant")
-    axes.set_ylabel("sensitivity: mutant called mutant")
+    note = counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}"
+    named = {"xlabel": "1 − specificity: wildtype called mutant", "ylabel": "sensitivity: mutant called mutant"}
+    dress(axes, "ROC curve, test patients", note, **style.UNIT_SQUARE, **named)
     # The legend goes where the curve is not.
     axes.legend(loc="lower right" if np.trapezoid(true_rate, false_rate) >= 0.5 else "upper left", frameon=False)
     return figure
@@ -128,25 +102,23 @@ def precision_recall(
     *,
     average_precision: Estimate | None = None,
     threshold: float | None = None,
-    title: str = "Precision and recall",
 ) -> Figure:
     """Precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     precision, recall, _ = precision_recall_curve(truth, score)
     prevalence = truth.mean()
-    figure = new_figure(4.9, 4.9)
-    axes = figure.add_subplot()
-    axes.axhline(prevalence, color=MUTED, linestyle=":", linewidth=1.2, label=f"prevalence {prevalence:.2f}: guessing")
-    axes.step(recall, precision, where="post", color=BLUE, linewidth=2.2, label="model")
+    figure, axes = new_axes(4.9, 4.9)
+    axes.axhline(
+        prevalence, color=style.MUTED, linestyle=":", linewidth=1.2, label=f"prevalence {prevalence:.2f}: guessing"
+    )
+    axes.step(recall, precision, where="post", color=style.BLUE, linewidth=2.2, label="model")
     if threshold is not None and (score >= threshold).any():
         called = score >= threshold
         _mark_operating_point(axes, called[truth == 1].mean(), truth[called].mean())
     counts = f"n = {truth.size}, {truth.sum()} mutant"
     note = counts if average_precision is None else f"average precision {average_precision.text}; {counts}"
-    dress(axes, title, note)
-    unit_square(axes)
-    axes.set_xlabel("recall: share of mutants found")
-    axes.set_ylabel("precision: share of calls that are mutant")
+    named = {"xlabel": "recall: share of mutants found", "ylabel": "precision: share of calls that are mutant"}
+    dress(axes, "Precision and recall, test patients", note, **style.UNIT_SQUARE, **named)
     axes.legend(loc="best", frameon=False)
     return figure
 
@@ -158,7 +130,6 @@ def reliability(
     *,
     raw: Mapping[str, Sequence[float]] | None = None,
     ece: Estimate | None = None,
-    title: str = "Calibration",
 ) -> Figure:
     """Observed share of mutants against P(mutant), with the probabilities themselves below.
 
@@ -167,22 +138,23 @@ def reliability(
         labels: [N], 0 wildtype, 1 mutant.
         probabilities: [N], P(mutant).
         raw: `predicted` and `observed` before calibration, drawn in outline when given.
-        ece: Shown in the title.
-        title: Names the patients.
+        ece: Stands under the title.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     figure = new_figure(4.9, 5.4)
     axes, counts = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
-    axes.plot((0, 1), (0, 1), color=MUTED, linestyle=":", linewidth=1.2, label="perfect")
+    axes.plot((0, 1), (0, 1), color=style.MUTED, linestyle=":", linewidth=1.2, label="perfect")
     if raw is not None:
-        axes.plot(raw["predicted"], raw["observed"], "o--", color=MUTED, mfc="white", lw=1.2, label="uncalibrated")
+        axes.plot(
+            raw["predicted"], raw["observed"], "o--", color=style.MUTED, mfc="white", lw=1.2, label="uncalibrated"
+        )
     observed = np.asarray(curve["observed"], dtype=float)
     below, above = observed - np.asarray(curve["low"]), np.asarray(curve["high"]) - observed
     axes.errorbar(
         curve["predicted"],
         observed,
         yerr=np.clip((below, above), 0, None),
-        color=BLUE,
+        color=style.BLUE,
         marker="s",
         linewidth=1.8,
         elinewidth=1.2,
@@ -190,12 +162,17 @@ def reliability(
         label="probability of the report",
     )
     note = f"{len(observed)} groups of about equal size, 95% intervals; n = {truth.size}"
-    dress(axes, title, note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}")
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylabel("observed share of mutants")
+    note = note if ece is None else f"{METRICS['ece'].name} {ece.text}\n{note}"
+    dress(
+        axes,
+        "Calibration, test patients",
+        note,
+        xlim=(-0.03, 1.03),
+        ylim=(-0.03, 1.03),
+        ylabel="observed share of mutants",
+    )
     axes.legend(loc="upper left", frameon=False)
-    shades = ((0, WILDTYPE_COLOUR, "wildtype"), (1, MUTANT_COLOUR, "mutant"))
+    shades = ((0, style.WILDTYPE_COLOUR, "wildtype"), (1, style.MUTANT_COLOUR, "mutant"))
     counts.hist(
         [score[truth == label] for label, _, _ in shades],
         bins=np.linspace(0, 1, 21).tolist(),
@@ -203,10 +180,8 @@ def reliability(
         color=[colour for _, colour, _ in shades],
         label=[name for _, _, name in shades],
     )
-    dress(counts)
+    dress(counts, xlabel="P(mutant)", ylabel="n")
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    counts.set_xlabel("P(mutant)")
-    counts.set_ylabel("n")
     counts.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     return figure
 
@@ -217,7 +192,6 @@ def decision_curve(
     band: Mapping[str, Any] | None = None,
     prevalence: float | None = None,
     last: float | None = None,
-    title: str = "Decision curve",
 ) -> Figure:
     """Net benefit over threshold probabilities: the model against age and against treating all or none.
 
@@ -228,12 +202,10 @@ def decision_curve(
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
         last: Threshold up to which the curves are drawn, since beyond it single patients make them jump. They end
             before it where the model falls below the axis: a piece that comes up again further on is chance.
-        title: Names the patients.
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
-    figure = new_figure(5.6, 4.6)
-    axes = figure.add_subplot()
+    figure, axes = new_axes(5.6, 4.6)
     names = [name for name in curves.columns if name != "threshold"]
     top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
     note = "higher is better; net benefit = true calls − weighted false calls, per patient"
@@ -246,25 +218,24 @@ def decision_curve(
         curves = curves[kept]
         band = None if band is None else {end: np.asarray(band[end], dtype=float)[kept] for end in ("low", "high")}
     looks = {
-        "treat_none": (MUTED, ":", 1.2),
-        "treat_all": (MUTED, "--", 1.2),
-        "age": (ORANGE, "-.", 1.8),
-        "model": (BLUE, "-", 2.4),
+        "treat_none": (style.MUTED, ":", 1.2),
+        "treat_all": (style.MUTED, "--", 1.2),
+        "age": (style.ORANGE, "-.", 1.8),
+        "model": (style.BLUE, "-", 2.4),
     }
     if band is not None:
-        axes.fill_between(curves["threshold"], band["low"], band["high"], color=SKY, alpha=0.25, linewidth=0)
-    spare = iter([(GREEN, (0, (5, 1)), 1.6), (PURPLE, (0, (3, 1, 1, 1)), 1.6), (VERMILLION, (0, (1, 1)), 1.6)] * 3)
+        axes.fill_between(curves["threshold"], band["low"], band["high"], color=style.SKY, alpha=0.25, linewidth=0)
+    dashed = {style.GREEN: (0, (5, 1)), style.PURPLE: (0, (3, 1, 1, 1)), style.VERMILLION: (0, (1, 1))}
+    spare = iter([(colour, dashes, 1.6) for colour, dashes in dashed.items()] * 3)
     for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
-        colour, style, width = looks.get(name) or next(spare)
+        colour, dashes, width = looks.get(name) or next(spare)
         label = {"treat_all": "call everyone mutant", "treat_none": "call no one mutant"}.get(name)
         label = label or name.replace("_", " ")
-        axes.plot(curves["threshold"], curves[name], color=colour, linestyle=style, linewidth=width, label=label)
-    axes.set_ylim(-0.12 * top, 1.12 * top)
-    axes.set_xlim(float(curves["threshold"].min()), float(curves["threshold"].max()))
-    dress(axes, title, note)
-    axes.set_xlabel("threshold: P(mutant) from which one would act")
+        axes.plot(curves["threshold"], curves[name], color=colour, linestyle=dashes, linewidth=width, label=label)
+    ends = (float(curves["threshold"].min()), float(curves["threshold"].max()))
+    named = {"xlabel": "threshold: P(mutant) from which one would act", "ylabel": "net benefit"}
+    dress(axes, "Decision curve, test patients", note, xlim=ends, ylim=(-0.12 * top, 1.12 * top), **named)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel("net benefit")
     axes.legend(frameon=False)
     return figure
 
@@ -289,25 +260,24 @@ def forest(
         xlim: Limits of the axis; None takes them from the intervals.
         narrow: For a telephone: names and numbers stand above the intervals instead of beside them.
     """
-    figure = new_figure(NARROW, 1.5 + 0.46 * len(rows)) if narrow else new_figure(7.8, 1.25 + 0.33 * len(rows))
+    figure, axes = new_axes(*((style.NARROW, 1.5 + 0.46 * len(rows)) if narrow else (7.8, 1.25 + 0.33 * len(rows))))
     title = textwrap.fill(title, 40) if narrow else title
-    figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
-    axes = figure.add_subplot()
+    figure.suptitle(title, x=0.015, ha="left", fontsize=12, fontweight="bold", color=style.INK, parse_math=False)
     drawn = [(name, e) for name, e in rows if not name.startswith("# ") and e.value is not None]
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
     for x, heading in () if narrow else ((1.02, "n"), (1.12, "value (95% interval)")):
-        axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": MUTED}))
+        axes.text(x, -0.9, heading, **(beside | {"fontsize": 9, "color": style.MUTED}))
     for position, (name, estimate) in enumerate(rows):
         if not name.startswith("# "):
             _draw_estimate(axes, position, name, estimate, beside, narrow=narrow)
     words = xlabel
     if reference is not None:
-        line: dict[str, Any] = {"color": VERMILLION, "linestyles": "--", "linewidth": 1.2, "zorder": 0}
+        line: dict[str, Any] = {"color": style.VERMILLION, "linestyles": "--", "linewidth": 1.2, "zorder": 0}
         # Where the numbers stand above the intervals, the line runs beside the intervals only.
         tops = np.arange(len(rows)) - (0.18 if narrow else 0.6)
         axes.vlines(np.full(len(rows), reference[1]), tops, tops + (0.66 if narrow else 1.2), **line)
         words = f"{xlabel} (dashed line: {reference[0]}, {reference[1]:.2f})"
-    dress(axes)
+    dress(axes, grid="x")
     axes.set_yticks(range(len(rows)), [shorten(name.removeprefix("# "), 34) for name, _ in rows])
     if narrow:
         for position, (name, _) in enumerate(rows):
@@ -324,7 +294,6 @@ def forest(
     elif drawn:
         ends = [x for _, e in drawn for x in (e.low, e.high, e.value) if x is not None]
         axes.set_xlim(min(0.45, *ends) - 0.02, max(1.0, *ends) + 0.02)
-    axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(words, parse_math=False)
     return figure
@@ -336,15 +305,15 @@ def _draw_estimate(
     """Draw one line of a forest plot: the interval, the estimate and both in numbers."""
     if estimate.value is not None:
         if estimate.low is not None and estimate.high is not None:
-            axes.plot((estimate.low, estimate.high), (position, position), color=BLUE, linewidth=2)
-        axes.plot(estimate.value, position, "s", color=BLUE, markersize=7, markeredgecolor="white")
-    colour = MUTED if estimate.value is None else INK
+            axes.plot((estimate.low, estimate.high), (position, position), color=style.BLUE, linewidth=2)
+        axes.plot(estimate.value, position, "s", color=style.BLUE, markersize=7, markeredgecolor="white")
+    colour = style.MUTED if estimate.value is None else style.INK
     text = shorten(estimate.text, 24)
     if narrow:
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         above = {**beside, "fontsize": 9, "parse_math": False, "bbox": paper}
         count = "" if estimate.n is None else f", n = {estimate.n}"
-        axes.text(0.0, position - 0.36, f"{shorten(name, 30)}{count}", color=INK, **above)
+        axes.text(0.0, position - 0.36, f"{shorten(name, 30)}{count}", color=style.INK, **above)
         axes.text(1.0, position - 0.36, text, color=colour, ha="right", **above)
     else:
         axes.text(1.02, position, "" if estimate.n is None else f"{estimate.n}", color=colour, **beside)
@@ -352,11 +321,11 @@ def _draw_estimate(
 
 
 def _mark_operating_point(axes: Axes, x: float, y: float) -> None:
-    axes.plot(x, y, "D", color=VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+    axes.plot(x, y, "D", color=style.VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
 
 
 def _resampled_sensitivity(
-    grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any], resamples: int, seed: int
+    grid: NDArray[Any], truth: NDArray[Any], score: NDArray[Any], resamples: int = 500, seed: int = 0
 ) -> NDArray[Any]:
     """[resamples, grid] sensitivity at each false-positive rate, resampled within each class."""
     drawn = Bootstrap.draw(truth, resamples=resamples, seed=seed).weights[-resamples:]

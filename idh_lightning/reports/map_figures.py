@@ -9,25 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from idh_lightning.reports.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    NARROW,
-    ORANGE,
-    PURPLE,
-    RULE,
-    SKY,
-    VERMILLION,
-    dress,
-    new_figure,
-    shorten,
-)
+from idh_lightning.reports import style
+from idh_lightning.reports.style import dress, new_axes, new_figure, shorten
 
 METHOD_LOOKS = (
-    (BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"),
-    (ORANGE, "-"), (SKY, "--"), (INK, "-."), (MUTED, "-"),
+    (style.BLUE, "-"), (style.VERMILLION, "--"), (style.GREEN, "-."), (style.PURPLE, ":"),
+    (style.ORANGE, "-"), (style.SKY, "--"), (style.INK, "-."), (style.MUTED, "-"),
 )  # fmt: skip
 """Colour and line style of methods of explanation, in their order; they begin again where there are more."""
 
@@ -47,7 +34,7 @@ def score_distributions(
     methods = list(dict.fromkeys(scores["method"]))
     across = 1 if narrow else 3
     down = -(-len(columns) // across)
-    figure = new_figure(NARROW if narrow else 11.0, down * (0.95 + 0.31 * len(methods)))
+    figure = new_figure(style.NARROW if narrow else 11.0, down * (0.95 + 0.31 * len(methods)))
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     rng = np.random.default_rng(0)
     for place, axis in enumerate(axes.flat):
@@ -60,17 +47,14 @@ def score_distributions(
             values = values[np.isfinite(values)]
             if values.size == 0:
                 continue
-            colour = MUTED if method in muted else VERMILLION if method == chosen else BLUE
+            colour = style.MUTED if method in muted else style.VERMILLION if method == chosen else style.BLUE
             heights = row + rng.uniform(-0.26, 0.26, values.size)
             axis.plot(values, heights, ".", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
             low, high = np.percentile(values, (25, 75))
             axis.plot((low, high), (row, row), color=colour, linewidth=2.2)
             axis.plot(values.mean(), row, "D", color=colour, markersize=6, markeredgecolor="white")
-        dress(axis, title)
-        axis.set_xlim(-0.03, 1.03)
-        axis.set_ylim(len(methods) - 0.4, -0.6)
+        dress(axis, title, grid="x", xlim=(-0.03, 1.03), ylim=(len(methods) - 0.4, -0.6))
         axis.set_yticks(range(len(methods)), [shorten(method, 34) for method in methods])
-        axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
     return figure
 
@@ -85,7 +69,7 @@ def faithfulness_curves(
         curves: Method -> deletion, insertion, random_deletion, random_insertion: mean over studies at each fraction.
         narrow: For a telephone.
     """
-    figure = new_figure(NARROW, 8.4) if narrow else new_figure(10.4, 4.2)
+    figure = new_figure(style.NARROW, 8.4) if narrow else new_figure(10.4, 4.2)
     titles = {
         "deletion": ("Deletion", "hottest voxels replaced first: lower is better"),
         "insertion": ("Insertion", "hottest voxels brought back first: higher is better"),
@@ -94,14 +78,14 @@ def faithfulness_curves(
         figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True), titles.items(), strict=True
     ):
         for place, (method, theirs) in enumerate(curves.items()):
-            colour, style = METHOD_LOOKS[place % len(METHOD_LOOKS)]
-            axes.plot(fractions, theirs[name], color=colour, linestyle=style, linewidth=1.8, label=method)
+            colour, dashes = METHOD_LOOKS[place % len(METHOD_LOOKS)]
+            axes.plot(fractions, theirs[name], color=colour, linestyle=dashes, linewidth=1.8, label=method)
         for theirs in list(curves.values())[:1]:
-            axes.plot(fractions, theirs[f"random_{name}"], color=MUTED, linewidth=1.2, linestyle=":", label="at random")
-        dress(axes, title, note)
-        axes.set_xlabel("share of the brain")
+            axes.plot(
+                fractions, theirs[f"random_{name}"], color=style.MUTED, linewidth=1.2, linestyle=":", label="at random"
+            )
         axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set_xlim(0, 1)
+        dress(axes, title, note, xlabel="share of the brain", xlim=(0, 1))
     figure.axes[0].set_ylabel("probability of the predicted class")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
@@ -118,18 +102,17 @@ def cascade_curves(agreement: pd.DataFrame, *, bound: float, narrow: bool = Fals
         bound: Below which a map must be in the end.
         narrow: For a telephone.
     """
-    figure = new_figure(NARROW, 5.2) if narrow else new_figure(10.4, 3.9)
-    axes = figure.add_subplot()
+    figure, axes = new_axes(*((style.NARROW, 5.2) if narrow else (10.4, 3.9)))
     modules = list(dict.fromkeys(agreement["module"]))
     for place, (method, theirs) in enumerate(agreement.groupby("method", sort=False)):
-        colour, style = METHOD_LOOKS[place % len(METHOD_LOOKS)]
+        colour, dashes = METHOD_LOOKS[place % len(METHOD_LOOKS)]
         values = [1.0, *theirs.set_index("module")["spearman"].reindex(modules)]
-        axes.plot(range(len(values)), values, color=colour, linestyle=style, linewidth=1.8, label=str(method))
-    axes.axhline(bound, color=MUTED, linewidth=1, linestyle=":")
-    axes.annotate("must end below", (0.01, bound), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
-    axes.axhline(0, color=RULE, linewidth=1)
+        axes.plot(range(len(values)), values, color=colour, linestyle=dashes, linewidth=1.8, label=str(method))
+    axes.axhline(bound, color=style.MUTED, linewidth=1, linestyle=":")
+    axes.annotate("must end below", (0.01, bound), xycoords=("axes fraction", "data"), va="bottom", color=style.MUTED)
+    axes.axhline(0, color=style.RULE, linewidth=1)
     axes.set_xticks(range(len(modules) + 1), ["as trained", *modules], rotation=35, ha="right")
-    dress(axes, "Maps of a network that forgets", "each module is randomised on top of those to its left")
-    axes.set_ylabel("rank correlation with the map")
+    note = "each module is randomised on top of those to its left"
+    dress(axes, "Maps of a network that forgets", note, ylabel="rank correlation with the map")
     figure.legend(loc="outside lower left" if narrow else "outside right upper", frameon=False, fontsize=9)
     return figure

@@ -79,9 +79,8 @@ def _confusion_matrix(run: ReportedRun) -> _Drawn:
     if not isinstance(cells, Mapping):
         return None
     tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
-    title, threshold = "Test patients, called and true", run.number("operating_point", "threshold")
     words = f"{tp} of {tp + fn} mutant and {tn} of {tn + fp} wildtype test patients are called right"
-    figure = figures.confusion_matrix([[tn, fp], [fn, tp]], title=title, threshold=threshold)
+    figure = figures.confusion_matrix([[tn, fp], [fn, tp]], threshold=run.number("operating_point", "threshold"))
     return figure, f"Confusion matrix: {words}."
 
 
@@ -98,7 +97,7 @@ def _roc(run: ReportedRun) -> _Drawn:
     if known is None:
         return None
     area = "" if run.auroc is None else f", ROC-AUC {run.auroc.text}"
-    figure = figures.roc(**known, auroc=run.auroc, title="ROC curve, test patients")
+    figure = figures.roc(**known, auroc=run.auroc)
     return figure, f"ROC curve of {len(known['labels'])} test patients{area}."
 
 
@@ -106,8 +105,7 @@ def _precision_recall(run: ReportedRun) -> _Drawn:
     known, precision = _curve(run), run.estimate("test", "average_precision")
     if known is None:
         return None
-    title = "Precision and recall, test patients"
-    figure = figures.precision_recall(**known, average_precision=precision, title=title)
+    figure = figures.precision_recall(**known, average_precision=precision)
     words = "" if precision is None else f", average precision {precision.text}"
     return figure, f"Precision-recall curve{words}; the prevalence is {known['labels'].mean():.2f}."
 
@@ -123,7 +121,6 @@ def _reliability(run: ReportedRun) -> _Drawn:
         people["probability"],
         raw=None if run.node("calibration", "method") in (None, "none") else curves.get("raw"),
         ece=ece,
-        title="Calibration, test patients",
     )
     words = "" if ece is None else f" Calibration error {ece.text}."
     return figure, f"Observed share of mutants against predicted probability in groups of equal size.{words}"
@@ -139,7 +136,6 @@ def _decision_curve(run: ReportedRun) -> _Drawn:
         band=curves.get("band"),
         prevalence=people["label"].mean() if len(people) else None,
         last=people["probability"].nlargest(FEWEST_CALLED).min() if len(people) else None,
-        title="Decision curve, test patients",
     )
     return (
         figure,

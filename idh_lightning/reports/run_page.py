@@ -1,24 +1,33 @@
-"""A run folder to report.html: one file that opens offline and says how good the model is, for whom, and how sure."""
+"""A run folder to report.html: one file that opens offline and says how good the model is, for whom, and how sure.
+
+Several runs on the same test patients make a page of the same format.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cli.tables import number
+from idh_lightning.cohort import SPLITS
 from idh_lightning.cohort.checks import counted
 from idh_lightning.reports.cases import gallery_of, telling_cases, turning_case
-from idh_lightning.reports.caveats import caveats, trained_on
-from idh_lightning.reports.checklist import checklist
-from idh_lightning.reports.cross_validation import fold_tables
-from idh_lightning.reports.external import external_section
-from idh_lightning.reports.page import badges, save_page
-from idh_lightning.reports.pictures import inlined
+from idh_lightning.reports.page import badges, inlined, save_page
 from idh_lightning.reports.run_figures import save_figures
-from idh_lightning.reports.run_folder import ReportedRun, read_run
-from idh_lightning.reports.run_results import result_tables
-from idh_lightning.reports.tables import signed
-from idh_lightning.reports.vocabulary import CLASSES, METRICS, p_value_words
+from idh_lightning.reports.run_folder import ReportedRun, caveats, read_run
+from idh_lightning.reports.run_results import (
+    PAIRED_CAPTION,
+    each_run,
+    fold_tables,
+    provenance_table,
+    result_tables,
+    spread_table,
+)
+from idh_lightning.reports.tables import ReportTable, as_estimate, cell, p_value_cell, signed
+from idh_lightning.reports.vocabulary import METRICS, in_words
 
 
 def write_report(run_folder: Path) -> Path:
@@ -32,115 +41,44 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     drawn = save_figures(run)
     gallery = gallery_of(run)
-    telling = telling_cases(run, gallery)
-    return save_page(
-        run.folder / "report.html",
+    name = run.provenance.get("cohort")
+    return save_run_page(
+        run,
+        "report.html",
         "report.html.j2",
-        title=_title(run),
-        place="/".join(run.folder.resolve().parts[-2:]),
-        badges=badges(trained_on(run)),
-        caveats=caveats(run),
-        headline=_headline(run),
-        tiles=_tiles(run),
-        figures=inlined(run.folder, drawn),
-        protocol=_protocol(run),
-        external=external_section(run),
+        drawn,
+        title=f"IDH status from MRI: {name}" if name else "IDH status from MRI",
+        tiles=[
+            *((METRICS[key].name, run.estimate("test", key)) for key in ("auroc", "sensitivity", "specificity", "ece")),
+            ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
+        ],
+        whom="patients",
         folds=fold_tables(run),
-        learns=run.node("external") is None and run.node("runs") is None,
         flow=_flow(run),
         compared=(run.folder / "explanations.html").is_file(),
-        telling=telling,
+        telling=telling_cases(run, gallery),
         turning=turning_case(run),
         gallery=gallery,
-        classes=CLASSES,
-        weights=_weights_words(run),
-        checklist=checklist(run),
+        plain=_plain,
+        settings=partial(_settings, run),
+        splits=SPLITS,
+        baseline=BASELINE,
         **result_tables(run),
     )
 
 
-def _title(run: ReportedRun) -> str:
-    name = run.provenance.get("cohort")
-    return f"IDH status from MRI: {name}" if name else "IDH status from MRI"
-
-
-def _headline(run: ReportedRun) -> list[str]:
-    """Main results, in sentences that carry their uncertainty."""
-    auroc = run.auroc
-    if auroc is None or auroc.value is None:
-        return []
-    people = run.patients("test")
-    level = 100 * (run.number("settings", "confidence") or 0.95)
-    whose = "held-out patients"
-    if run.node("external") is not None:
-        whose = f"patients of a cohort that it was not trained on, {run.provenance.get('cohort', 'unknown')}"
-    elif run.node("runs") is not None:
-        whose = f"patients, each judged in the one of {len(run.node('runs', 'folders') or {})} folds that left them out"
-    mutant = f"{int(people['label'].sum())} mutant" if len(people) else ""
-    count = f"On {len(people)} {whose} ({mutant})" if len(people) else "Held out"
-    interval = ""
-    if auroc.interval:
-        interval = f" ({level:.0f}% interval {auroc.interval})"
-    sentences = [
-        f"{count}, the model ranks a random mutant above a random wildtype patient with probability "
-        f"{number(auroc.value)}{interval}."
-    ]
-    internal = run.estimate("external", "internal", "auroc")
-    if internal is not None and internal.value is not None:
-        home = run.node("external", "trained_on")
-        sentence = f"On the test patients of {home}, where it was trained, this was {internal.text}"
-        difference = run.estimate("external", "differences", "auroc")
-        if difference is not None and difference.value is not None:
-            sentence += f"; the difference is {signed(difference)}"
-        sentences.append(sentence + ".")
-    age = run.estimate("baselines", "age", "test", "auroc")
-    if age is not None and age.value is not None:
-        sentence = f"Age alone reaches {age.text} in the same patients"
-        difference = run.estimate("comparisons", "model_vs_age", "difference")
-        p = run.number("comparisons", "model_vs_age", "p_value")
-        if difference is not None and difference.value is not None and p is not None:
-            better = "better" if difference.value > 0 else "worse"
-            told = f"the model is {better} than age" if p < 0.05 else "the two cannot be told apart"
-            sentence += f"; {told} (difference {signed(difference)}, {p_value_words(p)})"
-        sentences.append(sentence + ".")
-    cells = run.node("confusion", "test")
-    if isinstance(cells, Mapping):
-        tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
-        threshold = "thresholds" if isinstance(run.node("operating_point", "runs"), Mapping) else "threshold"
-        sentences.append(
-            f"At the {threshold} fixed on validation patients it finds {tp} of {tp + fn} mutants and recognises "
-            f"{tn} of {tn + fp} wildtypes."
-        )
-    return sentences
-
-
-def _protocol(run: ReportedRun) -> str:
-    """Sentence on when test patients were looked at, and by which network."""
-    if run.node("external") is not None:
-        return "Nothing was learnt from these patients: network, threshold and calibration came with the checkpoint."
-    if run.node("runs") is not None:
-        return (
-            "Every patient was judged once, by the network of the fold that did not train on them, with the threshold "
-            "and the calibration of that fold. Patients of different folds are ranked by calibrated probability."
-        )
-    return (
-        "Test patients were touched once, after the epoch, the threshold and the calibration had been fixed on "
-        "validation patients."
+def save_run_page(run: ReportedRun, file: str, template: str, drawn: Mapping[str, str], **content: Any) -> Path:
+    """Write a page into a run folder, with what stands at the top of all of them, and return its path."""
+    return save_page(
+        run.folder / file,
+        template,
+        run=run,
+        place="/".join(run.folder.resolve().parts[-2:]),
+        badges=badges(run.trained_on),
+        caveats=caveats(run),
+        figures=inlined(run.folder, drawn),
+        **content,
     )
-
-
-def _tiles(run: ReportedRun) -> list[tuple[str, str, str]]:
-    """(name, value, interval and n) of the numbers that stand at the top."""
-    wanted = [
-        *((METRICS[key].name, run.estimate("test", key)) for key in ("auroc", "sensitivity", "specificity", "ece")),
-        ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
-    ]
-    tiles = []
-    for name, estimate in wanted:
-        if estimate is not None and estimate.value is not None:
-            interval = f"{estimate.interval}, " if estimate.interval else ""
-            tiles.append((name, number(estimate.value), f"{interval}{estimate.n} patients"))
-    return tiles
 
 
 def _flow(run: ReportedRun) -> dict[str, list[tuple[str, ...]]] | None:
@@ -162,15 +100,89 @@ def _flow(run: ReportedRun) -> dict[str, list[tuple[str, ...]]] | None:
     return boxes
 
 
-def _weights_words(run: ReportedRun) -> str | None:
-    weights = run.provenance.get("weights")
-    if not isinstance(weights, Mapping):
-        return None
-    source, requested, note = (str(weights.get(key) or "") for key in ("source", "requested", "note"))
-    if source in ("", "none"):
-        words = (
-            f"The network started untrained: no pretrained weights were loaded (model.weights={requested or 'none'})."
-        )
-    else:
-        words = f"The network started from {source} (model.weights={requested})."
-    return f"{words} Note: {note}." if note else words
+def _settings(run: ReportedRun, *path: str) -> str:
+    """Section of the recipe in a sentence, for the checklist; nothing where there is none."""
+    section = run.setting(*path)
+    return f"{_plain(section)}." if isinstance(section, Mapping) else ""
+
+
+def _plain(node: Any) -> str:
+    """Settings as words: the name of the class first, then its values."""
+    if isinstance(node, Mapping):
+        values = [f"{in_words(str(key))} {_plain(one)}" for key, one in node.items() if not str(key).startswith("_")]
+        name = [str(node["_target_"]).split(".")[-1]] if "_target_" in node else []
+        return ": ".join([*name, *([", ".join(values)] if values else [])])
+    if isinstance(node, list | tuple):
+        return " ".join(map(_plain, node)) or "none"
+    return {"None": "none", "True": "yes", "False": "no"}.get(str(node), str(node))
+
+
+_SHOWN = ("auroc", "sensitivity", "specificity", "brier", "ece")
+
+
+def write_comparison(run_folder: Path) -> Path:
+    """Write report.html into the folder of a comparison, from the metrics.json in it, and return its path."""
+    run = read_run(run_folder)
+    return save_run_page(
+        run,
+        "report.html",
+        "comparison.html.j2",
+        save_figures(run),
+        title="IDH status from MRI: runs compared",
+        headline=_headline(run),
+        tiles=[],
+        runs=_runs(run),
+        pairs=_pairs(run),
+        spread=spread_table(run),
+        provenance=provenance_table(run),
+    )
+
+
+def _headline(run: ReportedRun) -> list[str]:
+    each = {name: run.estimate("runs", "test", name, "auroc") for name in run.node("runs", "test") or {}}
+    areas = {name: found for name, found in each.items() if found is not None and found.value is not None}
+    ranked = sorted(areas, key=lambda name: -(areas[name].value or 0.0))
+    if len(ranked) < 2:
+        return []
+    best, worst = ranked[0], ranked[-1]
+    sentences = [
+        f"On the same {run.node('runs', 'n')} test patients ({run.node('runs', 'n_mutant')} mutant), the ROC-AUC of "
+        f"{len(areas)} runs goes from {areas[worst].text} ({worst}) to {areas[best].text} ({best})."
+    ]
+    pairs = run.node("runs", "pairs") or []
+    apart = [pair for pair in pairs if pair.get("p_holm") is not None and pair["p_holm"] < 0.05]
+    named = "; ".join(" and ".join(pair["names"]) for pair in apart[:5])
+    told = "The two cannot be told apart" if len(pairs) == 1 else f"None of {len(pairs)} pairs can be told apart"
+    told += " (paired DeLong test, no p below 0.05 after correction)"
+    if apart:
+        told = f"{len(apart)} of {counted(len(pairs), 'pair')} differ (p below 0.05 after correction): {named}"
+    return [*sentences, f"{told}. The best of several runs looks better than it is: test patients must not choose it."]
+
+
+def _runs(run: ReportedRun) -> ReportTable | None:
+    each = run.node("runs", "test")
+    if not isinstance(each, Mapping):
+        return each_run(run)
+    rows = []
+    named = run.node("runs", "settings") or {}
+    for name, measured in each.items():
+        cells = [as_estimate(measured.get(key)) for key in _SHOWN]
+        settings = [" ".join(named.get(name, []))] if any(named.values()) else []
+        rows.append([str(name), *(cell(estimate, "") for estimate in cells), *settings])
+    return ReportTable(
+        f"Each run on the same {run.node('runs', 'n')} test patients, with 95% intervals",
+        ["", *(METRICS[key].name for key in _SHOWN), *(["settings"] if any(named.values()) else [])],
+        rows,
+        (0, len(_SHOWN) + 1),
+    )
+
+
+def _pairs(run: ReportedRun) -> ReportTable | None:
+    rows = []
+    for pair in run.node("runs", "pairs") or []:
+        difference = as_estimate(pair["difference"])
+        areas = [number(float(pair[key])) for key in ("first", "second")]
+        p_values = [p_value_cell(pair.get(key)) for key in ("p_value", "p_holm")]
+        rows.append([" against ".join(pair["names"]), *areas, signed(difference) if difference else "", *p_values])
+    head = ["", "first", "second", "difference (95% interval)", "p", "p, corrected"]
+    return ReportTable(PAIRED_CAPTION, head, rows) if rows else None

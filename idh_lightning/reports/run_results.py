@@ -8,25 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from idh_lightning.attribution.summary import summarised
+from idh_lightning.attribution.scores import BASELINE, summarised
 from idh_lightning.cli.tables import number
-from idh_lightning.reports.localisation import localisation_tables
+from idh_lightning.reports import vocabulary
 from idh_lightning.reports.run_folder import ReportedRun
-from idh_lightning.reports.tables import ReportTable, as_estimate, cell, count, p_value_cell, signed
-from idh_lightning.reports.vocabulary import (
-    ANALYSES,
-    BASELINES,
-    CALIBRATION,
-    CALIBRATION_METHODS,
-    CLASSES,
-    DISCRIMINATION,
-    OVERLAPPING,
-    PREDICTION_SETS,
-    SUBGROUPS,
-    Metric,
-    group_in_words,
-    in_words,
-)
+from idh_lightning.reports.tables import Estimate, ReportTable, as_estimate, cell, count, p_value_cell, signed
+from idh_lightning.reports.vocabulary import Metric, group_in_words, in_words
 
 PAIRED_CAPTION = "Differences in ROC-AUC on the same patients (paired DeLong test)"
 _CALLS = ("auroc", "sensitivity", "specificity")
@@ -39,10 +26,9 @@ def result_tables(run: ReportedRun) -> dict[str, Any]:
     return {
         "cohort": _cohort(run),
         "exclusions": _exclusions(run),
-        "metrics": _metrics(run, DISCRIMINATION, whose),
+        "metrics": _metrics(run, vocabulary.DISCRIMINATION, whose),
         "predictive_values": _predictive_values(run),
-        "calibration": _metrics(run, CALIBRATION, "Calibration", raw=True),
-        "calibration_words": _calibration_words(run),
+        "calibration": _metrics(run, vocabulary.CALIBRATION, "Calibration", raw=True),
         "baselines": _baselines(run),
         "comparisons": _comparisons(run),
         "subgroups": _subgroups(run),
@@ -50,6 +36,8 @@ def result_tables(run: ReportedRun) -> dict[str, Any]:
         "conformal": _conformal(run),
         "localisation": _localisation(run),
         "predictions": _predictions(run),
+        "differences": _differences(run),
+        "shift": _shift(run),
         "provenance": provenance_table(run),
     }
 
@@ -111,29 +99,6 @@ def _predictive_values(run: ReportedRun) -> ReportTable | None:
     return ReportTable("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
 
 
-def _calibration_words(run: ReportedRun) -> str | None:
-    method, slope = run.node("calibration", "method"), run.number("calibration", "slope")
-    words = in_words(str(method), CALIBRATION_METHODS)
-    if isinstance(run.node("calibration", "runs"), Mapping):
-        slopes = [float(found["slope"]) for found in run.node("calibration", "runs").values()]
-        return (
-            f"Probabilities were calibrated in each fold on its own validation patients ({words}: slopes "
-            f"{number(min(slopes))} to {number(max(slopes))}), which also brings the folds to one scale."
-        )
-    if method is None or slope is None:
-        return None
-    if method == "none":
-        return "Probabilities are the network's own; the run did not calibrate them."
-    temperature, shift = run.number("calibration", "temperature"), run.number("calibration", "intercept")
-    n = run.number("calibration", "n")
-    of = "" if n is None else f" {n:.0f}"
-    return (
-        f"Probabilities were calibrated on{of} validation patients ({words}: slope {number(slope)}, i.e. temperature "
-        f"{number(temperature or 1 / slope)}, intercept {number(shift or 0)}); the loss and the balanced draws of "
-        "training shift them otherwise. Ranking, and so the ROC-AUC, is unchanged."
-    )
-
-
 def _baselines(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("baselines") or {}).items():
@@ -141,12 +106,12 @@ def _baselines(run: ReportedRun) -> ReportTable | None:
         auroc, brier = as_estimate(test.get("auroc")), as_estimate(test.get("brier"))
         why = section.get("why") or test.get("why")
         if why:
-            rows.append([in_words(name, BASELINES), f"not computed: {why}", "", "", ""])
+            rows.append([in_words(name, vocabulary.BASELINES), f"not computed: {why}", "", "", ""])
             continue
         fitted = f"{section.get('n', '?')} {section.get('fitted_on', '')} patients"
         if "runs" in section:
             fitted = f"{section.get('fitted_on', '')} patients of each fold"
-        rows.append([in_words(name, BASELINES), cell(auroc), count(auroc), cell(brier), fitted])
+        rows.append([in_words(name, vocabulary.BASELINES), cell(auroc), count(auroc), cell(brier), fitted])
     if not rows:
         return None
     brier, n = run.estimate("test", "brier"), run.node("external", "n_train") or run.node("splits", "train", "n")
@@ -159,7 +124,7 @@ def _baselines(run: ReportedRun) -> ReportTable | None:
 def _comparisons(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("comparisons") or {}).items():
-        words = " against ".join(in_words(one, BASELINES) for one in name.split("_vs_", 1))
+        words = " against ".join(in_words(one, vocabulary.BASELINES) for one in name.split("_vs_", 1))
         difference = as_estimate(section.get("difference"))
         if difference is None:
             rows.append([words, "", "", f"not computed: {section.get('why', 'no result')}", "", ""])
@@ -174,11 +139,11 @@ def _comparisons(run: ReportedRun) -> ReportTable | None:
 def _subgroups(run: ReportedRun) -> ReportTable | None:
     rows = []
     for name, section in (run.node("subgroups") or {}).items():
-        words = in_words(name, SUBGROUPS)
+        words = in_words(name, vocabulary.SUBGROUPS)
         if "why" in section:
             rows.append([words, "", "", f"not computed: {section['why']}", "", ""])
             continue
-        shared = f" ({OVERLAPPING})" if run.groups_overlap(name) else ""
+        shared = f" ({vocabulary.OVERLAPPING})" if run.groups_overlap(name) else ""
         for group, found in section.get("groups", {}).items():
             values = [cell(as_estimate(found.get(key))) for key in _CALLS]
             counts = [str(found.get(key, "")) for key in ("n", "n_mutant")]
@@ -196,7 +161,7 @@ def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
         values = [cell(as_estimate(section.get("metrics", {}).get(key)), "") for key in _CALLS]
         if "why" in section:
             values = [f"not computed: {section['why']}", "", ""]
-        words = in_words(name, ANALYSES)
+        words = in_words(name, vocabulary.ANALYSES)
         if name == "every_study" and "studies" in section:
             words += f" ({section['studies']} studies)"
         rows.append([words, *(str(section.get(key, "")) for key in ("n", "n_mutant")), *values])
@@ -208,7 +173,7 @@ def _conformal(run: ReportedRun) -> ReportTable | None:
     if not isinstance(section, Mapping):
         return None
     rows = [
-        [in_words(key, PREDICTION_SETS), cell(estimate), count(estimate)]
+        [in_words(key, vocabulary.PREDICTION_SETS), cell(estimate), count(estimate)]
         for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
         if estimate is not None
     ]
@@ -242,9 +207,9 @@ def _predictions(run: ReportedRun) -> ReportTable | None:
         [
             str(patient),
             str(studies[patient]),
-            CLASSES[int(row["label"])],
+            vocabulary.CLASSES[int(row["label"])],
             number(row["probability"]),
-            CLASSES[int(row["predicted"])],
+            vocabulary.CLASSES[int(row["predicted"])],
             "right" if row["predicted"] == row["label"] else "wrong",
         ]
         for patient, row in zip(people.index, people.to_dict("records"), strict=True)
@@ -252,6 +217,126 @@ def _predictions(run: ReportedRun) -> ReportTable | None:
     head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
     caption = "Every test patient, from surely mutant to surely wildtype"
     return ReportTable(caption, head, rows, (0, 1, 2, 4, 5))
+
+
+def _differences(run: ReportedRun) -> ReportTable | None:
+    """Another cohort beside the internal test patients of the network."""
+    rows = []
+    for key, metric in (vocabulary.DISCRIMINATION | vocabulary.CALIBRATION).items():
+        difference = run.estimate("external", "differences", key)
+        if difference is not None:
+            here, there = run.estimate("test", key), run.estimate("external", "internal", key)
+            rows.append([metric.name, cell(here), count(here), cell(there), count(there), signed(difference)])
+    head = ["", "this cohort", "n", f"{run.node('external', 'trained_on')}, test", "n", "difference (95% interval)"]
+    caption = "This cohort and the internal test patients, two samples without a common patient"
+    return ReportTable(caption, head, rows) if rows else None
+
+
+def _shift(run: ReportedRun) -> ReportTable | None:
+    """Another cohort beside the training patients of the network."""
+    rows = []
+    for key, found in (run.node("external", "shift") or {}).items():
+        name = in_words(key, vocabulary.COVARIATES)
+        if "why" in found:
+            rows.append([name, "", "", f"not computed: {found['why']}", "", ""])
+            continue
+        parts, words = (
+            (found["reference"], found["other"]),
+            "{mean:.0%}" if key == "mutant" else "{mean:.4g} ({sd:.3g})",
+        )
+        difference, ks = as_estimate(found["difference"]), "" if found["ks"] is None else number(found["ks"])
+        told = "" if difference is None else signed(difference)
+        rows.append(
+            [
+                name,
+                *(words.format(**part).replace("-", "−") for part in parts),
+                told,
+                ks,
+                p_value_cell(found["p_value"]),
+            ]
+        )
+    head = ["", "training patients", "these patients", "standardised difference", "KS distance", "p"]
+    caption = "What the network meets that it was not trained on: mean (SD); intensities are z-scores within the brain"
+    return ReportTable(caption, head, rows) if rows else None
+
+
+def localisation_tables(summary: pd.DataFrame) -> list[ReportTable]:
+    """All methods and baselines with all scores, then the methods where the call is right and where it is wrong."""
+    found = {(str(row.method), str(row.group), str(row.score)): row for row in summary.itertuples(index=False)}
+    methods = list(dict.fromkeys(summary["method"].astype(str)))
+    known = set(summary["score"])
+    scores = {score: metric.short for score, metric in vocabulary.LOCALISATION.items() if score in known}
+    if not scores:
+        return []
+    referenced = any(f"{score}_reference" in known for score in scores)
+    n = int(summary["n"].max())
+    caption = f"Do the maps lie on the tumour? Means over {n} studies (95% interval)"
+    if referenced:
+        reference = f"{vocabulary.REFERENCE_MAP}: a map of the same cells that holds the share of tumour in each"
+        caption += f"; in brackets the {reference}"
+    rows = [[method, *_cells(found, method, "all", scores)] for method in methods]
+    tables = [ReportTable(caption, ["", *scores.values()], rows)]
+    split = [
+        [f"{method}, call {group}, n = {n}", *_cells(found, method, group, scores)]
+        for method in methods
+        if not method.startswith(BASELINE)
+        for group in ("right", "wrong")
+        if (n := max((int(str(found[method, group, s].n)) for s in scores if (method, group, s) in found), default=0))
+    ]
+    if split:
+        tables.append(
+            ReportTable("The same where the network is right and where it is wrong", ["", *scores.values()], split)
+        )
+    return tables
+
+
+def _cells(found: Mapping[tuple[str, str, str], Any], method: str, group: str, scores: Iterable[str]) -> Iterable[str]:
+    for score in scores:
+        row, best = found.get((method, group, score)), found.get((method, group, f"{score}_reference"))
+        if row is None:
+            yield ""
+            continue
+        low, high = (None if pd.isna(end) else float(end) for end in (row.low, row.high))
+        text = Estimate(float(row.value), low, high).text
+        yield text if best is None else f"{text} [{number(best.value)}]"
+
+
+def fold_tables(run: ReportedRun) -> list[ReportTable]:
+    """Scores of the runs of a pooled cross-validation one by one, and their spread."""
+    if run.node("runs", "relation") != "folds":
+        return []
+    return [table for table in (each_run(run), spread_table(run)) if table is not None]
+
+
+def each_run(run: ReportedRun) -> ReportTable | None:
+    """Scores of each of several runs, with the settings that tell them apart."""
+    each = run.node("runs", "spread", "runs")
+    if not isinstance(each, Mapping):
+        return None
+    rows = []
+    for name, found in each.items():
+        settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
+        rows.append([str(name), *(number(float(value)) for value in found.values()), settings])
+    scores = [in_words(str(score), vocabulary.METRICS) for score in next(iter(each.values()))]
+    return ReportTable("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))
+
+
+def spread_table(run: ReportedRun) -> ReportTable | None:
+    """Mean, spread and range of each score over the runs."""
+    summary = run.node("runs", "spread", "summary")
+    if not isinstance(summary, Mapping):
+        return None
+    rows = [
+        [
+            in_words(str(name), vocabulary.METRICS),
+            number(found["mean"]),
+            "" if found["sd"] is None else number(found["sd"], 3),
+            f"{number(found['minimum'])} to {number(found['maximum'])}",
+            str(found["n"]),
+        ]
+        for name, found in summary.items()
+    ]
+    return ReportTable("Spread over the runs", ["", "mean", "SD", "range", "runs"], rows)
 
 
 def provenance_table(run: ReportedRun) -> ReportTable | None:

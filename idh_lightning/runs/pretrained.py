@@ -20,14 +20,8 @@ from idh_lightning.checkpoint import CHECKPOINT_FORMAT, DESCRIPTION, Checkpoint
 from idh_lightning.cohort import SEQUENCES, DevelopmentPatients, Study
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import EvaluationError, ModelError
-from idh_lightning.evaluation import (
-    Calibrator,
-    ConformalSets,
-    DevelopmentCohort,
-    OperatingPoint,
-    PostProcessing,
-    covariate_summary,
-)
+from idh_lightning.evaluation import Calibrator, DevelopmentCohort, PostProcessing, covariate_summary
+from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.evaluation.shift import study_covariates
 from idh_lightning.files import write_text
 from idh_lightning.inference import line_covariance

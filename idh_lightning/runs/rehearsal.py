@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from idh_lightning.attribution.library import method_files
+from idh_lightning.attribution.maps import method_files
 from idh_lightning.callbacks import tracking_mode
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES

@@ -20,7 +20,7 @@ from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import relation
 from idh_lightning.files import atomic_write, write_text
-from idh_lightning.reports.sweeps import curve, importance, parallel_coordinates
+from idh_lightning.reports.course_figures import curve, importance, parallel_coordinates
 
 logger = logging.getLogger(__name__)
 
