@@ -18,10 +18,11 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
+from idh_lightning.models.segmentation import TumourSegmenter, segmenter_of
 from idh_lightning.ood import OutOfDistributionDetector
 
-CHECKPOINT_FORMAT = 2
-"""Number of the layout of a checkpoint; 1 was that of version 0.1."""
+CHECKPOINT_FORMAT = 3
+"""Number of the layout of a checkpoint; 1 was that of version 0.1, and 2 had a locator that learnt with the tail."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,13 +127,26 @@ class Checkpoint:
         """
         try:
             network: StemTailNetwork = factory({**self.recipe["model"], "weights": LATER})(
-                in_channels=len(self.recipe["sequences"])
+                sequences=self.sequences, locator=self.locator()
             )
             network.weights_origin = WeightsOrigin(**self.recipe["weights"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise _unusable(self.file, error) from error
         self.load_into(network)
         return network.eval()
+
+    def locator(self) -> TumourSegmenter | None:
+        """Locator of the network with its weights, so that no other file is read; None if the network has none.
+
+        Raises:
+            CheckpointError: If its weights do not go together.
+        """
+        prefix = "network.locator."
+        weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
+        try:
+            return segmenter_of(weights) if weights else None
+        except (KeyError, RuntimeError) as error:
+            raise _unusable(self.file, error) from error
 
     def load_into(self, network: StemTailNetwork) -> None:
         """Load the weights of the checkpoint into a network.

@@ -1,5 +1,6 @@
 """Methods of explanation: maps of what a network decided by, their scores, checks and comparison."""
 
+from idh_lightning.attribution.dense_vote import DenseVote
 from idh_lightning.attribution.evidence import Evidence
 from idh_lightning.attribution.gradcam import GradCAM
 from idh_lightning.attribution.gradients import IntegratedGradients
@@ -23,6 +24,7 @@ __all__ = [
     "REFERENCED",
     "SCORES",
     "SCORE_COLUMNS",
+    "DenseVote",
     "Evidence",
     "GradCAM",
     "IntegratedGradients",

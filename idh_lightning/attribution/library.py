@@ -8,20 +8,20 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from idh_lightning.attribution.maps import Method
-from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.checks import CONF_DIR, LOCATOR_METHODS
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError
 from idh_lightning.models import StemTailNetwork
 
 
 def methods_named(names: Sequence[str] | None, network: StemTailNetwork) -> list[Method]:
-    """Methods of explanation; None for all that fit the network: `evidence` needs a locator.
+    """Methods of explanation; None for all that fit the network: some need a locator.
 
     Raises:
         ConfigError: If there is no such file.
     """
     if names is None:
-        names = [name for name in method_files(None) if network.locator_stage is not None or name != "evidence"]
+        names = [name for name in method_files(None) if network.locator is not None or name not in LOCATOR_METHODS]
     return [instantiate_section(OmegaConf.load(file)) for file in method_files(names).values()]
 
 

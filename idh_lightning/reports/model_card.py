@@ -67,10 +67,11 @@ def _lines(run: ReportedRun) -> Iterator[str]:
     grid, crop = _value(run.config, "data", "grid"), _value(run.config, "data", "crop")
     grid = " × ".join(map(str, grid)) if isinstance(grid, list) else grid
     yield f"- Network: {backbone}, trainable from {cut}, grid {grid}, crop {crop}."
-    if (stage := _value(run.config, "model", "locator")) not in (None, "unknown"):
+    if (locator := _value(run.config, "model", "locator")) not in (None, "unknown"):
         yield (
-            f"- A locator learnt from tumour masks on {stage}; the logit is the mean of that of the deep layers, gated "
-            "by it, and that of a linear reader of the located tumour's intensities, place and size."
+            f"- A frozen segmentation network ({locator}) finds the tumour; the logit is the mean of that of the deep "
+            "layers, gated by it, that of a linear reader of the located tumour's intensities, place and size, and the "
+            "vote of its voxels."
         )
     weights = run.provenance.get("weights", {})
     yield f"- Starting weights: {weights.get('source', 'unknown')} (asked for: {weights.get('requested', 'unknown')})."

@@ -280,7 +280,8 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
         CheckpointError: If the checkpoint does not fit.
     """
     settings = config.model if start is None else {**config.model, "weights": LATER}
-    network = factory(settings)(in_channels=len(prepared.cohort.sequences))
+    given = {} if start is None or config.model.locator is None else {"locator": start.locator()}
+    network = factory(settings)(sequences=prepared.cohort.sequences, **given)
     if start is not None:
         network.weights_origin = WeightsOrigin(**start.recipe["weights"])
     recipe = _recipe(config, prepared, network.weights_origin)

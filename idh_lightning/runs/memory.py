@@ -149,13 +149,14 @@ def _least(model: IDHClassifier, data: IDHDataModule, *, on_gpu: bool) -> Plan:
     settings = model.recipe["model"] | experiment["model"] | {"weights": "none"}
     size = int(experiment["data"]["batches"]["batch_size"])
     overrides = f"experiment={LEAST}"
+    shared: dict[str, Any] = {"sequences": model.network.sequences, "locator": model.network.locator}
     with torch.random.fork_rng(devices=[]):
         try:
-            network = factory(settings)(in_channels=_shape(data)[0])
+            network = factory(settings)(**shared)
         except ModelError:  # a smaller backbone has no such block
             settings["trainable_from"] = model.network.trainable_from
             overrides += f" model.trainable_from={model.network.trainable_from}"
-            network = factory(settings)(in_channels=_shape(data)[0])
+            network = factory(settings)(**shared)
     return _plan(overrides, network, optimizer, data, size, on_bank=True, on_gpu=on_gpu)
 
 
