@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import FakeStore, studies_of
-
 from tiny_locator import threshold_locator
 
 from idh_lightning.attribution import DenseVote, Evidence
