@@ -45,7 +45,7 @@ def volumes(batch: int = 2) -> Tensor:
 @pytest.fixture(scope="module")
 def network() -> StemTailNetwork:
     torch.manual_seed(0)
-    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "locator": threshold_locator(0.0)}
+    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "locator": threshold_locator(0.0, sharpness=4.0)}
     made = StemTailNetwork(stem_precision="float32", tail_precision="float32", **settings)
     calibrate_batch_norm(made, [volumes(4)])
     with torch.no_grad():
