@@ -20,11 +20,11 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
-from idh_lightning.models.segmentation import PRETRAINED, load_segmenter
+from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, load_segmenter, segmenter_of
 from idh_lightning.ood import OutOfDistributionDetector
 
-CHECKPOINT_FORMAT = 2
-"""Number of the layout of a checkpoint; 1 was that of version 0.1."""
+CHECKPOINT_FORMAT = 3
+"""Number of the layout of a checkpoint; 1 was that of version 0.1, and 2 had a locator that learnt with the tail."""
 
 SHIPPED = "pretrained"
 """Stands, in place of a path, for the network in the package, learnt from synthetic patients alone."""
@@ -116,7 +116,7 @@ class Checkpoint:
                     "package again, or make them again (python -m idh_lightning.train experiment=pretrain_locator)."
                 )
             tensors = load_segmenter(weights).state_dict()
-            content["state_dict"] = {f"network.segmenter.{name}": tensor for name, tensor in tensors.items()}
+            content["state_dict"] = {f"network.locator.{name}": tensor for name, tensor in tensors.items()}
             return cls._of_content(weights, content)
         except CheckpointError:
             raise
@@ -184,12 +184,25 @@ class Checkpoint:
         """Network in eval mode, with its weights; a CheckpointError if recipe and weights do not go together."""
         try:
             made = instantiate_section(self.recipe["model"], _partial_=True, weights=LATER)
-            network: StemTailNetwork = made(in_channels=len(self.sequences))
+            network: StemTailNetwork = made(sequences=self.sequences, locator=self.locator())
             network.weights_origin = WeightsOrigin(**self.recipe["weights"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise _unusable(self.file, error) from error
         self.load_into(network)
         return network.eval()
+
+    def locator(self) -> TumourSegmenter | None:
+        """Locator of the network with its weights, so that no other file is read; None if the network has none.
+
+        Raises:
+            CheckpointError: If its weights do not go together.
+        """
+        prefix = "network.locator."
+        weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
+        try:
+            return segmenter_of(weights) if weights else None
+        except (KeyError, RuntimeError) as error:
+            raise _unusable(self.file, error) from error
 
     def load_into(self, network: StemTailNetwork) -> None:
         """Load the weights of the checkpoint into a network; a CheckpointError if they do not fit."""

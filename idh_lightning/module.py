@@ -19,7 +19,6 @@ from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError, way_on
 from idh_lightning.models import NetworkOutput, StemTailNetwork
-from idh_lightning.objectives import mask_loss
 
 LARGE_WEIGHT = 1e4
 """No weight comes near in a training that goes well: after the default run none is above 24."""
@@ -29,8 +28,7 @@ class IDHClassifier(lightning.LightningModule):
     """Learns to tell IDH-mutant from IDH-wildtype glioma.
 
     Logs `<stage>/loss`, `<stage>/study_accuracy` (at probability 0.5, uncalibrated) and `<stage>/study_auroc` for the
-    stages train, val and test, which count studies while metrics.json counts patients; `<stage>/mask_loss` where the
-    network has a locator and studies have masks.
+    stages train, val and test, which count studies while metrics.json counts patients.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class IDHClassifier(lightning.LightningModule):
 
         Args:
             network: Maps volumes [B, C, D, H, W] to logits [B, 2].
-            objective: Maps logits [B, 2] and labels [B] to a scalar; its attribute `mask_weight` weighs `mask_loss`.
+            objective: Maps logits [B, 2] and labels [B] to a scalar.
             optimizer: From parameter groups to an optimizer; only needed to fit.
             scheduler: From an optimizer and `total_steps` to a schedule that is stepped once per optimizer step.
             weight_decay: Of the weight matrices; biases and normalisation layers have none.
@@ -84,8 +82,9 @@ class IDHClassifier(lightning.LightningModule):
         """Score a batch of the validation (loader 0) or test studies (loader 1).
 
         Returns:
-            [B, 1 or 3], logits of the mutant class minus those of the wildtype class: that of the network, whose
-            sigmoid is P(mutant), and, where there are two branches, those of the deep layers and the radiomics head.
+            [B, 1 or 4], logits of the mutant class minus those of the wildtype class: that of the network, whose
+            sigmoid is P(mutant), and, where there is a locator, those of its branches: deep layers, radiomics head and
+            dense vote.
         """
         output = self._shared_step(batch, "test")[1] if dataloader_idx else self._output(batch)
         each = [output.logits, *(output.branch_logits if len(output.branch_logits) > 1 else ())]
@@ -133,16 +132,11 @@ class IDHClassifier(lightning.LightningModule):
         known = isinstance(batch, FeatureBatch)
         return self.network.answer(batch.features if known else self.network.stem(batch.volumes))  # type: ignore[union-attr]
 
-    def _tumour_fraction(self, batch: Batch | FeatureBatch) -> Tensor | None:
-        if isinstance(batch, FeatureBatch):
-            return batch.shares
-        return None if batch.masks is None else self.network.tumour_fraction(batch.masks)
-
     def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, NetworkOutput]:
         output = self._output(batch)
         loss: Tensor = self.objective(output.logits, batch.labels)
         # Each branch is taught on its own: of their mean, the deep layers would soon learn the training patients by
-        # heart and leave the radiomics head nothing to learn.
+        # heart and leave the others nothing to learn.
         branches = output.branch_logits if stage == "train" else ()
         taught = sum(self.objective(each, batch.labels) for each in branches) if branches else loss
         # torchmetrics decides at every call whether it was given logits or probabilities; float32 probabilities
@@ -152,11 +146,6 @@ class IDHClassifier(lightning.LightningModule):
         metrics.update(probability, batch.labels)  # type: ignore[operator]
         # Over all processes, since checkpoints are chosen by it; torchmetrics gathers the metrics itself.
         log = {"batch_size": len(batch.labels), "add_dataloader_idx": False, "on_epoch": True, "sync_dist": True}
-        weight = float(getattr(self.objective, "mask_weight", 0.0))
-        if weight and output.tumour is not None and (fractions := self._tumour_fraction(batch)) is not None:
-            found = mask_loss(output.tumour, fractions)
-            loss, taught = loss + weight * found, taught + weight * found
-            self.log(f"{stage}/mask_loss", found.detach(), on_step=False, **log)  # type: ignore[arg-type]
         if not bool(torch.isfinite(taught)):
             raise TrainingError(self._why_not_finite(batch, stage))
         self.log(f"{stage}/loss", loss.detach(), on_step=stage == "train", prog_bar=True, **log)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def small_network() -> Callable[..., StemTailNetwork]:
 
     def make(**settings: object) -> StemTailNetwork:
         torch.manual_seed(0)
-        defaults: dict[str, object] = {"backbone": "tf_efficientnet_b0", "in_channels": 4, "weights": "none"}
+        defaults: dict[str, object] = {"backbone": "tf_efficientnet_b0", "weights": "none"}
         return StemTailNetwork(**(defaults | settings))  # type: ignore[arg-type]
 
     return make

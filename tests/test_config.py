@@ -37,7 +37,7 @@ def test_a_good_configuration_passes() -> None:
         ({"monitor": {"metric": "val/study_aurok", "mode": "max"}}, r"monitor\.metric: found 'val/study_aurok'"),
         ({"monitor": {"metric": "val/loss", "mode": "max"}}, r"monitor\.mode: found 'max' for val/loss"),
         ({"explain": {"_target_": "idh_lightning.attribution.Evidence"},
-          "model": {"_target_": "idh_lightning.models.StemTailNetwork", "locator": None}}, "needs a network with a"),
+          "model": {"_target_": "idh_lightning.models.StemTailNetwork", "locator": None}}, "need a network with a"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named_with_its_file_and_remedy(change: dict[str, object], message: str) -> None:

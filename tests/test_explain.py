@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import FakeStore, studies_of
 from sklearn.metrics import average_precision_score
+from tiny_locator import threshold_locator
 from torch import nn
 
 from idh_lightning.attribution import Evidence, GradCAM
@@ -152,7 +153,7 @@ def test_an_empty_mask_or_another_grid_is_refused() -> None:
 
 
 def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) -> None:
-    network, x = small_network(locator="blocks.1").eval(), volumes()
+    network, x = small_network(locator=threshold_locator(0.0)).eval(), volumes()
     network.fuse_stem = False  # so that hooks see the stem run
     methods = (Evidence(), GradCAM(), GradCAM(layer="blocks.2"))
     runs: list[int] = []
@@ -168,11 +169,9 @@ def test_methods_that_share_the_stem_give_the_same_maps(small_network: Maker) ->
 
 
 def test_features_that_are_known_are_not_computed_again(small_network: Maker) -> None:
-    network, x = small_network(locator="blocks.1").eval(), volumes()
-    assert network.locator is not None
+    network, x = small_network(locator=threshold_locator(0.0)).eval(), volumes()
     assert network.radiomics is not None
-    with torch.no_grad():  # an open gate, and an opinion on what it lets through
-        network.locator.tell.bias.fill_(1)
+    with torch.no_grad():  # an opinion on what the gate lets through
         network.radiomics.weigh.weight.fill_(1e-4)
     features, apart = network.stem(x), Evidence()(network, x)
     assert apart.any(), "a map without evidence tests nothing"
@@ -198,7 +197,7 @@ def test_as_many_validation_studies_are_followed_as_asked(
     notes: list[str] = []
     monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, note: notes.append(note) or {})
     monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
-    network = small_network(locator="blocks.1").train()
+    network = small_network(locator=threshold_locator(0.0)).train()
     data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]
     trainer: Any = SimpleNamespace(datamodule=data, is_global_zero=True, sanity_checking=False, current_epoch=2)
     module: Any = SimpleNamespace(network=network, device=torch.device("cpu"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tiny_locator import open_locator, threshold_locator
 from torch import Tensor, nn
 
 from idh_lightning.attribution import Evidence, GradCAM, IntegratedGradients, Method, Occlusion, Supervoxels
@@ -36,13 +37,11 @@ def volumes(batch: int = 2) -> Tensor:
 @pytest.fixture(scope="module")
 def network() -> StemTailNetwork:
     torch.manual_seed(0)
-    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "locator": "blocks.1"}
+    settings = {"backbone": "tf_efficientnet_b0", "weights": "none", "locator": threshold_locator(0.0, sharpness=4.0)}
     made = StemTailNetwork(stem_precision="float32", tail_precision="float32", **settings)
     calibrate_batch_norm(made, [volumes(4)])
     with torch.no_grad():
         made.network.classifier.weight.mul_(30)
-        # A gate that is half open, so that something enters the tail.
-        made.locator.tell.bias.zero_()
     return made.eval()
 
 
@@ -184,11 +183,9 @@ def test_integrated_gradients_of_a_linear_network_are_weight_times_input() -> No
 def reading(network: StemTailNetwork) -> StemTailNetwork:
     """Its gate stands open; its reader, not its deep layers, has an opinion: on the brightness of one sequence."""
     made = copy.deepcopy(network)
-    assert made.locator is not None
     assert made.radiomics is not None
+    made.locator = open_locator()
     with torch.no_grad():
-        made.locator.tell.weight.zero_()
-        made.locator.tell.bias.fill_(2 / RADIOMICS_GAIN)
         made.network.classifier.weight.zero_()
         made.radiomics.weigh.weight[0, 1] = 1 / RADIOMICS_GAIN
     return made
@@ -209,10 +206,13 @@ def test_evidence_adds_up_to_the_difference_from_a_shut_gate_and_ordinary_tissue
         entry = reading.entry(reading.stem(x))
         assert entry.tissue is not None
         assert entry.tumour is not None
-        torch.testing.assert_close(gate, torch.sigmoid(entry.tumour))
-        brain = entry.tissue[:, 4:8].sum(1) > 0
-        ordinary = torch.stack(  # the gate is equally open everywhere
-            [tissue[:, where].mean(1) for tissue, where in zip(entry.tissue, brain, strict=True)]
+        torch.testing.assert_close(gate, entry.tumour)
+        weights = (1 - gate) * (entry.tissue[:, 4:8].sum(1) > 0)
+        ordinary = torch.stack(
+            [
+                (tissue * weight).sum((1, 2, 3)) / weight.sum()
+                for tissue, weight in zip(entry.tissue, weights, strict=True)
+            ]
         )[..., None, None, None].expand_as(entry.tissue)
         nothing = reading.classify(entry._replace(deep=torch.zeros_like(entry.deep), tissue=ordinary)).logits
         logits = reading.classify(entry).logits

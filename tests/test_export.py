@@ -108,11 +108,9 @@ def test_a_network_with_every_part_is_exported_and_gives_the_predictions_of_its_
 def whole(small_network: Callable[..., StemTailNetwork], grid: tuple[int, ...], **settings: object) -> StemTailNetwork:
     """Return a network whose locator finds something and whose reader has an opinion."""
     precise = {"stem_precision": "float32", "tail_precision": "float32"}
-    network = small_network(locator="blocks.1", **precise, **settings).eval()
-    assert network.locator is not None
+    network = small_network(locator="pretrained", **precise, **settings).eval()
     assert network.radiomics is not None
     calibrate_batch_norm(network, [torch.randn(2, 4, *(min(edge, 33) for edge in grid))])
-    nn.init.constant_(network.locator.tell.bias, 0.0)  # type: ignore[arg-type]
     nn.init.normal_(network.radiomics.weigh.weight, std=1e-4)
     return network
 

@@ -67,7 +67,7 @@ def test_a_checkpointed_tail_keeps_less_than_half_for_the_backward_pass(small_ne
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"checkpoint_tail": True}, {"trainable_from": "conv_stem"}, {"locator": "blocks.2"}]
+    "settings", [{}, {"checkpoint_tail": True}, {"trainable_from": "conv_stem"}, {"locator": "pretrained"}]
 )
 def test_activations_are_counted_without_taking_them(small_network: Maker, settings: dict[str, Any]) -> None:
     network = small_network(**settings).train()
@@ -288,7 +288,7 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
 ) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["model.weights=none"])
-    network = instantiate_section(config.model, _partial_=True)(in_channels=4)
+    network = instantiate_section(config.model, _partial_=True)()
     edge = max(config.data.grid)  # the cube, which needs more
     data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)

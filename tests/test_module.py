@@ -118,7 +118,9 @@ def test_the_progress_bar_counts_epochs_from_one(
 
 def learner(weight_decay: float = 0.1) -> IDHClassifier:
     torch.manual_seed(0)
-    network = StemTailNetwork(backbone="tf_efficientnet_b0", in_channels=2, weights="none", drop_path_rate=0.0)
+    network = StemTailNetwork(
+        backbone="tf_efficientnet_b0", sequences=("FLAIR", "T1"), weights="none", drop_path_rate=0.0
+    )
     return IDHClassifier(
         network=network,
         objective=FocalLoss(),

@@ -104,7 +104,7 @@ def test_a_stem_with_batch_norm_fused_into_its_convolutions_computes_the_same(
 def test_a_stem_fused_for_a_gpu_computes_the_same_for_several_studies_at_once(
     small_network: Maker, edge: int | tuple[int, int, int]
 ) -> None:
-    network = moved(small_network(stem_precision="float32", locator="blocks.2"))
+    network = moved(small_network(stem_precision="float32"))
     network.fuse_stem = False
     fused = FusedStem(network._stem_modules(), torch.float32, onednn=False)
     for studies in (1, 3):
@@ -112,9 +112,8 @@ def test_a_stem_fused_for_a_gpu_computes_the_same_for_several_studies_at_once(
         torch.testing.assert_close(network._run_stem(x, fused), network.stem(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("locator", ["bn1", "conv_stem", "blocks.2"])
-def test_a_locator_sees_the_same_in_a_fused_stem(small_network: Maker, locator: str) -> None:
-    network = moved(small_network(locator=locator, stem_precision="float32"))
+def test_a_locator_says_the_same_beside_a_fused_stem(small_network: Maker) -> None:
+    network = moved(small_network(locator="pretrained", stem_precision="float32"))
     fused = network.stem(volumes(edge=33))
     network.fuse_stem = False
     torch.testing.assert_close(fused, network.stem(volumes(edge=33)), rtol=1e-4, atol=1e-4)
@@ -134,7 +133,7 @@ def test_what_is_explained_and_what_is_timed_the_plain_way_is_the_network_that_p
 
 
 def test_fusing_loses_no_more_to_bfloat16_than_the_stem_as_it_is(small_network: Maker) -> None:
-    network = moved(small_network(stem_precision="float32", locator="blocks.2"))
+    network = moved(small_network(stem_precision="float32"))
     network.fuse_stem = False
     exact = network.stem(volumes(4))
     network.stem_precision = "bfloat16"
@@ -169,7 +168,7 @@ def left_out(network: StemTailNetwork) -> int:
 
 
 def test_blocks_of_an_untrained_stem_that_add_nothing_are_left_out_and_nothing_changes(small_network: Maker) -> None:
-    network = small_network(stem_precision="float32", locator="blocks.2")
+    network = small_network(stem_precision="float32")
     calibrate_batch_norm(network, [volumes(4)])
     assert left_out(network) == 6  # of 11 in the first five stages of B0; five change the number of channels
     fused = network.stem(volumes())
@@ -420,7 +419,7 @@ def test_an_odd_grid_keeps_the_centre_at_every_layer(small_network: Maker) -> No
 
 
 def test_studies_side_by_side_give_what_they_give_one_by_one(small_network: Maker) -> None:
-    network, x = small_network(locator="blocks.1").eval(), volumes(edge=33)
+    network, x = small_network(locator="pretrained").eval(), volumes(edge=33)
     alone = network.stem(x)
     torch.set_num_threads(2)
     try:

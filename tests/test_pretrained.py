@@ -71,9 +71,7 @@ def patient(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def network() -> VotingNetwork:
-    made = VotingNetwork(weights="none", widths=(4, 8))
-    made.segmenter = small_segmenter()
-    return made.eval()
+    return VotingNetwork(locator=small_segmenter()).eval()
 
 
 def volumes(batch: int = 2) -> torch.Tensor:
@@ -85,7 +83,7 @@ def volumes(batch: int = 2) -> torch.Tensor:
 
 def test_the_logits_of_the_network_are_the_dense_vote(network: VotingNetwork) -> None:
     with torch.no_grad():
-        logits, vote = network(volumes()), dense_vote(network.segmenter(volumes()))
+        logits, vote = network(volumes()), dense_vote(network.locator(volumes()))
     assert vote.abs().min() > 0
     torch.testing.assert_close(logits[:, 1] - logits[:, 0], vote)
     torch.testing.assert_close(logits.sum(dim=1), torch.zeros(2))
@@ -105,8 +103,8 @@ def test_the_contributions_of_the_voxels_sum_to_the_logit_and_the_map_shows_thos
     assert torch.equal(maps > 0, signed * difference.sign()[:, None, None, None] > 0)
 
 
-def test_the_dense_vote_of_a_network_without_a_segmenter_is_refused() -> None:
-    with pytest.raises(ModelError, match="'dense_vote' needs a network with a tumour segmenter"):
+def test_the_dense_vote_of_a_network_without_a_locator_is_refused() -> None:
+    with pytest.raises(ModelError, match="need a network with a locator"):
         DenseVote()(torch.nn.Linear(1, 1), volumes())
 
 
@@ -123,7 +121,7 @@ def test_methods_that_do_not_fit_the_voting_network_are_left_out_and_the_others_
 def test_a_random_last_layer_changes_the_dense_vote_and_leaves_the_network_as_it_was(network: VotingNetwork) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rows = cascade(DenseVote(), network, volumes())
-    assert rows["module"].iloc[0] == "segmenter.leave"
+    assert rows["module"].iloc[0] == "locator.leave"
     assert set(rows["part"]) == {"tail", "stem"}
     assert rows["spearman"].max() < 0.9
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -148,7 +146,7 @@ def test_a_written_network_is_read_again_with_all_that_a_checkpoint_holds(writte
 
 def _in_half(segmenter: torch.nn.Module) -> VotingNetwork:
     network = VotingNetwork(weights="none", widths=(4, 8))
-    network.segmenter.load_state_dict({key: value.half().float() for key, value in segmenter.state_dict().items()})
+    network.locator.load_state_dict({key: value.half().float() for key, value in segmenter.state_dict().items()})
     return network.eval()
 
 
@@ -157,7 +155,7 @@ def test_the_detector_judges_as_before_it_was_written(
 ) -> None:
     checkpoint = Checkpoint.pretrained(written)
     network = checkpoint.network()
-    content = describe_pretrained(network.segmenter, drawn, card="")
+    content = describe_pretrained(network.locator, drawn, card="")
     store = VolumeStore(tmp_path, _preprocessing_of(checkpoint), checkpoint.sequences)
     store.prepare(cohort[:1], workers=1)
     seen = study_descriptor(store.open(cohort[0]), network)
@@ -392,5 +390,5 @@ def test_a_real_study_is_answered_without_a_checkpoint(shipped: Path, tmp_path: 
         assert image.shape == flair.shape
         np.testing.assert_allclose(image.affine, flair.affine, atol=1e-5)
     predictor = Predictor(withhold=False)
-    voxels = predictor.ensemble.members[0].network.segmenter(_volume(_stored(predictor, folder, tmp_path)))
+    voxels = predictor.ensemble.members[0].network.locator(_volume(_stored(predictor, folder, tmp_path)))
     assert answer.probability == pytest.approx(float(torch.sigmoid(dense_vote(voxels).detach())), abs=1e-6)

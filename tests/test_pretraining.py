@@ -52,7 +52,7 @@ def test_pretraining_writes_weights_and_a_card_that_says_how(undisturbed: Path) 
     shipped = Checkpoint.pretrained(undisturbed / "pretrained")
     assert "python -m idh_lightning.train experiment=pretrain_locator" in str(shipped.model_card)
     expected = load_segmenter(undisturbed / "locator.safetensors").state_dict()
-    for name, tensor in shipped.network().segmenter.state_dict().items():  # type: ignore[union-attr]
+    for name, tensor in shipped.network().locator.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(tensor, expected[name]), name
 
 

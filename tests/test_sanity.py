@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_locator import threshold_locator
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -82,7 +83,7 @@ class Fixed:
 
 @pytest.fixture
 def network(small_network: Maker) -> StemTailNetwork:
-    made = small_network(locator="blocks.2")
+    made = small_network(locator=threshold_locator(0.0))
     calibrate_batch_norm(made, [volumes(4)])
     return made.eval()
 
@@ -94,7 +95,7 @@ def passed(method: str, check: str, frame: pd.DataFrame) -> bool:
 def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_input(small_network: Maker) -> None:
     head, stem = ["classifier", "bn2", "conv_head", "blocks.6"], ["blocks.1", "blocks.0", "bn1", "conv_stem"]
     middle = ["blocks.4", "blocks.3", "blocks.2"]
-    made = small_network(locator="blocks.2", missing="zero")
+    made = small_network(locator=threshold_locator(0.0), missing="zero")
     assert list(modules_downwards(made)) == [
         "radiomics",
         *head,
@@ -104,7 +105,7 @@ def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_in
         *middle,
         *stem,
     ]
-    cut_in_a_stage = small_network(trainable_from="blocks.6.0", locator="blocks.2")
+    cut_in_a_stage = small_network(trainable_from="blocks.6.0", locator=threshold_locator(0.0))
     assert list(modules_downwards(cut_in_a_stage)) == ["radiomics", *head, "locator", "blocks.5", *middle, *stem]
     assert modules_downwards(cut_in_a_stage)["blocks.6"] == "tail"
     assert modules_downwards(cut_in_a_stage)["blocks.5"] == "stem"
@@ -130,7 +131,7 @@ class Walk(NamedTuple):
 def walk() -> Walk:
     """A cascade of a method that depends on the weights of one module, over a network in training mode."""
     torch.manual_seed(0)
-    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", locator="blocks.2")
+    network = StemTailNetwork(backbone="tf_efficientnet_b0", weights="none", locator=threshold_locator(0.0))
     calibrate_batch_norm(network, [volumes(4)])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     method = Weights("blocks.5")

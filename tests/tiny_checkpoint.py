@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from scipy.special import expit
+from tiny_locator import threshold_locator
 from tiny_studies import write_study
 
 from idh_lightning.checkpoint import CHECKPOINT_FORMAT
@@ -19,7 +20,6 @@ from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.evaluation import Calibrator, DevelopmentCohort, PostProcessing, image_covariates
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
-from idh_lightning.objectives import mask_loss
 from idh_lightning.ood import fit_ood_detector
 from idh_lightning.runs.assembly import classifier
 from idh_lightning.runs.preparation import PreparedCohort
@@ -30,7 +30,7 @@ LEARNT = PostProcessing(
     operating_point=OperatingPoint(threshold=0.4, rule="youden", target=None, sensitivity=0.8, specificity=0.8, n=8),
     conformal=ConformalSets(coverage=0.9, wildtype=0.7, mutant=0.7, n_wildtype=12, n_mutant=12),
     baselines=dict.fromkeys(
-        ("age", "age_sex", "features", "deep", "reader", "model_age"), "not known of made-up heads"
+        ("age", "age_sex", "features", "deep", "reader", "vote", "model_age"), "not known of made-up heads"
     ),
 )
 
@@ -111,24 +111,16 @@ def _write(run: Path, cohort: list[Study], seed: int, without: tuple[str, ...] =
 def _taught(network: StemTailNetwork, stored: list[StoredVolume]) -> np.ndarray:
     """Give a network a locator that finds the tumours and opinions that differ; return its logits."""
     volumes = torch.stack([torch.from_numpy(np.array(one.image, dtype=np.float32)) for one in stored])
-    masks = torch.stack([torch.from_numpy(np.array(one.mask, dtype=np.float32)) for one in stored])
+    network.locator = threshold_locator(2.5)
     calibrate_batch_norm(network, torch.split(volumes, 8))
     network.eval()
-    assert network.locator is not None
     assert network.radiomics is not None
-    features, shares = network.stem(volumes), network.tumour_fraction(masks)
-    optimizer = torch.optim.Adam(network.locator.parameters(), lr=1e-3)
-    for _ in range(30):
-        optimizer.zero_grad()
-        tumour = network.entry(features).tumour
-        assert tumour is not None
-        mask_loss(tumour, shares).backward()
-        optimizer.step()
+    features = network.stem(volumes)
     with torch.no_grad():
         network.radiomics.weigh.weight.normal_()
         for opinion, layer in enumerate((network.network.classifier, network.radiomics.weigh)):
             said = network.answer(features).branch_logits[opinion]
             layer.weight.div_((said[:, 1] - said[:, 0]).std())  # conviction: logits that differ by about one
-        network.network.classifier.bias.sub_(2 * network.tail(features).mean(dim=0))
+        network.network.classifier.bias.sub_(3 * network.tail(features).mean(dim=0))  # one of three branches
         logits = network(volumes)
     return (logits[:, 1] - logits[:, 0]).double().numpy()

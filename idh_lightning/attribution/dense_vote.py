@@ -1,4 +1,4 @@
-"""Dense vote: the contributions of voxels whose sum is the logit, as the network itself adds them up."""
+"""Dense vote: the contributions of voxels whose sum is the vote, as the network itself adds them up."""
 
 from __future__ import annotations
 
@@ -7,53 +7,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from idh_lightning.attribution.maps import unit_maximum
+from idh_lightning.attribution.maps import explaining, unit_maximum
+from idh_lightning.config.checks import NEEDS_LOCATOR
 from idh_lightning.errors import ModelError
+from idh_lightning.models.locator import segmentation
 from idh_lightning.models.segmentation import vote_contributions
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseVote:
-    """Explains the dense vote of a network with a tumour segmenter by what each voxel adds to it.
+    """Explains the predicted class of a network with a locator by what each voxel adds to the dense vote.
 
-    Nothing is estimated: the vote is the sum of these contributions. The map is what speaks for the class that the vote
-    is for.
+    Nothing is estimated: the vote is the sum of these contributions. The map is what speaks for the predicted class in
+    them; what deep layers and radiomics head decide by is not in it.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the method in tables."""
-        return "Dense vote"
+    name = "Dense vote"
 
     def __call__(self, network: nn.Module, volumes: Tensor) -> Tensor:
-        """Return one map per study, [B, D, H, W], float32, each between 0 and 1 with its maximum at 1.
-
-        Args:
-            network: With a segmenter. Left as it was, in eval or training mode.
-            volumes: [B, C, D, H, W].
-
-        Raises:
-            ModelError: If the network has no segmenter.
-        """
-        signed = self.contributions(network, volumes)
-        towards = torch.where(signed.sum((1, 2, 3), keepdim=True) > 0, signed, -signed)
-        return unit_maximum(towards.relu())
+        """Maps of studies, by a network with a locator; zero where no voxel votes for the class. See `Method`."""
+        contributions = self.contributions(network, volumes)
+        with explaining(network), torch.no_grad():
+            logits = network(volumes)
+            sign = torch.sign(logits[:, 1] - logits[:, 0])
+            if (head := getattr(network, "vote", None)) is not None:
+                sign = sign * torch.sign(head.scale)
+        return unit_maximum((contributions * sign[:, None, None, None]).relu())
 
     def contributions(self, network: nn.Module, volumes: Tensor) -> Tensor:
-        """Contribution of each voxel to the dense vote, mutant minus wildtype, [B, D, H, W]; their sum is the vote.
+        """Signed contribution of each voxel to the dense vote, [B, D, H, W]: above 0 for mutant, below for wildtype.
+
+        Over a study they add up to the dense vote.
 
         Raises:
-            ModelError: If the network has no segmenter.
+            ModelError: If the network has no locator.
         """
-        segmenter = getattr(network, "segmenter", None)
-        if segmenter is None:
-            raise ModelError(
-                "explain: 'dense_vote' needs a network with a tumour segmenter; expected one. Choose another method: "
-                "explain=grad_cam, or methods=[grad_cam,occlusion]."
-            )
+        locator = getattr(network, "locator", None)
+        if locator is None:
+            raise ModelError(NEEDS_LOCATOR)
         with torch.no_grad():
-            return vote_contributions(segmenter(volumes))
+            each = (segmentation(locator, volume, network.sequences) for volume in torch.split(volumes, 1))
+            return torch.cat([vote_contributions(logits) for logits in each])
 
     def reference(self, network: nn.Module, volumes: Tensor, masks: Tensor) -> Tensor:
-        """Return the masks: the cells are the voxels. See `Method`."""
+        """Masks as they are: the cells are the voxels. See `Method`."""
         return masks

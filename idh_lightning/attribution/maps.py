@@ -58,7 +58,7 @@ class Method(Protocol):
 def methods_named(names: Sequence[str] | None, network: nn.Module) -> list[Method]:
     """Methods of explanation; None for all that fit the network.
 
-    `evidence` needs a locator, `dense_vote` a tumour segmenter, and Grad-CAM the layers of an EfficientNet.
+    `evidence` needs a locator, `dense_vote` as well, and Grad-CAM the layers of an EfficientNet.
 
     Raises:
         ConfigError: If there is no such file.
@@ -70,9 +70,9 @@ def methods_named(names: Sequence[str] | None, network: nn.Module) -> list[Metho
 
 def _fits(target: str, network: nn.Module) -> bool:
     if target.endswith(".Evidence"):
-        return getattr(network, "locator_stage", None) is not None
+        return isinstance(network, StemTailNetwork) and network.locator is not None
     if target.endswith(".DenseVote"):
-        return hasattr(network, "segmenter")
+        return getattr(network, "locator", None) is not None
     return not target.endswith(".GradCAM") or isinstance(network, StemTailNetwork)
 
 

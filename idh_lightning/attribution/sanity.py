@@ -169,7 +169,7 @@ def modules_downwards(network: StemTailNetwork | VotingNetwork) -> dict[str, str
     """Modules that `cascade` randomises, from the classifier to the input, and the part each belongs to."""
     if isinstance(network, VotingNetwork):  # all of it votes; its last layer is what a tail is elsewhere
         below = ("up", "grow", "down", "shrink", "enter")
-        return {"segmenter.leave": "tail"} | {f"segmenter.{name}": "stem" for name in below}
+        return {"locator.leave": "tail"} | {f"locator.{name}": "stem" for name in below}
     layers = []
     for name, child in network.network.named_children():
         stages = [f"blocks.{index}" for index, _ in enumerate(child.children())] if name == "blocks" else [name]

@@ -119,7 +119,7 @@ def measure_setting(
 ) -> list[Row]:
     """Train some steps on noise and return what each batch took in each arithmetic; meant to run in a fresh process."""
     on_gpu, before, rows = device == "cuda", psutil.Process().memory_info().rss, []
-    network: StemTailNetwork = instantiate_section(dict(model), _partial_=True)(in_channels=shapes[0][1])
+    network: StemTailNetwork = instantiate_section(dict(model), _partial_=True)()
     network.train()
     free = free_bytes(on_gpu=on_gpu)
     fused = {"fused": not on_gpu} if "fused" in optimizer else {}
@@ -174,8 +174,6 @@ def _train(
             with torch.autocast(device, dtype=half, enabled=half is not None):
                 output = network.answer(network.stem(volumes) if features is None else features)
                 loss = nn.functional.cross_entropy(output.logits, labels)
-                if output.tumour is not None:
-                    loss = loss + output.tumour.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             del output, loss
             optimizer.step()

@@ -25,9 +25,10 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 
 STAGES: tuple[str, ...] = ("pretrain", "fit", "test", "explain", "report")
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
+LOCATOR_METHODS: tuple[str, ...] = ("evidence", "dense_vote")
 NEEDS_LOCATOR = (
-    "explain: 'evidence' needs a network with a locator, and model.locator is null; expected a stage such as blocks.1. "
-    "Set model.locator, or explain=grad_cam."
+    "explain: 'evidence' and 'dense_vote' need a network with a locator, and model.locator is null; expected one. Set "
+    "model.locator=pretrained, or explain=grad_cam."
 )
 MONITORED: tuple[str, ...] = ("val/study_auroc", "val/study_accuracy", "val/loss")
 
@@ -356,7 +357,7 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "only the synthetic cohort has controls. Remove the control."
         )
     explained = str((config.get("explain") or {}).get("_target_", ""))
-    if explained.endswith(".Evidence") and (config.get("model") or {}).get("locator", True) is None:
+    if explained.endswith((".Evidence", ".DenseVote")) and (config.get("model") or {}).get("locator", True) is None:
         yield NEEDS_LOCATOR
     monitor = config.get("monitor", {})
     if isinstance(monitor, Mapping) and monitor:

@@ -29,14 +29,14 @@ from idh_lightning.files import atomic_write, locked
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-BANK_FORMAT = 5
+BANK_FORMAT = 6
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 _View = tuple[str, int, int | None]
 """Split, index of the study in it, number of the view; None for the study as it is."""
 
-_Item = tuple[Tensor, int, str, Tensor | None]
-"""Features, label, study_id and share of tumour in each cell."""
+_Item = tuple[Tensor, int, str]
+"""Features, label and study_id."""
 
 FILLING_VOXELS = 16 * 65**3
 """Voxels of a sequence that are read at once while a bank is filled."""
@@ -49,14 +49,11 @@ class FeatureBatch(NamedTuple):
         features: [B, F, d, h, w], float32: output of the stem.
         labels: [B], int64; 0 wildtype, 1 mutant.
         study_ids: B names.
-        shares: [B, d, h, w], the share of tumour in each cell of the locator's grid, moved as the volumes were; NaN
-            throughout in a study without a mask. None where nothing is learnt from masks.
     """
 
     features: Tensor
     labels: Tensor
     study_ids: list[str]
-    shares: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +144,6 @@ class FeatureBankDataModule(IDHDataModule):
             "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
             "device": device,
             "cut": network.trainable_from,
-            "locator": network.locator_stage,
             "augmentation": augmentation_settings,
             "seed": self.seed,
         }
@@ -290,13 +286,9 @@ class FeatureBankDataModule(IDHDataModule):
                 f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "
                 "precision; expected finite numbers. Use data=on_the_fly, which keeps no features."
             )
-        shares = None
-        if network.locator_stage is not None and batch.masks is not None:
-            shares = network.tumour_fraction(batch.masks).half().numpy()
-        for index, file in enumerate(files):
-            if shares is not None:
-                _save(_shares_file(file), shares[index])
-            _save(file, features[index].numpy())  # last: a file of features says that all is there
+        for one, file in zip(features, files, strict=True):
+            with atomic_write(file) as temporary:
+                np.save(temporary, one.numpy(), allow_pickle=False)
 
     def _view_seed(self, study: Study, view: int | None) -> int:
         """Seed of a view: by the study, so that folds share what they have in common."""
@@ -345,30 +337,12 @@ class _Features(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         files, study, seed = self.files[index], self.studies[index], getattr(index, "seed", None)
         file = files[0 if seed is None else int(np.random.default_rng(seed).integers(len(files)))]
-        beside = _shares_file(file)
-        return _read(file), study.label, study.study_id, _read(beside) if beside.exists() else None
-
-
-def _read(file: Path) -> Tensor:
-    return torch.from_numpy(np.load(file)).float()
-
-
-def _shares_file(file: Path) -> Path:
-    """File of the share of tumour in each cell, beside a file of features; studies without a mask have none."""
-    return file.with_name(f"{file.stem}_tumour.npy")
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    with atomic_write(file) as temporary:
-        np.save(temporary, array, allow_pickle=False)
+        return torch.from_numpy(np.load(file)).float(), study.label, study.study_id
 
 
 def _collate_features(items: Sequence[_Item]) -> FeatureBatch:
-    features, labels, study_ids, shares = zip(*items, strict=True)
-    known = next((share for share in shares if share is not None), None)
-    if known is not None:
-        known = torch.stack([torch.full_like(known, torch.nan) if share is None else share for share in shares])
-    return FeatureBatch(torch.stack(features), torch.tensor(labels, dtype=torch.int64), list(study_ids), known)
+    features, labels, study_ids = zip(*items, strict=True)
+    return FeatureBatch(torch.stack(features), torch.tensor(labels, dtype=torch.int64), list(study_ids))
 
 
 def _digest(network: StemTailNetwork) -> str:

@@ -15,12 +15,12 @@ from idh_lightning.evaluation.postprocessing import DECISIONS, PostProcessing
 
 _COHORT = ("study_id", "patient_id", "split", "label")
 
-BRANCH_LOGITS = ("logit_deep", "logit_reader")
-"""Columns of predictions.csv: logits of the deep layers and of the radiomics head, whose mean `logit` is."""
+BRANCH_LOGITS = ("logit_deep", "logit_reader", "logit_vote")
+"""Columns of predictions.csv: logits of deep layers, radiomics head and dense vote, whose mean `logit` is."""
 
 
 def branch_logits_in(table: pd.DataFrame) -> list[str]:
-    """Those of `BRANCH_LOGITS` that a table has: none where the network had no radiomics head."""
+    """Those of `BRANCH_LOGITS` that a table has: none where the network had no locator."""
     return [column for column in BRANCH_LOGITS if column in table]
 
 

@@ -1,114 +1,47 @@
-"""Tumour locator, learnt from masks, and the grids of cells on which it works."""
+"""The frozen locator in a network: a segmentation network, and what is kept of its answer in the cells of a grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from idh_lightning.models.fast.convolutions import layout
+from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.models.cells import cell_means
+from idh_lightning.models.radiomics import intensities
+from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, tumour_logit
 
-LOCATOR_GAIN = 64.0
-"""How much faster the locator learns than its weights, as stored, would: it starts from nothing, at the learning rate
-of a tail that may be pretrained. Source: the equalised learning rate of Karras et al. 2018, arXiv:1710.10196, 4.1."""
+TUMOUR = "tumour"
+"""Name of the grid of the tumour map: a cell at every second voxel, whatever the backbone."""
 
-_RARE = -3.0
-"""Logit of tumour that an untrained locator begins with: 5% of the cells."""
-
-GridPosition = tuple[float, float]
-"""Offset and step, in voxels: cell i of a grid lies at voxel offset + i * step."""
+CELL = 2
+"""Voxels from one of its cells to the next."""
 
 
-class TumourLocator(nn.Module):
-    """Three convolutions from features of an early stage to a logit of tumour in every cell."""
-
-    def __init__(self, channels: int, *, hidden: int = 32) -> None:
-        """Build them with few hidden channels, since a training cohort has few tumours."""
-        super().__init__()
-        self.norm = nn.BatchNorm3d(channels, affine=False)
-        # Fewer channels for the convolution that takes the time: 0.13 instead of 0.23 s for a step of 16 studies.
-        self.narrow = nn.Conv3d(channels, hidden // 2, 1, bias=False)
-        self.look = nn.Conv3d(hidden // 2, hidden, 3, padding=1)
-        self.tell = nn.Conv3d(hidden, 1, 1)
-        nn.init.orthogonal_(self.narrow.weight)
-        nn.init.zeros_(self.look.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.tell.bias, _RARE / LOCATOR_GAIN)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for convolution in (self.narrow, self.look, self.tell):
-                convolution.weight.div_(LOCATOR_GAIN)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits [B, d, h, w] of features [B, F, d, h, w]."""
-        features = features.contiguous(memory_format=layout(features.device.type))
-        hidden = functional.silu(self.look(self.narrow(self.norm(features)) * LOCATOR_GAIN) * LOCATOR_GAIN)
-        logits: Tensor = self.tell(hidden)[:, 0] * LOCATOR_GAIN
-        return logits
+def tumour_cells(size: int) -> tuple[float, float, int]:
+    """Offset and step, in voxels, of the cells of the tumour map along an axis of `size` voxels, and their number."""
+    return 0.0, float(CELL), -(-size // CELL)
 
 
-def space_to_depth(fine: Tensor, coarse: Sequence[int], ratio: int) -> Tensor:
-    """Features of a fine grid as more channels of a coarse one, so that both are one tensor.
+def segmentation(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[str]) -> Tensor:
+    """Logits [B, 3, D, H, W], in float32, of volumes [B, C, D, H, W] of C sequences; those that are absent are 0."""
+    channels = dict(zip(sequences, volumes.float().unbind(1), strict=True))
+    nothing = torch.zeros_like(volumes[:, 0], dtype=torch.float32)
+    with torch.autocast(volumes.device.type, enabled=False):
+        logits: Tensor = locator(torch.stack([channels.get(name, nothing) for name in SEQUENCES], dim=1))
+    return logits
 
-    No value is moved: which coarse cell holds what of the fine grid means nothing.
 
-    Args:
-        fine: [B, F, d, h, w].
-        coarse: Cells of the coarse grid along each axis; `ratio` times as many hold the fine grid, with zeros beyond
-            its end.
-        ratio: Fine cells per coarse cell and axis.
+def located(volumes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers that the stem keeps of the logits of a segmentation.
 
     Returns:
-        [B, F * ratio^3, *coarse].
+        [B, 1 + 4 C, d, h, w], tumour and `intensities` in the cells of the tumour map; [B], the dense vote. A cell
+        holds the mean over its voxels of the probability of tumour: unlike that of a logit, its 0 beyond the end of a
+        grid says that there is none.
     """
-    room = [edge * ratio - length for edge, length in zip(coarse, fine.shape[2:], strict=True)]
-    padded = functional.pad(fine, [0, room[2], 0, room[1], 0, room[0]])
-    # `len` of a tensor is a constant to `torch.export`, which would hold the exported network to one batch size.
-    return padded.reshape(fine.shape[0], -1, *coarse)
-
-
-def depth_to_space(coarse: Tensor, ratio: int) -> Tensor:
-    """Inverse of `space_to_depth`, with the zeros beyond its end: [B, F, ratio * d, ratio * h, ratio * w]."""
-    return coarse.reshape(coarse.shape[0], -1, *(edge * ratio for edge in coarse.shape[2:]))
-
-
-def coarsen(gate: Tensor, ratio: int) -> Tensor:
-    """Largest gate in and around each coarse cell, [B, d, h, w] of [B, ratio * d, ratio * h, ratio * w]."""
-    if ratio == 1:
-        return gate
-    return functional.max_pool3d(gate[:, None], ratio + 1, ratio, ratio // 2)[:, 0]
-
-
-def cell_means(masks: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:
-    """Fraction of tumour around each cell of a grid.
-
-    Args:
-        masks: [B, D, H, W]; nothing outside of it counts as tumour. NaN throughout gives NaN throughout.
-        places: Of the grid's cells along D, H and W.
-        cells: Their number along D, H and W.
-
-    Returns:
-        [B, *cells], the mean over a box around each cell that reaches half a step to either side.
-    """
-    means = masks
-    for axis, (place, count) in enumerate(zip(places, cells, strict=True), start=1):  # a box is a product of intervals
-        means = _interval_means(means, axis, place, count)
-    return means
-
-
-def _interval_means(values: Tensor, axis: int, place: GridPosition, count: int) -> Tensor:
-    """Mean around each of `count` cells along one axis; zeros beyond its ends count."""
-    offset, step = place
-    stride, size = round(step), values.shape[axis]
-    edge = stride + 1 - stride % 2
-    firsts = [index * stride - edge // 2 + round(offset) for index in range(count)]
-    whole = [first for first in firsts if 0 <= first <= size - edge]
-    parts = []
-    for first in firsts:
-        if first not in whole:
-            start, stop = max(first, 0), min(first + edge, size)
-            parts.append(values.narrow(axis, min(start, size), max(stop - start, 0)).sum(axis, keepdim=True))
-        elif first == whole[0]:
-            inside = values.narrow(axis, first, whole[-1] + edge - first)
-            parts.append(inside.unfold(axis, edge, stride).sum(-1))
-    return torch.cat(parts, axis).div_(edge)
+    axes = [tumour_cells(size) for size in volumes.shape[2:]]
+    places, cells = [each[:2] for each in axes], [each[2] for each in axes]
+    tumour = cell_means(torch.sigmoid(tumour_logit(logits)), places, cells)
+    return torch.cat([tumour[:, None], intensities(volumes, places, cells)], dim=1), dense_vote(logits)

@@ -125,8 +125,6 @@ class _Rehearsal(nn.Module):
                     output = self.network.answer(tensor)
                     labels = torch.zeros(len(tensor), dtype=torch.int64, device=tensor.device)
                     loss = nn.functional.cross_entropy(output.logits, labels)
-                    if output.tumour is not None:
-                        loss = loss + output.tumour.mean()
                 self.activations = sum(kept.values())
                 loss.backward()  # type: ignore[no-untyped-call]
                 del output, loss

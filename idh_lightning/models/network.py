@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.errors import ModelError
 from idh_lightning.models import surgery
+from idh_lightning.models.cells import GridPosition, cell_means, coarsen, depth_to_space, space_to_depth
 from idh_lightning.models.fast.convolutions import correct_padding, layout, swap_convolutions
 from idh_lightning.models.fast.fused import FusedStem, can_fuse
 from idh_lightning.models.fast.precision import Precision, arithmetic, dtype_of, precision_on_cpu
 from idh_lightning.models.initialisation import steady_initialisation
-from idh_lightning.models.locator import (
-    GridPosition,
-    TumourLocator,
-    cell_means,
-    coarsen,
-    depth_to_space,
-    space_to_depth,
-)
-from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead, intensities
+from idh_lightning.models.locator import CELL, TUMOUR, located, segmentation, tumour_cells
+from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead
+from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, VoteHead, load_segmenter
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 with warnings.catch_warnings():
@@ -52,9 +49,9 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: [B, 2], float32: wildtype, mutant.
-        tumour: [B, d, h, w], float32: logit of tumour in each cell of the locator's grid; None without a locator.
+        tumour: [B, d, h, w], float32: probability of tumour in each cell of the tumour map; None without a locator.
         branch_logits: `logits` is their mean; each [B, 2] and to be taught on its own: the deep layers' logits, and
-            with a locator those of the radiomics head.
+            with a locator those of the radiomics head and of the dense vote.
     """
 
     logits: Tensor
@@ -67,13 +64,15 @@ class TailInput(NamedTuple):
 
     Attributes:
         deep: [B, F, d, h, w], the stem's features, gated where there is a locator: what the deep layers see.
-        tissue: [B, G, e, f, g], float32, intensities of the volumes in the locator's cells, for the radiomics head.
-        tumour: [B, e, f, g], float32, logit of tumour in each cell. Both are None without a locator.
+        tissue: [B, G, e, f, g], float32, intensities in the cells of the tumour map, for the radiomics head.
+        tumour: [B, e, f, g], float32, probability of tumour in each cell.
+        vote: [B], float32, dense vote of the locator. These three are None without a locator.
     """
 
     deep: Tensor
-    tissue: Tensor | None
-    tumour: Tensor | None
+    tissue: Tensor | None = None
+    tumour: Tensor | None = None
+    vote: Tensor | None = None
 
 
 class StemTailNetwork(nn.Module):
@@ -83,17 +82,18 @@ class StemTailNetwork(nn.Module):
     layout that are fastest for it; the tail is an ordinary network. What this saves is the memory of the stem's
     activations: in B7 the tail from `blocks.5` still holds 79% of the parameters.
 
-    With a locator, features of an early stage tell where the tumour is, and what enters the tail is multiplied by that:
-    the classifier sees the tumour and its surroundings, and how sure the locator is of each cell is half of the
-    explanation (see `attribution.Evidence`). A linear radiomics head beside the deep layers judges what the tumour is
-    like there, where it lies and how large it is; the logits are the mean of both branches. Prediction needs no mask.
+    A locator, a segmentation network that is frozen as well, tells where the tumour is, and what enters the tail is
+    multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each cell is
+    half of the explanation (see `attribution.Evidence`). A linear radiomics head beside the deep layers judges what the
+    tumour is like there, where it lies and how large it is, and each voxel of it votes for mutant or wildtype; the
+    logits are the mean of the three branches. Prediction needs no mask.
     """
 
     def __init__(
         self,
         *,
         backbone: str = "tf_efficientnet_b7",
-        in_channels: int = 4,
+        sequences: Sequence[str] = SEQUENCES,
         trainable_from: str = "blocks.5",
         weights: str = "auto",
         weights_tag: str = "ns_jft_in1k",
@@ -103,13 +103,13 @@ class StemTailNetwork(nn.Module):
         tail_precision: Precision = "auto",
         checkpoint_tail: bool = False,
         missing: Literal["error", "zero"] = "error",
-        locator: str | None = None,
+        locator: str | TumourSegmenter | None = None,
     ) -> None:
         """Build the network and load its weights.
 
         Args:
             backbone: An EfficientNet of timm_3d, without a tag.
-            in_channels: Number of MRI sequences.
+            sequences: Names of the MRI sequences that the channels of the volumes are.
             trainable_from: Name of the first trainable module, for example "blocks.5" (two last stages and head),
                 "blocks.6.2" (two last MBConv blocks and head), or "conv_stem" to train everything.
             weights: "auto" (pretrained if they can be had, else none), "none", a timm tag such as
@@ -124,8 +124,8 @@ class StemTailNetwork(nn.Module):
             checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
                 again when it is needed: less memory for more time, the same gradients.
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
-            locator: Stage of the stem, for example "blocks.1", from whose features it finds the tumour; its grid
-                is that of the tumour map. None for no locator.
+            locator: Segmentation network that finds the tumour: "pretrained", a file of `save_segmenter`, or the
+                network itself. None for no locator.
 
         Raises:
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
@@ -137,7 +137,7 @@ class StemTailNetwork(nn.Module):
                 f"Choose one of: {', '.join(timm_3d.list_models('*efficientnet_b*'))}."
             )
         self.network = timm_3d.create_model(
-            backbone, in_chans=in_channels, num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+            backbone, in_chans=len(sequences), num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
         )
         correct_padding(self.network)
         if weights != LATER:
@@ -145,6 +145,7 @@ class StemTailNetwork(nn.Module):
         # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
         nn.init.normal_(self.network.classifier.weight, std=0.01)
         nn.init.zeros_(self.network.classifier.bias)
+        self.sequences = tuple(sequences)
         self.trainable_from = trainable_from
         self.stem_precision, self.tail_precision = stem_precision, tail_precision
         self.checkpoint_tail = checkpoint_tail
@@ -155,37 +156,37 @@ class StemTailNetwork(nn.Module):
         self.missing_sequence_embedding: nn.Linear | None = None
         if missing == "zero":
             first = self._module((*self._tail_names, "bn2")[0])
-            self.missing_sequence_embedding = nn.Linear(in_channels, surgery.channels_in(first), bias=False)
+            self.missing_sequence_embedding = nn.Linear(len(sequences), surgery.channels_in(first), bias=False)
             nn.init.zeros_(self.missing_sequence_embedding.weight)
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
-        self._add_locator(locator, in_channels)
+        self._add_locator(locator)
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._lay_out_stem()
         swap_convolutions(self.network, within=self._tail_names)
-        if self.locator is not None:
-            swap_convolutions(self.locator)
         self.train()
 
-    def _add_locator(self, stage: str | None, in_channels: int) -> None:
-        self.locator_stage = stage
-        self.locator: TumourLocator | None = None
+    def _add_locator(self, locator: str | TumourSegmenter | None) -> None:
+        self.locator: TumourSegmenter | None = None
         self.radiomics: RadiomicsHead | None = None
-        self._ratio, self._tissue = 1, INTENSITY_STATISTICS * in_channels
-        if stage is None:
+        self.vote: VoteHead | None = None
+        self._ratio, self._tissue = 1, INTENSITY_STATISTICS * len(self.sequences)
+        if locator is None:
             return
-        if stage not in self._stem_names:
+        if not self._stem_names:
             raise ModelError(
-                f"model.locator: found '{stage}'; expected a whole stage before '{self.trainable_from}', one of "
-                f"{', '.join(self._stem_names) or 'none'}. Correct it, or set model.locator=null."
+                f"model.locator: found a locator and model.trainable_from={self.trainable_from}; expected a frozen "
+                "stem for it to be a part of. Set model.locator=null, or model.trainable_from=blocks.5."
             )
-        self.locator = TumourLocator(surgery.channels_out(self._module(stage)))
-        self.radiomics = RadiomicsHead(in_channels)
-        self._ratio = round(self._trace(self.entry_layer, 65)[1] / self._trace(stage, 65)[1])
+        if isinstance(locator, str):
+            locator = load_segmenter(PRETRAINED if locator == "pretrained" else Path(locator))
+        self.locator = locator
+        self.radiomics, self.vote = RadiomicsHead(len(self.sequences)), VoteHead()
+        self._ratio = round(self._trace(ENTRY, 65)[1]) // CELL
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 2], float32, wildtype and mutant, of volumes [B, C, D, H, W] z-normalised within the brain."""
@@ -195,9 +196,9 @@ class StemTailNetwork(nn.Module):
         """Frozen features of volumes [B, C, D, H, W], without a graph.
 
         Returns:
-            [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. With a locator, the features and the
-            intensities that it and the radiomics head need are more channels (see `space_to_depth`). Where a sequence
-            may be missing there are C more, constant in space: 1 for a missing sequence.
+            [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. With a locator, the probability of tumour
+            and the intensities in the cells of the tumour map are more channels (see `space_to_depth`), and the dense
+            vote is one, constant in space. Where a sequence may be missing there are C more: 1 for a missing sequence.
         """
         if not self._stem_names:
             return self._run_stem(volumes)
@@ -250,17 +251,16 @@ class StemTailNetwork(nn.Module):
         """Input of the tail from the stem's features [B, F, d, h, w]."""
         with self._tail_arithmetic(features):
             if self.locator is None:
-                return TailInput(self._module(ENTRY)(self._embedded(features)), None, None)
-            own, tapped, absent = self._split(features)
-            fine = depth_to_space(tapped, self._ratio)
-            found, tissue = torch.split(fine, [self.locator.norm.num_features, self._tissue], dim=1)
-            tumour = self.locator(found).float()
+                return TailInput(self._module(ENTRY)(self._embedded(features)))
+            own, finer, vote, absent = self._split(features)
+            tumour, tissue = torch.split(depth_to_space(finer, self._ratio).float(), [1, self._tissue], dim=1)
             plain = self._embedded(torch.cat([own, absent], 1))
-            gate = coarsen(torch.sigmoid(tumour), self._ratio)
-        return TailInput(self._module(ENTRY)(plain * gate[:, None].to(plain.dtype)), tissue.float(), tumour)
+            gate = coarsen(tumour[:, 0], self._ratio)[:, None]
+        deep = self._module(ENTRY)(plain * gate.to(plain.dtype))
+        return TailInput(deep, tissue, tumour[:, 0], vote[:, 0, 0, 0, 0].float())
 
     def classify(self, entry: TailInput) -> NetworkOutput:
-        """Logits of deep layers and radiomics head, and their mean."""
+        """Logits of the branches, and their mean."""
         with self._tail_arithmetic(entry.deep):
             hidden = entry.deep
             lighter = self.checkpoint_tail and self.training and torch.is_grad_enabled()
@@ -269,29 +269,27 @@ class StemTailNetwork(nn.Module):
             hidden = self.network.global_pool(hidden)
             hidden = nn.functional.dropout(hidden, self.network.drop_rate, self.training)
             deep: Tensor = self.network.classifier(hidden).float()
-        if self.radiomics is None or entry.tissue is None or entry.tumour is None:
-            return NetworkOutput(deep, entry.tumour, (deep,))
-        # The radiomics head does not move the gate: the locator learns from masks and the deep layers.
-        device = entry.tissue.device.type
-        with torch.autocast(device, enabled=False):  # with its gain, its gradients leave the range of float16
-            difference = self.radiomics(entry.tissue, torch.sigmoid(entry.tumour).detach())
-        read = torch.stack([-difference, difference], 1) / 2
-        return NetworkOutput((deep + read) / 2, entry.tumour, (deep, read))
+        if self.radiomics is None or self.vote is None:
+            return NetworkOutput(deep, None, (deep,))
+        device = entry.deep.device.type
+        with torch.autocast(device, enabled=False):  # with their gains, their gradients leave the range of float16
+            differences = self.radiomics(entry.tissue, entry.tumour), self.vote(entry.vote)
+        branches = (deep, *(torch.stack([-difference, difference], 1) / 2 for difference in differences))
+        return NetworkOutput(torch.stack(branches).mean(0), entry.tumour, branches)
 
     def parts(self) -> list[nn.Module]:
-        """Modules whose weights are of different scales: deep layers, embedding, locator and radiomics head."""
-        modules = (self.network, self.missing_sequence_embedding, self.locator, self.radiomics)
+        """Modules whose weights are of different scales: deep layers, embedding, and the heads beside them."""
+        modules = (self.network, self.missing_sequence_embedding, self.radiomics, self.vote)
         return [module for module in modules if module is not None]
 
     def _tail_arithmetic(self, features: Tensor) -> AbstractContextManager[object]:
         on_cpu: Precision = precision_on_cpu() if self.training else "float32"
         return arithmetic(self.tail_precision, features.device.type, on_cpu=on_cpu)
 
-    def tumour_fraction(self, masks: Tensor, layer: str | None = None) -> Tensor:
+    def tumour_fraction(self, masks: Tensor, layer: str = TUMOUR) -> Tensor:
         """Fraction of tumour of masks [B, D, H, W] in each cell of a layer's output, by default of the tumour map."""
-        positions = [self.sampling(layer or self.locator_stage or ENTRY, size) for size in masks.shape[1:]]
-        counted, finer = (layer, 1) if layer is not None else (self.entry_layer, self._ratio)
-        return cell_means(masks, positions, [finer * self._trace(counted, size)[2] for size in masks.shape[1:]])
+        traced = [self._trace(layer, size) for size in masks.shape[1:]]
+        return cell_means(masks, [each[:2] for each in traced], [each[2] for each in traced])
 
     @contextmanager
     def watch(self, *layers: str) -> Iterator[None]:
@@ -332,7 +330,7 @@ class StemTailNetwork(nn.Module):
         return self.tail(features)
 
     def sampling(self, layer: str, size: int) -> GridPosition:
-        """Offset and step, in voxels, of the cells of a layer's output: cell i lies at offset + i * step of the input.
+        """Offset and step, in voxels: cell i of a layer, or of `TUMOUR`, lies at offset + i * step of the input.
 
         A convolution of stride 2 sees an even number of voxels half a voxel off centre, and over five such layers that
         adds up to a quarter of the head. An odd number such as 65 or 129 keeps the centre at every layer.
@@ -341,6 +339,8 @@ class StemTailNetwork(nn.Module):
 
     def _trace(self, layer: str, size: int) -> tuple[float, float, int]:
         """`cell_geometry`, which never changes and is kept."""
+        if layer == TUMOUR:
+            return tumour_cells(size)
         if (layer, size) not in self._traced:
             named = self.entry_layer if layer == ENTRY else layer
             self._traced[layer, size] = surgery.cell_geometry(self.network, named, size)
@@ -349,19 +349,19 @@ class StemTailNetwork(nn.Module):
     def train(self, mode: bool = True) -> StemTailNetwork:
         """Set the tail to training mode; the stem stays in eval mode."""
         # Not all and then the stem back: another thread may be filling a feature bank with it.
-        frozen = {module for stem in self._stem_modules().values() for module in stem.modules()}
+        frozen = {module for part in self._frozen().values() for module in part.modules()}
         for module in self.modules():
             module.training = mode and module not in frozen
         return self
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
         """Frozen parameters."""
-        for module in self._stem_modules().values():
+        for module in self._frozen().values():
             yield from module.parameters()
 
     def stem_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the stem by name."""
-        states = {name: module.state_dict() for name, module in self._stem_modules().items()}
+        """Parameters and buffers of the stem, the locator among them, by name."""
+        states = {name: module.state_dict() for name, module in self._frozen().items()}
         return {f"{name}.{inner}": tensor for name, state in states.items() for inner, tensor in state.items()}
 
     def _module(self, name: str) -> nn.Module:
@@ -372,25 +372,21 @@ class StemTailNetwork(nn.Module):
         if not self._stem_names:
             return self._with_missing(volumes, volumes)
         with arithmetic(self.stem_precision, volumes.device.type, on_cpu=precision_on_cpu()):
-            device, tapped = volumes.device.type, None
+            device = volumes.device.type
             dtype = volumes.dtype if fused is None else self.stem_dtype(device)
             hidden = volumes.to(dtype, memory_format=layout(device))
-            for name, stage in (self._stem_modules() if fused is None else fused.stages).items():
+            for stage in (self._stem_modules() if fused is None else fused.stages).values():
                 hidden = stage(hidden)
-                tapped = hidden if name == self.locator_stage else tapped
         features = hidden.float().contiguous()
-        if tapped is not None:
-            assert self.locator_stage is not None
-            places = [self.sampling(self.locator_stage, size) for size in volumes.shape[2:]]
-            fine = torch.cat([tapped.float(), intensities(volumes, places, tapped.shape[2:])], dim=1)
+        if self.locator is not None:
+            fine, vote = located(volumes, segmentation(self.locator, volumes, self.sequences))
             finer = space_to_depth(fine, features.shape[2:], self._ratio)
-            features = torch.cat([features, finer], dim=1)
+            votes = vote[:, None, None, None, None].expand(-1, -1, *features.shape[2:])
+            features = torch.cat([features, finer, votes], dim=1)
         return self._with_missing(features, volumes)
 
     def _fuses(self, device: str) -> bool:
         """Whether the stem runs with its BatchNorm fused into its convolutions."""
-        if self.locator_stage is not None and isinstance(self._module(self.locator_stage), nn.Conv3d):
-            return False  # its output is wanted as it is before the BatchNorm
         dtype, onednn = self.stem_dtype(device), device == "cpu"
         return device in ("cpu", "cuda") and self.fuse_stem and can_fuse(self._stem_modules(), dtype, onednn=onednn)
 
@@ -405,6 +401,9 @@ class StemTailNetwork(nn.Module):
 
     def _stem_modules(self) -> dict[str, nn.Module]:
         return {name: self._module(name) for name in self._stem_names}
+
+    def _frozen(self) -> dict[str, nn.Module]:
+        return self._stem_modules() | ({} if self.locator is None else {"locator": self.locator})
 
     def stem_dtype(self, device: str) -> torch.dtype:
         """Arithmetic that `stem_precision` means on a type of device."""
@@ -427,12 +426,13 @@ class StemTailNetwork(nn.Module):
         """Output [B, F, d, h, w] of the stem's last module among all that the stem gives."""
         return self._split(features)[0]
 
-    def _split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of the last module, those of the finer grid as space-to-depth channels, and missing sequences."""
+    def _split(self, features: Tensor) -> Sequence[Tensor]:
+        """Features of the last module, the finer grid as space-to-depth channels, dense vote, and missing sequences."""
         absent = 0 if self.missing_sequence_embedding is None else self.missing_sequence_embedding.in_features
-        tapped = 0 if self.locator is None else (self.locator.norm.num_features + self._tissue) * self._ratio**3
-        own, finer, missing = torch.split(features, [features.shape[1] - tapped - absent, tapped, absent], dim=1)
-        return own, finer, missing
+        finer, vote = (0, 0) if self.locator is None else ((1 + self._tissue) * self._ratio**3, 1)
+        own = features.shape[1] - finer - vote - absent
+        parts: Sequence[Tensor] = torch.split(features, [own, finer, vote, absent], dim=1)
+        return parts
 
     @property
     def entry_layer(self) -> str:

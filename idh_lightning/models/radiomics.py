@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from idh_lightning.models.locator import GridPosition, cell_means
+from idh_lightning.models.cells import GridPosition, cell_means
 
 RADIOMICS_GAIN = 4096.0
 """How much faster the head learns than its weights, as stored, would: a linear classifier of two dozen numbers near

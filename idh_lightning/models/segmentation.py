@@ -24,6 +24,10 @@ WIDTHS = (16, 32, 64, 96)
 PATCH = 2
 """Edge, in voxels, of the cubes that the finest level works on: a step on all voxels takes four times as long."""
 
+VOTE_GAIN = 256.0
+"""How much faster scale and offset of the vote are learnt than they would be as stored: two numbers near one may take
+steps of a hundredth, where deep layers that may be pretrained take steps of 3e-5."""
+
 NOT_TUMOUR, WILDTYPE_TUMOUR, MUTANT_TUMOUR = 0, 1, 2
 """Classes of a voxel."""
 
@@ -84,6 +88,27 @@ class ResidualUnit(nn.Module):
         return features + hidden
 
 
+class VoteHead(nn.Module):
+    """A learnt scale and offset of the dense vote, which is taken as it is at first."""
+
+    def __init__(self) -> None:
+        """Begin with a scale of 1 and an offset of 0."""
+        super().__init__()
+        self.weigh = nn.Linear(1, 1)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.weigh.bias)
+
+    def forward(self, vote: Tensor) -> Tensor:
+        """Logit of mutant minus that of wildtype, [B], of dense votes [B]."""
+        learnt: Tensor = self.weigh(vote[:, None])[:, 0]
+        return vote + VOTE_GAIN * learnt
+
+    @property
+    def scale(self) -> Tensor:
+        """By how much the dense vote is multiplied, a scalar."""
+        return 1 + VOTE_GAIN * self.weigh.weight[0, 0]
+
+
 def save_segmenter(segmenter: TumourSegmenter, file: Path, metadata: Mapping[str, str]) -> None:
     """Write weights in half precision, with `metadata` in the header of the file."""
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in segmenter.state_dict().items()}
@@ -101,16 +126,26 @@ def load_segmenter(file: Path = PRETRAINED) -> TumourSegmenter:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        first = [f"down.{level}.norms.0.weight" for level in range(len(tensors))]
-        widths = [len(tensors[name]) for name in first if name in tensors]
-        segmenter = TumourSegmenter(tensors["enter.weight"].shape[1] // PATCH**3, widths)
-        segmenter.load_state_dict(tensors)
+        return segmenter_of(tensors)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"{file}: cannot be read as weights of the tumour segmenter ({error}); expected a .safetensors file as "
             "`python -m idh_lightning.train experiment=pretrain_locator` writes it. Name such a file, or "
             "model.locator=pretrained."
         ) from error
+
+
+def segmenter_of(tensors: Mapping[str, Tensor]) -> TumourSegmenter:
+    """Segmenter with given weights by name, which tell its widths; set to evaluate.
+
+    Raises:
+        KeyError: If the weights are those of something else.
+        RuntimeError: If they do not go together.
+    """
+    norms = (f"down.{level}.norms.0.weight" for level in range(len(tensors)))
+    widths = [len(tensors[name]) for name in norms if name in tensors]
+    segmenter = TumourSegmenter(tensors["enter.weight"].shape[1] // PATCH**3, widths)
+    segmenter.load_state_dict(tensors)
     return segmenter.eval()
 
 

@@ -8,16 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.models.locator import segmentation
 from idh_lightning.models.network import NetworkOutput
-from idh_lightning.models.segmentation import (
-    PRETRAINED,
-    WIDTHS,
-    TumourSegmenter,
-    dense_vote,
-    load_segmenter,
-    tumour_logit,
-)
-from idh_lightning.models.weights import LATER, WeightsOrigin
+from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, dense_vote, load_segmenter, tumour_logit
+from idh_lightning.models.weights import WeightsOrigin
 
 
 class VotingNetwork(nn.Module):
@@ -27,31 +22,34 @@ class VotingNetwork(nn.Module):
     volumes themselves.
     """
 
-    locator_stage: str | None = None
-    """Stage from which a locator sees the tumour: none, since this network sees it as it is."""
-
-    def __init__(self, *, in_channels: int = 4, weights: str = "pretrained", widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(
+        self,
+        *,
+        sequences: Sequence[str] = SEQUENCES,
+        locator: TumourSegmenter | str = "pretrained",
+        weights: str = "pretrained",
+    ) -> None:
         """Build the network.
 
         Args:
-            in_channels: Number of MRI sequences.
-            weights: "pretrained" for those of the package, "none", or "later": the caller fills them in.
-            widths: Channels of the levels of the segmenter.
+            sequences: Names of the channels of volumes.
+            locator: Tumour segmenter, or "pretrained" for that of the package.
+            weights: Word for where they are from.
 
         Raises:
             ModelError: If the weights of the package cannot be read.
         """
         super().__init__()
-        self.segmenter = load_segmenter() if weights == "pretrained" else TumourSegmenter(in_channels, widths)
-        source = "none" if weights in ("none", LATER) else PRETRAINED.name
-        self.weights_origin = WeightsOrigin(requested=weights, source=source)
+        self.sequences = tuple(sequences)
+        self.locator = locator if isinstance(locator, TumourSegmenter) else load_segmenter()
+        self.weights_origin = WeightsOrigin(requested=weights, source=PRETRAINED.name)
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 2], float32, wildtype and mutant, of volumes [B, C, D, H, W] z-normalised within the brain."""
         return self.answer(volumes).logits
 
     def stem(self, volumes: Tensor) -> Tensor:
-        """Volumes as they are: nothing is frozen before the segmenter."""
+        """Volumes as they are: nothing is frozen before the locator."""
         return volumes
 
     def tail(self, features: Tensor) -> Tensor:
@@ -63,18 +61,18 @@ class VotingNetwork(nn.Module):
         return self.answer(volumes).logits
 
     def answer(self, features: Tensor) -> NetworkOutput:
-        """Logits, and the logit of tumour in each voxel, of what `stem` gave."""
-        voxels = self.segmenter(features)
+        """Logits, and the probability of tumour in each voxel, of what `stem` gave."""
+        voxels = segmentation(self.locator, features, self.sequences)
         vote = dense_vote(voxels)
         logits = torch.stack([-vote, vote], dim=1) / 2
-        return NetworkOutput(logits, tumour_logit(voxels), (logits,))
+        return NetworkOutput(logits, torch.sigmoid(tumour_logit(voxels)), (logits,))
 
     @torch.no_grad()
     def own(self, features: Tensor) -> Tensor:
-        """Features [B, F, d, h, w] of the coarsest level of the segmenter, of what `stem` gave."""
+        """Features [B, F, d, h, w] of the coarsest level of the locator, of what `stem` gave."""
         kept: list[Tensor] = []
-        with _hooked(self.segmenter.down[-1], kept):
-            self.segmenter(features)
+        with _hooked(self.locator.down[-1], kept):
+            segmentation(self.locator, features, self.sequences)
         return kept[0]
 
     def tumour_fraction(self, masks: Tensor) -> Tensor:
@@ -83,7 +81,7 @@ class VotingNetwork(nn.Module):
 
     def parts(self) -> list[nn.Module]:
         """Modules whose weights are of different scales: one."""
-        return [self.segmenter]
+        return [self.locator]
 
     @contextmanager
     def cache_stem(self) -> Iterator[None]:
@@ -97,15 +95,15 @@ class VotingNetwork(nn.Module):
 
 
 def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
-    """Probability [B, D, H, W] of tumour by the `segmenter` of a network, of volumes [B, C, D, H, W].
+    """Probability [B, D, H, W] of tumour by the `locator` of a network, of volumes [B, C, D, H, W].
 
-    None where the network has no segmenter.
+    None where the network has no locator.
     """
-    segmenter = getattr(network, "segmenter", None)
-    if segmenter is None:
+    locator = getattr(network, "locator", None)
+    if locator is None:
         return None
     with torch.no_grad():
-        return torch.sigmoid(tumour_logit(segmenter(volumes)))
+        return torch.sigmoid(tumour_logit(segmentation(locator, volumes, network.sequences)))
 
 
 @contextmanager

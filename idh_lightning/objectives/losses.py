@@ -1,4 +1,4 @@
-"""Focal loss, cross-entropy as its alternative, and the loss of the tumour map where masks exist in training."""
+"""Focal loss, and cross-entropy as its alternative."""
 
 from __future__ import annotations
 
@@ -35,38 +35,14 @@ def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float = 2.0, alpha: flo
     return -(weight * log_probability).mean()
 
 
-def mask_loss(logits: Tensor, fractions: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice loss of a tumour map, each cell with its fraction of tumour.
-
-    Args:
-        logits: [B, d, h, w], of tumour.
-        fractions: [B, d, h, w], of tumour in each cell, in 0..1; NaN in studies without a mask, which do not count.
-
-    Returns:
-        Scalar; 0 if no study has a mask. Cross-entropy is the mean over cells in nats, Dice is in 0..1.
-
-    Source: soft Dice, Milletari et al. 2016, arXiv:1606.04797, section 3; its sum with cross-entropy, Isensee et al.
-        2021, doi:10.1038/s41592-020-01008-z.
-    """
-    known = ~torch.isnan(fractions).flatten(1).any(dim=1)
-    if not bool(known.any()):
-        return logits.sum() * 0.0
-    found, truth = logits[known].float(), fractions[known].float()
-    probability = torch.sigmoid(found)
-    overlap = (probability * truth).sum((1, 2, 3))
-    sizes = (probability.square() + truth.square()).sum((1, 2, 3))
-    dice = 1 - 2 * overlap / sizes.clamp_min(1e-6)
-    return functional.binary_cross_entropy_with_logits(found, truth) + dice.mean()
-
-
 class FocalLoss(nn.Module):
-    """`focal_loss` with fixed parameters, beside `mask_loss` with a fixed weight."""
+    """`focal_loss` with fixed parameters."""
 
-    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None, mask_weight: float = 0.0) -> None:
+    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None) -> None:
         """Fix the parameters; ObjectiveError if one is out of range."""
         super().__init__()
-        _check(gamma, alpha, mask_weight=mask_weight)
-        self.gamma, self.alpha, self.mask_weight = gamma, alpha, mask_weight
+        _check(gamma, alpha)
+        self.gamma, self.alpha = gamma, alpha
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits [B, 2] and labels [B], in nats."""
@@ -74,27 +50,24 @@ class FocalLoss(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy with optional label smoothing, beside `mask_loss` with a fixed weight."""
+    """Cross-entropy with optional label smoothing."""
 
-    def __init__(self, *, label_smoothing: float = 0.0, mask_weight: float = 0.0) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
         """Fix the parameters; ObjectiveError if one is out of range."""
         super().__init__()
-        _check(label_smoothing=label_smoothing, mask_weight=mask_weight)
-        self.label_smoothing, self.mask_weight = label_smoothing, mask_weight
+        _check(label_smoothing=label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits [B, 2] and labels [B], in nats."""
         return functional.cross_entropy(logits.float(), labels.long(), label_smoothing=self.label_smoothing)
 
 
-def _check(
-    gamma: float = 0.0, alpha: float | None = None, *, label_smoothing: float = 0.0, mask_weight: float = 0.0
-) -> None:
+def _check(gamma: float = 0.0, alpha: float | None = None, *, label_smoothing: float = 0.0) -> None:
     for name, value, sound, expected in (
         ("gamma", gamma, gamma >= 0, "a number >= 0"),
         ("alpha", alpha, alpha is None or 0.0 < alpha < 1.0, "null or a number in (0, 1)"),
         ("label_smoothing", label_smoothing, 0.0 <= label_smoothing < 1.0, "a number in [0, 1)"),
-        ("mask_weight", mask_weight, mask_weight >= 0, "a number >= 0"),
     ):
         if not sound:
             raise ObjectiveError(f"objective.{name}: found {value}; expected {expected}. Correct it.")

@@ -98,6 +98,7 @@ BASELINES = {
     "age_sex": "age and sex",
     "deep": "deep layers of the model alone",
     "reader": "tumour reader of the model alone",
+    "vote": "dense vote of the model alone",
     "model_age": "model and age",
     "features": "tumour size, shape, intensity",
     "prevalence": "prevalence (same for all)",

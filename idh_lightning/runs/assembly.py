@@ -273,10 +273,10 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
     It begins with the weights of the checkpoint `start`, or without one with those that `model.weights` says.
     Unless the checkpoint fits, a CheckpointError is raised.
     """
-    weights = config.model.weights if start is None else LATER
-    network = instantiate_section(config.model, _partial_=True, weights=weights)(
-        in_channels=len(prepared.cohort.sequences)
-    )
+    given: dict[str, Any] = {} if start is None else {"weights": LATER}
+    if start is not None and config.model.locator is not None:
+        given["locator"] = start.locator()
+    network = instantiate_section(config.model, _partial_=True)(sequences=prepared.cohort.sequences, **given)
     if start is not None:
         network.weights_origin = WeightsOrigin(**start.recipe["weights"])
     recipe = _recipe(config, prepared, network.weights_origin)

@@ -131,14 +131,15 @@ class MemoryPlanner:
         experiment = yaml.safe_load((CONF_DIR / "experiment" / f"{LEAST}.yaml").read_text(encoding="utf-8"))
         optimizer = instantiate_section(optimizer_settings("adafactor"), _partial_=True)
         make = partial(instantiate_section, self.model.recipe["model"] | experiment["model"], _partial_=True)
-        channels, overrides = self._shape[0], f"experiment={LEAST}"
+        network, overrides = self.model.network, f"experiment={LEAST}"
+        shared = {"sequences": network.sequences, "locator": network.locator}
         with torch.random.fork_rng(devices=[]):
             try:
-                network = make(weights="none")(in_channels=channels)
+                network = make(weights="none")(**shared)
             except ModelError:  # a smaller backbone has no such block
                 first = self.model.network.trainable_from
                 overrides += f" model.trainable_from={first}"
-                network = make(weights="none", trainable_from=first)(in_channels=channels)
+                network = make(weights="none", trainable_from=first)(**shared)
         size = int(experiment["data"]["batches"]["batch_size"])
         return self._plan(overrides, size, network=network, optimizer=optimizer, on_bank=True)
 

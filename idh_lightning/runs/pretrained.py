@@ -119,8 +119,7 @@ def describe_pretrained(segmenter: TumourSegmenter, drawn: Sequence[DrawnStudy],
             f"pretrained: found {len(whole)} synthetic studies with all sequences; expected at least {LEAST_DRAWN} to "
             "fit the out-of-distribution detector on. Draw more."
         )
-    network = VotingNetwork(weights="none", widths=segmenter.widths)
-    network.segmenter = segmenter.eval()
+    network = VotingNetwork(locator=segmenter.eval())
 
     def looks(studies: Sequence[DrawnStudy]) -> list[StudyDescriptor]:
         return map_in_threads(lambda study: _descriptor(study, network), studies)
@@ -138,7 +137,7 @@ def describe_pretrained(segmenter: TumourSegmenter, drawn: Sequence[DrawnStudy],
     return {
         "format": CHECKPOINT_FORMAT,
         "recipe": {
-            "model": {"_target_": "idh_lightning.models.VotingNetwork", "widths": list(segmenter.widths)},
+            "model": {"_target_": "idh_lightning.models.VotingNetwork"},
             "objective": {"_target_": "idh_lightning.objectives.CrossEntropy"},
             "preprocessing": _preprocessing(),
             "explain": {"_target_": "idh_lightning.attribution.DenseVote"},

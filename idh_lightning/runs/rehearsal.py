@@ -115,10 +115,11 @@ def _schedule(config: DictConfig) -> None:
 def _sketch(config: DictConfig, method: Any) -> None:
     """Make the network in outline, and find in it the layers that are to be explained."""
     weights = LATER if config.model.weights == "auto" else config.model.weights  # auto takes what there is
-    channels = len((config.get("cohort") or {}).get("sequences") or SEQUENCES)
+    chosen = (config.get("cohort") or {}).get("sequences") or ()
+    sequences = [name for name in SEQUENCES if name in chosen] or SEQUENCES
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = instantiate_section(config.model, _partial_=True, weights=weights)(in_channels=channels)
+        network = instantiate_section(config.model, _partial_=True, weights=weights)(sequences=sequences)
     layers = getattr(method, "layer", None) or ()
     with network.watch(*([layers] if isinstance(layers, str) else layers)):
         pass
