@@ -145,7 +145,7 @@ def test_a_written_network_is_read_again_with_all_that_a_checkpoint_holds(writte
 
 
 def _in_half(segmenter: torch.nn.Module) -> VotingNetwork:
-    network = VotingNetwork(weights="none", widths=(4, 8))
+    network = VotingNetwork(locator=small_segmenter())
     network.locator.load_state_dict({key: value.half().float() for key, value in segmenter.state_dict().items()})
     return network.eval()
 
@@ -252,7 +252,7 @@ def test_the_tumour_is_where_the_interpolated_probability_is_half_or_more(
 def test_the_probability_is_that_of_the_network_called_by_hand(shipped: Path, patient: Path, tmp_path: Path) -> None:
     predictor = Predictor(withhold=False)
     (answer,) = predictor.predict(patient)
-    voxels = _in_half(small_segmenter()).segmenter(_volume(_stored(predictor, patient, tmp_path)))
+    voxels = _in_half(small_segmenter()).locator(_volume(_stored(predictor, patient, tmp_path)))
     assert answer.probability == pytest.approx(float(torch.sigmoid(dense_vote(voxels).detach())), abs=1e-6)
 
 

@@ -34,7 +34,7 @@ def write_model_card(run_folder: Path) -> str:
     age = run.estimate("baselines", "age", "test", "auroc")
     if age is not None and age.value is not None:
         rows.append(("ROC-AUC of age alone, the same patients", age))
-    text = render(
+    rendered = render(
         "model_card.md.j2",
         run=run,
         setting=partial(run.setting, default="unknown"),
@@ -47,6 +47,7 @@ def write_model_card(run_folder: Path) -> str:
         splits=SPLITS,
         baseline=BASELINE,
     )
+    text = str(rendered)  # a checkpoint holds no other kind
     write_text(run_folder / "model_card.md", text)
     return text
 
