@@ -34,6 +34,16 @@ def test_the_segmentation_has_the_grid_of_the_volume(segmenter: TumourSegmenter,
     assert segmenter(torch.randn(2, 4, *grid)).shape == (2, 3, *grid)
 
 
+def test_outside_the_brain_nothing_is_tumour_and_nothing_votes(segmenter: TumourSegmenter) -> None:
+    volumes = torch.randn(1, 4, 17, 21, 17)
+    volumes[:, :, :6] = 0
+    volumes[:, 1] = 0  # a missing sequence makes no background
+    logits = segmenter(volumes)
+    assert torch.sigmoid(tumour_logit(logits)[:, :6]).max() < 1e-8
+    assert torch.sigmoid(tumour_logit(logits)[:, 6:]).min() > 1e-3
+    assert vote_contributions(logits)[:, :6].abs().max() < 1e-9
+
+
 def test_a_study_is_segmented_alike_alone_and_in_a_batch(segmenter: TumourSegmenter) -> None:
     volumes = torch.randn(3, 4, 17, 21, 17)
     alone = torch.cat([segmenter(volume[None]) for volume in volumes])

@@ -28,6 +28,9 @@ VOTE_GAIN = 256.0
 """How much faster scale and offset of the vote are learnt than they would be as stored: two numbers near one may take
 steps of a hundredth, where deep layers that may be pretrained take steps of 3e-5."""
 
+NEVER = -20.0
+"""Logit of tumour outside the brain: a probability of 2e-9."""
+
 NOT_TUMOUR, WILDTYPE_TUMOUR, MUTANT_TUMOUR = 0, 1, 2
 """Classes of a voxel."""
 
@@ -68,7 +71,10 @@ class TumourSegmenter(nn.Module):
             # Cell i of the coarse level lies at cell 2 i of the fine one, where the number of cells is odd.
             wide = functional.interpolate(grow(hidden), skip.shape[2:], mode="trilinear", align_corners=True)
             hidden = unit(skip + wide)
-        return _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
+        logits = _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
+        # Where every sequence is 0 there is no brain, and so no tumour.
+        nothing = logits.new_tensor([0.0, NEVER, NEVER])[:, None, None, None]
+        return torch.where((volumes != 0).any(dim=1, keepdim=True), logits, nothing)
 
 
 class ResidualUnit(nn.Module):
