@@ -418,12 +418,14 @@ def test_an_odd_grid_keeps_the_centre_at_every_layer(small_network: Maker) -> No
     assert network.sampling("conv_head", 64) == (31.0, 32.0)
 
 
-def test_studies_side_by_side_give_what_they_give_one_by_one(small_network: Maker) -> None:
-    network, x = small_network(locator="pretrained").eval(), volumes(edge=33)
+@pytest.mark.parametrize("locator", [None, "pretrained"])
+def test_studies_side_by_side_give_what_they_give_one_by_one(small_network: Maker, locator: str | None) -> None:
+    network, x = small_network(locator=locator).eval(), volumes(edge=33)
     alone = network.stem(x)
     torch.set_num_threads(2)
     try:
-        assert torch.equal(network.stem(x), alone)
+        # The means of the locator's normalisation are added up in another order by two threads.
+        torch.testing.assert_close(network.stem(x), alone, rtol=0, atol=0 if locator is None else 1e-4)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
