@@ -1,0 +1,55 @@
+"""How well the network in the package finds tumours: Dice coefficient and pointing game of each study of a table.
+
+python examples/score_segmentation.py [TABLE], by default some synthetic patients.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import Table
+from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.models import tumour_probability
+from idh_lightning.phantom import PhantomCohort
+from idh_lightning.volumes import VolumeStore
+
+
+def main() -> None:
+    """Prepare the studies, segment each, compare with its mask on the grid of the network, and print a summary."""
+    checkpoint = Checkpoint.read("pretrained")
+    network, preprocessing = checkpoint.network(), instantiate_section(checkpoint.recipe["preprocessing"])
+    with tempfile.TemporaryDirectory() as folder:
+        if len(sys.argv) > 1:
+            studies = Table(table=Path(sys.argv[1]), missing="zero").read().studies
+        else:
+            studies = PhantomCohort(folder, patients=10, spacing_mm=4.0, workers=1).read().studies
+        store = VolumeStore(Path(folder) / "store", preprocessing, checkpoint.sequences)
+        store.prepare(studies)
+        rows = []
+        for study in studies:
+            stored = store.open(study)
+            if stored.mask is None:
+                continue
+            volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None]
+            tumour = tumour_probability(network, volume)
+            assert tumour is not None
+            found, truth = tumour[0].numpy(), np.asarray(stored.mask) > 0
+            overlap = 2 * np.sum((found > 0.5) & truth) / max(np.sum(found > 0.5) + np.sum(truth), 1)
+            rows.append({"study_id": study.study_id, "dice": overlap, "pointing": truth.flat[found.argmax()]})
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format="%.2f"))
+    dice, interval = table["dice"], bootstrap([table["dice"]], np.median, rng=0).confidence_interval
+    print(
+        f"{len(table)} studies: median Dice {dice.median():.3f} ({interval.low:.3f} to {interval.high:.3f}), "
+        f"mean {dice.mean():.3f}, least {dice.min():.2f}; pointing game {table['pointing'].mean():.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
