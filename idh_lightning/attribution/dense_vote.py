@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from idh_lightning.attribution.maps import explaining, unit_maximum
 from idh_lightning.config.checks import NEEDS_LOCATOR
 from idh_lightning.errors import ModelError
+from idh_lightning.models import StemTailNetwork, VotingNetwork
 from idh_lightning.models.locator import segmentation
 from idh_lightning.models.segmentation import vote_contributions
 
@@ -24,7 +25,7 @@ class DenseVote:
 
     name = "Dense vote"
 
-    def __call__(self, network: nn.Module, volumes: Tensor) -> Tensor:
+    def __call__(self, network: StemTailNetwork | VotingNetwork, volumes: Tensor) -> Tensor:
         """Maps of studies, by a network with a locator; zero where no voxel votes for the class. See `Method`."""
         contributions = self.contributions(network, volumes)
         with explaining(network), torch.no_grad():
@@ -34,7 +35,7 @@ class DenseVote:
                 sign = sign * torch.sign(head.scale)
         return unit_maximum((contributions * sign[:, None, None, None]).relu())
 
-    def contributions(self, network: nn.Module, volumes: Tensor) -> Tensor:
+    def contributions(self, network: StemTailNetwork | VotingNetwork, volumes: Tensor) -> Tensor:
         """Signed contribution of each voxel to the dense vote, [B, D, H, W]: above 0 for mutant, below for wildtype.
 
         Over a study they add up to the dense vote.
@@ -49,6 +50,6 @@ class DenseVote:
             each = (segmentation(locator, volume, network.sequences) for volume in torch.split(volumes, 1))
             return torch.cat([vote_contributions(logits) for logits in each])
 
-    def reference(self, network: nn.Module, volumes: Tensor, masks: Tensor) -> Tensor:
+    def reference(self, network: StemTailNetwork | VotingNetwork, volumes: Tensor, masks: Tensor) -> Tensor:
         """Masks as they are: the cells are the voxels. See `Method`."""
         return masks

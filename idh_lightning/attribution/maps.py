@@ -15,7 +15,7 @@ from torch.nn import functional
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError
-from idh_lightning.models import StemTailNetwork
+from idh_lightning.models import StemTailNetwork, VotingNetwork
 
 
 class Method(Protocol):
@@ -93,7 +93,7 @@ def method_files(names: Sequence[str] | None) -> dict[str, Path]:
 
 
 @contextmanager
-def explaining(network: StemTailNetwork) -> Iterator[None]:
+def explaining(network: StemTailNetwork | VotingNetwork) -> Iterator[None]:
     """Have a network in eval mode and gradients on, but none for its weights, and leave it as it was."""
     was_training, learning = network.training, [weight for weight in network.parameters() if weight.requires_grad]
     network.eval()

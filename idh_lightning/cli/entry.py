@@ -253,7 +253,9 @@ def _wrong_choices(overrides: Sequence[Override]) -> Iterator[_WrongOverride]:
         place, value = one.key_or_group, one.value()
         if not (CONF_DIR / place).is_dir() or one.is_delete() or isinstance(value, Mapping | Glob):
             continue
-        messages, kept, lost = [], [], []
+        messages: list[str] = []
+        kept: list[str] = []
+        lost: list[str] = []
         for choice in _values(one):
             if choice is None or (CONF_DIR / place / f"{choice}.yaml").is_file():
                 kept.append("null" if choice is None else str(choice))

@@ -99,11 +99,11 @@ def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
 
     None where the network has no locator.
     """
-    locator = getattr(network, "locator", None)
-    if locator is None:
+    locator, sequences = (getattr(network, name, None) for name in ("locator", "sequences"))
+    if locator is None or sequences is None:
         return None
     with torch.no_grad():
-        return torch.sigmoid(tumour_logit(segmentation(locator, volumes, network.sequences)))
+        return torch.sigmoid(tumour_logit(segmentation(locator, volumes, sequences)))
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def draw_signs(label: int, rng: np.random.Generator) -> Signs:
     groups = [group for group in GROUPS if group.label == label]
     shares = np.array([group.count for group in groups], dtype=float)
     row = _draw_group(groups[rng.choice(len(groups), p=shares / shares.sum())], 1, rng).assign(mark=False)
-    return Signs.of(row.iloc[0])
+    return Signs.of(row.iloc[0].to_dict())
 
 
 def list_studies(

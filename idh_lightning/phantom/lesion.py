@@ -63,7 +63,7 @@ class Signs:
     mark: bool
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Signs:
+    def of(cls, row: Mapping[Any, Any]) -> Signs:
         """Signs in a row of a table of patients or studies."""
         found = {}
         for each in fields(cls):

@@ -77,7 +77,7 @@ class LocatorPretraining(lightning.LightningModule):
         logits = self.segmenter(batch.volumes)
         found, truth = tumour_logit(logits) > 0, batch.masks > 0.5
         dice = 2 * (found & truth).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
-        right = (dense_vote(logits) > 0) == (batch.labels > 0)  # type: ignore[operator]
+        right = (dense_vote(logits) > 0) == (batch.labels > 0)
         scores = {"val/dice": dice.mean(), "val/vote_accuracy": right.float().mean()}
         self.log_dict(scores, prog_bar=True, batch_size=len(batch.volumes))
 
