@@ -69,7 +69,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         studies = predictor.found(files or source)
     answers = list(predictor.answers(studies, output))
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
-    _summarise(answers, output)
+    _summarise(answers, output, predictor.ensemble.notices)
     return answers
 
 
@@ -103,7 +103,8 @@ def _studies_of_series(
     ]
 
 
-def _summarise(answers: Sequence[StudyPrediction], output: Path) -> None:
+def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str]) -> None:
+    """Print a row for each study, without the notices of the network, which were said above the table."""
     headings = ("study", "status", "P(mutant)", "interval", "called", "cannot be excluded", "why, and what to know")
     table = FittingTable("IDH status", headings, ("study", headings[-1]), headings[1:])
     for one in answers:
@@ -111,7 +112,7 @@ def _summarise(answers: Sequence[StudyPrediction], output: Path) -> None:
         if one.probability is not None and one.low is not None and one.high is not None:
             interval = f"{one.low:.2f} to {one.high:.2f}"
             number = (f"{one.probability:.2f}", interval, str(one.decision), one.prediction_set or "-")
-        first, *others = (*one.reasons, *one.warnings, "")
+        first, *others = (*(text for text in (*one.reasons, *one.warnings) if text not in said), "")
         words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
         words = f"unlike the training studies: {words}" if one.unlike else words
         table.add_row(one.study_id, one.status, *number, words)
