@@ -130,7 +130,8 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     assert {row["sequence"] for row in content["sequences"]} == set(SEQUENCES)
     assert content["faithfulness"][names[0]]["faithfulness"]["n"] == 2
     studies = set(scores["study_id"])
-    assert {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").iterdir()} == studies
+    written = {f"{study}_{kind}.nii.gz" for study in studies for kind in ("cam", "tumour")}
+    assert {path.name for path in (explained / "explanations").iterdir()} == written
     assert {path.stem for path in (explained / "figures" / "cam").glob("*.png")} == studies
     signs = pd.read_csv(explained / "explanations_by_sign.csv")
     assert "any sign" in set(signs["sign"])
@@ -156,7 +157,7 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
 
 @pytest.mark.slow
 def test_maps_are_written_in_patient_space(explained: Path, phantom: PhantomCohort) -> None:
-    written = {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").iterdir()}
+    written = {path.name.removesuffix("_cam.nii.gz") for path in (explained / "explanations").glob("*_cam.nii.gz")}
     for study in phantom.read().studies:
         if study.study_id not in written:
             continue
