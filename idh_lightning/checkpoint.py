@@ -197,8 +197,7 @@ class Checkpoint:
         Raises:
             CheckpointError: If its weights do not go together.
         """
-        prefix = "network.locator."
-        weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
+        weights = self._weights("network.locator.")
         try:
             return segmenter_of(weights) if weights else None
         except (KeyError, RuntimeError) as error:
@@ -206,12 +205,14 @@ class Checkpoint:
 
     def load_into(self, network: StemTailNetwork) -> None:
         """Load the weights of the checkpoint into a network; a CheckpointError if they do not fit."""
-        prefix = "network."
-        weights = {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(self._weights("network."))
         except RuntimeError as error:
             raise _unusable(self.file, error) from error
+
+    def _weights(self, prefix: str) -> dict[str, Tensor]:
+        """Weights whose names begin with a prefix, by what follows it."""
+        return {name[len(prefix) :]: one for name, one in self.state_dict.items() if name.startswith(prefix)}
 
     def explanation(self) -> Method:
         """Method of explanation of the run: networks and volumes -> maps [B, D, H, W]."""

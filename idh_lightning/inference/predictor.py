@@ -162,18 +162,17 @@ class Predictor:
         ]
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
-        warnings = (*self.ensemble.notices, *(doubt.text for doubt in doubts if not doubt.withheld))
+        notices, told = self.ensemble.notices, [doubt.text for doubt in doubts if not doubt.withheld]
         cam = self.ensemble.map(stored)
         files = self._written(cam, tumour, stored, new.study_id, output)
         unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))
-        answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": warnings}
+        answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": (*notices, *told)}
         if not withheld or (not self.withhold and not damaged):
-            warnings = (*self.ensemble.notices, *withheld, *warnings[len(self.ensemble.notices) :])
-            flagged = bool(self.ensemble.notices) or any(doubt.check not in NOTES for doubt in doubts)
+            flagged = bool(notices) or any(doubt.check not in NOTES for doubt in doubts)
             answer = {
                 **self.ensemble.number(stored, views=self.views, confidence=self.confidence),
                 "status": "flagged" if flagged else "answered",
-                "warnings": warnings,
+                "warnings": (*notices, *withheld, *told),
             }
             if unlike:
                 answer["prediction_set"] = None

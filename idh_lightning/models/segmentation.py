@@ -48,7 +48,7 @@ class TumourSegmenter(nn.Module):
     def __init__(self, in_channels: int = 4, widths: Sequence[int] = WIDTHS) -> None:
         """Build it with so many channels at each level."""
         super().__init__()
-        self.in_channels, self.widths = in_channels, tuple(widths)
+        self.widths = tuple(widths)
         self.enter = nn.Conv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
         self.shrink = nn.ModuleList(nn.Conv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))

@@ -71,7 +71,7 @@ class VotingNetwork(nn.Module):
     def own(self, features: Tensor) -> Tensor:
         """Features [B, F, d, h, w] of the coarsest level of the locator, of what `stem` gave."""
         kept: list[Tensor] = []
-        with _hooked(self.locator.down[-1], kept):
+        with self.locator.down[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
             segmentation(self.locator, features, self.sequences)
         return kept[0]
 
@@ -104,12 +104,3 @@ def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
         return None
     with torch.no_grad():
         return torch.sigmoid(tumour_logit(segmentation(locator, volumes, sequences)))
-
-
-@contextmanager
-def _hooked(module: nn.Module, kept: list[Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -69,15 +69,14 @@ def write_map_comparison(
                 margins = logit_difference(network(volumes)).double().cpu().numpy()
             calibrated = None if post_processing is None else post_processing.calibrator(margins).tolist()
             maps = compared.method(network, volumes).cpu().numpy()
-            tumours = tumour_probability(network, volumes)
-            for study, item, tumour in zip(
-                chunk, stored, () if tumours is None else tumours.cpu().numpy(), strict=False
+            found, nothing = tumour_probability(network, volumes), [None] * len(chunk)
+            tumours = nothing if found is None else found.cpu().numpy()
+            for study, item, cam, probability, tumour in zip(
+                chunk, stored, maps, calibrated or nothing, tumours, strict=True
             ):
-                mask, _ = mask_in_patient_space(tumour * (np.asarray(item.brain) > 0), item)
-                write_in_patient_space(mask, item, folder / "explanations" / f"{study.study_id}_tumour.nii.gz")
-            for study, item, cam, probability in zip(
-                chunk, stored, maps, calibrated or [None] * len(chunk), strict=True
-            ):
+                if tumour is not None:
+                    mask, _ = mask_in_patient_space(tumour * (np.asarray(item.brain) > 0), item)
+                    write_in_patient_space(mask, item, folder / "explanations" / f"{study.study_id}_tumour.nii.gz")
                 write_explanation(draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability)
     write_explanations_page(folder)
     return dict(compared.content)

@@ -77,9 +77,6 @@ def write_pretrained(
     drawn: Sequence[DrawnStudy],
     *,
     card: str,
-    metadata: Mapping[str, str] | None = None,
-    calibrate_on: Path | None = None,
-    calibrated_on: str = "",
 ) -> None:
     """Write the weights and the description of a shipped network, which `Checkpoint.pretrained` reads.
 
@@ -88,21 +85,15 @@ def write_pretrained(
         segmenter: With its final weights.
         drawn: Some hundred synthetic studies, drawn as those that taught it.
         card: Text of its model card.
-        metadata: For the header of the weights.
-        calibrate_on: See `calibrate_pretrained`; None for no calibration.
-        calibrated_on: Likewise.
 
     Raises:
         ModelError: If too few studies are drawn.
-        EvaluationError: If the table does not allow a calibration.
     """
     file = folder / PRETRAINED.name
-    save_segmenter(segmenter, file, metadata or {})
+    save_segmenter(segmenter, file, {})
     content = describe_pretrained(load_segmenter(file), drawn, card=card)  # as it predicts, in half precision
     content["weights_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     _write(folder, content)
-    if calibrate_on is not None:
-        calibrate_pretrained(folder, calibrate_on, calibrated_on)
 
 
 def describe_pretrained(segmenter: TumourSegmenter, drawn: Sequence[DrawnStudy], *, card: str) -> dict[str, Any]:

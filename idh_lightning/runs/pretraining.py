@@ -165,8 +165,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 
 def _drawn(gliomas: SyntheticGliomas) -> list[DrawnStudy]:
     """Studies with the voxel sizes that a randomised loss of resolution stands for, drawn anew where it is none."""
-    grid = gliomas.preprocessing
-    edge_mm = (grid.edge_mm or 200.0) / max(grid.shape)
+    edge_mm = gliomas.preprocessing.voxel_mm
     coarsest = 1.0 if gliomas.randomisation is None else gliomas.randomisation.coarsest
     rng = np.random.default_rng(gliomas.seed)
     studies = []

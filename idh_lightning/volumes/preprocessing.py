@@ -103,6 +103,11 @@ class Preprocessing:
         """(D, H, W) of every volume."""
         return cast(tuple[int, int, int], self.grid)
 
+    @property
+    def voxel_mm(self) -> float:
+        """Edge of the voxels around a tumour, else a brain, that fits into the grid; larger ones have larger voxels."""
+        return (self.edge_mm or _EDGE_MM.get(self.crop, _EDGE_MM["brain"])) / max(self.shape)
+
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result beside the files, as JSON types."""
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -224,8 +229,7 @@ class Preprocessing:
             box = ndimage.find_objects(wanted.astype(np.uint8))[0][::-1]
             first, last = np.array([side.start for side in box]), np.array([side.stop - 1.0 for side in box])
             room_mm = (last - first + 1.0) * spacing + 2.0 * self.margin_mm
-            edge_mm = self.edge_mm or _EDGE_MM[self.crop]
-            voxel_mm = np.full(3, max(edge_mm / size.max(), *(room_mm / size)))
+            voxel_mm = np.full(3, max(self.voxel_mm, *(room_mm / size)))
         centre = source.affine @ np.append((first + last) / 2.0, 1.0)
         affine = np.eye(4)
         affine[:3, :3] = np.reshape(source.direction, (3, 3)) * voxel_mm
