@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.attribution import Method
+from idh_lightning.cohort import DevelopmentPatients
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
@@ -45,6 +46,7 @@ class Checkpoint:
         post_processing: Calibration, threshold and prediction sets; None before the report of the run.
         calibration_covariance: [2, 2], of the calibration line.
         development: Patients and results of the run; None before its report.
+        earlier: Patients of the network whose weights its training began with; None if there was none.
         model_card: Text of model_card.md; None before the report.
         notice: Sentence that goes with every answer of the network; "" for that of a run.
     """
@@ -56,6 +58,7 @@ class Checkpoint:
     post_processing: PostProcessing | None = None
     calibration_covariance: NDArray[np.float64] | None = None
     development: DevelopmentCohort | None = None
+    earlier: DevelopmentPatients | None = None
     model_card: str | None = None
     notice: str = ""
 
@@ -143,6 +146,7 @@ class Checkpoint:
             post_processing=_restored(PostProcessing, content.get("post_processing")),
             calibration_covariance=None if covariance is None else np.array(covariance, dtype=float),
             development=_restored(DevelopmentCohort, content.get("development")),
+            earlier=_restored(DevelopmentPatients, content.get("earlier")),
             model_card=content.get("model_card"),
             notice=content.get("notice", ""),
         )
@@ -156,7 +160,7 @@ class Checkpoint:
             "model_card": self.model_card,
             "notice": self.notice,
         }
-        for name in ("ood_detector", "post_processing", "development"):
+        for name in ("ood_detector", "post_processing", "development", "earlier"):
             part = getattr(self, name)
             content[name] = None if part is None else part.to_dict()
         covariance = self.calibration_covariance

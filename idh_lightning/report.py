@@ -203,15 +203,23 @@ def _pool(runs: Mapping[str, ReportedRun], evaluation: Evaluation, run_folder: P
     cohort = pd.concat(
         [read.cohort[read.cohort["split"] == "test"].assign(run=name) for name, read in runs.items()]
     ).sort_values("study_id")
+    segmented = [
+        read.segmentation[read.segmentation["split"] == "test"].assign(run=name)
+        for name, read in runs.items()
+        if len(read.segmentation)
+    ]
     tables = {
         "predictions": results.predictions,
         "cohort": cohort,
         "exclusions": pd.concat([read.exclusions for read in runs.values()]).drop_duplicates(),
         "explanations": pd.concat([read.explanations for read in runs.values()]),
+        "segmentation": pd.concat(segmented) if segmented else pd.DataFrame(),
     }
     for name, table in tables.items():
         if len(table.columns):
             write_text(run_folder / f"{name}.csv", table.to_csv(index=False))
+    if segmented:
+        results.metrics["segmentation"] = evaluation.segmentation(tables["segmentation"])
     return results.metrics
 
 

@@ -37,6 +37,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 def _staged(run: Run) -> dict[str, Any]:
     training = run.training
     if training is not None:
+        stages.locate(run, training)
         stages.fit(run, training)
         if "test" in run.stages:
             stages.test(run, training)

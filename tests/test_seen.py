@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -63,3 +64,18 @@ def test_the_checkpoint_holds_no_name_and_differs_from_salt_to_salt(seen: Develo
     assert other.salt != seen.salt
     assert not other.patients["train"] & seen.patients["train"]
     assert not other.images["train"] & seen.images["train"]
+
+
+def test_patients_of_the_network_that_a_training_began_with_are_known_by_their_images(
+    seen: DevelopmentPatients,
+) -> None:
+    own = [study("A-1")]
+    later = replace(DevelopmentPatients.of(own, {"A-1": "train"}, {"A-1": ["a"]}), earlier=seen)
+    later = DevelopmentPatients.from_dict(json.loads(json.dumps(later.to_dict())))
+    new = [study("A-1"), study("x", "X"), study("UCSF-PDGM-0001"), study("y", "Y")]
+    images = {"A-1": [], "x": ["UCSF-PDGM-0002-t1"], "UCSF-PDGM-0001": ["another"], "y": IMAGES["UCSF-PDGM-0003"]}
+    found = later.find(new, images)
+    assert [(s.study.study_id, s.split, s.means) for s in found] == [
+        ("A-1", "train", "patient_id"),
+        ("x", "validation", "image"),
+    ]

@@ -319,6 +319,11 @@ def test_a_finished_run_is_trained_on_from_its_weights_with_a_schedule_of_its_ow
     provenance = json.loads((workplace / "outputs" / "on" / "provenance.json").read_text())
     assert provenance["trained_on_from"] == str(run_folder / "checkpoints" / "best.ckpt")
     assert provenance["epochs"] == 1
+    before, after = Checkpoint.read(run_folder).development, Checkpoint.read(workplace / "outputs" / "on").development
+    assert before is not None
+    assert after is not None
+    assert after.seen.earlier is not None
+    assert after.seen.earlier.to_dict() == before.seen.to_dict()
     first = float(pd.read_csv(workplace / "outputs" / "on" / "metrics.csv")["val/loss"].dropna().iloc[0])
     before = pd.read_csv(run_folder / "metrics.csv")["val/loss"].dropna()
     assert abs(first - before.min()) < abs(first - before.iloc[0]) or first < before.iloc[0]

@@ -55,11 +55,14 @@ class DevelopmentPatients:
         salt: Random, of this checkpoint.
         patients: Split -> hashes of the patients' identifiers.
         images: Split -> hashes of the images' voxels.
+        earlier: Those of the network whose weights the training began with, who are known by their images alone, since
+            another cohort may have other patients under the same identifiers.
     """
 
     salt: str
     patients: Mapping[str, Set[str]]
     images: Mapping[str, Set[str]]
+    earlier: DevelopmentPatients | None = None
 
     @classmethod
     def of(cls, studies: Iterable[Study], splits: Mapping[str, str], fingerprints: Mapping[str, Iterable[str]]) -> Self:
@@ -103,6 +106,9 @@ class DevelopmentPatients:
                 for split in splits:
                     if hashes & table.get(split, frozenset()):
                         known.setdefault(study.patient_id, (split, how))
+        if self.earlier is not None and "image" in means:
+            for one in self.earlier.find(studies, fingerprints, means=("image",), splits=splits):
+                known.setdefault(one.study.patient_id, (one.split, one.means))
         return [
             Overlap(study=study, split=known[study.patient_id][0], means=known[study.patient_id][1])
             for study in studies
@@ -112,13 +118,15 @@ class DevelopmentPatients:
     def to_dict(self) -> dict[str, Any]:
         """Primitives, for a checkpoint."""
         kinds = {"patients": self.patients, "images": self.images}
-        return {"salt": self.salt} | {kind: {s: sorted(known[s]) for s in known} for kind, known in kinds.items()}
+        hashes = {kind: {s: sorted(known[s]) for s in known} for kind, known in kinds.items()}
+        return {"salt": self.salt, **hashes, "earlier": None if self.earlier is None else self.earlier.to_dict()}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Hashes that `to_dict` described."""
         known = {kind: {s: frozenset(hashes) for s, hashes in state[kind].items()} for kind in ("patients", "images")}
-        return cls(salt=state["salt"], **known)
+        earlier = state.get("earlier")
+        return cls(salt=state["salt"], **known, earlier=None if earlier is None else cls.from_dict(earlier))
 
 
 def _of_patient(patient_id: str, salt: str) -> str:

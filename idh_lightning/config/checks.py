@@ -23,7 +23,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
-STAGES: tuple[str, ...] = ("pretrain", "fit", "test", "explain", "report")
+STAGES: tuple[str, ...] = ("pretrain", "locate", "fit", "test", "explain", "report")
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 LOCATOR_METHODS: tuple[str, ...] = ("evidence", "dense_vote")
 NEEDS_LOCATOR = (
@@ -335,6 +335,10 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
         yield f"stages: found {stages}; expected 'pretrain' on its own. Set stages=[pretrain]."
     elif "pretrain" in stages and not config.get("pretraining"):
         yield "stages: found 'pretrain' without its settings; expected them. Take experiment=pretrain_locator."
+    elif "locate" in stages and "fit" not in stages:
+        yield f"stages: found {stages}; expected 'fit' as well, which uses the locator. Add 'fit' to stages."
+    elif "locate" in stages and (config.get("model") or {}).get("locator", "") is None:
+        yield "stages: found 'locate' with model.locator=null; expected a locator. Set model.locator=pretrained."
     elif "fit" not in stages and "test" in stages and not config.get("checkpoint"):
         yield (
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "

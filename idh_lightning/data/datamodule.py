@@ -142,14 +142,9 @@ class IDHDataModule(lightning.LightningDataModule):
             yield batch.volumes
 
     def subjects(self, name: str) -> list[tio.Subject]:
-        """TorchIO subjects of a split, which read their voxels when they are needed.
-
-        Those of training bring their tumour masks, where they have them.
-        """
+        """TorchIO subjects of a split, which read their voxels when they are needed."""
         if name not in self._subjects:
-            self._subjects[name] = [
-                to_subject(self.store.open(study), study, with_mask=name == "train") for study in self.studies[name]
-            ]
+            self._subjects[name] = [to_subject(self.store.open(study), study) for study in self.studies[name]]
         return self._subjects[name]
 
 

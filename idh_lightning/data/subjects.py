@@ -31,18 +31,15 @@ class Batch(NamedTuple):
         volumes: [B, C, D, H, W], float32, z-normalised within the brain; D to superior, H to posterior, W to left.
         labels: [B], int64; 0 wildtype, 1 mutant.
         study_ids: B names.
-        masks: [B, D, H, W], float32, 1 = tumour, moved as the volumes were; NaN throughout in a study without a mask.
-            None where nothing is learnt from masks.
     """
 
     volumes: Tensor
     labels: Tensor
     study_ids: list[str]
-    masks: Tensor | None = None
 
 
-class _Stored(tio.Image):  # type: ignore[misc]
-    """An image that stays in memory as its reader gives it.
+class _StoredImage(tio.ScalarImage):  # type: ignore[misc]
+    """The sequences of a study, which stay in memory as their reader gives them.
 
     TorchIO's own way to load turns the axes over in memory, and every batch turns them back: 0.15 s a study at 128^3.
     """
@@ -52,14 +49,6 @@ class _Stored(tio.Image):  # type: ignore[misc]
         if not self._loaded:
             data, self.affine = self.read_and_check(self.path)
             self.set_data(data)
-
-
-class _StoredImage(_Stored, tio.ScalarImage):  # type: ignore[misc]
-    """The sequences of a study."""
-
-
-class _StoredMask(_Stored, tio.LabelMap):  # type: ignore[misc]
-    """The tumour mask of a study."""
 
 
 def whole_volume(subject: tio.Subject) -> Iterator[tio.Subject]:
@@ -110,31 +99,24 @@ class StudyQueue(tio.Queue):  # type: ignore[misc]
             yield from map_in_threads(self.subjects_dataset.__getitem__, some)
 
 
-def to_subject(stored: StoredVolume, study: Study, *, with_mask: bool = False) -> tio.Subject:
-    """TorchIO subject of a study, with its tumour mask where asked for and there; voxels are read when needed."""
+def to_subject(stored: StoredVolume, study: Study) -> tio.Subject:
+    """TorchIO subject of a study, whose voxels are read when needed."""
     reader = partial(_read_stored, affine_ras=np.asarray(stored.affine_ras))
-    images = {"image": _StoredImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)}
-    if with_mask and stored.mask is not None:
-        images["mask"] = _StoredMask(path=cast(np.memmap[Any, Any], stored.mask).filename, reader=reader)
-    return tio.Subject(**images, label=study.label, study_id=study.study_id)
+    image = _StoredImage(path=cast(np.memmap[Any, Any], stored.image).filename, reader=reader)
+    return tio.Subject(image=image, label=study.label, study_id=study.study_id)
 
 
 def collate(subjects: Sequence[tio.Subject]) -> Batch:
-    """Stack subjects into a batch, back in the order [D, H, W]; with masks, if any of them has one."""
+    """Stack subjects into a batch, back in the order [D, H, W]."""
     volumes = torch.stack([_from_torchio(one["image"].data) for one in subjects])
     labels = torch.tensor([int(one["label"]) for one in subjects], dtype=torch.int64)
-    masks = None
-    if any("mask" in one for one in subjects):
-        unknown = torch.full(volumes.shape[2:], torch.nan)
-        masks = torch.stack([_from_torchio(one["mask"].data)[0] if "mask" in one else unknown for one in subjects])
-    return Batch(volumes, labels, [str(one["study_id"]) for one in subjects], masks)
+    return Batch(volumes, labels, [str(one["study_id"]) for one in subjects])
 
 
 def _read_stored(path: Path, *, affine_ras: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Read one array of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
+    """Read the image of the store as TorchIO wants it: [C, W, H, D], float32, and the affine in RAS."""
     # "c" for a private copy of what is changed, which nothing is.
-    volume = torch.from_numpy(np.load(path, mmap_mode="c")).float()
-    return (volume if volume.ndim == 4 else volume[None]).permute(0, 3, 2, 1), affine_ras
+    return torch.from_numpy(np.load(path, mmap_mode="c")).float().permute(0, 3, 2, 1), affine_ras
 
 
 def _from_torchio(data: Any) -> Tensor:

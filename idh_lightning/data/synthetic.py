@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.data.tumours import TumourSample
 from idh_lightning.phantom import draw_signs, render_study
 from idh_lightning.volumes import Preprocessing
 from idh_lightning.volumes.randomisation import Randomisation
 from idh_lightning.volumes.reading import Geometry
-
-
-class SyntheticGlioma(NamedTuple):
-    """Synthetic patients, one or a batch of them.
-
-    Attributes:
-        volumes: [C, D, H, W], z-scores within the brain, float32 like all but the labels.
-        masks: [D, H, W], 1 in tumour.
-        brains: [D, H, W], 1 in the brain.
-        labels: 0 wildtype, 1 mutant.
-    """
-
-    volumes: Tensor
-    masks: Tensor
-    brains: Tensor
-    labels: int | Tensor
-
 
 _Patient = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_], int]
 """Image [C, D, H, W], mask and brain [D, H, W], and label."""
 
 
 @dataclass(kw_only=True, eq=False)
-class SyntheticGliomas(Dataset[SyntheticGlioma]):
+class SyntheticGliomas(Dataset[TumourSample]):
     """Dataset of synthetic gliomas, each item a function of the seed and its index; half are IDH-mutant.
 
     To render a patient takes longer than to learn from it. So a patient is rendered once, stays for a while among the
@@ -67,7 +49,7 @@ class SyntheticGliomas(Dataset[SyntheticGlioma]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> SyntheticGlioma:
+    def __getitem__(self, index: int) -> TumourSample:
         """Item of an index; the same one whoever asks, and however often."""
         if not 0 <= index < self.length:
             raise IndexError(index)
@@ -78,7 +60,7 @@ class SyntheticGliomas(Dataset[SyntheticGlioma]):
         volume, tumour, inside = (torch.from_numpy(one.astype(np.float32)) for one in (image, mask, brain))
         if self.randomisation is not None:
             volume, tumour, inside = self.randomisation(volume, tumour, inside, rng)
-        return SyntheticGlioma(volume, tumour, inside, label)
+        return TumourSample(volume, tumour, inside, label)
 
     def _patient(self, number: int) -> _Patient:
         if number not in self._latest:

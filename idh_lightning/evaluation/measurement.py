@@ -26,6 +26,8 @@ from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Stat
 from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import patient_predictions
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -59,6 +61,17 @@ class Measurement:
         return Bootstrap.draw(
             strata, resamples=self.bootstrap, seed=self.seed, confidence=self.confidence, patients=people
         )
+
+    def segmentation(self, studies: pd.DataFrame) -> dict[str, dict[str, Statistic]]:
+        """Split -> median Dice coefficient and pointing game of a table with split, patient_id, dice and pointing."""
+        found = {}
+        for split, rows in studies.groupby("split"):
+            resamples = self.resamples(np.zeros(len(rows)), rows["patient_id"])
+            found[str(split)] = {
+                "dice": resamples.interval(weighted_medians(rows["dice"].to_numpy(dtype=float), resamples.weights)),
+                "pointing_game": wilson(int(rows["pointing"].sum()), len(rows), self.confidence, denominator="studies"),
+            }
+        return found
 
     def raw_calibration(self, patients: pd.DataFrame) -> dict[str, Statistic]:
         """Calibration statistics of the probabilities before calibration."""
@@ -204,6 +217,18 @@ def classes(patients: pd.DataFrame, column: str = "label") -> Integers:
 def scores(patients: pd.DataFrame, column: str = "logit") -> Floats:
     """Column of numbers of a table, [n]."""
     return patients[column].to_numpy(dtype=float)
+
+
+def weighted_medians(values: Floats, weights: Floats) -> Floats:
+    """Median [R] of values [n] under each row of weights [R, n], the mean of the two in the middle where it is between.
+
+    NaN where a row has no weight.
+    """
+    order = np.argsort(values)
+    ranked, below = values[order], np.cumsum(weights[:, order], axis=1)
+    half = below[:, -1:] / 2
+    low, high = (np.argmax(reached, axis=1) for reached in (below >= half - _ROUNDING, below > half + _ROUNDING))
+    return np.where(half[:, 0] > 0, (ranked[low] + ranked[high]) / 2, np.nan)
 
 
 def count_patients(studies: pd.DataFrame) -> dict[str, int]:

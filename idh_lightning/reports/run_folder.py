@@ -33,6 +33,7 @@ class ReportedRun:
         metrics: Content of metrics.json.
         explanations: One row per study and method.
         features: Tumour features, one row per study with a mask.
+        segmentation: Dice coefficient and pointing game of a locator that the run has fine-tuned, one row per study.
         log: Table of Lightning's CSVLogger.
         provenance: How the run was made.
     """
@@ -45,6 +46,7 @@ class ReportedRun:
     metrics: Mapping[str, Any]
     explanations: pd.DataFrame
     features: pd.DataFrame
+    segmentation: pd.DataFrame
     log: pd.DataFrame
     provenance: Mapping[str, Any]
 
@@ -159,6 +161,7 @@ def read_run(folder: Path) -> ReportedRun:
         metrics=metrics,
         explanations=_table(folder / "explanations.csv"),
         features=_table(folder / "features.csv"),
+        segmentation=_table(folder / "segmentation.csv"),
         log=_table(log_file),
         provenance=_mapping(folder / "provenance.json", json.loads),
     )

@@ -34,6 +34,7 @@ def result_tables(run: ReportedRun) -> dict[str, Any]:
         "subgroups": _subgroups(run),
         "sensitivity_analyses": _sensitivity_analyses(run),
         "conformal": _conformal(run),
+        "segmentation": _segmentation(run),
         "localisation": _localisation(run),
         "predictions": _predictions(run),
         "differences": _differences(run),
@@ -184,6 +185,27 @@ def _conformal(run: ReportedRun) -> ReportTable | None:
     if run.node("external") is not None:
         caption += ", which holds for patients like the validation ones alone: here it is measured, not promised"
     return ReportTable(caption, ["", "test patients (95% interval)", "n"], rows) if rows else None
+
+
+def _segmentation(run: ReportedRun) -> ReportTable | None:
+    rows = [
+        [
+            split,
+            *(
+                found.text if (found := run.estimate("segmentation", split, key)) else ""
+                for key in vocabulary.SEGMENTATION
+            ),
+            str(n),
+        ]
+        for split in ("test", "validation")
+        if (n := run.number("segmentation", split, "dice", "n"))
+    ]
+    head = ["", *(metric.name for metric in vocabulary.SEGMENTATION.values()), "patients"]
+    return (
+        ReportTable("Does the locator, fine-tuned in this run, find the tumour? (95% interval)", head, rows)
+        if rows
+        else None
+    )
 
 
 def _localisation(run: ReportedRun) -> list[ReportTable]:

@@ -85,6 +85,11 @@ LOCALISATION = _by_key(
     ),
 )
 
+SEGMENTATION = _by_key(
+    Metric("dice", "median Dice", "Dice", "overlap of the tumour that was found with the mask, 0 to 1"),
+    Metric("pointing_game", "likeliest voxel inside the tumour", "pointing game", "1 where it lies in the mask"),
+)
+
 CLASSES = {0: "wildtype", 1: "mutant"}
 
 METRICS = DISCRIMINATION | CALIBRATION | LOCALISATION

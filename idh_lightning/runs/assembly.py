@@ -30,8 +30,10 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.machine import is_first_process
 from idh_lightning.models import LATER, WeightsOrigin
+from idh_lightning.models.segmentation import TumourSegmenter
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
+from idh_lightning.runs.locating import FineTuning
 from idh_lightning.runs.preparation import PreparedCohort, Screen, prepare_cohort
 from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_of
 from idh_lightning.runs.state import RunState, copy_training_state, weights_of
@@ -75,6 +77,7 @@ class Training:
         augmentation: Settings of the augmentation in primitives, which name a feature bank.
         calibration: Batches [B, C, D, H, W] that an untrained network takes its BatchNorm statistics from.
         calibrated_on: Their kind, "synthetic" or "training".
+        fine_tuning: Of the locator; None where the stage `locate` is not asked for.
     """
 
     model: IDHClassifier
@@ -89,6 +92,7 @@ class Training:
     augmentation: Mapping[str, Any]
     calibration: Callable[[], Iterator[Tensor]]
     calibrated_on: str
+    fine_tuning: Callable[..., TumourSegmenter] | None
 
     def loggers(self, kind: type[Any]) -> list[Any]:
         """Loggers of a kind."""
@@ -264,6 +268,15 @@ def _training(
         if synthetic
         else partial(data.calibration_batches, CALIBRATION_VOLUMES),
         calibrated_on="synthetic" if synthetic else "training",
+        fine_tuning=_fine_tuning(config) if to_fit and "locate" in config.stages else None,
+    )
+
+
+def _fine_tuning(config: DictConfig) -> Callable[..., TumourSegmenter]:
+    """Fine-tuning of the locator, (segmenter, studies, store), in the folder and on the device of a run."""
+    made: FineTuning = instantiate_section(config.locating)
+    return partial(
+        made, seed=int(config.seed), folder=Path(config.paths.run), make_trainer=partial(make_trainer, config.trainer)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,14 @@ import lightning
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Subset
 
 from idh_lightning.callbacks import Provenance, WholeCheckpointIO
 from idh_lightning.callbacks.provenance import git_commit
 from idh_lightning.config.instantiation import instantiate_section
-from idh_lightning.data.synthetic import SyntheticGlioma, SyntheticGliomas
+from idh_lightning.data.synthetic import SyntheticGliomas
 from idh_lightning.files import write_json
-from idh_lightning.models.segmentation import TumourSegmenter, dense_vote, save_segmenter, tumour_logit
-from idh_lightning.objectives.segmentation import segmentation_loss
+from idh_lightning.models.segmentation import TumourSegmenter, save_segmenter
+from idh_lightning.runs.locating import LocatorData, LocatorTraining
 from idh_lightning.runs.pretrained import DrawnStudy, write_pretrained
 from idh_lightning.runs.rehearsal import make_trainer, optimizer_of
 
@@ -49,70 +44,6 @@ CARD = """# Tumour segmenter with dense vote
 """
 
 
-class LocatorPretraining(lightning.LightningModule):
-    """Teaches a tumour segmenter on synthetic gliomas, whose masks and labels are known.
-
-    Logs `train/loss`, and of synthetic patients that nothing is learnt from `val/dice` and `val/vote_accuracy`.
-    """
-
-    def __init__(
-        self,
-        segmenter: TumourSegmenter,
-        optimizer: Callable[[Iterable[Any]], Optimizer],
-        scheduler: Callable[..., LRScheduler],
-    ) -> None:
-        super().__init__()
-        self.segmenter = segmenter
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-
-    def training_step(self, batch: SyntheticGlioma, batch_index: int) -> Tensor:
-        """Loss of a batch."""
-        loss = segmentation_loss(self.segmenter(batch.volumes), batch.masks, batch.labels)  # type: ignore[arg-type]
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.volumes))
-        return loss
-
-    def validation_step(self, batch: SyntheticGlioma, batch_index: int) -> None:
-        """Dice coefficient and accuracy of the vote."""
-        logits = self.segmenter(batch.volumes)
-        found, truth = tumour_logit(logits) > 0, batch.masks > 0.5
-        dice = 2 * (found & truth).sum((1, 2, 3)) / (found.sum((1, 2, 3)) + truth.sum((1, 2, 3))).clamp_min(1)
-        right = (dense_vote(logits) > 0) == (batch.labels > 0)
-        scores = {"val/dice": dice.mean(), "val/vote_accuracy": right.float().mean()}
-        self.log_dict(scores, prog_bar=True, batch_size=len(batch.volumes))
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer over all weights, and its schedule per step."""
-        optimizer = self.optimizer(self.segmenter.parameters())
-        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class SyntheticData(lightning.LightningDataModule):
-    """Batches of `SyntheticGliomas`: an epoch is a stretch of one long sequence that never repeats."""
-
-    def __init__(
-        self, *, gliomas: SyntheticGliomas, validation: SyntheticGliomas, batch_size: int, workers: int
-    ) -> None:
-        super().__init__()
-        self.gliomas, self.validation = gliomas, validation
-        self.batch_size, self.workers = batch_size, workers
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Stretch of the present epoch."""
-        assert self.trainer is not None
-        size = len(self.gliomas) // int(self.trainer.max_epochs or 1)
-        first = self.trainer.current_epoch * size
-        return self._loader(Subset(self.gliomas, range(first, first + size)), min(self.workers, 1))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Patients that nothing is learnt from."""
-        return self._loader(self.validation, 0)
-
-    def _loader(self, dataset: Any, workers: int) -> DataLoader[Any]:
-        return DataLoader(dataset, batch_size=self.batch_size, num_workers=workers)
-
-
 def pretrain(config: DictConfig) -> dict[str, Any]:
     """Teach a locator on synthetic gliomas, write its weights and a card, and return the scores.
 
@@ -124,13 +55,13 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     epochs = int(config.trainer.max_epochs)
     preprocessing = instantiate_section(config.data.preprocessing)
     gliomas = partial(instantiate_section(plan.gliomas, _partial_=True), preprocessing=preprocessing)
-    data = SyntheticData(
-        gliomas=gliomas(length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size), seed=config.seed),
+    data = LocatorData(
+        samples=gliomas(length=epochs * int(plan.steps_per_epoch) * int(plan.batch_size), seed=config.seed),
         validation=gliomas(length=int(plan.validation_patients), seed=config.seed + VALIDATION_SEED, views=1, window=1),
         batch_size=int(plan.batch_size),
         workers=int(plan.workers),
     )
-    model = LocatorPretraining(
+    model = LocatorTraining(
         TumourSegmenter(),
         optimizer=optimizer_of(config),
         scheduler=instantiate_section(config.scheduler, _partial_=True),

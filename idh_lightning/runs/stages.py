@@ -1,4 +1,4 @@
-"""Stages of a run: fit, test, explain, report."""
+"""Stages of a run: locate, fit, test, explain, report."""
 
 from __future__ import annotations
 
@@ -29,20 +29,56 @@ from idh_lightning.evaluation import (
     per_patient,
     read_table,
 )
-from idh_lightning.files import write_json, write_text
+from idh_lightning.files import locked, write_json, write_text
 from idh_lightning.inference import line_covariance
-from idh_lightning.machine import freed_memory_kept
+from idh_lightning.machine import freed_memory_kept, is_first_process
 from idh_lightning.models import calibrate_batch_norm
+from idh_lightning.models.segmentation import load_segmenter
 from idh_lightning.ood import fit_ood_detector
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
+from idh_lightning.runs.locating import SCORES, WEIGHTS, write_segmentation_scores
 from idh_lightning.runs.memory import MemoryPlanner
 from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.summary import disk_mb
 
 logger = logging.getLogger(__name__)
+
+
+def locate(run: Run, training: Training) -> None:
+    """Fine-tune the locator on the training patients and put it into the network, which it is frozen in from then on.
+
+    A training that has begun goes on with the locator in its last.ckpt.
+    """
+    network, data, provenance = training.model.network, training.data, training.provenance
+    if training.fine_tuning is None or run.state.last is not None:
+        return
+    assert network.locator is not None
+    weights, studies = run.folder / WEIGHTS, data.studies["train"]
+    with locked(run.folder / ".locating.lock"):
+        # Others than the first of several processes, which notes what is finished, take what it has learnt.
+        if not (run.state.is_finished("locate") if is_first_process() else weights.is_file()):
+            run.state.begin("locate")
+            began = time.perf_counter()
+            with_masks = sum(data.store.open(study).mask is not None for study in studies)
+            logger.info(
+                "The locator learns from %d training studies, %d of them with a tumour mask.", len(studies), with_masks
+            )
+            learnt = training.fine_tuning(network.locator, studies, data.store)
+            scores = write_segmentation_scores(run.folder, learnt, data.studies, data.store)
+            provenance.add_seconds("locate", time.perf_counter() - began)
+            provenance.record["locator"] = {"studies": len(studies), "with_masks": with_masks}
+            found = scores.loc[scores["split"] == "validation", "dice"]
+            logger.info(
+                "Locator: %s",
+                f"median Dice {found.median():.2f} on {counted(len(found), 'validation study', 'validation studies')}."
+                if len(found)
+                else "no validation study has a mask to compare with.",
+            )
+            run.state.finish("locate")
+        network.locator.load_state_dict(load_segmenter(weights).state_dict())
 
 
 def fit(run: Run, training: Training) -> None:
@@ -88,7 +124,9 @@ def fit(run: Run, training: Training) -> None:
             ) from error
     if trainer.is_global_zero:
         detector = fit_ood_detector(model.network, data.store, data.studies)
-        replace(Checkpoint.read(run.folder), ood_detector=detector).write()
+        before = None if training.start is None else training.start.development
+        earlier = None if before is None else before.seen
+        replace(Checkpoint.read(run.folder), ood_detector=detector, earlier=earlier).write()
         run.state.finish("fit")
 
 
@@ -179,19 +217,22 @@ def report_run(run: Run) -> dict[str, Any]:
         features = write_features(described, run.folder)
         results = run.evaluation(read_table(file), read_table(run.folder / "cohort.csv"), features)
         write_text(file, results.predictions.to_csv(index=False))
+        if (segmented := run.folder / SCORES).is_file():
+            results.metrics["segmentation"] = run.evaluation.segmentation(pd.read_csv(segmented))
         write_json(run.folder / "metrics.json", results.metrics)
         write_report(run.folder)
         card = write_model_card(run.folder)
         if (run.folder / "checkpoints" / "best.ckpt").is_file():
-            learnt = _of_one_run(results.learnt)
+            learnt, checkpoint = _of_one_run(results.learnt), Checkpoint.read(run.folder)
             chosen = per_patient(results.predictions[results.predictions["split"] == "validation"])
+            developed = DevelopmentCohort.of(
+                run.prepared.cohort.name, studies, run.prepared.table, described, results.metrics
+            )
             replace(
-                Checkpoint.read(run.folder),
+                checkpoint,
                 post_processing=learnt,
                 calibration_covariance=np.array(line_covariance(chosen["logit"], chosen["label"], learnt.calibrator)),
-                development=DevelopmentCohort.of(
-                    run.prepared.cohort.name, studies, run.prepared.table, described, results.metrics
-                ),
+                development=replace(developed, seen=replace(developed.seen, earlier=checkpoint.earlier)),
                 model_card=card,
             ).write()
         metrics: dict[str, Any] = results.metrics

@@ -19,10 +19,12 @@ from filelock import FileLock, Timeout
 
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
+from idh_lightning.runs.locating import SCORES, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "locate": (WEIGHTS, SCORES),
     "fit": ("checkpoints/best.ckpt",),
     "test": ("predictions.csv",),
     "explain": ("explanations.json", "explanations.html"),
@@ -163,14 +165,14 @@ def weights_of(other: Path) -> Path | None:
 
 
 def copy_training_state(other: Path, run_folder: Path) -> None:
-    """Copy best.ckpt, last.ckpt and metrics.csv of another run into a run folder, so that its training goes on there.
+    """Copy what another run has learnt so far into a run folder, so that its training goes on there.
 
     The other run is named by its folder or its last.ckpt, and stays as it is.
     """
     source = other if other.is_dir() else other.parent.parent
     if source.resolve() == run_folder.resolve():
         return
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", *OUTPUTS["locate"]):
         if (source / name).is_file():
             with atomic_write(run_folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)

@@ -34,7 +34,7 @@ class Randomisation:
         coarse: Probability that a sequence loses resolution along one axis.
         coarsest: Largest factor of that loss.
         saturated: Probability that the brightest part of a sequence is cut off, as in 8 bits.
-        dropped: Probability that each sequence is missing; the first or the last is always kept.
+        dropped: Probability that each sequence is missing; the first or the last is kept, where one of them is there.
     """
 
     degrees: float = 10.0
@@ -55,7 +55,11 @@ class Randomisation:
     def __call__(
         self, volume: Tensor, mask: Tensor, brain: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Changed volume [C, D, H, W], mask and brain [D, H, W], float32; outside the brain the volume is 0."""
+        """Changed volume [C, D, H, W], mask and brain [D, H, W], float32; outside the brain the volume is 0.
+
+        A sequence that is 0 throughout is absent, and stays so.
+        """
+        absent = ~volume.flatten(1).any(dim=1).numpy()
         moved = self._moved(torch.cat([volume, mask[None], brain[None]]), rng)
         inside = moved[-1] > 0.5
         # Averages over the brain alone, so that what is outside darkens no edge.
@@ -63,7 +67,7 @@ class Randomisation:
         if self.tumour:
             volume = volume + self._uneven_tumour(moved[-2], len(volume), rng)
         volume = torch.stack([self._rescanned(one, rng) for one in volume])
-        volume[torch.from_numpy(self._missing(len(volume), rng))] = 0
+        volume[torch.from_numpy(self._missing(absent, rng))] = 0
         return torch.where(inside, volume, 0.0), (moved[-2] > 0.5).float(), inside.float()
 
     def _moved(self, images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -107,10 +111,11 @@ class Randomisation:
             voxels = voxels.clamp_max(rng.uniform(1.2, 3.5))
         return voxels
 
-    def _missing(self, channels: int, rng: np.random.Generator) -> NDArray[Any]:
-        missing = rng.random(channels) < np.asarray(self.dropped)[:channels]
-        if missing[0] and missing[-1]:
-            missing[rng.choice([0, channels - 1])] = False
+    def _missing(self, absent: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        missing: NDArray[Any] = absent | (rng.random(len(absent)) < np.asarray(self.dropped)[: len(absent)])
+        first_and_last = np.array([0, len(absent) - 1])
+        if missing[first_and_last].all() and len(there := first_and_last[~absent[first_and_last]]):
+            missing[rng.choice(there)] = False
         return missing
 
 
