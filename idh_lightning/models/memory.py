@@ -107,6 +107,26 @@ def training_memory(
     )
 
 
+def segmentation_memory(segmenter: nn.Module, volumes: Sequence[int]) -> int:
+    """Largest sum, in bytes, of all tensors alive at once while AdamW trains a segmenter on a batch, counted likewise.
+
+    Args:
+        segmenter: It is left as it is.
+        volumes: Shape of a batch, [B, C, D, H, W].
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        state = {
+            name: fake.from_tensor(one.detach()).requires_grad_(True) for name, one in segmenter.named_parameters()
+        }
+        with _Alive() as alive:
+            batch = torch.empty(*volumes)
+            logits = functional_call(segmenter, state, (batch,))
+            truth = torch.zeros(len(batch), *volumes[2:], dtype=torch.int64)
+            found = torch.softmax(logits, dim=1)[:, 1:]
+            (nn.functional.cross_entropy(logits, truth) + found.square().mean()).backward()
+    return alive.peak + 3 * sum(map(_bytes, state.values()))  # weights and both moments; gradients were counted
+
+
 class _Rehearsal(nn.Module):
     """Rehearsal of the two phases of a training step with the most memory that each had at once."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,14 +81,7 @@ class MemoryPlanner:
         Raises:
             MemoryShortageError: If it needs more than is free; the text names the overrides that fit.
         """
-        needed, free = self.asked().needed, free_bytes(on_gpu=self.on_gpu)
-        if needed > free:
-            where = "on the GPU" if self.on_gpu else "in main memory"
-            raise MemoryShortageError(
-                f"training needs {_gb(needed)} and {_gb(free)} are free {where}; expected room for gradients, "
-                f"optimizer state and what a batch keeps for its backward pass. {self._advice(room=free)}"
-            )
-        return {"needed": round(needed / 1e9, 3), "free": round(free / 1e9, 3)}
+        return require_memory(self.asked().needed, on_gpu=self.on_gpu, advice=self._advice)
 
     @contextmanager
     def advise_on_shortage(self) -> Iterator[None]:
@@ -99,7 +92,7 @@ class MemoryPlanner:
             if isinstance(error, MemoryShortageError) or not is_shortage(error):
                 raise
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            advice = self._advice(room=self.asked().needed // 2)  # since the present need is known to be too much
+            advice = self._advice(self.asked().needed // 2)  # since the present need is known to be too much
             raise MemoryShortageError(f"memory ran out ({said}). {advice}") from error
 
     def asked(self) -> Plan:
@@ -168,7 +161,7 @@ class MemoryPlanner:
         held = (filling if on_bank else self.data.queue_length + size) + 2 * self.data.workers
         return Plan(overrides=overrides, tensors=tensors, waiting=held * 4 * math.prod(self._shape), on_gpu=self.on_gpu)
 
-    def _advice(self, *, room: float) -> str:
+    def _advice(self, room: float) -> str:
         """Overrides that would fit into `room`, in words."""
         for plan in self.lighter():
             if plan.needed <= room:
@@ -183,6 +176,22 @@ class MemoryPlanner:
         """Shape [C, D, H, W] of the volumes."""
         shape: Sequence[int] = self.data.store.open(self.data.studies["train"][0]).image.shape
         return shape
+
+
+def require_memory(needed: int, *, on_gpu: bool, advice: Callable[[float], str]) -> dict[str, float]:
+    """Memory that training needs and that is free, in GB, for the record of a run.
+
+    Raises:
+        MemoryShortageError: If it needs more than is free; what `advice` says of that many bytes is a part of it.
+    """
+    free = free_bytes(on_gpu=on_gpu)
+    if needed > free:
+        where = "on the GPU" if on_gpu else "in main memory"
+        raise MemoryShortageError(
+            f"training needs {_gb(needed)} and {_gb(free)} are free {where}; expected room for gradients, "
+            f"optimizer state and what a batch keeps for its backward pass. {advice(free)}"
+        )
+    return {"needed": round(needed / 1e9, 3), "free": round(free / 1e9, 3)}
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from idh_lightning.callbacks import CurveLogger, Tracker
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import SEQUENCES
 from idh_lightning.cohort.checks import counted
 from idh_lightning.data import FeatureBankDataModule
 from idh_lightning.errors import CheckpointError, ConfigError
@@ -32,7 +33,7 @@ from idh_lightning.evaluation import (
 from idh_lightning.files import locked, write_json, write_text
 from idh_lightning.inference import line_covariance
 from idh_lightning.machine import freed_memory_kept, is_first_process
-from idh_lightning.models import calibrate_batch_norm
+from idh_lightning.models import calibrate_batch_norm, segmentation_memory
 from idh_lightning.models.segmentation import load_segmenter
 from idh_lightning.ood import fit_ood_detector
 from idh_lightning.reports.model_card import write_model_card
@@ -40,7 +41,7 @@ from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
 from idh_lightning.runs.locating import SCORES, WEIGHTS, write_segmentation_scores
-from idh_lightning.runs.memory import MemoryPlanner
+from idh_lightning.runs.memory import MemoryPlanner, require_memory
 from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.summary import disk_mb
 
@@ -66,10 +67,16 @@ def locate(run: Run, training: Training) -> None:
             logger.info(
                 "The locator learns from %d training studies, %d of them with a tumour mask.", len(studies), with_masks
             )
+            shape = [1, len(SEQUENCES), *data.store.preprocessing.shape]
+            needed = require_memory(
+                segmentation_memory(network.locator, shape),
+                on_gpu=training.on_gpu,
+                advice=lambda _: "Leave 'locate' out of stages, choose a smaller data.grid, or free some memory.",
+            )
             learnt = training.fine_tuning(network.locator, studies, data.store)
             scores = write_segmentation_scores(run.folder, learnt, data.studies, data.store)
             provenance.add_seconds("locate", time.perf_counter() - began)
-            provenance.record["locator"] = {"studies": len(studies), "with_masks": with_masks}
+            provenance.record["locator"] = {"studies": len(studies), "with_masks": with_masks, "memory_gb": needed}
             found = scores.loc[scores["split"] == "validation", "dice"]
             logger.info(
                 "Locator: %s",
