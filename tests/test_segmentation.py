@@ -17,6 +17,7 @@ from idh_lightning.models.segmentation import (
     save_segmenter,
     tumour_logit,
     vote_contributions,
+    without_specks,
 )
 from idh_lightning.objectives.segmentation import segmentation_loss, soft_dice
 from idh_lightning.volumes import Preprocessing
@@ -243,3 +244,17 @@ def test_smooth_noise_is_smooth_and_of_unit_size() -> None:
     fields = torch.stack([smooth_noise((20, 20, 20), 5, np.random.default_rng(seed)) for seed in range(40)])
     assert 0.8 < fields.std() < 1.2
     assert fields.diff(dim=-1).std() < 0.4
+
+
+def test_specks_of_a_segmentation_go_and_second_tumours_stay() -> None:
+    probability = torch.full((2, 12, 12, 12), 0.2)
+    probability[0, 1:6, 1:6, 1:6] = 0.9  # 125 voxels
+    probability[0, 8:11, 8:11, 8:11] = 0.8  # 27 voxels, more than a tenth
+    probability[0, 1, 10, 10:12] = 0.99  # two
+    probability[0, 6, 6, 6] = 0.9  # touches by a corner alone
+    kept = without_specks(probability)
+    gone = torch.zeros(12, 12, 12, dtype=torch.bool)
+    gone[1, 10, 10:12] = gone[6, 6, 6] = True
+    assert torch.equal(kept[0] == 0, gone)
+    assert torch.equal(kept[0][~gone], probability[0][~gone])
+    assert torch.equal(kept[1], probability[1])  # nothing is found, and nothing changes

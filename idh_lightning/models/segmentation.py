@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +32,9 @@ steps of a hundredth, where deep layers that may be pretrained take steps of 3e-
 
 NEVER = -20.0
 """Logit of tumour outside the brain: a probability of 2e-9."""
+
+LEAST_PIECE = 0.1
+"""Share of the largest piece of a tumour below which another piece is a speck."""
 
 NOT_TUMOUR, WILDTYPE_TUMOUR, MUTANT_TUMOUR = 0, 1, 2
 """Classes of a voxel."""
@@ -158,6 +163,20 @@ def segmenter_of(tensors: Mapping[str, Tensor]) -> TumourSegmenter:
 def tumour_logit(logits: Tensor) -> Tensor:
     """Logit [B, D, H, W] of either kind of tumour, of logits [B, 3, D, H, W]."""
     return torch.logsumexp(logits[:, 1:].float(), dim=1) - logits[:, NOT_TUMOUR].float()
+
+
+def without_specks(probability: Tensor) -> Tensor:
+    """Probability of tumour [B, D, H, W], 0 in each connected piece of less than `LEAST_PIECE` of the largest one.
+
+    A piece is where the probability is above a half, voxel by voxel across faces; its size is the sum over it.
+    """
+    kept = probability.clone()
+    for one, volume in enumerate(probability.float().cpu().numpy()):
+        pieces, _ = ndimage.label(volume > 0.5)
+        sizes = np.bincount(pieces.ravel(), volume.ravel())
+        specks = np.flatnonzero(sizes[1:] < LEAST_PIECE * sizes[1:].max(initial=0.0)) + 1
+        kept[one][torch.from_numpy(np.isin(pieces, specks)).to(kept.device)] = 0
+    return kept
 
 
 def vote_contributions(logits: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.models.locator import segmentation
 from idh_lightning.models.network import NetworkOutput
-from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, dense_vote, load_segmenter, tumour_logit
+from idh_lightning.models.segmentation import (
+    PRETRAINED,
+    TumourSegmenter,
+    dense_vote,
+    load_segmenter,
+    tumour_logit,
+    without_specks,
+)
 from idh_lightning.models.weights import WeightsOrigin
 
 
@@ -95,7 +102,7 @@ class VotingNetwork(nn.Module):
 
 
 def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
-    """Probability [B, D, H, W] of tumour by the `locator` of a network, of volumes [B, C, D, H, W].
+    """Probability [B, D, H, W] of tumour by the `locator` of a network, of volumes [B, C, D, H, W], without specks.
 
     None where the network has no locator.
     """
@@ -103,4 +110,4 @@ def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
     if locator is None or sequences is None:
         return None
     with torch.no_grad():
-        return torch.sigmoid(tumour_logit(segmentation(locator, volumes, sequences)))
+        return without_specks(torch.sigmoid(tumour_logit(segmentation(locator, volumes, sequences))))

@@ -31,6 +31,7 @@ from idh_lightning.models.segmentation import (
     load_segmenter,
     save_segmenter,
     tumour_logit,
+    without_specks,
 )
 from idh_lightning.objectives.segmentation import segmentation_loss
 from idh_lightning.volumes import VolumeStore
@@ -212,13 +213,13 @@ def write_segmentation_scores(
         if torch.isnan(sample.masks).any() or not sample.masks.any():
             return None
         with torch.no_grad():
-            found = tumour_logit(segmenter(sample.volumes[None]))[0]
+            found = without_specks(torch.sigmoid(tumour_logit(segmenter(sample.volumes[None]))))[0]
         inside = sample.masks > 0.5
         return {
             "study_id": study.study_id,
             "patient_id": study.patient_id,
             "split": split,
-            "dice": float(dice_coefficient(found[None] > 0, inside[None])[0]),
+            "dice": float(dice_coefficient(found[None] > 0.5, inside[None])[0]),
             "pointing": int(inside.flatten()[found.argmax()]),
         }
 
