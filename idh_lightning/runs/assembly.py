@@ -30,7 +30,6 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.machine import is_first_process
 from idh_lightning.models import LATER, WeightsOrigin
-from idh_lightning.models.segmentation import TumourSegmenter
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.locating import FineTuning
@@ -78,6 +77,7 @@ class Training:
         calibration: Batches [B, C, D, H, W] that an untrained network takes its BatchNorm statistics from.
         calibrated_on: Their kind, "synthetic" or "training".
         fine_tuning: Of the locator; None where the stage `locate` is not asked for.
+        make_trainer: From settings that differ to another trainer for the run's device.
     """
 
     model: IDHClassifier
@@ -92,7 +92,8 @@ class Training:
     augmentation: Mapping[str, Any]
     calibration: Callable[[], Iterator[Tensor]]
     calibrated_on: str
-    fine_tuning: Callable[..., TumourSegmenter] | None
+    fine_tuning: FineTuning | None
+    make_trainer: Callable[..., lightning.Trainer]
 
     def loggers(self, kind: type[Any]) -> list[Any]:
         """Loggers of a kind."""
@@ -268,15 +269,8 @@ def _training(
         if synthetic
         else partial(data.calibration_batches, CALIBRATION_VOLUMES),
         calibrated_on="synthetic" if synthetic else "training",
-        fine_tuning=_fine_tuning(config) if to_fit and "locate" in config.stages else None,
-    )
-
-
-def _fine_tuning(config: DictConfig) -> Callable[..., TumourSegmenter]:
-    """Fine-tuning of the locator, (segmenter, studies, store), in the folder and on the device of a run."""
-    made: FineTuning = instantiate_section(config.locating)
-    return partial(
-        made, seed=int(config.seed), folder=Path(config.paths.run), make_trainer=partial(make_trainer, config.trainer)
+        fine_tuning=instantiate_section(config.locating) if to_fit and "locate" in config.stages else None,
+        make_trainer=partial(make_trainer, config.trainer),
     )
 
 

@@ -54,7 +54,8 @@ def locate(run: Run, training: Training) -> None:
     A training that has begun goes on with the locator in its last.ckpt.
     """
     network, data, provenance = training.model.network, training.data, training.provenance
-    if training.fine_tuning is None or run.state.last is not None:
+    tuning = training.fine_tuning
+    if tuning is None or run.state.last is not None:
         return
     assert network.locator is not None
     weights, studies = run.folder / WEIGHTS, data.studies["train"]
@@ -67,13 +68,20 @@ def locate(run: Run, training: Training) -> None:
             logger.info(
                 "The locator learns from %d training studies, %d of them with a tumour mask.", len(studies), with_masks
             )
-            shape = [1, len(SEQUENCES), *data.store.preprocessing.shape]
+            shape = [tuning.studies_at_once(data.store), len(SEQUENCES), *data.store.preprocessing.shape]
             needed = require_memory(
                 segmentation_memory(network.locator, shape),
                 on_gpu=training.on_gpu,
                 advice=lambda _: "Leave 'locate' out of stages, choose a smaller data.grid, or free some memory.",
             )
-            learnt = training.fine_tuning(network.locator, studies, data.store)
+            learnt = tuning(
+                network.locator,
+                studies,
+                data.store,
+                seed=data.seed,
+                folder=run.folder,
+                make_trainer=training.make_trainer,
+            )
             scores = write_segmentation_scores(run.folder, learnt, data.studies, data.store)
             provenance.add_seconds("locate", time.perf_counter() - began)
             provenance.record["locator"] = {"studies": len(studies), "with_masks": with_masks, "memory_gb": needed}
