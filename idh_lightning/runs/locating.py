@@ -48,8 +48,8 @@ STRETCH = 25
 """Optimizer steps between two states that a fine-tuning can go on from."""
 
 AT_ONCE = 2**21
-"""Voxels of the studies that are learnt from at once, as far as a step has more of them: one study at 128^3. With four at
-the default grid a step takes 0.8 s, one by one 2.3 s."""
+"""Voxels that are learnt from at once: of one study at 128^3. With four at the default grid, a step of four takes 0.8 s,
+and one by one 2.3 s."""
 
 
 class LocatorTraining(lightning.LightningModule):
@@ -125,7 +125,7 @@ class LocatorData(lightning.LightningDataModule):
 class FineTuning:
     """Fine-tuning of a locator on training patients: their masks teach it, and without a mask their labels.
 
-    A step adds up the gradients of as many studies at once as have `AT_ONCE` voxels, so that large ones fit into memory.
+    A step adds up the gradients of as many studies at once as have `AT_ONCE` voxels, so that it fits into memory.
 
     Attributes:
         steps: Of the optimizer; rounded up to a multiple of 25.
@@ -205,10 +205,8 @@ class FineTuning:
 
     def studies_at_once(self, store: VolumeStore) -> int:
         """Number of studies of a store that a part of a step learns from."""
-        fit = AT_ONCE // math.prod(store.preprocessing.shape)
-        return max(
-            size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0 and size <= max(fit, 1)
-        )
+        fit = max(1, AT_ONCE // math.prod(store.preprocessing.shape))
+        return max(size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0 and size <= fit)
 
 
 def write_segmentation_scores(
