@@ -19,9 +19,10 @@ from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import MemoryShortageError
-from idh_lightning.models import StemTailNetwork, TrainingMemory, training_memory
+from idh_lightning.models import StemTailNetwork, TrainingMemory, segmentation_memory, training_memory
 from idh_lightning.models.fast.precision import precision_on_cpu
 from idh_lightning.models.memory import kept_for_backward
+from idh_lightning.models.segmentation import TumourSegmenter
 from idh_lightning.module import IDHClassifier
 from idh_lightning.runs import memory as memory_plan
 from idh_lightning.runs.memory import MemoryPlanner, Plan, is_shortage
@@ -293,3 +294,15 @@ def test_the_default_run_is_not_refused_with_four_gigabytes(
     data = data_of(fake_store, edge=edge, folder=tmp_path, batch_size=int(config.data.batches.batch_size))
     monkeypatch.setattr(memory_plan, "free_bytes", lambda *, on_gpu: 4e9)
     assert MemoryPlanner(model_of(network), data, **PLACE).require()["needed"] < 4
+
+
+def test_memory_of_the_locators_training_is_what_its_tensors_take_and_grows_with_the_batch() -> None:
+    segmenter = TumourSegmenter(widths=(8, 16))
+    counted = segmentation_memory(segmenter, [2, 4, 32, 32, 32])
+    with kept_for_backward() as kept:
+        loss = torch.softmax(segmenter.requires_grad_(True)(torch.randn(2, 4, 32, 32, 32)), dim=1).square().mean()
+    assert loss.requires_grad
+    weights = sum(4 * one.numel() for one in segmenter.parameters())
+    assert sum(kept.values()) + 3 * weights < counted < 3 * (sum(kept.values()) + 4 * weights)
+    doubled = segmentation_memory(segmenter, [4, 4, 32, 32, 32])
+    assert 1.8 < (doubled - 4 * weights) / (counted - 4 * weights) < 2.2

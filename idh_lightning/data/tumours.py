@@ -18,7 +18,7 @@ from idh_lightning.volumes.randomisation import Randomisation
 
 
 class TumourSample(NamedTuple):
-    """What a locator learns from, of one study or a batch of them.
+    """Volumes, masks and labels for the training of a locator, of one study or a batch of them.
 
     Attributes:
         volumes: [4, D, H, W], z-scores within the brain, float32 like all but the labels; absent sequences are 0.

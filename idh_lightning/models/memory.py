@@ -123,8 +123,9 @@ def segmentation_memory(segmenter: nn.Module, volumes: Sequence[int]) -> int:
             logits = functional_call(segmenter, state, (batch,))
             truth = torch.zeros(len(batch), *volumes[2:], dtype=torch.int64)
             found = torch.softmax(logits, dim=1)[:, 1:]
-            (nn.functional.cross_entropy(logits, truth) + found.square().mean()).backward()
-    return alive.peak + 3 * sum(map(_bytes, state.values()))  # weights and both moments; gradients were counted
+            loss = nn.functional.cross_entropy(logits, truth) + found.square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+    return int(alive.peak) + 3 * sum(map(_bytes, state.values()))  # weights and both moments; gradients were counted
 
 
 class _Rehearsal(nn.Module):

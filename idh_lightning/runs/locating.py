@@ -13,8 +13,8 @@ from typing import Any
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -41,7 +41,7 @@ from idh_lightning.volumes.randomisation import Randomisation
 WEIGHTS = "locator.safetensors"
 """File in a run folder: weights of the locator that its stage `locate` has fine-tuned."""
 
-SCORES = "segmentation.csv"
+SEGMENTATION = "segmentation.csv"
 """File in a run folder: how well that locator finds the tumours of validation and test studies with a mask."""
 
 STRETCH = 25
@@ -212,7 +212,7 @@ class FineTuning:
 def write_segmentation_scores(
     folder: Path, segmenter: TumourSegmenter, studies: Mapping[str, Sequence[Study]], store: VolumeStore
 ) -> pd.DataFrame:
-    """Write `SCORES` of the validation and test studies that have a mask into a folder, and return it.
+    """Write `SEGMENTATION` of the validation and test studies that have a mask into a folder, and return it.
 
     Its columns are study_id, patient_id, split, dice, the coefficient of the tumour, and pointing, 1 where the voxel
     that is tumour most likely lies in the mask, else 0; both are on the grid of the volumes.
@@ -237,7 +237,7 @@ def write_segmentation_scores(
     items = [(split, study) for split in ("validation", "test") for study in studies.get(split, ())]
     rows = [one for one in map_in_threads(row, items) if one is not None]
     table = pd.DataFrame(rows, columns=["study_id", "patient_id", "split", "dice", "pointing"])
-    write_text(folder / SCORES, table.to_csv(index=False))
+    write_text(folder / SEGMENTATION, table.to_csv(index=False))
     return table
 
 
