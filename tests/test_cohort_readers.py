@@ -726,6 +726,10 @@ def test_a_patient_from_two_sources_is_one_patient(tmp_path: Path) -> None:
     shared = [study for study in cohort.studies if study.patient_id == "TCGA-DU-7294"]
     assert [(study.study_id, study.follow_up) for study in shared] == [("one-S0", False), ("two-S0", True)]
     assert {"patient_in_two_places", "unused_sequence"} <= {fault.check for fault in cohort.faults}
+    allowed = read(Combined(readers={"one": Table(table=tmp_path / "one" / "t.csv"), "two": two}, missing="zero"))
+    assert allowed.sequences == ("FLAIR", "T2")
+    assert {s.carried["cohort"]: tuple(s.files) for s in allowed.studies} == {"one": ("FLAIR", "T2"), "two": ("FLAIR",)}
+    assert "unused_sequence" not in {fault.check for fault in allowed.faults}
     for seed in range(20):
         table = HoldOut(seed=seed)(cohort)
         assert table[table["patient_id"] == "TCGA-DU-7294"]["split"].nunique() == 1

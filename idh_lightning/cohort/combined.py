@@ -16,7 +16,7 @@ from idh_lightning.errors import CohortError, ConfigError
 
 @dataclass(kw_only=True)
 class Combined:
-    """The union of several cohorts, with the sequences that all of them have.
+    """The union of several cohorts, with the sequences that all have or, where some may be missing, that any has.
 
     The source of a study is carried as `cohort`, by which splits are stratified. Studies that have the same identifier
     in two sources are told apart by the name of their source. A patient in two sources is one patient.
@@ -25,11 +25,13 @@ class Combined:
         readers: Name of the source -> its reader.
         name: For tables and titles.
         on_error: As for a single cohort; that of the readers is not used.
+        missing: "error" for the sequences that all sources have, "zero" for those that any has.
     """
 
     readers: Mapping[str, Reader]
     name: str = "combined"
     on_error: Literal["raise", "exclude"] = "raise"
+    missing: Literal["error", "zero"] = "error"
 
     def read(self) -> Cohort:
         """Return the combined cohort with all that is wrong about it; see `Reader.read`.
@@ -44,10 +46,14 @@ class Combined:
                 cohorts[source] = reader.read()
             except CohortError as error:
                 raise CohortError(_placed(str(error), source)) from error
-        common = tuple(s for s in SEQUENCES if all(s in cohort.sequences for cohort in cohorts.values()))
+        enough = any if self.missing == "zero" else all
+        used = tuple(s for s in SEQUENCES if enough(s in cohort.sequences for cohort in cohorts.values()))
         offers = "; ".join(f"{source} has {', '.join(cohort.sequences)}" for source, cohort in cohorts.items())
-        if not common:
-            raise CohortError(f"cohort {self.name}: {offers}; expected a common sequence. Remove a source.")
+        if not used:
+            raise CohortError(
+                f"cohort {self.name}: {offers}; expected a common sequence. Remove a source, or let studies lack a "
+                "sequence: data.missing=zero"
+            )
         seen = Counter(study_id for cohort in cohorts.values() for study_id in _identifiers(cohort))
         renamed = [
             _rename(cohort, {i: f"{source}-{i}" for i in _identifiers(cohort) if seen[i] > 1}, source)
@@ -55,20 +61,22 @@ class Combined:
         ]
         unused = Fault(
             where=f"cohort {self.name}", check="unused_sequence", found=offers, expected="the same sequences in all",
-            remedy=f"None needed: only {', '.join(common)} are used.", severity="warning",
+            remedy=f"None needed: only {', '.join(used)} are used. To use all, let studies lack some: "
+            "data.missing=zero",
+            severity="warning",
         )  # fmt: skip
         return build_cohort(
             name=self.name,
-            sequences=common,
+            sequences=used,
             studies=[
-                replace(study, files={s: path for s, path in study.files.items() if s in common})
+                replace(study, files={s: path for s, path in study.files.items() if s in used})
                 for cohort in renamed
                 for study in cohort.studies
             ],
             exclusions=[exclusion for cohort in renamed for exclusion in cohort.exclusions],
             faults=[
                 *(fault for cohort in renamed for fault in cohort.faults if fault.check != "follow_ups"),
-                *([unused] if any(cohort.sequences != common for cohort in renamed) else []),
+                *([unused] if any(set(cohort.sequences) - set(used) for cohort in renamed) else []),
             ],
             notes=[f"{source}: {note}" for source, cohort in cohorts.items() for note in cohort.notes],
         )
