@@ -25,7 +25,6 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 
 STAGES: tuple[str, ...] = ("pretrain", "locate", "fit", "test", "explain", "report")
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
-LOCATOR_METHODS: tuple[str, ...] = ("evidence", "dense_vote")
 NEEDS_LOCATOR = (
     "explain: 'evidence' and 'dense_vote' need a network with a locator, and model.locator is null; expected one. Set "
     "model.locator=pretrained, or explain=grad_cam."

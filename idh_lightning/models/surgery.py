@@ -48,12 +48,6 @@ def channels_in(module: nn.Module) -> int:
     return first.in_channels if isinstance(first, nn.Conv3d) else first.num_features
 
 
-def channels_out(module: nn.Module) -> int:
-    """Number of channels that a module of the network gives."""
-    last = [inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm)][-1]
-    return last.out_channels if isinstance(last, nn.Conv3d) else last.num_features
-
-
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of the forward pass and of its repetition, which must not update BatchNorm a second time."""
     return nullcontext(), statistics_kept(block)
