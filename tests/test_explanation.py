@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import FakeStore, studies_of
 from hydra import compose, initialize_config_dir
 from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning import explain as explanation
+from idh_lightning.attribution import GradCAM
+from idh_lightning.attribution.comparison import MapComparison, _Subject
 from idh_lightning.attribution.maps import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import SCORES, choose, mean_ranks, mean_with_interval, summarised
@@ -23,6 +27,7 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
+from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import PhantomCohort, SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
@@ -199,6 +204,41 @@ def test_the_folder_of_a_run_and_an_unknown_method_are_refused(tmp_path: Path) -
     assert not {"Evidence", "Dense vote"} & {method.name for method in methods_named(None, network)}
     with pytest.raises(ConfigError, match="methods: found guess; expected names of files in conf/explain"):
         methods_named(["grad_cam", "guess"], network)
+
+
+def test_what_takes_hundreds_of_times_as_long_is_left_out_unless_named_and_that_is_said(
+    small_network: Callable[..., StemTailNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    network = small_network()
+    quick = {method.name for method in methods_named(None, network)}
+    assert "Integrated gradients" in quick
+    assert not {"Occlusion", "Supervoxels"} & quick
+    assert "methods=[occlusion,supervoxels]" in caplog.text
+    assert [method.name for method in methods_named(["occlusion", "supervoxels"], network)] == [
+        "Occlusion",
+        "Supervoxels",
+    ]
+
+
+@pytest.mark.parametrize(("asked", "explained", "checked"), [(0, 3, 0), (1, 3, 2), (2, 3, 2), (9, 3, 3), (1, 1, 0)])
+def test_one_study_is_never_checked_alone_and_whatever_is_not_as_asked_is_said(
+    asked: int, explained: int, checked: int, fake_store: FakeStore, small_network: Callable[..., StemTailNetwork],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    network, studies = small_network(), studies_of([0, 1, 1], "s")[:explained]
+    for study in studies:
+        fake_store.put(study, np.random.default_rng(len(study.study_id)).normal(size=(4, 32, 32, 32)))
+    monkeypatch.setattr("idh_lightning.attribution.sanity.modules_downwards", lambda _: {"classifier": "tail"})
+    monkeypatch.setattr(
+        "idh_lightning.attribution.comparison.shifts", lambda *_: pd.DataFrame({"study": [0], "spearman": [1.0]})
+    )
+    method = GradCAM(layer="entry")
+    on = _Subject(network, fake_store, studies, studies, [method], SEQUENCES)
+    table, cascades = MapComparison(sanity_studies=asked)._sanity(on, {})
+    assert (cascades["study"].nunique() if len(cascades) else 0) == checked
+    assert set(table["method"]) == ({method.name} if checked else set())
+    assert ("explanation.sanity_studies is" in caplog.text) == (asked not in (0, checked))
 
 
 def test_the_evidence_of_a_study_comes_to_the_grid_of_the_network(phantom: PhantomCohort, tmp_path: Path) -> None:

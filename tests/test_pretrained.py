@@ -120,7 +120,7 @@ def test_methods_that_do_not_fit_the_voting_network_are_left_out_and_the_others_
 
 def test_a_random_last_layer_changes_the_dense_vote_and_leaves_the_network_as_it_was(network: VotingNetwork) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    rows = cascade(DenseVote(), network, volumes())
+    rows = cascade([DenseVote()], network, volumes())
     assert rows["module"].iloc[0] == "locator.leave"
     assert set(rows["part"]) == {"tail", "stem"}
     assert rows["spearman"].max() < 0.9

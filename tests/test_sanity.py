@@ -114,7 +114,7 @@ def test_the_cascade_goes_from_the_classifier_through_tail_and_locator_to_the_in
 
 
 def test_the_brain_mask_fails_since_it_does_not_change(network: StemTailNetwork) -> None:
-    frame = cascade(BrainMask(), network, volumes())
+    frame = cascade([BrainMask()], network, volumes())
     assert (frame["spearman"] > 0.999).all()
     assert (frame["ssim"] > 0.999).all()
     assert not passed("brain mask", "randomised", frame)
@@ -135,7 +135,7 @@ def walk() -> Walk:
     calibrate_batch_norm(network, [volumes(4)])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     method = Weights("blocks.5")
-    return Walk(method, network, before, cascade(method, network, volumes()))
+    return Walk(method, network, before, cascade([method], network, volumes()))
 
 
 def test_a_method_that_depends_on_weights_changes_when_they_do_and_passes(walk: Walk) -> None:
@@ -176,7 +176,7 @@ def test_a_wholly_random_network_still_passes_a_signal_on(network: StemTailNetwo
             return volumes.mean(1).sigmoid()
 
     method = Signal()
-    frame = cascade(method, network, volumes())
+    frame = cascade([method], network, volumes())
     assert min(method.spreads) > method.spreads[0] / 10
     assert not passed("signal", "randomised", frame)
 
@@ -266,7 +266,7 @@ def test_real_methods_go_through_the_checks(network: StemTailNetwork, method: Ev
 
 def test_what_cannot_be_checked_is_refused(network: StemTailNetwork) -> None:
     with pytest.raises(ModelError, match=r"found a batch of 1 training volume"):
-        cascade(Brightness(), network, volumes(1))
+        cascade([Brightness()], network, volumes(1))
     with pytest.raises(ExplanationError, match=r"networks: found 1; expected at least two"):
         between(Brightness(), {"a": network}, volumes())
     with pytest.raises(ExplanationError, match=r"volumes \[0, 1\] of the batch: found zeros throughout"):

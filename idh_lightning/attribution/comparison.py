@@ -82,7 +82,7 @@ class MapComparison:
     """Explains the same studies by several methods, scores and checks them, and chooses the best.
 
     Attributes:
-        methods: Names of files in conf/explain; None for all that fit the network.
+        methods: Names of files in conf/explain; None for all that fit the network and take seconds per study.
         studies: How many are explained, spread over both labels; None for all.
         batch_size: Studies explained at once.
         faithfulness_studies: Studies whose voxels are deleted and inserted; 0 for none.
@@ -225,7 +225,7 @@ class MapComparison:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Sanity checks that methods pass, and likeness of maps while the network is randomised."""
         checked = of_both_labels(on.studies, max(self.sanity_studies, 2)) if self.sanity_studies else []
-        if self.sanity_studies and len(checked) != self.sanity_studies:
+        if self.sanity_studies and (len(checked) != self.sanity_studies or len(checked) < 2):
             logger.warning(
                 "Sanity checks take %s: explanation.sanity_studies is %d, of %d explained; at least 2 are needed, "
                 "since random networks get their BatchNorm from them.",
@@ -236,9 +236,10 @@ class MapComparison:
         if len(checked) < 2:
             return pd.DataFrame(columns=["method", "passed"]), pd.DataFrame()
         network, volumes = on.network, on.volumes(checked)
+        cascades = cascade(on.methods, network, volumes)
         results = {}
-        for method in track(on.methods, "Randomising"):
-            random = cascade(method, network, volumes)
+        for method in track(on.methods, "Moving"):
+            random = cascades[cascades["method"] == method.name]
             results[method.name] = {
                 "randomised": random,
                 "randomised tail": random,
@@ -247,7 +248,6 @@ class MapComparison:
             for kind, networks in others.items():
                 pairs = [between(method, {"this": network, "other": other}, volumes) for other in networks]
                 results[method.name][kind] = pd.concat(pairs)
-        cascades = pd.concat([found["randomised"].assign(method=name) for name, found in results.items()])
         return sanity_table(results), cascades
 
     def _sequences(self, on: _Subject) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,11 @@ from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError
 from idh_lightning.models import StemTailNetwork, VotingNetwork
+
+logger = logging.getLogger(__name__)
+
+_SLOW = (".Occlusion", ".Supervoxels")
+"""Methods that ask the network once for each of some hundred regions of a study."""
 
 
 class Method(Protocol):
@@ -56,16 +62,21 @@ class Method(Protocol):
 
 
 def methods_named(names: Sequence[str] | None, network: nn.Module) -> list[Method]:
-    """Methods of explanation; None for all that fit the network.
+    """Methods of explanation; None for all that fit the network and do not ask it hundreds of times per study.
 
-    `evidence` needs a locator, `dense_vote` as well, and Grad-CAM the layers of an EfficientNet.
+    `evidence` needs a locator, `dense_vote` as well, and Grad-CAM the layers of an EfficientNet. A line says which ones
+    are left out for their time.
 
     Raises:
         ConfigError: If there is no such file.
     """
-    settings = [OmegaConf.load(file) for file in method_files(names).values()]
-    fitting = [one for one in settings if names is not None or _fits(str(one._target_), network)]
-    return [instantiate_section(one) for one in fitting]
+    settings = {name: OmegaConf.load(file) for name, file in method_files(names).items()}
+    if names is None:
+        settings = {name: one for name, one in settings.items() if _fits(str(one._target_), network)}
+        slow = [name for name, one in settings.items() if str(one._target_).endswith(_SLOW)]
+        logger.info("Left out unless named, since they take hundreds of times as long: methods=[%s]", ",".join(slow))
+        settings = {name: one for name, one in settings.items() if name not in slow}
+    return [instantiate_section(one) for one in settings.values()]
 
 
 def _fits(target: str, network: nn.Module) -> bool:

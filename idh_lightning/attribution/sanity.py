@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
@@ -39,19 +40,19 @@ the tumour is, not what the classifier made of it.
 """
 
 
-def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: int = 0) -> pd.DataFrame:
+def cascade(methods: Sequence[Method], network: StemTailNetwork, volumes: Tensor, *, seed: int = 0) -> pd.DataFrame:
     """Likeness of the maps of a network and of the same with more and more random weights, on two volumes or more.
 
-    From the reader and the classifier down through the tail, then the locator, then the stem, the weights of a copy
-    are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike a
-    fresh draw that keeps their distribution as learnt, is the same for every kind of module, and leaves nothing of the
-    smooth kernels that an untrained stem begins with. The BatchNorm layers of what was randomised are then calibrated
-    on the volumes, as those of an untrained network are; otherwise signals would fade, and a map would change for want
-    of any signal.
+    From the radiomics head and the classifier down through the tail, then the locator, then the stem, the weights of a
+    copy are randomised module by module, each on top of those before. The entries of each tensor are permuted: unlike
+    a fresh draw that keeps their distribution as learnt, is the same for every kind of module, and leaves nothing of
+    the smooth kernels that an untrained stem begins with. The BatchNorm layers of what was randomised are then
+    calibrated on the volumes, as those of an untrained network are; otherwise signals would fade, and a map would
+    change for want of any signal. All methods explain the same random networks.
 
     Returns:
-        One row per module and study, in the order of the cascade: `part` ("tail", "locator" or "stem"), `module`,
-        `study` (index in the batch), `spearman` and `ssim` (both within the brain).
+        One row per method, module and study, the modules in the order of the cascade: `method`, `part` ("tail",
+        "locator" or "stem"), `module`, `study` (index in the batch), `spearman` and `ssim` (both within the brain).
 
     Raises:
         ModelError: If there is one volume only.
@@ -59,18 +60,23 @@ def cascade(method: Method, network: StemTailNetwork, volumes: Tensor, *, seed: 
     Source: Adebayo et al. 2018, arXiv:1810.03292, section 3.
     """
     inside = brain(volumes)
-    maps = method(network, volumes)
+    maps = {method.name: method(network, volumes) for method in methods}
     randomised = copy.deepcopy(network)
     chance = torch.Generator().manual_seed(seed)
     done: list[nn.Module] = []
     frames = []
-    for name, part in modules_downwards(network).items():
+    for name, part in track(modules_downwards(network).items(), "Randomising"):
         module = _find(randomised, name)
         _permute(module, chance)
         done.append(module)
         _calibrate(randomised, done, volumes)
-        frames.append(_agreement(maps, method(randomised, volumes), inside).assign(part=part, module=name))
-    return pd.concat(frames, ignore_index=True)[["part", "module", "study", "spearman", "ssim"]]
+        frames += [
+            _agreement(maps[method.name], method(randomised, volumes), inside).assign(
+                method=method.name, part=part, module=name
+            )
+            for method in methods
+        ]
+    return pd.concat(frames, ignore_index=True)[["method", "part", "module", "study", "spearman", "ssim"]]
 
 
 def shifts(
