@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
 from idh_lightning.reports import course_figures, figures, style
+from idh_lightning.reports.panels import cam_panel
 from idh_lightning.reports.tables import Estimate
+
+TEMPLATES = Path(course_figures.__file__).parent / "templates"
 
 
 @pytest.fixture
@@ -41,7 +46,8 @@ def epochs_along_the_top(figure: Figure) -> list[str]:
 
 
 def words(figure: Figure) -> str:
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    texts = [text.get_text() for part in (*figure.axes, *legends) for text in getattr(part, "texts", [])]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     return "\n".join([figure.get_suptitle(), *titles, *texts])
 
@@ -74,6 +80,43 @@ def test_epochs_along_the_top_do_not_lie_on_each_other() -> None:
             boxes = [label.get_window_extent() for label in top.get_xticklabels() if label.get_text()]
             assert len(boxes) > 1
             assert all(one.x1 + 2 < other.x0 for one, other in pairwise(boxes)), (epochs, narrow)
+
+
+def test_a_run_of_one_epoch_has_whole_steps_along_its_axis() -> None:
+    log = pd.DataFrame({"epoch": [0, 0], "step": [7, 7], "train/loss": [0.5, np.nan], "val/loss": [np.nan, 0.4]})
+    figure = course_figures.learning_curves(log)
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert ticks
+    assert all(text.isdigit() for text in ticks), ticks
+
+
+def test_a_legend_lies_on_no_curve_and_on_no_other_words_however_few_patients_there_are() -> None:
+    curves = pd.DataFrame({"threshold": np.linspace(0.01, 0.99, 50)})
+    for name, shift in (("model", 0.0), ("age", 0.02), ("treat_all", 0.04), ("treat_none", 0.06)):
+        curves[name] = 0.25 * np.cos(9 * curves["threshold"]) ** 2 + shift
+    figure = figures.decision_curve(curves, prevalence=0.25)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 <= figure.axes[0].get_tightbbox().y0
+    labels = np.array([0, 1] * 6)
+    for seed in range(5):
+        figure = figures.roc(labels, np.random.default_rng(seed).random(12) + 0.3 * labels, threshold=0.6)
+        figure.draw_without_rendering()
+        assert not [text for text in figure.axes[0].texts if "sensitivity" in text.get_text()], "which the legend says"
+        assert "sensitivity" in words(figure)
+
+
+def test_the_letters_of_a_panel_can_be_read_on_a_telephone() -> None:
+    image = np.random.default_rng(0).normal(size=(4, 20, 24, 20)).astype(np.float32)
+    cam = np.linspace(0, 1, image[0].size).reshape(image[0].shape)
+    affine = np.diag([-8.0, -8, 8, 1])
+    figure = cam_panel(image, ("FLAIR", "T1", "T1c", "T2"), cam, cam > 0.9, affine, "a study", label=1)
+    rule = re.search(r"\.panel img[^{]*{ width: (\d+)rem; max-width: none; }", (TEMPLATES / "page.css").read_text())
+    assert rule is not None
+    shrunk = 16 * int(rule[1]) / (72 * figure.get_figwidth())
+    sizes = {text.get_text(): text.get_fontsize() * shrunk for text in figure.findobj(Text) if text.get_text()}
+    assert min(sizes.values()) >= 9, sizes
 
 
 def test_a_forest_plot_for_a_telephone_is_narrow_and_its_words_do_not_lie_on_each_other() -> None:
@@ -115,10 +158,11 @@ def test_the_operating_point_lies_at_its_sensitivity_and_specificity(patients: t
     labels, scores = patients
     figure = figures.roc(labels, scores, threshold=0.5, auroc=Estimate(0.8, 0.7, 0.9, 40))
     (tn, fp), (fn, tp) = confusion_matrix(labels, scores >= 0.5)
-    point = line(figure, "operating point")
+    told = f"operating point:\nsensitivity {tp / (tp + fn):.2f}\nspecificity {tn / (tn + fp):.2f}"
+    point = line(figure, told)
     assert point.get_xdata() == pytest.approx([fp / (fp + tn)])
     assert point.get_ydata() == pytest.approx([tp / (tp + fn)])
-    assert f"sensitivity {tp / (tp + fn):.2f}" in words(figure)
+    assert told in words(figure)
     assert "ROC-AUC 0.80 (0.70 to 0.90); n = 40, 10 mutant" in words(figure)
 
 

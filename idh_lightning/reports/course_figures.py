@@ -110,7 +110,7 @@ def learning_curves(
         axes = figure.add_subplot(lines, columns, place + 1)
         _draw_curves(axes, log, keys)
         dress(axes, title, " " if len(ends) > 1 else None, xlabel="optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         if "of studies" in title:
             axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
         elif title == "Loss":

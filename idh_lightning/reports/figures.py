@@ -76,17 +76,7 @@ def roc(
     if threshold is not None:
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
-        _mark_operating_point(axes, x, y)
-        right, high_up = x < 0.5, y > 0.4
-        axes.annotate(
-            f"sensitivity {y:.2f}\nspecificity {1 - x:.2f}",
-            (x, y),
-            xytext=(14 if right else -14, -8 if high_up else 8),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="top" if high_up else "bottom",
-            color="#9a4300",
-        )
+        _mark_operating_point(axes, x, y, f"operating point:\nsensitivity {y:.2f}\nspecificity {1 - x:.2f}")
     counts = f"n = {truth.size}, {truth.sum()} mutant"
     note = counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}"
     named = {"xlabel": "1 − specificity: wildtype called mutant", "ylabel": "sensitivity: mutant called mutant"}
@@ -205,7 +195,7 @@ def decision_curve(
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
-    figure, axes = new_axes(5.6, 4.6)
+    figure, axes = new_axes(5.6, 5.0)
     names = [name for name in curves.columns if name != "threshold"]
     top = float(np.nanmax(curves[names].to_numpy())) if prevalence is None else prevalence
     note = "higher is better; net benefit = true calls − weighted false calls, per patient"
@@ -236,7 +226,8 @@ def decision_curve(
     named = {"xlabel": "threshold: P(mutant) from which one would act", "ylabel": "net benefit"}
     dress(axes, "Decision curve, test patients", note, xlim=ends, ylim=(-0.12 * top, 1.12 * top), **named)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False)
+    # Below the axes: with few patients the curves go everywhere.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -320,8 +311,8 @@ def _draw_estimate(
         axes.text(1.12, position, text, color=colour, parse_math=False, **beside)
 
 
-def _mark_operating_point(axes: Axes, x: float, y: float) -> None:
-    axes.plot(x, y, "D", color=style.VERMILLION, markersize=9, markeredgecolor="white", label="operating point")
+def _mark_operating_point(axes: Axes, x: float, y: float, words: str = "operating point") -> None:
+    axes.plot(x, y, "D", color=style.VERMILLION, markersize=9, markeredgecolor="white", label=words)
 
 
 def _resampled_sensitivity(

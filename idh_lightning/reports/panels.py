@@ -143,7 +143,7 @@ def cam_panel(
         axes = _axes(figure, left, lower_top, shape * lower_height, lower_height)
         _draw_plane(axes, image[0], plane, planes, box, spacing_mm, mask=mask, overlay=cam, cross=True)
         words = plane_words(plane, cross_mm(planes, affine_ras))
-        axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=10, parse_math=False)
+        axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=11, parse_math=False)
         left += shape * lower_height + _GAP
     if cam is not None:
         _colour_bar(figure, left + 0.1, lower_top + 0.1, lower_height - 0.2)
@@ -192,8 +192,8 @@ def brain_panel(
 def _colour_bar(figure: Figure, left: float, top: float, height: float) -> None:
     """Draw the scale of the map at a place in inches."""
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLOURS), cax=_axes(figure, left, top, 0.13, height))
-    bar.set_label("map, share of its largest value", color=INK, fontsize=10)
-    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.set_label("map, share of its largest value", color=INK, fontsize=11)
+    bar.ax.tick_params(colors=INK, labelsize=11)
     bar.outline.set_edgecolor(INK)
     bar.ax.axhline(0.5, color=LEVEL_COLOUR, linewidth=1.5)
 
@@ -206,7 +206,7 @@ def _legend(figure: Figure, top: float, *, outlined: bool, mapped: bool, brain: 
         handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle="--", label="map at 0.5"))
     if handles:
         place = (0.5, 1 - top / figure.get_figheight())
-        look: dict[str, Any] = {"ncols": 2, "frameon": False, "labelcolor": INK, "fontsize": 9}
+        look: dict[str, Any] = {"ncols": 2, "frameon": False, "labelcolor": INK, "fontsize": 11}
         figure.legend(handles=handles, loc="center", bbox_to_anchor=place, **look)
 
 
@@ -273,7 +273,7 @@ def _draw_plane(
         axes.axvline(planes[columns] - box[columns].start, **lines)
     corners = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03))
     sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
-    look: dict[str, Any] = {"transform": axes.transAxes, "color": INK, "fontsize": 10, "fontweight": "bold"}
+    look: dict[str, Any] = {"transform": axes.transAxes, "color": INK, "fontsize": 12, "fontweight": "bold"}
     look["path_effects"] = [withStroke(linewidth=2.5, foreground="black")]
     for letter, (x, y), (horizontal, vertical) in zip(letters, corners, sides, strict=True):
         axes.text(x, y, letter, ha=horizontal, va=vertical, **look)
