@@ -190,6 +190,7 @@ def test_options_may_stand_between_overrides(refused: Refused) -> None:
     assert "cohort.table: found none" in said
     assert "unrecognized arguments" not in said
     assert said.count("ConfigError") == 2, "one for each of the two runs, and none repeated at the end"
+    assert sys.argv[1] == "-m", "where Hydra 1.3 takes it as well"
 
 
 def test_keys_that_end_alike_come_before_those_that_are_spelt_alike() -> None:
