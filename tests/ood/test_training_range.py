@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from test_predict import cohort, run  # noqa: F401 - fixtures
+from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning.cohort import new_studies
 from idh_lightning.inference import Predictor
@@ -20,6 +20,11 @@ from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.ood.descriptor import PERCENTILES, StudyDescriptor, turned, turns
 
 NAMES = ("FLAIR", "T1", "T1c", "T2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run"), tiny_cohort(tmp_path_factory.mktemp("cohort")))
 
 
 def some_studies(number: int, seed: int, *, shift: float = 0.0) -> list[StudyDescriptor]:
@@ -137,7 +142,7 @@ def test_no_turn_is_the_identity_or_a_mirror_image() -> None:
 
 @pytest.mark.real
 def test_a_real_study_is_answered_or_refused_with_a_reason_and_its_map_fits(
-    run: Path,  # noqa: F811
+    run: Path,
     tmp_path: Path,
 ) -> None:
     place = Path(os.environ["IDH_REAL_DATA"]) / "brats2023" / "BraTS-GLI-00012-000"

@@ -242,7 +242,6 @@ def test_faults_come_in_the_order_of_the_studies_from_several_processes(tmp_path
 
 PROGRAM = """
     import sys
-    sys.path.insert(0, {tests!r})
     from pathlib import Path
     from idh_lightning.cohort.study import SEQUENCES, Study
     from idh_lightning.volumes import Preprocessing, VolumeStore
@@ -250,8 +249,8 @@ PROGRAM = """
     studies = [
         Study(
             study_id=path.name, patient_id=path.name, label=1,
-            files={{name: path / f"{{path.name}}_{{name}}.nii.gz" for name in SEQUENCES}},
-            mask=path / f"{{path.name}}_seg.nii.gz",
+            files={name: path / f"{path.name}_{name}.nii.gz" for name in SEQUENCES},
+            mask=path / f"{path.name}_seg.nii.gz",
         )
         for path in sorted(folder.iterdir())
     ]
@@ -261,7 +260,7 @@ PROGRAM = """
 
 
 def start(cohort, store, workers=1):
-    program = textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parent)))
+    program = textwrap.dedent(PROGRAM)
     command = [sys.executable, "-c", program, str(cohort), str(store), str(workers)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)

@@ -189,7 +189,7 @@ def test_too_few_drawn_studies_describe_nothing(drawn: list[DrawnStudy], tmp_pat
 
 
 def test_nothing_keeps_the_shipped_files_out_of_the_wheel() -> None:
-    project = Path(__file__).parents[1]
+    project = Path(__file__).parents[2]
     wheel = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == ["idh_lightning"]
     assert not {"exclude", "only-include", "artifacts"} & wheel.keys()

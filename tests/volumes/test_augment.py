@@ -17,7 +17,7 @@ from idh_lightning.volumes.augmentation import Augmentation, RandomSequenceDropo
 from idh_lightning.volumes.intensity import Intensity, RandomIntensity
 from idh_lightning.volumes.spatial import RandomSpatial, Spatial
 
-CONF = str(Path(__file__).parents[1] / "conf")
+CONF = str(Path(__file__).parents[2] / "conf")
 ORIENTATIONS = {
     "RAS": np.diag([1.0, 1.0, 1.0]),
     "LPS, uneven voxels": np.diag([-1.5, -1.0, 1.2]),

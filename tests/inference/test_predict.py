@@ -409,7 +409,7 @@ def command(*overrides: str, folder: Path) -> subprocess.CompletedProcess[str]:
             "PYTHONIOENCODING": "utf-8",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
         },
     )
 

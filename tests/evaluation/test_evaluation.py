@@ -275,7 +275,7 @@ def test_with_a_checkpoint_another_cohort_needs_test_patients_only(evaluation, p
 
 
 def test_the_keys_of_metrics_are_those_of_their_reference(results):
-    reference = (Path(__file__).parents[1] / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    reference = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text(encoding="utf-8")
     for key, entry in results.metrics.items():
         assert f"`{key}`" in reference
         if key == "test":
@@ -284,7 +284,7 @@ def test_the_keys_of_metrics_are_those_of_their_reference(results):
 
 def test_default_yaml_names_every_setting_with_the_default_of_the_class():
     yaml = pytest.importorskip("yaml")
-    settings = yaml.safe_load((Path(__file__).parents[1] / "conf/evaluation/default.yaml").read_text())
+    settings = yaml.safe_load((Path(__file__).parents[2] / "conf/evaluation/default.yaml").read_text())
     assert settings.pop("_target_") == "idh_lightning.evaluation.Evaluation"
     assert settings.pop("seed") == "${seed}"
     assert Evaluation(**settings) == Evaluation(age_bands=[40, 60], prevalences=[0.1, 0.2, 0.3, 0.5, 0.8])
