@@ -32,7 +32,7 @@ _UNEVEN = 0.1
 _SIDEWAYS_MM = 1.0
 
 Part = tuple[str, list[Frame], str]
-"""What makes it a part, its frames in the order of their places, and why it is no volume, or ""."""
+"""Name of the part, its frames in the order of their places, and why it is no volume, or ""."""
 
 
 def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:

@@ -42,7 +42,7 @@ _COMPONENTS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
 
 @dataclass(frozen=True, kw_only=True)
 class FileHeader:
-    """What all frames of a file share.
+    """Tags that all frames of a file share.
 
     Attributes:
         path: The file.
@@ -254,14 +254,12 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
         found = value(keyword)
         return tuple(map(float, found)) if found is not None and len(found) == length else None
 
-    kinds = value("FrameType", "ImageType") or ()
-    image_type = (kinds,) if isinstance(kinds, str) else tuple(map(str, kinds))
-    echo, inversion, b_value = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes"), None
+    image_type = _several(value("FrameType", "ImageType"))
+    echo, inversion = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes")
     b_value = number("DiffusionBValue")
     b_value = _private(dataset, _SIEMENS_B) if b_value is None else b_value
-    scanning = value("ScanningSequence")
-    scanning = scanning or {"SPIN": "SE", "GRADIENT": "GR", "BOTH": "SE GR"}.get(str(value("EchoPulseSequence")), "")
-    planar = " EP" if str(value("EchoPlanarPulseSequence")) == "YES" else ""
+    pulse = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}.get(str(value("EchoPulseSequence")), ())
+    planar = ("EP",) if str(value("EchoPlanarPulseSequence")) == "YES" else ()
     acquisition = str(value("MRAcquisitionType") or "")
     slope, intercept = number("RescaleSlope"), number("RescaleIntercept")
     time = value("FrameAcquisitionDateTime", "AcquisitionTime")
@@ -293,10 +291,14 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
         inversion_ms=inversion,
         b_value=b_value,
         image_type=image_type,
-        scanning_sequence=(scanning if isinstance(scanning, str) else " ".join(scanning)) + planar,
+        scanning_sequence=" ".join((*(_several(value("ScanningSequence")) or pulse), *planar)),
         is_3d=acquisition.startswith("3D") if acquisition else None,
         marks={name: found for name, found in marks.items() if found not in (None, "")},
     )
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(map(str, value or ()))
 
 
 def _private(dataset: Dataset, tag: tuple[int, int]) -> float | None:

@@ -52,10 +52,11 @@ _OTHER = {
     "Dixon fat or opposed phase": _words(r"dixon\w* (?:\w+ )?(?:f|fat|opp\w*|out\w*)"),
     "phase image": _words("pha", "phase", "phs", r"imaginary"),
     "projection or capture": _words(
-        r"m[i]?n?ip", "min ip", "mip", "projection", "vrt?", "cpr", "screen", "save", r"\w*capture\w*", r"\w*report",
+        r"m[i]?n?ip", "min ip", "mip", "projection", "vrt?", "cpr", r"screen\w*", "save", r"\w*capture\w*",
+        r"\w*report",
         r"phoenix\w*", "key images?", r"fused?", "fusion", r"overlay\w*", r"colou?r\w*", r"presentation\w*",
     ),
-    "subtraction": _words("subs?", r"subtr\w*", r"substr\w*", r"soustr\w*", r"sottr\w*", r"sustr\w*", "minus"),
+    "subtraction": _words("subs?(?!-[0-9])", r"subs?tr\w*", r"soustr\w*", r"sottr\w*", r"sustr\w*", "minus"),
     "STIR or double inversion": _words("stir", "double ir", r"double inversion\w*"),
     "steady state": _words("ciss", r"fiesta\w*", r"tru?e?fi\w*", "b ?-?ffe", "balanced", "ssfp", "b?tfe ?mrcp"),
     "motion or flow": _words("cine", "csf ?flow", "flow ?csf"),
@@ -84,7 +85,7 @@ _DERIVED_KINDS = {
 _NO_ENDING = r"(?<!repea)(?<!par)(?<!tes)(?<!sho)(?<!poin)(?<!scou)(?<!star)"
 _T1, _T2 = (re.compile(rf"{_NO_ENDING}t{n}(?![0-9])|(?<![a-z0-9])t {n}(?![0-9])") for n in "12")
 _T1_NAMES = re.compile(
-    r"mp ?rage|mp2rage|spgr|fsgpr|bravo|(?<![a-z])tfe|flash|vibe|thrive|lava|"
+    r"mp[ -]?rage|mp2rage|spgr|fsgpr|bravo|(?<![a-z])tfe|flash|vibe|thrive|lava|"
     r"(?<![a-z0-9])(?:mpr|tfl|fl3d\w*)(?![a-z0-9])"
 )
 _REFORMATTED = _words("mpr")

@@ -87,7 +87,7 @@ class Series:
 
     @property
     def drawbacks(self) -> dict[str, float]:
-        """What makes it less fit than another of the same sequence, the gravest first; 0 is best."""
+        """Reasons why it is less fit than another of the same sequence, the gravest first; 0 is best."""
         spacing = self.geometry.spacing_mm[2] if self.geometry else 0.0
         normal = np.abs(np.reshape(self.geometry.direction, (3, 3))[:, 2]) if self.geometry else np.zeros(3)
         solid = self.is_3d if self.is_3d is not None else spacing <= THIN_MM
