@@ -339,6 +339,7 @@ def test_a_syntax_that_cannot_be_decoded_is_named(syntax: str, name: str, tmp_pa
     [
         ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1"),
         ({"Modality": "CT"}, "modality CT"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "a mosaic"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture"),
     ],
 )

@@ -217,6 +217,8 @@ def _problem(dataset: Dataset, syntax: UID, kind: str) -> str:
         return f"modality {modality}"
     if "Capture" in UID(kind).name:
         return "a secondary capture"
+    if "MOSAIC" in _several(dataset.get("ImageType")):
+        return "a mosaic of slices in one image, as of functional and diffusion series"
     colours, photometric = dataset.get("SamplesPerPixel") or 1, str(dataset.get("PhotometricInterpretation") or "")
     if colours != 1 or photometric not in ("", "MONOCHROME2"):
         return f"{photometric or 'colour'} images; expected MONOCHROME2, one number per voxel"
@@ -256,13 +258,12 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
 
     image_type = _several(value("FrameType", "ImageType"))
     echo, inversion = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes")
-    b_value = number("DiffusionBValue")
-    b_value = _private(dataset, _SIEMENS_B) if b_value is None else b_value
+    stated = number("DiffusionBValue")
+    b_value = _private(dataset, _SIEMENS_B) if stated is None else stated
     pulse = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}.get(str(value("EchoPulseSequence")), ())
     planar = ("EP",) if str(value("EchoPlanarPulseSequence")) == "YES" else ()
-    acquisition = str(value("MRAcquisitionType") or "")
+    acquisition, time = str(value("MRAcquisitionType") or ""), value("FrameAcquisitionDateTime", "AcquisitionTime")
     slope, intercept = number("RescaleSlope"), number("RescaleIntercept")
-    time = value("FrameAcquisitionDateTime", "AcquisitionTime")
     marks = {
         "component": _component(dataset, value("ComplexImageComponent"), image_type),
         "image type": "/".join(image_type).upper(),
