@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 COARSE_MM = 3.0
 
 LEAST_ENHANCEMENT = -0.1
-"""Skewness of T1c minus T1 below which the two look as if they had changed places."""
+"""Skewness of T1c minus T1 below which the two look as if they had changed places.
 
-BRIGHTEST_FLUID = 0.6
-"""Rank, among the voxels of the head, of FLAIR where T2 is brightest, above which it looks like a T2."""
+Of 62 real studies (`examples/score_content.py`) 5 lie below, and 49 where the two files are exchanged."""
+
+BRIGHTEST_FLUID = 0.4
+"""Rank, among the voxels of the head, of FLAIR where T2 is brightest, above which it looks like a T2.
+
+Of 9 real studies the highest is 0.13, and where the two files are exchanged the lowest 0.58."""
 
 
 def doubts_of_content(files: Mapping[str, Path]) -> Iterator[str]:
@@ -24,15 +28,15 @@ def doubts_of_content(files: Mapping[str, Path]) -> Iterator[str]:
         found = enhancement(*_together(files["T1"], files["T1c"]))
         if found < LEAST_ENHANCEMENT:
             yield (
-                f"T1c does not look like T1 with enhancement (skewness of the difference {found:.2f}; expected more than "
-                f"{LEAST_ENHANCEMENT}): perhaps they have changed places. Look at them."
+                f"T1c does not look like T1 with enhancement (skewness of the difference {found:.2f}; expected more "
+                f"than {LEAST_ENHANCEMENT}): perhaps they have changed places. Look at them."
             )
     if "FLAIR" in files and "T2" in files:
         found = fluid_rank(*_together(files["T2"], files["FLAIR"]))
         if found > BRIGHTEST_FLUID:
             yield (
-                f"FLAIR is bright where T2 is brightest (rank {found:.2f}; expected less than {BRIGHTEST_FLUID}), so its "
-                "fluid is not dark: perhaps it is another sequence. Look at it."
+                f"FLAIR is bright where T2 is brightest (rank {found:.2f}; expected less than {BRIGHTEST_FLUID}), so "
+                "its fluid is not dark: perhaps it is another sequence. Look at it."
             )
 
 

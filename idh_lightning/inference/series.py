@@ -15,6 +15,7 @@ from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import write_text
+from idh_lightning.inference.content import doubts_of_content
 from idh_lightning.inference.sequence_guess import UNSTATED, contrast_stated
 from idh_lightning.volumes.reading import Geometry
 
@@ -235,14 +236,14 @@ def new_study_of_series(
     selection = select(series, named=named, sequences=sequences)
     if selection.problems:
         return NewStudy(study_id=study_id, study=None, problem="; ".join(selection.problems))
-    files = {}
+    files: dict[str, Path] = {}
     for sequence, one in selection.taken.items():
         try:
             files[sequence] = one.save(folder / f"{study_id}_{sequence}.nii.gz")
         except (RuntimeError, CohortError) as error:
             text = " ".join(str(error).split())[:400]
             return NewStudy(study_id=study_id, study=None, problem=f"series {one.number}, {sequence}: {text}")
-    return replace(study_of_files(files, study_id), notes=selection.notes)
+    return replace(study_of_files(files, study_id), notes=(*selection.notes, *doubts_of_content(files)))
 
 
 def by_study(series: Sequence[Series], folder: Path) -> dict[str, list[Series]]:
