@@ -13,17 +13,21 @@ from rich.console import Console
 from idh_lightning.checkpoint import SHIPPED
 from idh_lightning.cli.entry import command_line, entry
 from idh_lightning.cli.tables import FittingTable
-from idh_lightning.cohort import NewStudy
+from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
-from idh_lightning.inference.dicom import (
+from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.series import (
     Series,
     by_study,
-    dicom_series,
+    files_unread,
     new_study_of_series,
+    select,
     sequences_named,
     series_table,
+    write_series,
 )
+from idh_lightning.inference.sidecars import sidecar_series
 
 SOME_WITHOUT_ANSWER = 3
 """Exit status where a study failed or its answer was withheld; the others have theirs."""
@@ -55,16 +59,23 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     )
     for notice in predictor.ensemble.notices:
         Console().print(f"The network that the package ships. {notice}", soft_wrap=True, highlight=False)
-    series = dicom_series(Path(source)) if source is not None and Path(source).is_dir() else []
+    series, unread = _series_in(Path(source)) if source is not None else ([], {})
     if files and source is not None and not series:
         raise ConfigError(
             f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series "
-            "go with a folder of DICOM files only."
+            "go with a folder of DICOM files, or of NIfTI files with JSON sidecars, only."
         )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
     if series:
-        studies = _studies_of_series(series, Path(source), predictor, files, output, confirmed=settings["confirm"])
+        grouped = by_study(series, Path(source))
+        _show_series(grouped, unread, predictor, files, output, source=source, confirmed=settings["confirm"])
+        studies = [
+            new_study_of_series(
+                theirs, output / "dicom", study_id=study_id, named=files, sequences=predictor.ensemble.sequences
+            )
+            for study_id, theirs in grouped.items()
+        ]
     else:
         studies = predictor.found(files or source)
     answers = list(predictor.answers(studies, output))
@@ -77,30 +88,39 @@ def _naming(checkpoint: Any) -> list[str]:
     return [] if checkpoint == SHIPPED else [f"checkpoint={checkpoint}"]
 
 
-def _studies_of_series(
-    series: Sequence[Series],
-    folder: Path,
+def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
+    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none."""
+    if place.suffix.lower() in (*TABLES, ".gz", ".nii") or not place.exists():
+        return [], {}
+    series, unread = dicom_series(place)
+    return (series, unread) if series or not place.is_dir() else sidecar_series(place)
+
+
+def _show_series(
+    grouped: Mapping[str, Sequence[Series]],
+    unread: Mapping[str, Sequence[Path]],
     predictor: Predictor,
     named: Mapping[str, str],
     output: Path,
     *,
+    source: str,
     confirmed: bool,
-) -> list[NewStudy]:
-    """Show what the tags of DICOM series say, and return the studies where that is confirmed or said by the user."""
-    Console().print(series_table(series))
-    unnamed = [name for name in predictor.ensemble.sequences if name not in named]
+) -> None:
+    """Show which series are taken for which sequence, and stop where that is neither confirmed nor said by the user."""
+    sequences = predictor.ensemble.sequences
+    selections = [select(theirs, named=named, sequences=sequences) for theirs in grouped.values()]
+    console = Console()
+    console.print(series_table(selections))
+    for sentence in (*files_unread(unread), *(note for selection in selections for note in selection.notes)):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    write_series(selections, unread, output / "series.csv")
+    unnamed = [name for name in sequences if name not in named]
     if unnamed and not confirmed:
         raise ConfigError(
-            f"input: {folder} holds DICOM series, and which is {', '.join(unnamed)} was guessed from their tags; "
-            "expected your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 "
-            "t1c=8 t2=4."
+            f"input: {source} holds series, and which is {', '.join(unnamed)} was guessed from their tags; expected "
+            "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
+            "t2=4."
         )
-    return [
-        new_study_of_series(
-            theirs, output / "dicom", study_id=study_id, named=named, sequences=predictor.ensemble.sequences
-        )
-        for study_id, theirs in by_study(series, folder).items()
-    ]
 
 
 def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str]) -> None:

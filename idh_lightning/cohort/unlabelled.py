@@ -49,11 +49,13 @@ class NewStudy:
         study_id: Unique among the studies of one call; can be part of a file name.
         study: With the label 0, which nothing looks at; None where something is wrong.
         problem: What is wrong, in words that name the candidates; "" where nothing is.
+        notes: Doubts about which file is which sequence, which go with the answer.
     """
 
     study_id: str
     study: Study | None
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def sequence_of(name: str) -> tuple[str, str] | None:

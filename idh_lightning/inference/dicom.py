@@ -1,289 +1,275 @@
-"""DICOM folders: which series could be which sequence, by their tags, and series turned into NIfTI files."""
+"""DICOM frames -> volumes: one for each echo, time point, orientation and kind of image, and written as NIfTI."""
 
 from __future__ import annotations
 
-import locale
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import os
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from idh_lightning.cli.tables import FittingTable
-from idh_lightning.cohort import SEQUENCES, NewStudy, study_of_files
-from idh_lightning.cohort.files import walk
-from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import atomic_write
+from idh_lightning.inference.dicom_frames import Frame, frames_in, pydicom_silenced
+from idh_lightning.inference.predictor import MOST_VOXELS
+from idh_lightning.inference.sequence_guess import guess_sequence
+from idh_lightning.inference.series import Series
+from idh_lightning.volumes.reading import Geometry
 
-FEWEST_SLICES = 8
+MOST_PARTS = 8
+"""Volumes of one series that are offered one by one; more are a course in time, diffusion or projections."""
 
-_TAGS = {
-    "study_uid": "0020|000d",
-    "number": "0020|0011",
-    "description": "0008|103e",
-    "echo_ms": "0018|0081",
-    "repetition_ms": "0018|0080",
-    "inversion_ms": "0018|0082",
-    "contrast": "0018|0010",
-    "modality": "0008|0060",
-}
-_OTHER = re.compile(
-    r"\b(?:dwi|dti|adc|trace|swi|swan|t2\s*\*|t2star|gre|hemo|perf|dsc|dce|asl|bold|fmri|mra|tof|spectro|loc|localizer|"
-    r"scout|survey|mip|sub|subtraction|phase|b\s?1000|stir)\b|^adc|_adc",
-    re.IGNORECASE,
-)
-_FLAIR = re.compile(r"flair|dark.?fluid|tirm", re.IGNORECASE)
-_T1 = re.compile(r"t1|mprage|mp2rage|spgr|bravo|tfe|flash|vibe", re.IGNORECASE)
-_T2 = re.compile(r"t2", re.IGNORECASE)
-_WITH_CONTRAST = re.compile(
-    r"post|gad|\bgd\b|_gd|contrast|\bce\b|_ce\b|t1ce|t1c\b|\+\s*c\b|\bkm\b|\+gd|\bc\+", re.IGNORECASE
-)
-_WITHOUT_CONTRAST = re.compile(r"\bpre\b|pre[_-]|non.?contrast|without|native|nativ", re.IGNORECASE)
+_SAME_PLACE_MM = 0.05
+_SAME_DIRECTION = 0.005
+_UNEVEN = 0.1
+_SIDEWAYS_MM = 1.0
+
+Part = tuple[str, list[Frame], str]
+"""Name of the part, its frames in the order of their places, and why it is no volume, or ""."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One DICOM series.
+def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
+    """Series of all DICOM images in a folder and below it, by number, and the other files by the reason.
 
-    Attributes:
-        uid: SeriesInstanceUID.
-        study_uid: StudyInstanceUID.
-        number: SeriesNumber.
-        description: SeriesDescription.
-        files: In the order of the slices.
-        echo_ms: EchoTime, or None.
-        repetition_ms: RepetitionTime, or None.
-        inversion_ms: InversionTime, or None.
-        contrast: Whether a contrast agent is stated.
-        guess: A sequence, or "" where the tags fit none.
-        why: What the guess rests on.
+    A series that holds several volumes (echoes, time points, orientations, kinds of image) becomes one for each, with
+    letters after its number. Files of one series may lie in several folders, and a file may be there twice.
     """
-
-    uid: str
-    study_uid: str
-    number: str
-    description: str
-    files: tuple[str, ...] = field(repr=False)
-    echo_ms: float | None
-    repetition_ms: float | None
-    inversion_ms: float | None
-    contrast: bool
-    guess: str
-    why: str
+    frames, unread = frames_in(folder)
+    groups: dict[tuple[str, str], dict[str, Frame]] = defaultdict(dict)
+    for frame in frames:
+        known = groups[frame.header.study_uid, frame.header.series_uid]
+        if frame.uid in known:
+            unread.setdefault("there twice", []).append(frame.header.path)
+        known.setdefault(frame.uid, frame)
+    found = [one for group in groups.values() for one in _series_of(list(group.values()))]
+    return sorted(found, key=lambda one: (one.study_uid, _order(one.number), one.uid, one.number)), unread
 
 
-@contextmanager
-def keeping_locale() -> Iterator[None]:
-    """Undo what GDCM does to the process: it sets the C locale, in which text is ASCII (SimpleITK 2.5, GDCM 3)."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
+def _order(number: str) -> int:
+    digits = number.rstrip("abcdefgh")
+    return int(digits) if digits.isdigit() else 0
 
 
-@keeping_locale()
-def dicom_series(folder: Path) -> list[Series]:
-    """Return the series of a folder and all below it, by number; empty where there is no DICOM file."""
-    found: dict[str, Series] = {}
-    for place, _, names in walk(folder):
-        if not any(_is_dicom(Path(place) / name) for name in sorted(names)[:20]):
-            continue
-        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(place):
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(place, uid)
-            series = _read(uid, files)
-            found[f"{uid} {place}"] = series
-    return sorted(
-        found.values(), key=lambda one: (one.study_uid, int(one.number) if one.number.isdigit() else 0, one.uid)
+def _series_of(frames: list[Frame]) -> list[Series]:
+    parts = _parts(frames)
+    letters = [""] if len(parts) == 1 else "abcdefgh"
+    return [_series(*part, letter) for part, letter in zip(parts, letters, strict=False)]
+
+
+def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series:
+    first, middle = frames[0].header, frames[len(frames) // 2]
+    places = len(_places(frames)) if frames[0].position else len(frames)
+    problem = problem or next((one.header.problem for one in frames if one.header.problem), "")
+    guess, why = guess_sequence(
+        first.description,
+        contrast=first.contrast,
+        slices=places,
+        image_type=middle.image_type,
+        scanning_sequence=middle.scanning_sequence,
+        b_value=middle.b_value,
+        echo_ms=middle.echo_ms,
+        repetition_ms=middle.repetition_ms,
+        inversion_ms=middle.inversion_ms,
     )
-
-
-def series_table(series: Sequence[Series]) -> FittingTable:
-    """Table of the series found and their guessed sequences, for the screen."""
-    headings = ("number", "description", "slices", "TE, ms", "TR, ms", "TI, ms", "contrast", "guess", "why")
-    table = FittingTable("DICOM series", headings, ("description", "why"), ("contrast", "guess"))
-    for one in series:
-        times = ("" if ms is None else f"{ms:g}" for ms in (one.echo_ms, one.repetition_ms, one.inversion_ms))
-        cells = (
-            one.number,
-            one.description,
-            str(len(one.files)),
-            *times,
-            "yes" if one.contrast else "",
-            one.guess,
-            one.why,
-        )
-        table.add_row(*cells)
-    return table
-
-
-def new_study_of_series(
-    series: Sequence[Series], folder: Path, *, study_id: str, named: Mapping[str, str], sequences: Sequence[str]
-) -> NewStudy:
-    """Return the study of one DICOM study, its series written as NIfTI files into a folder.
-
-    Args:
-        series: Of one DICOM study.
-        folder: For the files.
-        study_id: What to call it.
-        named: Sequence -> SeriesNumber or SeriesInstanceUID, where the user says so; else the guess counts.
-        sequences: Which are needed.
-    """
-    problems, chosen = [], {}
-    for sequence in sequences:
-        wanted = named.get(sequence)
-        fitting = [one for one in series if (wanted in (one.number, one.uid) if wanted else one.guess == sequence)]
-        if len(fitting) == 1:
-            chosen[sequence] = fitting[0]
-        else:
-            listed = ", ".join(f"{one.number} ({one.description or 'no description'})" for one in fitting)
-            problems.append(f"{len(fitting)} series could be {sequence}{': ' if listed else ''}{listed}")
-    if problems:
-        remedy = "Name them by number, for example flair=5 t1=3 t1c=8 t2=4."
-        return NewStudy(study_id=study_id, study=None, problem=f"{'; '.join(problems)}; expected one each. {remedy}")
-    files = {}
-    for sequence, one in chosen.items():
-        try:
-            files[sequence] = _convert(one, folder / f"{study_id}_{sequence}.nii.gz")
-        except (RuntimeError, CohortError) as error:
-            text = " ".join(str(error).split())[:300]
-            return NewStudy(study_id=study_id, study=None, problem=f"series {one.number}, {sequence}: {text}")
-    return study_of_files(files, study_id)
-
-
-def by_study(series: Sequence[Series], folder: Path) -> dict[str, list[Series]]:
-    """Return the series of each DICOM study, under a name that can be part of a file name."""
-    studies: dict[str, list[Series]] = defaultdict(list)
-    for one in series:
-        studies[one.study_uid].append(one)
-    own = folder.absolute().name
-    if len(studies) == 1 and names_a_file(own):
-        return {own: list(series)}
-    return {f"study_{index + 1:03d}": theirs for index, theirs in enumerate(studies.values())}
-
-
-def guess_sequence(
-    description: str,
-    *,
-    echo_ms: float | None,
-    repetition_ms: float | None,
-    inversion_ms: float | None,
-    contrast: bool,
-    slices: int,
-) -> tuple[str, str]:
-    """Return the sequence that the tags of a series state, "" for none, and what says so.
-
-    The description comes first, then the times: a long echo is T2 weighting, with a long inversion time FLAIR; a
-    short echo with a short repetition or inversion time is T1 weighting.
-    """
-    if slices < FEWEST_SLICES:
-        return "", f"{slices} slices"
-    if other := _OTHER.search(description):
-        return "", f"description says {other[0]}"
-    weighting, why = "", "description"
-    if _FLAIR.search(description) and not re.search(r"t1.?flair|flair.?t1", description, re.IGNORECASE):
-        weighting = "FLAIR"
-    elif _T1.search(description):
-        weighting = "T1"
-    elif _T2.search(description):
-        weighting = "T2"
-    elif echo_ms is not None:
-        why = "times"
-        long_ms, repetition = inversion_ms or 0.0, repetition_ms or 0.0
-        if echo_ms >= 60 and long_ms >= 1500:
-            weighting = "FLAIR"
-        elif echo_ms >= 60 and repetition >= 2000:
-            weighting = "T2"
-        elif echo_ms <= 30 and (0 < repetition <= 1200 or 300 <= long_ms <= 1300):
-            weighting = "T1"
-    if weighting == "T1" and not _WITHOUT_CONTRAST.search(description):
-        if _WITH_CONTRAST.search(description):
-            return "T1c", f"{why}, contrast in the description"
-        if contrast:
-            return "T1c", f"{why}, contrast agent stated"
-    return weighting, why if weighting else "nothing fits"
-
-
-def _read(uid: str, files: Sequence[str]) -> Series:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(files[0])
-    reader.ReadImageInformation()
-    tags = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for name, tag in _TAGS.items()}
-    times = {name: _number(tags[name]) for name in ("echo_ms", "repetition_ms", "inversion_ms")}
-    slices = max(len(files), reader.GetSize()[2] if len(reader.GetSize()) > 2 else 1)
-    contrast = bool(tags["contrast"]) and tags["contrast"].lower() not in ("no", "none")
-    guess, why = guess_sequence(tags["description"], **times, contrast=contrast, slices=slices)
-    if tags["modality"] not in ("", "MR"):
-        guess, why = "", f"modality {tags['modality']}"
+    component = str(middle.marks.get("component", "magnitude"))
+    if guess and component not in ("magnitude", "mixed"):
+        guess, why = "", f"{component} image"
+    if first.modality not in ("", "MR"):
+        guess, why = "", first.problem
+    geometry = None if problem else _geometry(frames)
     return Series(
-        uid=uid,
-        study_uid=tags["study_uid"],
-        number=tags["number"],
-        description=tags["description"],
-        files=tuple(files),
-        contrast=contrast,
+        uid=first.series_uid,
+        study_uid=first.study_uid,
+        number=f"{first.number}{letter}",
+        description=first.description,
+        part=part,
+        slices=places,
+        folder=Path(os.path.commonpath([one.header.path.parent for one in frames])),
+        contrast=first.contrast,
+        acquired=min(one.header.acquired for one in frames),
+        is_3d=middle.is_3d,
+        derived="DERIVED" in {word.upper() for word in middle.image_type[:1]},
+        geometry=geometry,
         guess=guess,
         why=why,
-        **times,
+        problem=problem,
+        save=partial(save_volume, frames),
+        echo_ms=middle.echo_ms,
+        repetition_ms=middle.repetition_ms,
+        inversion_ms=middle.inversion_ms,
     )
 
 
-@keeping_locale()
-def _convert(series: Series, path: Path) -> Path:
-    """Write a series as NIfTI.
+def _parts(frames: list[Frame]) -> list[Part]:
+    """Volumes in the frames of a series; one part with a problem where they are none or too many."""
+    if any(one.position is None or one.orientation is None or one.spacing_mm is None for one in frames):
+        return [("", frames, "its planes have no place (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)")]
+    parts: list[Part] = []
+    grids = _grids(frames)
+    for index, grid in enumerate(grids, start=1):
+        name = f"orientation or grid {index}" if len(grids) > 1 else ""
+        parts += [(", ".join(filter(None, (name, what))), some, problem) for what, some, problem in _apart(grid)]
+    if len(parts) > MOST_PARTS:
+        return [("", frames, f"{len(parts)} volumes of different orientation or grid in one series")]
+    return [(what, some, problem or _uneven(some)) for what, some, problem in parts]
+
+
+def _grids(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Frames with the same direction, size, spacing and stack."""
+    grids: list[tuple[NDArray[np.float64], Hashable, list[Frame]]] = []
+    for frame in frames:
+        direction = np.array(frame.orientation)
+        rest = (frame.shape, np.round(np.array(frame.spacing_mm), 3).tobytes(), frame.marks.get("stack"))
+        for known, others, members in grids:
+            if others == rest and np.abs(known - direction).max() < _SAME_DIRECTION:
+                members.append(frame)
+                break
+        else:
+            grids.append((direction, rest, [frame]))
+    return [members for _, _, members in grids]
+
+
+def _depths(frames: Sequence[Frame]) -> NDArray[np.float64]:
+    """Position of each frame along the normal of the first, mm."""
+    along, down = np.reshape(np.array(frames[0].orientation), (2, 3))
+    return np.asarray(np.array([one.position for one in frames]) @ np.cross(along, down))
+
+
+def _places(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Frames by their place along the normal, in ascending order."""
+    depths = _depths(frames)
+    order = np.argsort(depths, kind="stable")
+    places: list[list[Frame]] = []
+    last = -np.inf
+    for index in order:
+        if depths[index] - last > _SAME_PLACE_MM:
+            places.append([])
+            last = depths[index]
+        places[-1].append(frames[index])
+    return places
+
+
+def _most_at_one_place(frames: Sequence[Frame]) -> int:
+    return max(map(len, _places(frames)))
+
+
+def _apart(frames: Sequence[Frame]) -> list[Part]:
+    """Volumes among frames of one grid: told apart, where a place is taken several times, by what their tags state."""
+    places = _places(frames)
+    most = max(map(len, places))
+    if most == 1:
+        return [("", [one for (one,) in places], "")]
+    for name in dict.fromkeys(name for frame in frames for name in frame.marks if name not in ("time", "instance")):
+        groups: dict[Hashable, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            groups[frame.marks.get(name)].append(frame)
+        if 1 < len(groups) <= most and max(map(_most_at_one_place, groups.values())) < most:
+            break
+    else:
+        name, groups = "time", _by_time(places, most)
+    if not groups:
+        counts = Counter(map(len, places))
+        reason = f"{min(counts)} to {most}" if len(counts) > 1 else f"{most}"
+        return [("", list(frames), f"{reason} images at each place, and no tag tells them apart")]
+    if len(groups) > MOST_PARTS:
+        return [("", list(frames), f"{len(groups)} images at each place, told apart by {name}: no single volume")]
+    parts: list[Part] = []
+    for order, (value, group) in enumerate(groups.items(), start=1):
+        label = f"time {order} of {len(groups)}" if name in ("time", "time point") else f"{name} {value}"
+        parts += [(", ".join(filter(None, (label, what))), some, problem) for what, some, problem in _apart(group)]
+    return parts
+
+
+def _by_time(places: list[list[Frame]], most: int) -> dict[Hashable, list[Frame]]:
+    """First, second, ... frame of each place by the time of acquisition; empty where that does not tell them apart."""
+    groups: dict[Hashable, list[Frame]] = defaultdict(list)
+    for place in places:
+        times = [str(frame.marks.get("time", "")) for frame in place]
+        if len(place) != most or len(set(times)) != most or "" in times:
+            return {}
+        for rank, index in enumerate(np.argsort(times)):
+            groups[rank].append(place[index])
+    return dict(groups)
+
+
+def _uneven(frames: Sequence[Frame]) -> str:
+    """Why frames of different places, in order, are no volume, or ""."""
+    if len(frames) < 2:
+        return ""
+    steps = np.diff(_depths(frames))
+    usual = float(np.median(steps))
+    if np.abs(steps / usual - 1).max() > _UNEVEN:
+        return (
+            f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; expected one distance: a slice is "
+            "missing. Export the series again"
+        )
+    places = np.array([one.position for one in frames])
+    along, down = np.reshape(np.array(frames[0].orientation), (2, 3))
+    sideways = np.abs((places - places[0]) @ np.stack([along, down], axis=1)).max()
+    if sideways > _SIDEWAYS_MM:
+        return f"its slices are shifted against each other by up to {sideways:.1f} mm in their plane (a sheared volume)"
+    return ""
+
+
+def _geometry(frames: Sequence[Frame]) -> Geometry:
+    """Grid of frames in the order of their places."""
+    first = frames[0]
+    along, down = np.reshape(np.array(first.orientation), (2, 3))
+    along = along / np.linalg.norm(along)
+    down = down - along * (along @ down)
+    down = down / np.linalg.norm(down)
+    depths = _depths(frames)
+    step = (depths[-1] - depths[0]) / (len(frames) - 1) if len(frames) > 1 else 1.0
+    rows_mm, columns_mm = first.spacing_mm or (1.0, 1.0)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([along * columns_mm, down * rows_mm, np.cross(along, down) * step], axis=1)
+    affine[:3, 3] = first.position
+    return Geometry.from_affine((first.shape[1], first.shape[0], len(frames)), affine)
+
+
+def save_volume(frames: Sequence[Frame], path: Path) -> Path:
+    """Write frames, in the order of their places, as NIfTI: float32, each frame with its own slope and intercept.
 
     Raises:
-        CohortError: If slices are missing between others.
-        RuntimeError: If SimpleITK cannot read it.
+        CohortError: If the pixels of a file cannot be decoded, or are too many.
     """
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(series.files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    if len(series.files) > 2:
-        _check_gaps(reader, series)
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise CohortError("colour images; expected one number per voxel")
+    geometry = _geometry(frames)
+    if np.prod(geometry.size, dtype=object) > MOST_VOXELS:
+        raise CohortError(f"{geometry.size} voxels; expected at most {MOST_VOXELS:.2e} in all")
+    voxels = np.empty(geometry.size[::-1], np.float32)
+    slots: dict[Path, list[int]] = defaultdict(list)
+    for slot, frame in enumerate(frames):
+        slots[frame.header.path].append(slot)
+    for file, its in slots.items():
+        _decode(file, [frames[slot] for slot in its], its, voxels)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        sitk.WriteImage(image, str(temporary))
+        sitk.WriteImage(geometry.image(voxels), str(temporary), useCompression=True, compressionLevel=1)
     return path
 
 
-def _check_gaps(reader: sitk.ImageSeriesReader, series: Series) -> None:
-    places = []
-    for index in range(len(series.files)):
-        if not reader.HasMetaDataKey(index, "0020|0032"):
-            return
-        places.append([float(text) for text in reader.GetMetaData(index, "0020|0032").split("\\")])
-    steps = np.linalg.norm(np.diff(np.array(places), axis=0), axis=1)
-    usual = float(np.median(steps))
-    if usual <= 0 or np.abs(steps / usual - 1).max() > 0.1:
-        raise CohortError(
-            f"its slices lie {steps.min():.2f} to {steps.max():.2f} mm apart; expected one distance: a slice is "
-            "missing or there twice. Export the series again"
-        )
-
-
-def _number(text: str) -> float | None:
+def _decode(file: Path, frames: Sequence[Frame], slots: Sequence[int], voxels: NDArray[np.float32]) -> None:
+    """Fill slots of a volume [D, H, W] with some frames of one file."""
     try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def sequences_named(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return sequence -> what the settings flair, t1, t1c and t2 say, where they say something."""
-    return {name: str(settings[name.lower()]) for name in SEQUENCES if settings[name.lower()] is not None}
+        with pydicom_silenced():
+            dataset = pydicom.dcmread(file, force=True)
+            if "TransferSyntaxUID" not in dataset.file_meta:  # a file without preamble
+                implicit, little = dataset.original_encoding
+                explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+            pixels = iter_pixels(dataset, indices=[frame.index for frame in frames])
+            for frame, slot, plane in zip(frames, slots, pixels, strict=True):
+                slope, intercept = frame.scale
+                voxels[slot] = plane.astype(np.float64) * slope + intercept
+    except CohortError:
+        raise
+    except Exception as error:  # whatever a library makes of a damaged file
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CohortError(f"{file}: its pixels cannot be decoded ({text}). Export it again") from error

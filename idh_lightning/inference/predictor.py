@@ -162,7 +162,8 @@ class Predictor:
         ]
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
-        notices, told = self.ensemble.notices, [doubt.text for doubt in doubts if not doubt.withheld]
+        notices = (*self.ensemble.notices, *new.notes)
+        told = [doubt.text for doubt in doubts if not doubt.withheld]
         cam = self.ensemble.map(stored)
         files = self._written(cam, tumour, stored, new.study_id, output)
         unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))

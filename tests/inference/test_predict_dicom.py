@@ -1,56 +1,48 @@
-"""DICOM folders: the sequence guessed from tags, shown, and only used when confirmed."""
+"""A folder of DICOM, or of NIfTI with sidecars: guessed, shown, only used when confirmed, and answered as NIfTI is."""
 
 from __future__ import annotations
 
-import locale
+import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
+from pydicom.dataset import Dataset
 from test_predict import cohort, command, predictor, run  # noqa: F401 - fixtures
+from tiny_dicom import base, classic, save
 from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.inference import Predictor
-from idh_lightning.inference.dicom import by_study, dicom_series, guess_sequence, keeping_locale, new_study_of_series
+from idh_lightning.inference.content import doubts_of_content
+from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.series import by_study, new_study_of_series
+from idh_lightning.inference.sidecars import sidecar_series
 
-TAGS: dict[str, dict[str, str]] = {
-    "FLAIR": {"0008|103e": "AX T2 FLAIR", "0018|0081": "120", "0018|0080": "9000", "0018|0082": "2500"},
-    "T1": {"0008|103e": "3D MPRAGE", "0018|0081": "3", "0018|0080": "2000", "0018|0082": "900"},
-    "T1c": {"0008|103e": "3D MPRAGE", "0018|0081": "3", "0018|0080": "2000", "0018|0010": "GADAVIST"},
-    "T2": {"0008|103e": "AX T2 TSE", "0018|0081": "100", "0018|0080": "5000"},
+TAGS: dict[str, dict[str, object]] = {
+    "FLAIR": {"SeriesDescription": "AX T2 FLAIR", "EchoTime": 120, "RepetitionTime": 9000, "InversionTime": 2500},
+    "T1": {"SeriesDescription": "3D MPRAGE", "EchoTime": 3, "RepetitionTime": 2000, "InversionTime": 900},
+    "T1c": {"SeriesDescription": "3D MPRAGE", "EchoTime": 3, "RepetitionTime": 2000, "ContrastBolusAgent": "GADAVIST"},
+    "T2": {"SeriesDescription": "AX T2 TSE", "EchoTime": 100, "RepetitionTime": 5000},
 }
 
 
-@keeping_locale()
-def write_series(image: sitk.Image, folder: Path, number: int, tags: dict[str, str]) -> None:
-    """Write an image as a DICOM series."""
-    folder.mkdir(parents=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    axes = image.GetDirection()
-    orientation = "\\".join(str(axes[index]) for index in (0, 3, 6, 1, 4, 7))
-    whole = sitk.Cast(image, sitk.sitkInt16)
-    for index in range(image.GetDepth()):
-        plane = whole[:, :, index]
-        shared = {
-            "0008|0060": "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"1.2.3.{number}.{index + 1}",
-            "0020|000d": "1.2.3",
-            "0020|000e": f"1.2.3.{number}",
-            "0020|0011": str(number),
-            "0020|0013": str(index + 1),
-            "0020|0037": orientation,
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, index)))),
-            "0018|0050": str(image.GetSpacing()[2]),
-            "0028|0030": f"{image.GetSpacing()[1]}\\{image.GetSpacing()[0]}",
-        }
-        for tag, text in (shared | tags).items():
-            plane.SetMetaData(tag, text)
-        writer.SetFileName(str(folder / f"{index:04d}.dcm"))
-        writer.Execute(plane)
+def slices_of(image: sitk.Image, number: int, **tags: object) -> list[Dataset]:
+    """Classic DICOM slices of an image."""
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    voxels = sitk.GetArrayFromImage(image).astype(np.int32)
+    return classic(
+        voxels,
+        orientation=tuple(axes[:, 0]) + tuple(axes[:, 1]),
+        origin=image.GetOrigin(),
+        spacing=image.GetSpacing(),
+        SeriesNumber=number,
+        SeriesInstanceUID=f"1.2.3.{number}",
+        **tags,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +58,37 @@ def dicom(tmp_path_factory: pytest.TempPathFactory, nifti: Path) -> Path:
     folder = tmp_path_factory.mktemp("dicom") / "patient"
     for number, name in enumerate(SEQUENCES, start=1):
         image = sitk.DICOMOrient(sitk.ReadImage(str(nifti / f"patient_{name}.nii.gz")), "LPS")
-        write_series(image, folder / f"series{number}", number, TAGS[name])
+        save(slices_of(image, number, **TAGS[name]), folder / f"series{number}")
     return folder
 
 
-def test_reading_dicom_leaves_the_text_of_the_process_as_it_was(dicom: Path, tmp_path: Path) -> None:
-    before = locale.setlocale(locale.LC_ALL)
-    new_study_of_series(dicom_series(dicom), tmp_path, study_id="patient", named={}, sequences=SEQUENCES)
-    assert locale.setlocale(locale.LC_ALL) == before
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory, nifti: Path) -> Path:
+    """The same study as a converter leaves it: names that state no sequence, and a sidecar beside each."""
+    folder = tmp_path_factory.mktemp("converted") / "patient"
+    folder.mkdir()
+    for number, name in enumerate(SEQUENCES, start=1):
+        stem = f"patient_{TAGS[name]['SeriesDescription']}_20200101120000_{number}".replace(" ", "_")
+        (folder / f"{stem}.nii.gz").write_bytes((nifti / f"patient_{name}.nii.gz").read_bytes())
+        tags = {key: value / 1000 if isinstance(value, int) else value for key, value in TAGS[name].items()}
+        (folder / f"{stem}.json").write_text(json.dumps({"Modality": "MR", "SeriesNumber": number} | tags))
+    return folder
 
 
-def test_the_same_study_as_dicom_gives_the_same_answer(
+@pytest.mark.parametrize("kind", ["dicom", "converted"])
+def test_the_same_study_gives_the_same_answer(
+    kind: str,
     predictor: Predictor,  # noqa: F811
     nifti: Path,
-    dicom: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     (expected,) = predictor.predict(nifti)
-    series = dicom_series(dicom)
+    folder = request.getfixturevalue(kind)
+    series, unread = dicom_series(folder) if kind == "dicom" else sidecar_series(folder)
     assert [one.guess for one in series] == list(SEQUENCES)
-    ((name, theirs),) = by_study(series, dicom).items()
+    assert unread == {}
+    ((name, theirs),) = by_study(series, folder).items()
     new = new_study_of_series(theirs, tmp_path, study_id=name, named={}, sequences=SEQUENCES)
     (answer,) = predictor.predict([new])
     assert answer.probability == pytest.approx(expected.probability, abs=0.01)
@@ -107,49 +110,93 @@ def test_guesses_are_shown_and_used_only_when_confirmed(
     assert (tmp_path / "out" / "dicom" / "patient_FLAIR.nii.gz").is_file()
 
 
-def test_two_series_for_one_sequence_are_listed(dicom: Path, tmp_path: Path) -> None:
-    series = dicom_series(dicom)
-    doubled = [*series, series[1].__class__(**{**vars(series[1]), "number": "9", "uid": "other"})]
-    new = new_study_of_series(doubled, tmp_path, study_id="p", named={}, sequences=SEQUENCES)
-    assert "2 series could be T1: 2 (3D MPRAGE), 9 (3D MPRAGE)" in new.problem
-    named = new_study_of_series(doubled, tmp_path, study_id="p", named={"T1": "2"}, sequences=SEQUENCES)
-    assert named.problem == ""
+def test_what_is_not_used_is_listed_with_the_reason(
+    run: Path,  # noqa: F811
+    dicom: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "patient"
+    folder.symlink_to(dicom)
+    more = tmp_path / "both"
+    more.mkdir()
+    (more / "patient").symlink_to(dicom)
+    (more / "notes.txt").write_text("seen on Monday " * 20)
+    save(classic(np.ones((9, 8, 8)), SeriesNumber=9, SeriesInstanceUID="1.2.9", SeriesDescription="ep2d_diff"), more)
+    save([base(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")], more, "SR")
+    asked = command(f"checkpoint={run}", f"input={more}", "output=out", folder=tmp_path)
+    assert "1 file not used: not DICOM; such as notes.txt." in asked.stdout
+    assert "no image: Basic Text SR" in asked.stdout
+    table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str, keep_default_na=False)
+    assert list(table.loc[table["taken"] != "", "number"]) == ["1", "2", "3", "4"]
+    (diffusion,) = table.loc[table["number"] == "9", "why"]
+    assert "diffusion" in diffusion
+    assert {Path(file).name for file in table.loc[table["number"] == "", "file"]} == {"notes.txt", "SR0000.dcm"}
 
 
-def test_a_missing_slice_is_noticed(dicom: Path, tmp_path: Path) -> None:
-    for path in sorted(dicom.rglob("*.dcm")):
-        if path.name != "0010.dcm":
-            copy = tmp_path / "patient" / path.relative_to(dicom)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    series = dicom_series(tmp_path / "patient")
+def test_a_doubt_about_contrast_goes_with_the_answer(
+    predictor: Predictor,  # noqa: F811
+    nifti: Path,
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(SEQUENCES, start=1):
+        image = sitk.DICOMOrient(sitk.ReadImage(str(nifti / f"patient_{name}.nii.gz")), "LPS")
+        tags = TAGS[name] | {"ContrastBolusAgent": "GADAVIST", "AcquisitionTime": f"12000{number}"}
+        save(slices_of(image, number, AcquisitionDate="20200101", **tags), tmp_path / "patient" / str(number))
+    series, _ = dicom_series(tmp_path / "patient")
+    new = new_study_of_series(series, tmp_path / "out", study_id="p", named={}, sequences=SEQUENCES)
+    (answer,) = predictor.predict([new])
+    assert answer.status == "flagged"
+    assert any("T1c is series 3" in warning and "copied" in warning for warning in answer.warnings)
+
+
+def test_studies_are_called_as_their_folders_where_each_has_its_own(tmp_path: Path) -> None:
+    for name in ("anna", "berta"):
+        save(classic(np.ones((9, 8, 8)), StudyInstanceUID=name, SeriesInstanceUID=f"{name}.1"), tmp_path / name / "1")
+    series, _ = dicom_series(tmp_path)
+    assert sorted(by_study(series, tmp_path)) == ["anna", "berta"]
+
+
+def test_a_study_is_left_without_the_sequences_that_no_series_fits(dicom: Path, tmp_path: Path) -> None:
+    series = [one for one in dicom_series(dicom)[0] if one.guess != "T2"]
     new = new_study_of_series(series, tmp_path, study_id="p", named={}, sequences=SEQUENCES)
-    assert "a slice is missing" in new.problem
-
-
-@pytest.mark.parametrize(
-    ("description", "tags", "expected"),
-    [
-        ("t2_tirm_tra_dark-fluid", {}, "FLAIR"),
-        ("Ax T1 FLAIR", {}, "T1"),
-        ("Ax T1 post GAD", {}, "T1c"),
-        ("t1_mprage_sag pre contrast", {"contrast": True}, "T1"),
-        ("SAG T1 SE", {"contrast": True}, "T1c"),
-        ("T2* GRE", {}, ""),
-        ("ep2d_diff ADC", {}, ""),
-        ("Localizer", {}, ""),
-        ("AX T2 FSE", {"slices": 3}, ""),
-        ("", {"echo_ms": 120.0, "repetition_ms": 9000.0, "inversion_ms": 2400.0}, "FLAIR"),
-        ("", {"echo_ms": 100.0, "repetition_ms": 4500.0}, "T2"),
-        ("", {"echo_ms": 9.0, "repetition_ms": 600.0, "contrast": True}, "T1c"),
-        ("brain", {}, ""),
-    ],
-)
-def test_the_tags_of_a_series_tell_its_sequence(description: str, tags: dict[str, object], expected: str) -> None:
-    known = {"echo_ms": None, "repetition_ms": None, "inversion_ms": None, "contrast": False, "slices": 30}
-    assert guess_sequence(description, **known | tags)[0] == expected  # type: ignore[arg-type]
+    assert new.study is not None
+    assert list(new.study.files) == ["FLAIR", "T1", "T1c"]
 
 
 def test_a_folder_of_other_files_holds_no_series(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes(np.arange(300, dtype=np.uint8).tobytes())
-    assert dicom_series(tmp_path) == []
+    series, unread = dicom_series(tmp_path)
+    assert series == []
+    assert list(unread) == ["not DICOM"]
+
+
+def test_sidecars_count_only_where_no_name_states_a_sequence(converted: Path, nifti: Path, tmp_path: Path) -> None:
+    assert len(sidecar_series(converted)[0]) == 4
+    for path in converted.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "patient_FLAIR.nii.gz").symlink_to(nifti / "patient_FLAIR.nii.gz")
+    assert sidecar_series(tmp_path) == ([], {})
+
+
+def test_echoes_of_one_number_get_letters_and_four_dimensions_are_told(tmp_path: Path) -> None:
+    for stem, echo_s, shape in (("x_e1", 0.015, (8, 8, 9)), ("x_e2", 0.09, (8, 8, 9)), ("y", 0.09, (8, 8, 9, 5))):
+        nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / f"{stem}.nii.gz")
+        tags = {"SeriesNumber": 4 if stem[0] == "x" else 5, "SeriesDescription": "pd+t2_tse", "EchoTime": echo_s}
+        (tmp_path / f"{stem}.json").write_text(json.dumps(tags))
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 9), np.float32), np.eye(4)), tmp_path / "alone.nii.gz")
+    series, unread = sidecar_series(tmp_path)
+    assert [(one.number, one.guess, bool(one.problem)) for one in series] == [
+        ("4a", "", False),
+        ("4b", "T2", False),
+        ("5", "T2", True),
+    ]
+    assert list(unread) == ["no JSON sidecar beside it"]
+
+
+def test_the_images_warn_where_two_sequences_have_changed_places(nifti: Path) -> None:
+    files = {name: nifti / f"patient_{name}.nii.gz" for name in SEQUENCES}
+    assert list(doubts_of_content(files)) == []
+    (doubt,) = doubts_of_content({"T1": files["T1c"], "T1c": files["T1"]})
+    assert "changed places" in doubt
+    (doubt,) = doubts_of_content({"FLAIR": files["T2"], "T2": files["T2"]})
+    assert "fluid is not dark" in doubt
