@@ -14,9 +14,10 @@ from idh_lightning.checkpoint import SHIPPED
 from idh_lightning.cli.entry import command_line, entry
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort.spreadsheet import TABLES
-from idh_lightning.errors import ConfigError
+from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.dicom_output import write_dicom
 from idh_lightning.inference.series import (
     Series,
     by_study,
@@ -67,8 +68,13 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         )
     output = Path(settings["output"])
     output.mkdir(parents=True, exist_ok=True)
+    grouped = by_study(series, Path(source)) if series else {}
+    if settings["dicom_output"] and not any(one.frames for one in series):
+        raise ConfigError(
+            f"dicom_output: found true with {source or 'files of NIfTI'}, which holds no DICOM; expected the DICOM "
+            "series that the results are to refer to. Name their folder as input, or leave dicom_output out."
+        )
     if series:
-        grouped = by_study(series, Path(source))
         _show_series(grouped, unread, predictor, files, output, source=source, confirmed=settings["confirm"])
         studies = [
             new_study_of_series(
@@ -78,7 +84,12 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         ]
     else:
         studies = predictor.found(files or source)
-    answers = list(predictor.answers(studies, output))
+    sources = _dicom_sources(grouped, files, predictor) if settings["dicom_output"] else {}
+    answers = []
+    for answer in predictor.answers(studies, output):
+        answers.append(answer)
+        if theirs := sources.get(answer.study_id):
+            _write_dicom(answer, theirs, output)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output, predictor.ensemble.notices)
     return answers
@@ -121,6 +132,26 @@ def _show_series(
             "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
             "t2=4."
         )
+
+
+def _dicom_sources(
+    grouped: Mapping[str, Sequence[Series]], named: Mapping[str, str], predictor: Predictor
+) -> dict[str, list[Series]]:
+    """Study -> the series that were taken, the one on whose grid results most likely lie first."""
+    sequences = predictor.ensemble.sequences
+    taken = {name: select(theirs, named=named, sequences=sequences).taken for name, theirs in grouped.items()}
+    return {name: [those[one] for one in sequences if one in those] for name, those in taken.items()}
+
+
+def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> None:
+    """Write what was found of a study as DICOM; where that cannot be done, say why: the answer stands."""
+    try:
+        files = write_dicom(answer, taken, output)
+    except CohortError as error:
+        Console().print(f"{answer.study_id}: no DICOM is written. {error}", soft_wrap=True, highlight=False)
+        return
+    for file in files:
+        Console().print(f"{'DICOM':>16}  {file}", soft_wrap=True, highlight=False)
 
 
 def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str]) -> None:

@@ -101,6 +101,7 @@ def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series
         why=why,
         problem=problem,
         save=partial(save_volume, frames),
+        frames=tuple(frames),
         echo_ms=middle.echo_ms,
         repetition_ms=middle.repetition_ms,
         inversion_ms=middle.inversion_ms,

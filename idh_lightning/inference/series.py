@@ -16,6 +16,7 @@ from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.errors import CohortError
 from idh_lightning.files import write_text
 from idh_lightning.inference.content import doubts_of_content
+from idh_lightning.inference.dicom_frames import Frame
 from idh_lightning.inference.sequence_guess import UNSTATED, contrast_stated
 from idh_lightning.volumes.reading import Geometry
 
@@ -53,6 +54,7 @@ class Series:
         doubt: What speaks against it, or "".
         problem: Why it cannot be used, or "".
         save: Path of its NIfTI file, which is written under the path given if there is none yet.
+        frames: Its planes in the order of their places; none where it is a NIfTI file.
     """
 
     uid: str
@@ -75,6 +77,7 @@ class Series:
     doubt: str = ""
     problem: str = ""
     save: Callable[[Path], Path] = field(repr=False)
+    frames: tuple[Frame, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
