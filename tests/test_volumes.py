@@ -274,7 +274,9 @@ def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
     monkeypatch.setattr("idh_lightning.volumes.brain.extract_brain", lambda _: brain)  # once is enough
     volume = Preprocessing(32)(study)
     assert [fault.check for fault in volume.faults] == ["skull_not_stripped"]
-    assert volume.found == BrainRecord(volume_ml=brain.sum() * spacing**3 / 1000, extracted=True, tumour_kept=1.0)
+    assert volume.found == BrainRecord(
+        volume_ml=brain.sum() * spacing**3 / 1000, extracted=True, tumour_kept=1.0, sequence="FLAIR"
+    )
     assert not volume.image[:, volume.brain == 0].any()
 
 

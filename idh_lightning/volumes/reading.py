@@ -63,6 +63,11 @@ class Geometry:
         return affine
 
     @property
+    def inverse(self) -> NDArray[np.float64]:
+        """[4, 4], LPS mm to voxel indices (x, y, z)."""
+        return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)
+
+    @property
     def affine_ras(self) -> NDArray[np.float64]:
         """[4, 4], voxel indices (x, y, z) to RAS mm, as in a NIfTI header."""
         return RAS_LPS @ self.affine
