@@ -36,6 +36,8 @@ MASK_COLOUR = "#56B4E9"
 BRAIN_COLOUR = "#E69F00"
 LEVEL_COLOUR = "#F0E442"
 INK, PAPER = "#f2f2f2", "#0b0b0c"
+SQUARE_MM = 25.0
+"""Edge of the squares that two images take turns in."""
 GREYS = colormaps["gray"].with_extremes(bad="black")
 
 _GAP = 0.04
@@ -186,6 +188,47 @@ def brain_panel(
     _legend(figure, 0.6, outlined=mask is not None and bool(mask.any()), mapped=False, brain=True)
     middle = 1 - 0.25 / figure.get_figheight()
     figure.suptitle(title, y=middle, va="center", color=INK, fontsize=14, parse_math=False)
+    return figure
+
+
+def registration_panel(
+    fixed: _FloatArray, before: _FloatArray, after: _FloatArray, affine_ras: NDArray[np.float64], title: str
+) -> Figure:
+    """Figure of a registered sequence: three planes of squares, from the fixed and the moving image by turns.
+
+    The left three show it where its header has it, the right three where it was laid: there edges go on from square to
+    square.
+
+    Args:
+        fixed: [D, H, W], LPS order, intensities as in the file.
+        before: Likewise, the moving image where its header has it.
+        after: Likewise, where it was laid.
+        affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
+        title: Shown as it is.
+    """
+    spacing_mm = np.linalg.norm(affine_ras[:3, :3], axis=0)[::-1].tolist()
+    planes = tumour_planes(None, None, fixed.shape)
+    box = (slice(0, fixed.shape[0]), slice(0, fixed.shape[1]), slice(0, fixed.shape[2]))
+    shapes = [_width_over_height(plane, box, spacing_mm) for plane in PLANES]
+    width, top = 16.0, 0.8
+    height = (width - 8 * _GAP) / (2 * sum(shapes))
+    figure = Figure(figsize=(width, top + height + _GAP), facecolor=PAPER)
+    steps = np.indices(fixed.shape) // np.reshape([round(SQUARE_MM / mm) for mm in spacing_mm], (3, 1, 1, 1))
+    odd = steps.sum(axis=0) % 2 == 1
+    left = _GAP
+    for words, moving in (("where its header has it", before), ("where it was laid", after)):
+        low_high = [_window(volume) for volume in (fixed, moving)]
+        greys = [
+            np.clip((volume - low) / (high - low), 1e-3, 1) for volume, (low, high) in zip((fixed, moving), low_high)
+        ]
+        squares = np.where(odd, greys[1], greys[0])
+        for plane, shape in zip(PLANES, shapes, strict=True):
+            axes = _axes(figure, left, top, shape * height, height)
+            _draw_plane(axes, squares, plane, planes, box, spacing_mm)
+            axes.set_title(f"{plane}, {words}", color=INK, fontsize=9, parse_math=False)
+            left += shape * height + _GAP
+        left += 2 * _GAP
+    figure.suptitle(title, y=1 - 0.22 / figure.get_figheight(), va="center", color=INK, fontsize=13, parse_math=False)
     return figure
 
 

@@ -80,7 +80,7 @@ def bring_to_one_grid(
     for name, image in images.items():
         place = Place(study.study_id, _file_name(study, name))
         if name not in (reference, MASK):
-            found = _registration(fixed, image, brain, reference, name, registration)
+            found = register_where_needed(fixed, image, brain, reference, name, registration)
             if found is not None:
                 registrations[name] = found
                 faults.append(consistency.check_registration(found, place))
@@ -96,7 +96,7 @@ def bring_to_one_grid(
     return OneGrid(brought, tuple(registrations.values()), faults)
 
 
-def _registration(
+def register_where_needed(
     fixed: sitk.Image, moving: sitk.Image, brain: NDArray[np.bool_], reference: str, name: str, registration: str
 ) -> Registration | None:
     """Registration of a sequence to the reference; None where it stays where its header has it."""

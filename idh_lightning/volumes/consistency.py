@@ -145,21 +145,16 @@ def check_coverage(covered: float, name: str, leader: str, place: Place) -> Iter
 
 def check_registration(found: Registration, place: Place) -> Fault:
     """Note of a sequence that was registered; fault of one whose registration cannot be trusted."""
-    why = {"grid": "lay on another grid", "shift": "was found shifted", "always": "was to be registered"}[found.reason]
-    done = (
-        f"{found.sequence} {why}: it was moved by {found.moved_mm:.1f} mm and turned by {found.turned_degrees:.1f} "
-        f"degrees to lie on {found.reference}, and the quality of this is {found.quality:.2f}"
-    )
     if found.quality < POOR:
         return place.fault(
-            "poor_registration", done, f"a quality of {POOR:g} at least",
+            "poor_registration", found.words, f"a quality of {POOR:g} at least",
             f"Check that the file shows the same head in the same session as {found.reference}, with the orientation "
             "right in its header. If so, register it with another tool (ANTs or FSL FLIRT, say) and name that file, or "
             "set data.registration=never where the headers are right; else leave the sequence or the study out.",
             "error" if found.quality < FAILED else "warning",
         )  # fmt: skip
     return place.fault(
-        "registered", done, f"sequences in one place, or a quality of {POOR:g} at least",
+        "registered", found.words, f"sequences in one place, or a quality of {POOR:g} at least",
         "Look at its picture (on the page of the study; of `prepare`, with figures=true): edges should go on from "
         "square to square.", "warning",
     )  # fmt: skip

@@ -59,6 +59,17 @@ class Registration(Record):
         """[4, 4], LPS mm of the reference to LPS mm of the sequence's own header."""
         return np.vstack([np.reshape(self.rows, (3, 4)), [0.0, 0.0, 0.0, 1.0]])
 
+    @property
+    def words(self) -> str:
+        """What was done, and how well."""
+        why = {"grid": "lay on another grid", "shift": "was found shifted", "always": "was to be registered"}[
+            self.reason
+        ]
+        return (
+            f"{self.sequence} {why}: it was moved by {self.moved_mm:.1f} mm and turned by {self.turned_degrees:.1f} degrees "
+            f"to lie on {self.reference}, and the quality of this is {self.quality:.2f}"
+        )
+
 
 def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
     """Rigid transform [4, 4] of LPS mm from a fixed to a moving image, of most mutual information.
