@@ -217,11 +217,7 @@ def registration_panel(
     odd = steps.sum(axis=0) % 2 == 1
     left = _GAP
     for words, moving in (("where its header has it", before), ("where it was laid", after)):
-        low_high = [_window(volume) for volume in (fixed, moving)]
-        greys = [
-            np.clip((volume - low) / (high - low), 1e-3, 1) for volume, (low, high) in zip((fixed, moving), low_high)
-        ]
-        squares = np.where(odd, greys[1], greys[0])
+        squares = np.where(odd, _grey(moving), _grey(fixed))
         for plane, shape in zip(PLANES, shapes, strict=True):
             axes = _axes(figure, left, top, shape * height, height)
             _draw_plane(axes, squares, plane, planes, box, spacing_mm)
@@ -343,6 +339,12 @@ def _window(volume: _FloatArray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(inside, (0.5, 99.7))
     return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _grey(volume: _FloatArray) -> _FloatArray:
+    """Volume from 0, where it shows nothing, and little above to 1, as its window has it."""
+    low, high = _window(volume)
+    return np.where(volume == 0, 0, np.clip((volume - low) / (high - low), 1e-3, 1))
 
 
 def _width_over_height(plane: str, box: tuple[slice, slice, slice], spacing_mm: Sequence[float]) -> float:

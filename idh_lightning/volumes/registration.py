@@ -66,8 +66,8 @@ class Registration(Record):
             self.reason
         ]
         return (
-            f"{self.sequence} {why}: it was moved by {self.moved_mm:.1f} mm and turned by {self.turned_degrees:.1f} degrees "
-            f"to lie on {self.reference}, and the quality of this is {self.quality:.2f}"
+            f"{self.sequence} {why}: it was moved by {self.moved_mm:.1f} mm and turned by {self.turned_degrees:.1f} "
+            f"degrees to lie on {self.reference}, and the quality of this is {self.quality:.2f}"
         )
 
 
