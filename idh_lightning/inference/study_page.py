@@ -78,7 +78,7 @@ def write_page(
 
     def views() -> Markup:
         assert answer.map_file is not None
-        scene = read_scene(files, answer.map_file, study.mask or answer.tumour_file, at_mm)
+        scene = read_scene(files, answer.map_file, study.mask or answer.tumour_file, at_mm, stored.registrations)
         return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
 
     viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)

@@ -92,7 +92,7 @@ def bring_to_one_grid(
         affine = registrations[leader].affine if leader in registrations else np.eye(4)
         covered = _covered(fixed, image, brain, affine)
         faults += consistency.check_coverage(covered, name, leader if leader in registrations else "", place)
-        brought[name] = _on_grid_of(fixed, image, affine, labels=name == MASK)
+        brought[name] = _on_grid_of(fixed, image, brain, affine, labels=name == MASK)
     return OneGrid(brought, tuple(registrations.values()), faults)
 
 
@@ -146,8 +146,13 @@ def _covered(fixed: sitk.Image, image: sitk.Image, brain: NDArray[np.bool_], aff
     return float(sitk.GetArrayViewFromImage(view)[brain].mean()) if brain.any() else 0.0
 
 
-def _on_grid_of(reference: sitk.Image, image: sitk.Image, affine: _Affine, *, labels: bool) -> sitk.Image:
-    """Image on the grid of another, interpolated within its own foreground: air darkens no edge."""
+def _on_grid_of(
+    reference: sitk.Image, image: sitk.Image, brain: NDArray[np.bool_], affine: _Affine, *, labels: bool
+) -> sitk.Image:
+    """Image on the grid of another, interpolated within its own foreground: air darkens no edge of the brain.
+
+    Outside the brain a voxel is foreground where most of it is: what was interpolated is no wider than it was.
+    """
     if labels:
         return sitk.Resample(image, reference, transform_of(affine), sitk.sitkNearestNeighbor, 0.0)
     air = background(sitk.GetArrayViewFromImage(image))
@@ -157,5 +162,5 @@ def _on_grid_of(reference: sitk.Image, image: sitk.Image, affine: _Affine, *, la
         sitk.GetArrayFromImage(sitk.Resample(part, reference, transform_of(affine), sitk.sitkLinear, 0.0))
         for part in (image * shown, shown)
     )
-    voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
+    voxels = np.divide(total, share, out=np.full_like(total, air), where=(share > 0.5) | (brain & (share > 0.05)))
     return Geometry.of(reference).image(voxels)
