@@ -35,7 +35,7 @@ LOST_STRIPPED, LOST = (0.02, 0.1), (0.15, 0.25)
 is gone and where it is there. Of 16 stripped real studies and 120 synthetic ones none lacks 0.005; of 54 unstripped
 ones, whose files were cut and filled differently, the worst lacks 0.142."""
 
-FAILED, POOR = 0.15, 0.25
+FAILED, POOR = 0.2, 0.25
 """Quality of a registration below which it counts as failed, and as doubtful."""
 
 _LOST_STEP_MM = 4.0

@@ -80,6 +80,7 @@ def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
 
     Source: Mattes et al. 2003, IEEE TMI 22:120, by SimpleITK.
     """
+    fixed, moving = _as_thick_as(fixed, moving), _as_thick_as(moving, fixed)
     small, other = coarse(fixed, _STEPS[0][0]), coarse(moving, _STEPS[0][0])
     by_mass, by_header = _by_mass(small, other), sitk.Euler3DTransform()
     by_header.SetCenter(by_mass.GetCenter())
@@ -198,6 +199,21 @@ def _by_mass(fixed: sitk.Image, moving: sitk.Image) -> sitk.Euler3DTransform:
     """Shift that lays the centres of mass on each other; its centre is that of the fixed image."""
     kind = sitk.CenteredTransformInitializerFilter.MOMENTS
     return sitk.Euler3DTransform(sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), kind))
+
+
+def _as_thick_as(image: sitk.Image, other: sitk.Image) -> sitk.Image:
+    """Image blurred along axes along which the voxels of another one are at least twice as long as its own.
+
+    The blur is as wide, at half of its height, as those voxels: of a thick slice and a sharp image, information is most
+    beside their place.
+    """
+    axes, others = (np.reshape(one.GetDirection(), (3, 3)) for one in (image, other))
+    lengths = np.linalg.norm((axes.T @ others) * other.GetSpacing(), axis=1)
+    for axis, (length, own) in enumerate(zip(lengths.tolist(), image.GetSpacing(), strict=True)):
+        if length >= 2 * own:
+            sigma = float(np.sqrt(length**2 - own**2)) / 2.355
+            image = sitk.RecursiveGaussian(image, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    return image
 
 
 def _improved(
