@@ -148,8 +148,8 @@ def test_the_same_images_give_the_same_bits_on_any_number_of_threads(tmp_path):
     assert np.array_equal(found[0], found[2])
 
 
-def test_another_head_is_refused_with_the_name_of_its_file(tmp_path):
-    study = study_of(tmp_path, grids={"T1c": THICK}, patients={"T1c": 7})
+def test_another_head_whose_header_turns_it_is_refused_with_the_name_of_its_file(tmp_path):
+    study = study_of(tmp_path, {"T1c": move(degrees=90)}, {"T1c": THICK}, {"T1c": 7})
     with pytest.raises(FaultyStudyError) as refused:
         prepared(study)
     (fault,) = refused.value.faults

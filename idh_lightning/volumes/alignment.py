@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from idh_lightning.cohort.study import Fault, Study
 from idh_lightning.volumes import consistency
 from idh_lightning.volumes.brain import background, foreground
-from idh_lightning.volumes.checks import Place
+from idh_lightning.volumes.checks import Place, is_error
 from idh_lightning.volumes.reading import Geometry
 from idh_lightning.volumes.registration import (
     Registration,
@@ -77,21 +77,21 @@ def bring_to_one_grid(
     """
     fixed = images[reference]
     registrations, faults, brought = {}, [], dict(images)
-    for name, image in images.items():
-        place = Place(study.study_id, _file_name(study, name))
-        if name not in (reference, MASK):
-            found = register_where_needed(fixed, image, brain, reference, name, registration)
-            if found is not None:
-                registrations[name] = found
-                faults.append(consistency.check_registration(found, place))
+    for name in (name for name in images if name not in (reference, MASK)):
+        found = register_where_needed(fixed, images[name], brain, reference, name, registration)
+        registrations |= {} if found is None else {name: found}
     for name, image in images.items():
         leader = _leader(images, registrations, reference) if name == MASK else name
-        if leader not in registrations and Geometry.of(image).agrees_with(Geometry.of(fixed)):
+        moved = registrations.get(leader)
+        if moved is None and Geometry.of(image).agrees_with(Geometry.of(fixed)):
             continue
         place = Place(study.study_id, _file_name(study, name))
-        affine = registrations[leader].affine if leader in registrations else np.eye(4)
+        affine = np.eye(4) if moved is None else moved.affine
         covered = _covered(fixed, image, brain, affine)
-        faults += consistency.check_coverage(covered, name, leader if leader in registrations else "", place)
+        here = list(consistency.check_coverage(covered, name, "" if moved is None else leader, place))
+        if moved is not None and name == leader and not is_error(here):
+            here.append(consistency.check_registration(moved, place))
+        faults += here
         brought[name] = _on_grid_of(fixed, image, brain, affine, labels=name == MASK)
     return OneGrid(brought, tuple(registrations.values()), faults)
 
