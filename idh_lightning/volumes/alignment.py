@@ -76,7 +76,9 @@ def bring_to_one_grid(
         registration: "auto", "always" or "never"; see `Preprocessing`.
     """
     fixed = images[reference]
-    registrations, faults, brought = {}, [], dict(images)
+    registrations: dict[str, Registration] = {}
+    faults: list[Fault] = []
+    brought = dict(images)
     for name in (name for name in images if name not in (reference, MASK)):
         found = register_where_needed(fixed, images[name], brain, reference, name, registration)
         registrations |= {} if found is None else {name: found}
