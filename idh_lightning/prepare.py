@@ -13,11 +13,11 @@ from rich.progress import track
 from idh_lightning.cli.entry import entry
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write, write_text
-from idh_lightning.reports.panels import brain_panel, cam_panel
+from idh_lightning.reports.panels import brain_panel, cam_panel, registration_panel
 from idh_lightning.runs.assembly import prepare_configured
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
-from idh_lightning.volumes.mapping import head_around
+from idh_lightning.volumes.mapping import head_around, pair_around
 
 
 def prepare(config: DictConfig) -> PrepareReport:
@@ -30,6 +30,8 @@ def prepare(config: DictConfig) -> PrepareReport:
     prepared = prepare_configured(config, must_split=False)
     cohort, store, report = prepared.cohort, prepared.store, prepared.report
     write_text(folder / "brains.csv", brains_table(cohort, store).to_csv(index=False))
+    if len(registered := registrations_table(cohort, store)):
+        write_text(folder / "registrations.csv", registered.to_csv(index=False))
     if config.figures:
         write_study_panels(cohort, store, folder / "figures")
     Console(soft_wrap=True).print(
@@ -54,10 +56,28 @@ def brains_table(cohort: Cohort, store: VolumeStore) -> pd.DataFrame:
     )
 
 
+def registrations_table(cohort: Cohort, store: VolumeStore) -> pd.DataFrame:
+    """Table of the sequences of a cohort that were registered: why, how far each was off, and the quality of it."""
+    return pd.DataFrame(
+        {
+            "study_id": study.study_id,
+            "sequence": one.sequence,
+            "reference": one.reference,
+            "reason": one.reason,
+            "moved_mm": round(one.moved_mm, 2),
+            "turned_degrees": round(one.turned_degrees, 2),
+            "quality": round(one.quality, 3),
+        }
+        for study in cohort.studies
+        for one in store.open(study).registrations
+    )
+
+
 def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
     """Write one picture per study: what the network will be given, with the tumour outlined, in three planes.
 
-    Where the brain was extracted from a head, a second one, <study_id>_brain.png, shows the head with its outline.
+    Where the brain was extracted from a head, a second one, <study_id>_brain.png, shows the head with its outline; a
+    sequence that was registered has one as well, <study_id>_<sequence>_registered.png.
     """
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
@@ -68,10 +88,15 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
         with atomic_write(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
         if stored.found.extracted:
-            name = next(name for name in cohort.sequences if name in study.files)
+            name = stored.found.sequence
             head = head_around(study.files[name], stored)
             figure = brain_panel(*head, f"{study.study_id}, {name}: brain of {stored.found.volume_ml:.0f} mL")
             with atomic_write(folder / f"{study.study_id}_brain.png") as temporary:
+                figure.savefig(temporary, dpi=90)
+        for one in stored.registrations:
+            pair = pair_around(study.files[one.reference], study.files[one.sequence], one, stored)
+            figure = registration_panel(*pair, f"{study.study_id}: {one.words}")
+            with atomic_write(folder / f"{study.study_id}_{one.sequence}_registered.png") as temporary:
                 figure.savefig(temporary, dpi=90)
 
 

@@ -44,13 +44,13 @@ LEAST_TUMOUR_ML = 0.5
 MOST_VOXELS = 2**28
 """In all files of a study: 1 GiB as float32."""
 
-WITHHOLDING = ("lost_part", "repeated_sequence", "small_brain")
+WITHHOLDING = ("lost_part", "poor_registration", "repeated_sequence", "small_brain")
 """Checks of the images that are warnings where a cohort is prepared, and leave no answer to be given here."""
 
 QUIET = ("duplicate_image", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
 
-NOTES = ("skull_not_stripped",)
+NOTES = ("registered", "skull_not_stripped")
 """Checks of the images that are told among the warnings and flag nothing."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from idh_lightning.cohort import Study
@@ -16,10 +17,12 @@ from idh_lightning.files import atomic_write, write_text
 from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.panels import cam_panel, cross_mm, tumour_planes
+from idh_lightning.reports.panels import cam_panel, cross_mm, registration_panel, tumour_planes
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
 from idh_lightning.volumes import StoredVolume
+from idh_lightning.volumes.mapping import pair_around
+from idh_lightning.volumes.registration import Registration
 
 SETS = {
     "mutant": "mutant only: wildtype can be excluded",
@@ -66,16 +69,16 @@ def write_page(
     image, inside = np.asarray(stored.image, dtype=np.float32), cam * (np.asarray(stored.brain) > 0)
     found = None if tumour is None else tumour >= 0.5
     figure = cam_panel(image, ensemble.sequences, inside, found, stored.affine_ras, title)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=90)
+    png = _png(figure)
     with atomic_write(output / f"{answer.study_id}.png") as temporary:
-        temporary.write_bytes(png.getvalue())
+        temporary.write_bytes(png)
     files = {name: study.files[name] for name in ensemble.sequences if name in study.files}
+    pairs = [_registration_picture(study, one, stored) for one in stored.registrations]
     at_mm = cross_mm(tumour_planes(found, inside, inside.shape), stored.affine_ras)
 
     def views() -> Markup:
         assert answer.map_file is not None
-        scene = read_scene(files, answer.map_file, study.mask or answer.tumour_file, at_mm)
+        scene = read_scene(files, answer.map_file, study.mask or answer.tumour_file, at_mm, stored.registrations)
         return slice_viewer(scene, study.study_id) + turning_view(turning_frames(scene), study.study_id)
 
     viewer = None if answer.map_file is None else drawn_or_reason("Slices to look through", study.study_id, views)
@@ -95,9 +98,29 @@ def write_page(
         coverage=ensemble.coverage,
         checkpoints=[str(member.file) for member in ensemble.members],
         cohorts=cohorts,
-        picture=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
+        picture=_source(png),
+        registrations=pairs,
         viewer=viewer,
     )
     path = output / f"{answer.study_id}.html"
     write_text(path, page)
     return path
+
+
+def _registration_picture(study: Study, registration: Registration, stored: StoredVolume) -> dict[str, str]:
+    """Words about a registered sequence, and its picture as the source of an image."""
+    fixed, moving = study.files[registration.reference], study.files[registration.sequence]
+    figure = registration_panel(*pair_around(fixed, moving, registration, stored), "")
+    return {"words": registration.words, "picture": _source(_png(figure))}
+
+
+def _png(figure: Figure) -> bytes:
+    """PNG file of a figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()
+
+
+def _source(png: bytes) -> str:
+    """PNG file as the source of an image on a page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

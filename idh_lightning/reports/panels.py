@@ -36,6 +36,8 @@ MASK_COLOUR = "#56B4E9"
 BRAIN_COLOUR = "#E69F00"
 LEVEL_COLOUR = "#F0E442"
 INK, PAPER = "#f2f2f2", "#0b0b0c"
+SQUARE_MM = 25.0
+"""Edge of the squares that two images take turns in."""
 GREYS = colormaps["gray"].with_extremes(bad="black")
 
 _GAP = 0.04
@@ -189,6 +191,43 @@ def brain_panel(
     return figure
 
 
+def registration_panel(
+    fixed: _FloatArray, before: _FloatArray, after: _FloatArray, affine_ras: NDArray[np.float64], title: str
+) -> Figure:
+    """Figure of a registered sequence: three planes of squares, from the fixed and the moving image by turns.
+
+    The left three show it where its header has it, the right three where it was laid: there edges go on from square to
+    square.
+
+    Args:
+        fixed: [D, H, W], LPS order, intensities as in the file.
+        before: Likewise, the moving image where its header has it.
+        after: Likewise, where it was laid.
+        affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
+        title: Shown as it is.
+    """
+    spacing_mm = np.linalg.norm(affine_ras[:3, :3], axis=0)[::-1].tolist()
+    planes = tumour_planes(None, None, fixed.shape)
+    box = (slice(0, fixed.shape[0]), slice(0, fixed.shape[1]), slice(0, fixed.shape[2]))
+    shapes = [_width_over_height(plane, box, spacing_mm) for plane in PLANES]
+    width, top = 16.0, 0.8
+    height = (width - 8 * _GAP) / (2 * sum(shapes))
+    figure = Figure(figsize=(width, top + height + _GAP), facecolor=PAPER)
+    steps = np.indices(fixed.shape) // np.reshape([round(SQUARE_MM / mm) for mm in spacing_mm], (3, 1, 1, 1))
+    odd = steps.sum(axis=0) % 2 == 1
+    left = _GAP
+    for words, moving in (("where its header has it", before), ("where it was laid", after)):
+        squares = np.where(odd, _grey(moving), _grey(fixed))
+        for plane, shape in zip(PLANES, shapes, strict=True):
+            axes = _axes(figure, left, top, shape * height, height)
+            _draw_plane(axes, squares, plane, planes, box, spacing_mm)
+            axes.set_title(f"{plane}, {words}", color=INK, fontsize=9, parse_math=False)
+            left += shape * height + _GAP
+        left += 2 * _GAP
+    figure.suptitle(title, y=1 - 0.22 / figure.get_figheight(), va="center", color=INK, fontsize=13, parse_math=False)
+    return figure
+
+
 def _colour_bar(figure: Figure, left: float, top: float, height: float) -> None:
     """Draw the scale of the map at a place in inches."""
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), MAP_COLOURS), cax=_axes(figure, left, top, 0.13, height))
@@ -300,6 +339,12 @@ def _window(volume: _FloatArray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(inside, (0.5, 99.7))
     return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _grey(volume: _FloatArray) -> _FloatArray:
+    """Volume from 0, where it shows nothing, and little above to 1, as its window has it."""
+    low, high = _window(volume)
+    return np.where(volume == 0, 0, np.clip((volume - low) / (high - low), 1e-3, 1))
 
 
 def _width_over_height(plane: str, box: tuple[slice, slice, slice], spacing_mm: Sequence[float]) -> float:

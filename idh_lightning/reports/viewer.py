@@ -30,6 +30,7 @@ from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.checks import Place
 from idh_lightning.volumes.reading import read_header, read_voxels
+from idh_lightning.volumes.registration import Registration, transform_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ class Scene:
 
 
 def read_scene(
-    files: Mapping[str, Path], cam: Path, mask: Path | None = None, at_mm: Sequence[float] | None = None
+    files: Mapping[str, Path],
+    cam: Path,
+    mask: Path | None = None,
+    at_mm: Sequence[float] | None = None,
+    registrations: Sequence[Registration] = (),
 ) -> Scene:
     """Images of a study on one grid.
 
@@ -70,6 +75,7 @@ def read_scene(
         cam: NIfTI file, values 0..1.
         mask: NIfTI file, non-zero is tumour.
         at_mm: Becomes the centre of a voxel; by default the hottest voxel of the map does.
+        registrations: Of sequences that are shown where they were laid, not where their headers have them.
 
     Raises:
         FaultyStudyError: If a file is not whole.
@@ -84,13 +90,22 @@ def read_scene(
     x, y, z = (int(n) for n in np.ceil((high - origin_mm) / VIEWER_SPACING_MM) + 1)
     grid = Geometry.from_affine((x, y, z), _LPS_RAS @ affine)
 
-    def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear) -> NDArray[np.float32]:
+    moves = {one.sequence: transform_of(one.affine) for one in registrations}
+
+    def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear, name: str = "") -> NDArray[np.float32]:
         air = _air(sitk.GetArrayViewFromImage(image))
-        place = (grid.size, sitk.Transform(), interpolation, grid.origin_mm, grid.spacing_mm, grid.direction)
+        place = (
+            grid.size,
+            moves.get(name, sitk.Transform()),
+            interpolation,
+            grid.origin_mm,
+            grid.spacing_mm,
+            grid.direction,
+        )
         return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *place, air)), dtype=np.float32)
 
     return Scene(
-        sequences={name: on_grid(image) for name, image in images.items()},
+        sequences={name: on_grid(image, name=name) for name, image in images.items()},
         cam=np.clip(on_grid(heat), 0.0, 1.0),
         tumour=None if mask is None else on_grid(_read(mask), sitk.sitkNearestNeighbor) != 0,
         origin_mm=origin_mm,

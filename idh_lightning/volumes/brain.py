@@ -33,11 +33,13 @@ class BrainRecord:
         volume_ml: Of the brain, on the grid of the file.
         extracted: Whether the skull was there, so that the brain had to be extracted.
         tumour_kept: Share of the tumour mask that lies in the brain, or None without a mask.
+        sequence: In which it was found; the others were brought to its grid.
     """
 
     volume_ml: float
     extracted: bool
     tumour_kept: float | None
+    sequence: str
 
 
 def find_brain(image: sitk.Image) -> tuple[_Mask, bool]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from idh_lightning.cohort.study import Fault, Study
 from idh_lightning.volumes.brain import background, foreground
 from idh_lightning.volumes.checks import Place
+from idh_lightning.volumes.information import LEVELS, mutual_information
+from idh_lightning.volumes.registration import Registration
 
 BRAIN_LEAST_ML = 500.0
 
@@ -33,8 +35,10 @@ LOST_STRIPPED, LOST = (0.02, 0.1), (0.15, 0.25)
 is gone and where it is there. Of 16 stripped real studies and 120 synthetic ones none lacks 0.005; of 54 unstripped
 ones, whose files were cut and filled differently, the worst lacks 0.142."""
 
+FAILED, POOR = 0.2, 0.25
+"""Quality of a registration below which it counts as failed, and as doubtful."""
+
 _LOST_STEP_MM = 4.0
-_LEVELS = 24
 
 
 def check_mask_place(labels: NDArray[np.float32], brain: NDArray[np.bool_], place: Place) -> Iterator[Fault]:
@@ -106,16 +110,53 @@ def check_brain(brain_ml: float, stripped: bool, place: Place) -> Iterator[Fault
         )  # fmt: skip
 
 
-def check_coverage(covered: float, name: str, place: Place) -> Fault:
-    """Fault of a sequence on another grid than the reference, of whose brain it covers this much."""
-    if covered >= 0.95:
-        return place.fault(
+def check_coverage(covered: float, name: str, leader: str, place: Place) -> Iterator[Fault]:
+    """Fault of an image that was brought to the grid of the reference, of whose brain it covers this much.
+
+    Args:
+        covered: Share of the brain.
+        name: Sequence, or "mask".
+        leader: Registered sequence with which it was moved; "" where its header was believed.
+        place: Names the file.
+    """
+    if covered < 0.95:
+        yield place.fault(
+            "disagreeing_fields_of_view", f"the field of view of {name} holds {covered:.0%} of the brain",
+            "nearly all of it",
+            "Check that the file shows the whole head and belongs to this session; if so, register it with another "
+            "tool and name that file, else leave it out."
+            if leader else
+            "Register the sequences to each other (data.registration=auto does), or check that the file belongs to "
+            "this session.",
+        )  # fmt: skip
+    elif not leader:
+        yield place.fault(
             "different_grid", f"{name} lies on another grid; it is resampled", "one grid for all sequences",
-            "None needed if the sequences are registered; otherwise register them first.", "warning",
+            "None needed if it lies on the others by its header; else register it first, or draw it on one of their "
+            "grids." if name == "mask" else
+            "None needed if the sequences are registered; otherwise set data.registration=auto.", "warning",
+        )  # fmt: skip
+    elif leader != name:
+        yield place.fault(
+            "different_grid", f"{name} lies on the grid of {leader} and was moved with it", "one grid for all",
+            f"None needed if the mask was drawn on {leader}.", "warning",
+        )  # fmt: skip
+
+
+def check_registration(found: Registration, place: Place) -> Fault:
+    """Note of a sequence that was registered; fault of one whose registration cannot be trusted."""
+    if found.quality < POOR:
+        return place.fault(
+            "poor_registration", found.words, f"a quality of {POOR:g} at least",
+            f"Check that the file shows the same head in the same session as {found.reference}, with the orientation "
+            "right in its header. If so, register it with another tool (ANTs or FSL FLIRT, say) and name that file, or "
+            "set data.registration=never where the headers are right; else leave the sequence or the study out.",
+            "error" if found.quality < FAILED else "warning",
         )  # fmt: skip
     return place.fault(
-        "disagreeing_fields_of_view", f"the field of view of {name} holds {covered:.0%} of the brain",
-        "nearly all of it", "Register the sequences to each other, or check that the file belongs to this session.",
+        "registered", found.words, f"sequences in one place, or a quality of {POOR:g} at least",
+        "Look at its picture (on the page of the study; of `prepare`, with figures=true): edges should go on from "
+        "square to square.", "warning",
     )  # fmt: skip
 
 
@@ -187,7 +228,7 @@ def check_sides_by_content(
     reference = levels[present[0]][inside]
     for index in present[1:]:
         direct, mirrored = (
-            max(_mutual_information(reference, moved[inside]) for moved in _shifted(other))
+            max(mutual_information(reference, moved[inside]) for moved in _shifted(other))
             for other in (levels[index], levels[index][..., ::-1])
         )
         if mirrored > 1.1 * direct:
@@ -217,16 +258,7 @@ def _shifted(volume: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 def _levels(z_scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Z-scores from -3 to 3 as whole numbers from 0 to 23."""
-    return ((z_scores + 3.0) * (_LEVELS / 6.0)).clip(0, _LEVELS - 1).astype(np.uint8)
-
-
-def _mutual_information(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mutual information, in nats, of two images given as levels."""
-    counts = np.bincount(a.astype(np.int16) * _LEVELS + b, minlength=_LEVELS**2)
-    joint = counts.reshape(_LEVELS, _LEVELS) / max(a.size, 1)
-    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    filled = joint > 0
-    return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
+    return ((z_scores + 3.0) * (LEVELS / 6.0)).clip(0, LEVELS - 1).astype(np.uint8)
 
 
 def check_repeats_within(fingerprints: Mapping[str, str], place: Place) -> Iterator[Fault]:

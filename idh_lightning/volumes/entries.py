@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from idh_lightning.errors import VolumeError
 from idh_lightning.volumes.brain import BrainRecord
 from idh_lightning.volumes.reading import RAS_LPS, Geometry
+from idh_lightning.volumes.registration import Registration
 
 STORE_FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
 
-STORE_CHECKS = 2
+STORE_CHECKS = 3
 """Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
 augmentation depend on."""
 
@@ -34,9 +35,10 @@ class StoredVolume:
         study_id: Whose it is.
         key: Names its folder in the store.
         image: As in `Volume`, but float16; mask, brain, presence and affine likewise.
-        geometry: Of the study's own FLAIR, as in its file.
+        geometry: Of the study's own FLAIR, or what else the others were brought to, as in its file.
         fingerprints: Sequence -> hash of its voxels as they are in its file, whatever its name, header or compression.
         found: How the brain was found.
+        registrations: Of the sequences that were not in their place.
     """
 
     study_id: str
@@ -49,6 +51,7 @@ class StoredVolume:
     geometry: Geometry
     fingerprints: Mapping[str, str]
     found: BrainRecord
+    registrations: tuple[Registration, ...] = ()
 
     @classmethod
     def at(cls, folder: Path, entry: Mapping[str, Any]) -> StoredVolume:
@@ -73,6 +76,7 @@ class StoredVolume:
             geometry=Geometry(**{key: tuple(value) for key, value in entry["native"].items()}),
             fingerprints=entry["fingerprints"],
             found=BrainRecord(**entry["brain"]),
+            registrations=tuple(Registration.from_dict(one) for one in entry["registrations"]),
         )
 
     @property

@@ -14,6 +14,7 @@ from idh_lightning.errors import VolumeError
 from idh_lightning.files import atomic_write
 from idh_lightning.volumes.entries import StoredVolume
 from idh_lightning.volumes.reading import Geometry
+from idh_lightning.volumes.registration import Registration, transform_of
 
 
 def to_patient_space(values: NDArray[np.floating], stored: StoredVolume) -> tuple[NDArray[np.float32], Geometry]:
@@ -104,19 +105,47 @@ def head_around(
     Returns:
         Head, brain and tumour (None without a mask), each [d, h, w] in LPS order, and their affine to RAS mm.
     """
+    close = _close_grid(stored, step_mm)
+
+    def shown(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return np.asarray(close.resampled(stored.grid.image(np.asarray(mask, np.float32)), sitk.sitkLinear) > 0.5)
+
+    head = close.resampled(sitk.ReadImage(str(path), sitk.sitkFloat32), sitk.sitkLinear)
+    return head, shown(stored.brain), None if stored.mask is None else shown(stored.mask), close.affine_ras
+
+
+def pair_around(
+    fixed: Path, moving: Path, registration: Registration, stored: StoredVolume, step_mm: float = 1.5
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Two sequences of a study as they are in their files, on the field of view of the store's grid.
+
+    Args:
+        fixed: NIfTI file of the sequence on which the other one was laid.
+        moving: NIfTI file of the one that was registered.
+        registration: Of it.
+        stored: The study.
+        step_mm: Voxel edge of what is returned.
+
+    Returns:
+        Fixed image, moving image where its header has it, and where it was laid, each [d, h, w] in LPS order, and their
+        affine to RAS mm.
+    """
+    close = _close_grid(stored, step_mm)
+    images = [sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (fixed, moving)]
+    before = close.resampled(images[1], sitk.sitkLinear)
+    after = close.resampled(images[1], sitk.sitkLinear, transform_of(registration.affine))
+    return close.resampled(images[0], sitk.sitkLinear), before, after, close.affine_ras
+
+
+def _close_grid(stored: StoredVolume, step_mm: float) -> Geometry:
+    """Grid of this voxel edge over the field of view of the store's grid."""
     grid = stored.grid
     size = [max(1, round(n * mm / step_mm)) for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     affine = grid.affine.copy()
     affine[:3, :3] *= step_mm / np.array(grid.spacing_mm)
     middle = grid.affine @ [*((np.array(grid.size) - 1) / 2), 1.0]
     affine[:3, 3] = middle[:3] - affine[:3, :3] @ ((np.array(size) - 1) / 2)
-    close = Geometry.from_affine((size[0], size[1], size[2]), affine)
-
-    def shown(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        return np.asarray(close.resampled(grid.image(np.asarray(mask, dtype=np.float32)), sitk.sitkLinear) > 0.5)
-
-    head = close.resampled(sitk.ReadImage(str(path), sitk.sitkFloat32), sitk.sitkLinear)
-    return head, shown(stored.brain), None if stored.mask is None else shown(stored.mask), close.affine_ras
+    return Geometry.from_affine((size[0], size[1], size[2]), affine)
 
 
 def codes_on_grid(path: Path, stored: StoredVolume) -> NDArray[np.int64]:

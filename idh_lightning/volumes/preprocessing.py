@@ -15,11 +15,11 @@ from scipy import ndimage, sparse
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
 from idh_lightning.volumes import checks, consistency
-from idh_lightning.volumes.brain import BrainRecord, background, find_brain, foreground
+from idh_lightning.volumes.alignment import MASK, bring_to_one_grid, reference_of
+from idh_lightning.volumes.brain import BrainRecord, find_brain
 from idh_lightning.volumes.checks import FaultyStudyError, Place
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
-
-MASK = "mask"
+from idh_lightning.volumes.registration import Registration
 
 _BIAS_MM = 4.0
 _EDGE_MM = {"brain": 200.0, "tumour": 96.0}
@@ -35,9 +35,10 @@ class Volume:
         brain: [D, H, W] uint8.
         presence: [C] float32, 0 where a sequence is missing.
         affine: [4, 4], voxel indices (w, h, d) of the grid to LPS mm.
-        native: Geometry of the study's FLAIR (of its first sequence, where FLAIR is missing) as in the file.
+        native: Geometry, as in its file, of the sequence on whose grid the others were brought: FLAIR, if it is there.
         fingerprints: Sequence -> hash of its voxels.
         found: How the brain was found.
+        registrations: Of the sequences that were not in their place.
         faults: Warnings.
     """
 
@@ -49,6 +50,7 @@ class Volume:
     native: Geometry
     fingerprints: dict[str, str]
     found: BrainRecord
+    registrations: tuple[Registration, ...]
     faults: tuple[Fault, ...]
 
 
@@ -56,7 +58,8 @@ class Volume:
 class Preprocessing:
     """Reads a study, checks it, and brings it to a normalised volume on a fixed grid.
 
-    Images are brought to LPS orientation and to the grid of FLAIR; then the grid of the volume is laid over them.
+    Images are brought to LPS orientation and to the grid of FLAIR (of the finest sequence, where FLAIR is missing), and
+    registered to it where they are not in their place; then the grid of the volume is laid over them.
     Its voxels are cubes of the same edge in every patient (200 mm / 65, say), not of an edge that follows the
     size of the head: a lesion of 3 cm has the same number of voxels in all, and a filter learnt on one scale meets
     that scale everywhere. Only a brain (or tumour) that would not fit makes its own cube larger.
@@ -72,6 +75,8 @@ class Preprocessing:
         margin_mm: Least room around brain or tumour.
         edge_mm: Longest edge of the grid; by default 200 mm for the brain, 96 mm for the tumour.
         bias_correction: Whether each sequence is divided by its bias field (N4) before z-scores.
+        registration: "auto" registers a sequence that lies on another grid, or is found shifted on the same one;
+            "always" every sequence; "never" none: the headers are believed.
     """
 
     grid: int | Sequence[int] = 64
@@ -81,6 +86,7 @@ class Preprocessing:
     margin_mm: float = 4.0
     edge_mm: float | None = None
     bias_correction: bool = False
+    registration: str = "auto"
 
     def __post_init__(self) -> None:
         grid = (self.grid,) * 3 if isinstance(self.grid, int) else tuple(self.grid)
@@ -90,6 +96,8 @@ class Preprocessing:
             raise ConfigError(f"data.crop is {self.crop!r}; expected 'brain', 'tumour' or 'none'.")
         if self.missing not in ("error", "zero"):
             raise ConfigError(f"data.missing is {self.missing!r}; expected 'error' or 'zero'.")
+        if self.registration not in ("auto", "always", "never"):
+            raise ConfigError(f"data.registration is {self.registration!r}; expected 'auto', 'always' or 'never'.")
         clip = tuple(float(value) for value in self.clip_percentiles)
         if len(clip) != 2 or not 0.0 <= clip[0] < clip[1] <= 100.0:
             raise ConfigError(f"clip_percentiles is {self.clip_percentiles}; expected two rising numbers in 0..100.")
@@ -113,6 +121,8 @@ class Preprocessing:
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if not self.bias_correction:  # entries that were made before there was a choice keep their names
             del settings["bias_correction"]
+        if self.registration == "auto":  # likewise; where it registers, the store adds the method to the name
+            del settings["registration"]
         return settings
 
     def __call__(self, study: Study, sequences: Sequence[str] = SEQUENCES) -> Volume:
@@ -134,13 +144,14 @@ class Preprocessing:
 
         fingerprints = {name: fingerprint(sitk.GetArrayViewFromImage(images[name])) for name in images if name != MASK}
         faults += consistency.check_repeats_within(fingerprints, place)
-        reference = next(name for name in sequences if name in images)
+        reference = reference_of(images, sequences)
         brain, stripped = find_brain(images[reference])
         brain_ml = np.count_nonzero(brain) * float(np.prod(images[reference].GetSpacing())) / 1000.0
         faults += consistency.check_brain(brain_ml, stripped, Place(study.study_id, files[reference].name))
         if checks.is_error(faults):
             raise FaultyStudyError(faults)
-        faults += _bring_to_one_grid(study, images, reference, brain)
+        images, registrations, found = bring_to_one_grid(study, images, reference, brain, self.registration)
+        faults += found
         arrays = {name: sitk.GetArrayViewFromImage(image) for name, image in images.items()}
         if not checks.is_error(faults):
             shown = {name: image for name, image in images.items() if name != MASK}
@@ -173,7 +184,8 @@ class Preprocessing:
             affine=target.affine,
             native=geometries[reference],
             fingerprints=fingerprints,
-            found=BrainRecord(volume_ml=brain_ml, extracted=not stripped, tumour_kept=kept),
+            found=BrainRecord(volume_ml=brain_ml, extracted=not stripped, tumour_kept=kept, sequence=reference),
+            registrations=registrations,
             faults=tuple(faults),
         )
 
@@ -275,39 +287,6 @@ def _oriented(image: sitk.Image) -> sitk.Image:
     """Image in LPS orientation: itself where it is so already, since turning makes a copy."""
     found = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     return image if found == "LPS" else sitk.DICOMOrient(image, "LPS")
-
-
-def _bring_to_one_grid(
-    study: Study, images: dict[str, sitk.Image], reference: str, brain: NDArray[np.bool_]
-) -> list[Fault]:
-    """Resample, in place, every image that is not on the grid of the reference; return what was found."""
-    grid = Geometry.of(images[reference])
-    faults = []
-    for name, image in images.items():
-        if Geometry.of(image).agrees_with(grid):
-            continue
-        everywhere = Geometry.of(image).image(np.ones(image.GetSize()[::-1], dtype=np.float32))
-        field_of_view = sitk.Resample(everywhere, images[reference], sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
-        covered = float(sitk.GetArrayViewFromImage(field_of_view)[brain].mean()) if brain.any() else 0.0
-        path = study.mask if name == MASK else study.files[name]
-        faults.append(consistency.check_coverage(covered, name, Place(study.study_id, path.name if path else None)))
-        images[name] = _on_grid_of(images[reference], image, labels=name == MASK)
-    return faults
-
-
-def _on_grid_of(reference: sitk.Image, image: sitk.Image, *, labels: bool) -> sitk.Image:
-    """Image on the grid of another, interpolated within its own foreground: air darkens no edge."""
-    if labels:
-        return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
-    air = background(sitk.GetArrayViewFromImage(image))
-    mask, _ = foreground(sitk.GetArrayViewFromImage(image), float(np.prod(image.GetSpacing())))
-    shown = Geometry.of(image).image(mask.astype(np.float32))
-    total, share = (
-        sitk.GetArrayFromImage(sitk.Resample(part, reference, sitk.Transform(), sitk.sitkLinear, 0.0))
-        for part in (image * shown, shown)
-    )
-    voxels = np.divide(total, share, out=np.full_like(total, air), where=share > 0.05)
-    return Geometry.of(reference).image(voxels)
 
 
 def _bias_corrected(image: sitk.Image, brain: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -63,6 +63,11 @@ class Geometry:
         return affine
 
     @property
+    def inverse(self) -> NDArray[np.float64]:
+        """[4, 4], LPS mm to voxel indices (x, y, z)."""
+        return np.asarray(np.linalg.inv(self.affine), dtype=np.float64)
+
+    @property
     def affine_ras(self) -> NDArray[np.float64]:
         """[4, 4], voxel indices (x, y, z) to RAS mm, as in a NIfTI header."""
         return RAS_LPS @ self.affine
@@ -75,9 +80,12 @@ class Geometry:
         image.SetDirection(self.direction)
         return image
 
-    def resampled(self, image: sitk.Image, method: int) -> NDArray[Any]:
-        """Voxels [z, y, x] of another image on this grid, 0 where it ends; `method` is an interpolator of SimpleITK."""
-        grid = (self.size, sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, 0.0)
+    def resampled(self, image: sitk.Image, method: int, move: sitk.Transform | None = None) -> NDArray[Any]:
+        """Voxels [z, y, x] of another image on this grid, 0 where it ends; `method` is an interpolator of SimpleITK.
+
+        `move` takes LPS mm of this grid to those of the image; by default both are the same.
+        """
+        grid = (self.size, move or sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, 0.0)
         return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *grid)))
 
     def agrees_with(self, other: Geometry) -> bool:

@@ -44,6 +44,7 @@ from idh_lightning.volumes.entries import (
 )
 from idh_lightning.volumes.extraction import EXTRACTION
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
+from idh_lightning.volumes.registration import REGISTRATION
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +85,9 @@ class VolumeStore:
 
     An entry is a folder with `image.npy`, `brain.npy`, `mask.npy` (if there is a mask) and `entry.json`. Its name is a
     hash of the study_id, the names and contents of its files, the sequences, the settings and the format: whatever
-    changes, another entry is made, and the label is no part of it. Where the brain was extracted from a head, the name
-    ends with the method, since whether it is a head shows only when its files are decoded. An entry is written beside
+    changes, another entry is made, and the label is no part of it. Where the brain was extracted from a head, or a
+    sequence registered, the name ends with the methods, since that shows only when the files are decoded. An entry is
+    written beside
     its place and renamed into it, so it is whole or not there, and several processes may prepare the same studies at
     once: who comes second drops its own copy.
     """
@@ -111,7 +113,7 @@ class VolumeStore:
         return int(np.prod(self.preprocessing.shape)) * (2 * len(self.sequences) + 2) + 8192
 
     def key(self, study: Study) -> str:
-        """Return the name of a study's entry, without the method of extraction; reads its files (and decodes none).
+        """Return the name of a study's entry, without methods at its end; reads its files (and decodes none).
 
         Raises:
             OSError: If a file cannot be read.
@@ -165,9 +167,10 @@ class VolumeStore:
         Raises:
             VolumeError: If it has no entry, or one whose files are not as they were written.
         """
-        key = self._keys.get(study.study_id) or self.key(study)
-        if (self.folder / _of_head(key)).exists():
-            key = _of_head(key)
+        key = self._keys.get(study.study_id)
+        if key is None:
+            names = _names(self.key(study))
+            key = next((name for name in names if (self.folder / name).exists()), names[-1])
         try:
             entry = read_entry(self.folder / key)
         except DamageError as damage:
@@ -234,7 +237,7 @@ class VolumeStore:
             self.preprocessing(study, self.sequences)  # says which file is missing, and all else that is wrong
             raise
         entry = None
-        for place in (self.folder / _of_head(key), self.folder / key):
+        for place in (self.folder / name for name in _names(key)):
             if entry is not None or not place.exists():
                 continue
             try:
@@ -245,7 +248,8 @@ class VolumeStore:
                 notes.append(f"{place}, study {study.study_id}: {damage}; it is made anew")
         if entry is None:
             volume = self.preprocessing(study, self.sequences)
-            entry = self._write(_of_head(key) if volume.found.extracted else key, study.study_id, volume)
+            key = _name(key, extracted=volume.found.extracted, registered=bool(volume.registrations))
+            entry = self._write(key, study.study_id, volume)
         faults = tuple(Fault(**fault) for fault in entry["faults"])
         return _Outcome(entry["key"], volume is not None, entry["fingerprints"], faults, tuple(notes))
 
@@ -272,6 +276,7 @@ class VolumeStore:
                 "native": asdict(volume.native),
                 "fingerprints": volume.fingerprints,
                 "brain": asdict(volume.found),
+                "registrations": [one.to_dict() for one in volume.registrations],
                 "faults": [asdict(fault) for fault in volume.faults],
             }
             (partial / ENTRY_FILE).write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -323,9 +328,15 @@ class VolumeStore:
             )
 
 
-def _of_head(key: str) -> str:
-    """Name of an entry whose brain was extracted from a head."""
-    return key if key.endswith(EXTRACTION) else f"{key}_{EXTRACTION}"
+def _name(key: str, *, extracted: bool, registered: bool) -> str:
+    """Name of an entry: its key, and by what methods it was made, if by any that not every study needs."""
+    return "_".join([key, *([EXTRACTION] if extracted else []), *([REGISTRATION] if registered else [])])
+
+
+def _names(key: str) -> list[str]:
+    """Names that the entry of a key may have, that of the key alone last."""
+    either = (True, False)
+    return [_name(key, extracted=extracted, registered=registered) for registered in either for extracted in either]
 
 
 def _is_abandoned(partial: Path) -> bool:

@@ -254,7 +254,9 @@ def test_a_sequence_on_another_grid_is_brought_to_that_of_flair(tmp_path):
     size = (60, 64, 20)
     other = (ras_affine(spacing=(3, 3, 7), size=size, axes=((-1, 0, 0), (0, 1, 0), (0, 0, 1))), size)
     plain = Preprocessing(32)(write_study(tmp_path, "plain"))
-    mixed = Preprocessing(32)(write_study(tmp_path, "mixed", others={"T1c": other, "mask": other}))
+    mixed = Preprocessing(32, registration="never")(
+        write_study(tmp_path, "mixed", others={"T1c": other, "mask": other})
+    )
     assert [(fault.check, fault.severity) for fault in mixed.faults] == [("different_grid", "warning")] * 2
     assert np.corrcoef(plain.image[2][plain.brain > 0], mixed.image[2][plain.brain > 0])[0, 1] > 0.9
     assert np.array_equal(plain.image[0], mixed.image[0])
@@ -274,7 +276,9 @@ def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
     monkeypatch.setattr("idh_lightning.volumes.brain.extract_brain", lambda _: brain)  # once is enough
     volume = Preprocessing(32)(study)
     assert [fault.check for fault in volume.faults] == ["skull_not_stripped"]
-    assert volume.found == BrainRecord(volume_ml=brain.sum() * spacing**3 / 1000, extracted=True, tumour_kept=1.0)
+    assert volume.found == BrainRecord(
+        volume_ml=brain.sum() * spacing**3 / 1000, extracted=True, tumour_kept=1.0, sequence="FLAIR"
+    )
     assert not volume.image[:, volume.brain == 0].any()
 
 

@@ -1,0 +1,87 @@
+"""Mutual information of two images of a study, at points of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from idh_lightning.volumes.reading import Geometry
+
+LEVELS = 24
+"""Of intensity, in the joint histogram."""
+
+_Points = NDArray[np.float64]
+_Affine = NDArray[np.float64]
+
+
+def mutual_information(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mutual information, in nats, of two images given as levels below `LEVELS`."""
+    counts = np.bincount(a.astype(np.int16) * LEVELS + b, minlength=LEVELS**2)
+    joint = counts.reshape(LEVELS, LEVELS) / max(a.size, 1)
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    filled = joint > 0
+    return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
+
+
+def coarse(image: sitk.Image, voxel_mm: float) -> sitk.Image:
+    """Image of means over blocks of about this edge, from 0 up to what nearly all voxels stay below."""
+    edges = zip(image.GetSpacing(), image.GetSize(), strict=True)
+    small = sitk.BinShrink(image, [min(n, max(1, round(voxel_mm / mm))) for mm, n in edges])
+    low, high = np.percentile(sitk.GetArrayViewFromImage(small), (0.1, 99.9)).tolist()
+    return sitk.Clamp(small, sitk.sitkFloat32, low, high) - low
+
+
+def mapped(affine: _Affine, points: _Points) -> _Points:
+    """Points [n, 3] that an affine [4, 4] makes of points [n, 3]."""
+    return np.asarray(points @ affine[:3, :3].T + affine[:3, 3])
+
+
+def points_of(image: sitk.Image, number: int, seed: int) -> _Points:
+    """LPS mm of random points [n, 3] of an image, between its voxels as often as on them."""
+    last = np.array(image.GetSize()) - 1.0
+    return mapped(Geometry.of(image).affine, np.random.default_rng(seed).uniform(0.0, last, (number, 3)))
+
+
+def inside(indices: Sequence[NDArray[np.float64]], grid: Geometry, room_mm: float) -> NDArray[np.bool_]:
+    """Whether places, given as arrays of their x, y and z indices, lie in a grid, this far from its faces."""
+    found = np.asarray(True)
+    for index, n, mm in zip(indices, grid.size, grid.spacing_mm, strict=True):
+        found = found & (np.minimum(index + 0.5, n - 0.5 - index) * mm >= room_mm)
+    return found
+
+
+class PointSample:
+    """Points at which two images are compared; the second one may be moved."""
+
+    def __init__(self, fixed: sitk.Image, moving: sitk.Image, points: _Points) -> None:
+        """Look up the levels of the fixed image at points [n, 3] of LPS mm."""
+        self.points = points
+        self.moving = moving
+        self.to_index = Geometry.of(moving).inverse
+        self.fixed_levels = _levels(_values(fixed, mapped(Geometry.of(fixed).inverse, points)))
+
+    def information(self, affine: _Affine, shuffled: np.random.Generator | None = None) -> float:
+        """Mutual information, in nats, with the moving image where an affine [4, 4] puts it.
+
+        Args:
+            affine: LPS mm of the fixed image to those of the moving one.
+            shuffled: Shuffles the points of the moving image: what is shared by chance.
+        """
+        levels = _levels(_values(self.moving, mapped(self.to_index @ affine, self.points)))
+        return mutual_information(self.fixed_levels, levels if shuffled is None else shuffled.permutation(levels))
+
+
+def _values(image: sitk.Image, indices: _Points) -> NDArray[np.float32]:
+    """Voxels of an image at fractional indices [n, 3], x first; beyond its faces 0."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    return np.asarray(ndimage.map_coordinates(voxels, indices[:, ::-1].T, order=1, mode="grid-constant"))
+
+
+def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Values as whole numbers from 0 to the highest level, all but the outermost percent of them evenly."""
+    low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0.0, 1.0)
+    return ((values - low) * (LEVELS / max(high - low, 1e-9))).clip(0, LEVELS - 1).astype(np.uint8)
