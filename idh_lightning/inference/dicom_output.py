@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
 
 import idh_lightning
 from idh_lightning.errors import CohortError
@@ -205,7 +206,7 @@ def _encapsulated(source: Dataset, pdf: bytes) -> Dataset:
     )
     made.copy_patient_and_study_information(source)
     made.ConversionType = "WSD"
-    made.ContentDate, made.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    made.ContentDate, made.ContentTime = DA(now.date()), TM(now.time())
     made.AcquisitionDateTime = ""
     made.BurnedInAnnotation = "NO"
     made.DocumentTitle = f"IDH status from MRI. {CAUTION}"
