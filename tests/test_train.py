@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -313,11 +314,15 @@ def test_on_the_internal_test_patients_external_validation_repeats_the_run(
 def test_a_finished_run_is_trained_on_from_its_weights_with_a_schedule_of_its_own(
     run_folder: Path, workplace: Path
 ) -> None:
-    said = train(workplace, *SMALL, f"checkpoint={run_folder}", "trainer.max_epochs=1", "hydra.run.dir=outputs/on")
+    written = Checkpoint.read(run_folder)
+    settings = {name: value for name, value in written.recipe["preprocessing"].items() if name != "registration"}
+    older = replace(written, file=workplace / "older.ckpt", recipe={**written.recipe, "preprocessing": settings})
+    older.write()  # as before there was this setting
+    said = train(workplace, *SMALL, f"checkpoint={older.file}", "trainer.max_epochs=1", "hydra.run.dir=outputs/on")
     assert said.returncode == 0, said.stdout + said.stderr
     assert "with a schedule of its own" in said.stdout
     provenance = json.loads((workplace / "outputs" / "on" / "provenance.json").read_text())
-    assert provenance["trained_on_from"] == str(run_folder / "checkpoints" / "best.ckpt")
+    assert provenance["trained_on_from"] == str(older.file)
     assert provenance["epochs"] == 1
     before, after = Checkpoint.read(run_folder).development, Checkpoint.read(workplace / "outputs" / "on").development
     assert before is not None

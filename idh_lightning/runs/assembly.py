@@ -296,7 +296,9 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
         recipe=recipe,
     )
     if start is not None:
-        differ = [key for key in ("preprocessing", "sequences") if start.recipe[key] != recipe[key]]
+        # As objects, so that a setting which an older recipe does not have yet counts as its default.
+        read = {"preprocessing": instantiate_section, "sequences": list}
+        differ = [key for key, made in read.items() if made(start.recipe[key]) != made(recipe[key])]
         if differ:
             found, expected = (", ".join(str(of[key]) for key in differ) for of in (start.recipe, recipe))
             raise CheckpointError(
