@@ -61,7 +61,7 @@ class Registration(Record):
 
     @property
     def words(self) -> str:
-        """What was done, and how well."""
+        """Sentence that says why and how far the sequence was moved, and the quality of it."""
         why = {"grid": "lay on another grid", "shift": "was found shifted", "always": "was to be registered"}[
             self.reason
         ]
