@@ -297,7 +297,7 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
     )
     if start is not None:
         # As objects, so that a setting which an older recipe does not have yet counts as its default.
-        read = {"preprocessing": instantiate_section, "sequences": list}
+        read: dict[str, Callable[[Any], Any]] = {"preprocessing": instantiate_section, "sequences": list}
         differ = [key for key, made in read.items() if made(start.recipe[key]) != made(recipe[key])]
         if differ:
             found, expected = (", ".join(str(of[key]) for key in differ) for of in (start.recipe, recipe))
