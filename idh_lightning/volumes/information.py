@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from torch.nn import functional
 
 from idh_lightning.volumes.reading import Geometry
 
@@ -77,8 +78,10 @@ class PointSample:
 
 def _values(image: sitk.Image, indices: _Points) -> NDArray[np.float32]:
     """Voxels of an image at fractional indices [n, 3], x first; beyond its faces 0."""
-    voxels = sitk.GetArrayViewFromImage(image)
-    return np.asarray(ndimage.map_coordinates(voxels, indices[:, ::-1].T, order=1, mode="grid-constant"))
+    voxels = torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
+    places = 2 * indices / np.maximum(np.array(image.GetSize()) - 1, 1) - 1
+    grid = torch.from_numpy(places.astype(np.float32))[None, None, None]
+    return np.asarray(functional.grid_sample(voxels, grid, align_corners=True)[0, 0, 0, 0].numpy())
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
