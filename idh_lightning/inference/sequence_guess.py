@@ -33,7 +33,7 @@ _OTHER = {
         "twist", "tricks", "grasp", "oef", "cmro2",
     ),
     "susceptibility or T2*": _words(
-        r"swip?\w{0,3}", "swan", "qsm", r"hemo\w*", r"haem\w*", "blood", r"t2 ?w? ?[*]\w*", r"t2 ?w?star\w*",
+        r"swip?\w{0,3}", "swan", "qsm", r"hemo\w*", r"haem\w*", "(?<!black )blood", r"t2 ?w? ?[*]\w*", r"t2 ?w?star\w*",
         "star(?! ?vibe)", "medic", "merge", r"mpgre?", r"veno\w*", "mswi", "r2s?",
     ),
     "angiography": _words("tof", "mr[av]", r"angio\w*", "inhance", "venc", "pcm?ra", "pc3d", "3dpc"),
@@ -109,7 +109,7 @@ _WITHOUT = _words(
     r"pregad\w*", "w ?/? ?o",
 )  # fmt: skip
 _WITH = _words(
-    _AGENT, r"post\w*", "pos", "ce", r"[a-z]?ce", r"enh\w*", r"poscontr\w*", r"apos", r"apres", r"c[+]",
+    _AGENT, r"\w*post", r"post\w*", "pos", "ce", r"[a-z]?ce", r"enh\w*", r"poscontr\w*", r"apos", r"apres", r"c[+]",
 )  # fmt: skip
 _AGENT_NAMED = _words(r"gd|gad\w*|km|mdc|civ|contrast\w*|kontrast\w*|inject\w*")
 _PLUS = re.compile(r"[+] ?(?:c|gd|gad\w*|km|k|ce|mdc|civ|contr\w*)(?![a-z])|(?<![a-z])[ck][+]|t1w?[+]")
