@@ -17,7 +17,6 @@ from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.inference import Predictor
-from idh_lightning.inference.content import doubts_of_content
 from idh_lightning.inference.dicom import dicom_series
 from idh_lightning.inference.series import by_study, new_study_of_series
 from idh_lightning.inference.sidecars import sidecar_series
@@ -191,12 +190,3 @@ def test_echoes_of_one_number_get_letters_and_four_dimensions_are_told(tmp_path:
         ("5", "T2", True),
     ]
     assert list(unread) == ["no JSON sidecar beside it"]
-
-
-def test_the_images_warn_where_two_sequences_have_changed_places(nifti: Path) -> None:
-    files = {name: nifti / f"patient_{name}.nii.gz" for name in SEQUENCES}
-    assert list(doubts_of_content(files)) == []
-    (doubt,) = doubts_of_content({"T1": files["T1c"], "T1c": files["T1"]})
-    assert "changed places" in doubt
-    (doubt,) = doubts_of_content({"FLAIR": files["T2"], "T2": files["T2"]})
-    assert "fluid is not dark" in doubt

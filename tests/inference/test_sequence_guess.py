@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from idh_lightning.inference.content import BRIGHTEST_FLUID, LEAST_ENHANCEMENT, enhancement, fluid_rank
 from idh_lightning.inference.sequence_guess import UNSTATED, guess_sequence
 from idh_lightning.inference.series import Series, select, settle_contrast
 from idh_lightning.volumes.reading import Geometry
@@ -173,3 +174,13 @@ def test_doubts_about_what_is_taken_go_with_the_answer_unless_the_user_has_named
     lone = series("1", "T1 SE")
     assert UNSTATED in select([lone], named={}, sequences=["T1"]).notes[0]
     assert select([lone], named={"T1": "1"}, sequences=["T1"]).notes == ()
+
+
+def test_the_images_tell_where_two_sequences_have_changed_places() -> None:
+    random = np.random.default_rng(0)
+    plain = random.normal(500, 50, (20, 20, 20)).astype(np.float32)
+    corner = np.zeros(plain.shape, bool)
+    corner[:5, :5, :5] = True
+    assert enhancement(plain, plain + 400 * corner) > 0 > LEAST_ENHANCEMENT > enhancement(plain + 400 * corner, plain)
+    t2, flair = plain + 400 * corner, plain - 300 * corner
+    assert fluid_rank(t2, flair) < BRIGHTEST_FLUID < fluid_rank(t2, t2)
