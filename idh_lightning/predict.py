@@ -91,7 +91,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         if theirs := sources.get(answer.study_id):
             _write_dicom(answer, theirs, output)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
-    _summarise(answers, output, predictor.ensemble.notices)
+    _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
     return answers
 
 
@@ -154,15 +154,21 @@ def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path)
         Console().print(f"{'DICOM':>16}  {file}", soft_wrap=True, highlight=False)
 
 
-def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str]) -> None:
-    """Print a row for each study, without the notices of the network, which were said above the table."""
+def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str], threshold: float) -> None:
+    """Print a row for each study, without the notices of the network, which were said above the table.
+
+    A call that differs from one at a half is told with its threshold.
+    """
     headings = ("study", "status", "P(mutant)", "interval", "called", "cannot be excluded", "why, and what to know")
     table = FittingTable("IDH status", headings, ("study", headings[-1]), headings[1:])
     for one in answers:
         number = ("-", "-", "-", "-")
         if one.probability is not None and one.low is not None and one.high is not None:
             interval = f"{one.low:.2f} to {one.high:.2f}"
-            number = (f"{one.probability:.2f}", interval, str(one.decision), one.prediction_set or "-")
+            called = str(one.decision)
+            if (one.decision == "mutant") != (one.probability >= 0.5):
+                called += f" (mutant from {threshold:.2f})"
+            number = (f"{one.probability:.2f}", interval, called, one.prediction_set or "-")
         first, *others = (*(text for text in (*one.reasons, *one.warnings) if text not in said), "")
         words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
         words = f"unlike the training studies: {words}" if one.unlike else words

@@ -160,6 +160,7 @@ class Predictor:
             *_doubts_of_tumour(tumour, stored),
             *self._doubts_of_likeness(stored),
         ]
+        doubts.sort(key=lambda doubt: not doubt.unlike)  # what makes a study unlike the training ones is told first
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
         notices = (*self.ensemble.notices, *new.notes)

@@ -75,7 +75,8 @@ class LocatorTraining(lightning.LightningModule):
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"train/loss of the locator: not finite in step {self.global_step}; expected a number. Likely cause: "
-                "a learning rate that is too high. Give a lower locating.lr, or optimizer.lr where it is pretrained."
+                "a learning rate that is too high. Give a lower locating.learning_rate, or optimizer.lr where it is "
+                "pretrained."
             )
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.volumes))
         return loss
@@ -130,14 +131,14 @@ class FineTuning:
     Attributes:
         steps: Of the optimizer; rounded up to a multiple of 25.
         batch_size: Studies per step, half of them mutant.
-        lr: Peak of the one-cycle schedule of AdamW.
+        learning_rate: Peak of the one-cycle schedule of AdamW.
         weight_decay: Of AdamW.
         randomisation: Of the volumes.
     """
 
     steps: int = 150
     batch_size: int = 4
-    lr: float = 5e-4
+    learning_rate: float = 5e-4
     weight_decay: float = 0.01
     randomisation: Randomisation = field(default_factory=Randomisation)
 
@@ -182,8 +183,8 @@ class FineTuning:
         )
         model = LocatorTraining(
             copy.deepcopy(segmenter).requires_grad_(True).train(),
-            optimizer=partial(AdamW, lr=self.lr, weight_decay=self.weight_decay),
-            scheduler=partial(OneCycleLR, max_lr=self.lr, pct_start=0.2),
+            optimizer=partial(AdamW, lr=self.learning_rate, weight_decay=self.weight_decay),
+            scheduler=partial(OneCycleLR, max_lr=self.learning_rate, pct_start=0.2),
         )
         data = LocatorData(
             samples=RandomisedStudies(

@@ -55,7 +55,7 @@ def test_answers_are_legible_at_80_columns(
         study_id="BraTS-GLI-00012-000", status="answered", probability=0.42, low=0.1, high=0.9, decision="mutant",
         prediction_set="both",
     )  # fmt: skip
-    _summarise([answer], tmp_path, ())
+    _summarise([answer], tmp_path, (), 0.4)
     text = capsys.readouterr().out
-    for words in ("study BraTS-GLI-00012-000", "answered", "0.42", "0.10 to 0.90", "mutant", "both"):
+    for words in ("study BraTS-GLI-00012-000", "answered", "0.42", "0.10 to 0.90", "mutant (mutant from 0.40)", "both"):
         assert words in text

@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from rich.console import Console
 from rich.table import Table
+from tiny_dicom import lump
 
-from idh_lightning.inference.content import BRIGHTEST_FLUID, LEAST_ENHANCEMENT, enhancement, fluid_rank
+from idh_lightning.inference.content import (
+    BRIGHTEST_FLUID,
+    LEAST_ENHANCEMENT,
+    doubts_of_content,
+    enhancement,
+    fluid_rank,
+)
 from idh_lightning.inference.sequence_guess import UNSTATED, guess_sequence
 from idh_lightning.inference.series import Series, select, settle_contrast
 from idh_lightning.volumes.reading import Geometry
@@ -184,3 +192,14 @@ def test_the_images_tell_where_two_sequences_have_changed_places() -> None:
     assert enhancement(plain, plain + 400 * corner) > 0 > LEAST_ENHANCEMENT > enhancement(plain + 400 * corner, plain)
     t2, flair = plain + 400 * corner, plain - 300 * corner
     assert fluid_rank(t2, flair) < BRIGHTEST_FLUID < fluid_rank(t2, t2)
+
+
+@pytest.mark.parametrize(("thickness_mm", "doubts"), [(2.0, 1), (5.0, 0)])
+def test_fluid_is_looked_at_where_slices_are_thin_enough_to_show_it(
+    thickness_mm: float, doubts: int, tmp_path: Path
+) -> None:
+    image = sitk.GetImageFromArray(lump(24, 48, 44).astype(np.float32))
+    image.SetSpacing((3.0, 3.0, thickness_mm))
+    sitk.WriteImage(image, str(tmp_path / "t2.nii.gz"))
+    files = {"FLAIR": tmp_path / "t2.nii.gz", "T2": tmp_path / "t2.nii.gz"}
+    assert len(list(doubts_of_content(files))) == doubts

@@ -55,7 +55,7 @@ def fine_tuned(
     trainer = partial(
         lightning.Trainer, accelerator="cpu", default_root_dir=folder, reload_dataloaders_every_n_epochs=1
     )
-    made = FineTuning(steps=steps, batch_size=2, lr=5e-3, randomisation=GENTLE)
+    made = FineTuning(steps=steps, batch_size=2, learning_rate=5e-3, randomisation=GENTLE)
     return made(segmenter, studies, store, seed=0, folder=folder, make_trainer=trainer)
 
 
