@@ -96,7 +96,7 @@ def main() -> None:
         if len(sys.argv) > 1:
             studies = Table(table=Path(sys.argv[1]), missing="zero").read().studies
         else:
-            studies = PhantomCohort(folder, patients=3, spacing_mm=2.0, workers=1).read().studies
+            studies = PhantomCohort(folder, patients=10, spacing_mm=2.0, workers=1).read().studies[:3]
         rows, before = [], {}
         for study in studies[:: int(sys.argv[2]) if len(sys.argv) > 2 else 1]:
             if "FLAIR" in study.files:

@@ -203,6 +203,9 @@ def test_no_number_is_given_for_a_damaged_sequence(
     (answer,) = predictor.predict(patient)
     assert time.monotonic() - began < 30
     assert psutil.Process().memory_info().rss < 4e9
+    if kind == "elsewhere" and answer.given:  # only its place is wrong, which registration puts right and tells of
+        assert any("it was moved by" in text for text in answer.warnings)
+        return
     assert answer.status in ("failed", "withheld"), (answer.status, answer.warnings, answer.probability)
     assert answer.probability is None
     assert all(len(reason) > 20 for reason in answer.reasons)
