@@ -41,6 +41,10 @@ training studies, the worst fits 0.050 better when turned."""
 CLEARLY_OTHER = 0.97
 """Ratio of distances below which another naming of the sequences counts as clearly better, at most."""
 
+TOLD_ODDS = 20.0
+"""How many times likelier another naming must be to be told of, where it is not clearly better: far from all training
+studies two namings differ by little and by chance."""
+
 _SLACK = {"least_voxel_edge_mm": 1.5, "greatest_voxel_edge_mm": 1.5}
 _OTHER_SLACK = 1.15
 _ROUGH = 0.05
@@ -276,14 +280,15 @@ class OutOfDistributionDetector(_TensorRecord):
 
     def _naming(self, study: StudyDescriptor) -> Iterable[OODWarning]:
         ratio, places = self._other_naming(study)
-        if ratio >= 1:
+        given = self.order.distance(study.order(range(len(self.sequences))))
+        likelier = (1 - min(ratio, 1) ** 2) * given**2 / 2  # logarithm of how many times, were the contrasts normal
+        if ratio >= self.order_limit and likelier < math.log(TOLD_ODDS):
             return
         moved = [
             f"the file named {self.sequences[place]} looks like {name}"
             for name, place in zip(self.sequences, places, strict=True)
             if self.sequences[place] != name
         ]
-        given = self.order.distance(study.order(range(len(self.sequences))))
         yield OODWarning(
             check="sequence_identity",
             text=f"Likely exchanged: {' and '.join(moved)}. So named, the contrasts between sequences lie "

@@ -18,6 +18,7 @@ from idh_lightning.cohort import new_studies
 from idh_lightning.inference import Predictor
 from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.ood.descriptor import PERCENTILES, StudyDescriptor, turned, turns
+from idh_lightning.ood.detector import TOLD_ODDS
 
 NAMES = ("FLAIR", "T1", "T1c", "T2")
 
@@ -69,6 +70,29 @@ def test_studies_of_another_kind_are_withheld_and_the_reason_is_given() -> None:
     assert {"features", "intensity_of_T1"} <= {doubt.check for doubt in doubts if doubt.withheld}
     (near,) = some_studies(1, 5)
     assert not found.doubts(near, present=NAMES)
+
+
+def test_another_naming_is_told_where_it_is_likelier_not_where_two_are_equally_far_away() -> None:
+    found = learnt()
+    (study,) = some_studies(1, 6)
+    order = [1, 0, 2, 3]
+    swapped = replace(study, contrast=study.contrast[order][:, order], skewness=study.skewness[order])
+    assert "sequence_identity" in {doubt.check for doubt in found.doubts(swapped, present=NAMES)}
+    random, told = np.random.default_rng(0), []
+    middle = replace(
+        study,
+        contrast=(study.contrast + swapped.contrast) / 2,
+        skewness=(study.skewness + swapped.skewness) / 2,
+    )
+    for _ in range(20):
+        odd = replace(middle, contrast=middle.contrast + 0.002 * random.normal(size=(4, 4)))
+        ratio, _ = found._other_naming(odd)
+        if found.order_limit <= ratio < 1:
+            likelier = np.exp(found.order.distance(odd.order(range(4))) ** 2 * (1 - ratio**2) / 2)
+            named = "sequence_identity" in {doubt.check for doubt in found.doubts(odd, present=NAMES)}
+            assert named == (likelier >= TOLD_ODDS)
+            told.append(named)
+    assert not all(told)
 
 
 def test_every_warning_says_what_was_measured_the_training_range_and_what_to_do() -> None:
