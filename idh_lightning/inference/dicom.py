@@ -49,12 +49,7 @@ def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
             unread.setdefault("there twice", []).append(frame.header.path)
         known.setdefault(frame.uid, frame)
     found = [one for group in groups.values() for one in _series_of(list(group.values()))]
-    return sorted(found, key=lambda one: (one.study_uid, _order(one.number), one.uid, one.number)), unread
-
-
-def _order(number: str) -> int:
-    digits = number.rstrip("abcdefgh")
-    return int(digits) if digits.isdigit() else 0
+    return sorted(found, key=lambda one: one.order), unread
 
 
 def _series_of(frames: list[Frame]) -> list[Series]:

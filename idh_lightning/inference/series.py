@@ -80,6 +80,12 @@ class Series:
     frames: tuple[Frame, ...] = field(default=(), repr=False)
 
     @property
+    def order(self) -> tuple[str, int, str, str]:
+        """Its place among others: by study, then by number."""
+        digits = self.number.rstrip("abcdefghijklmnopqrstuvwxyz")
+        return self.study_uid, int(digits) if digits.isdigit() else 0, self.uid, self.number
+
+    @property
     def name(self) -> str:
         """Its number and description, for messages."""
         return f"{self.number} ({', '.join(filter(None, (self.description or 'no description', self.part)))})"

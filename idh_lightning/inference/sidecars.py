@@ -51,7 +51,7 @@ def sidecar_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
         letter = chr(ord("a") + lettered[key] % 26) if numbers[key] > 1 else ""
         lettered[key] += 1
         named.append(Series(**{**vars(one), "number": f"{one.number}{letter}"}))
-    return named, dict(unread)
+    return sorted(named, key=lambda one: one.order), dict(unread)
 
 
 def _tags(path: Path) -> dict[str, Any] | None:
