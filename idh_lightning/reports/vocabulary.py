@@ -159,6 +159,7 @@ UNLIKE = {
     "missing sequence": "a sequence is missing",
     "no tumour": "hardly any tumour was found",
     "lost part": "a part of an image is lost",
+    "poor registration": "a sequence could not be laid on the others with certainty",
     "repeated sequence": "one file under two names",
     "small brain": "too little brain",
 }

@@ -41,7 +41,7 @@ from idh_lightning.volumes.randomisation import Randomisation
 WEIGHTS = "locator.safetensors"
 """File in a run folder: weights of the locator that its stage `locate` has fine-tuned."""
 
-SEGMENTATION = "segmentation.csv"
+SEGMENTATION_SCORES = "segmentation.csv"
 """File in a run folder: how well that locator finds the tumours of validation and test studies with a mask."""
 
 STRETCH = 25
@@ -213,7 +213,7 @@ class FineTuning:
 def write_segmentation_scores(
     folder: Path, segmenter: TumourSegmenter, studies: Mapping[str, Sequence[Study]], store: VolumeStore
 ) -> pd.DataFrame:
-    """Write `SEGMENTATION` of the validation and test studies that have a mask into a folder, and return it.
+    """Write `SEGMENTATION_SCORES` of the validation and test studies that have a mask into a folder, and return it.
 
     Its columns are study_id, patient_id, split, dice, the coefficient of the tumour, and pointing, 1 where the voxel
     that is tumour most likely lies in the mask, else 0; both are on the grid of the volumes.
@@ -238,7 +238,7 @@ def write_segmentation_scores(
     items = [(split, study) for split in ("validation", "test") for study in studies.get(split, ())]
     rows = [one for one in map_in_threads(row, items) if one is not None]
     table = pd.DataFrame(rows, columns=["study_id", "patient_id", "split", "dice", "pointing"])
-    write_text(folder / SEGMENTATION, table.to_csv(index=False))
+    write_text(folder / SEGMENTATION_SCORES, table.to_csv(index=False))
     return table
 
 

@@ -40,7 +40,7 @@ from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
-from idh_lightning.runs.locating import SEGMENTATION, WEIGHTS, write_segmentation_scores
+from idh_lightning.runs.locating import SEGMENTATION_SCORES, WEIGHTS, write_segmentation_scores
 from idh_lightning.runs.memory import MemoryPlanner, require_memory
 from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.summary import disk_mb
@@ -232,7 +232,7 @@ def report_run(run: Run) -> dict[str, Any]:
         features = write_features(described, run.folder)
         results = run.evaluation(read_table(file), read_table(run.folder / "cohort.csv"), features)
         write_text(file, results.predictions.to_csv(index=False))
-        if (segmented := run.folder / SEGMENTATION).is_file():
+        if (segmented := run.folder / SEGMENTATION_SCORES).is_file():
             results.metrics["segmentation"] = run.evaluation.segmentation(pd.read_csv(segmented))
         write_json(run.folder / "metrics.json", results.metrics)
         write_report(run.folder)

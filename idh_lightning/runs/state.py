@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
-from idh_lightning.runs.locating import SEGMENTATION, WEIGHTS
+from idh_lightning.runs.locating import SEGMENTATION_SCORES, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "locate": (WEIGHTS, SEGMENTATION),
+    "locate": (WEIGHTS, SEGMENTATION_SCORES),
     "fit": ("checkpoints/best.ckpt",),
     "test": ("predictions.csv",),
     "explain": ("explanations.json", "explanations.html"),

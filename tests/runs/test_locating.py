@@ -85,7 +85,7 @@ def test_a_locator_learns_to_find_the_tumour_from_masks(
     assert list(after["split"]) == ["validation", "validation", "test"]
     assert before["dice"].max() < 0.4 < 0.6 < after["dice"].min()
     assert (after["pointing"] == 1).all()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / locating.SEGMENTATION), after)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / locating.SEGMENTATION_SCORES), after)
 
 
 def test_a_fine_tuning_that_was_stopped_comes_to_the_same_weights(
@@ -204,7 +204,7 @@ def test_a_run_with_the_stage_locate_uses_and_reports_its_own_locator(tmp_path: 
     ]
     metrics = train(settings(*small))
     run = tmp_path / "run"
-    scores = pd.read_csv(run / locating.SEGMENTATION)
+    scores = pd.read_csv(run / locating.SEGMENTATION_SCORES)
     cohort = pd.read_csv(run / "cohort.csv")
     assert set(scores["study_id"]) == set(cohort.loc[cohort["split"] != "train", "study_id"])
     told = json.loads((run / "metrics.json").read_text())["segmentation"]
