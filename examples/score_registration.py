@@ -18,7 +18,7 @@ from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.alignment import SHIFT_MM, register_where_needed
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.information import mapped
-from idh_lightning.volumes.registration import shift_shown_mm, transform_of, turned_degrees
+from idh_lightning.volumes.registration import affine_of, shift_shown_mm, transform_of, turned_degrees
 
 MM, DEGREES = (2, 5, 10, 20), (1, 3, 5, 10)
 
@@ -29,11 +29,7 @@ def move(number: int, centre: np.ndarray) -> np.ndarray:
     turn, shift = np.zeros(3), np.zeros(3)
     turn[about] = np.radians(DEGREES[number // 5 % 4]) * (-1) ** number
     shift[axis] = MM[number % 4] * (-1) ** (number // 2)
-    transform = sitk.Euler3DTransform(centre.tolist(), *turn.tolist(), shift.tolist())
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-    affine[:3, 3] = shift + centre - affine[:3, :3] @ centre
-    return affine
+    return affine_of(sitk.Euler3DTransform(centre.tolist(), *turn.tolist(), shift.tolist()))
 
 
 def thick(image: sitk.Image) -> sitk.Image:

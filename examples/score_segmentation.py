@@ -8,15 +8,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
 from scipy.stats import bootstrap
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Table
 from idh_lightning.config.instantiation import instantiate_section
-from idh_lightning.models import tumour_probability
 from idh_lightning.phantom import PhantomCohort
+from idh_lightning.runs.locating import write_segmentation_scores
 from idh_lightning.volumes import VolumeStore
 
 
@@ -31,19 +29,8 @@ def main() -> None:
             studies = PhantomCohort(folder, patients=10, spacing_mm=4.0, workers=1).read().studies
         store = VolumeStore(Path(folder) / "store", preprocessing, checkpoint.sequences)
         store.prepare(studies)
-        rows = []
-        for study in studies:
-            stored = store.open(study)
-            if stored.mask is None:
-                continue
-            volume = torch.from_numpy(np.array(stored.image, dtype=np.float32))[None]
-            tumour = tumour_probability(network, volume)
-            assert tumour is not None
-            found, truth = tumour[0].numpy(), np.asarray(stored.mask) > 0
-            overlap = 2 * np.sum((found > 0.5) & truth) / max(np.sum(found > 0.5) + np.sum(truth), 1)
-            rows.append({"study_id": study.study_id, "dice": overlap, "pointing": truth.flat[found.argmax()]})
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False, float_format="%.2f"))
+        table = write_segmentation_scores(Path(folder), network.locator, {"test": studies}, store)
+    print(table[["study_id", "dice", "pointing"]].to_string(index=False, float_format="%.2f"))
     dice, interval = table["dice"], bootstrap([table["dice"]], np.median, rng=0).confidence_interval
     print(
         f"{len(table)} studies: median Dice {dice.median():.3f} ({interval.low:.3f} to {interval.high:.3f}), "

@@ -19,6 +19,7 @@ from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series
 from idh_lightning.inference.dicom_output import write_dicom
 from idh_lightning.inference.series import (
+    Selection,
     Series,
     by_study,
     files_unread,
@@ -74,22 +75,22 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
             f"dicom_output: found true with {source or 'files of NIfTI'}, which holds no DICOM; expected the DICOM "
             "series that the results are to refer to. Name their folder as input, or leave dicom_output out."
         )
+    sequences = predictor.ensemble.sequences
+    selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
     if series:
-        _show_series(grouped, unread, predictor, files, output, source=source, confirmed=settings["confirm"])
+        unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
+        _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
         studies = [
-            new_study_of_series(
-                theirs, output / "dicom", study_id=study_id, named=files, sequences=predictor.ensemble.sequences
-            )
-            for study_id, theirs in grouped.items()
+            new_study_of_series(selection, output / "dicom", study_id=study_id)
+            for study_id, selection in selections.items()
         ]
     else:
         studies = predictor.found(files or source)
-    sources = _dicom_sources(grouped, files, predictor) if settings["dicom_output"] else {}
     answers = []
     for answer in predictor.answers(studies, output):
         answers.append(answer)
-        if theirs := sources.get(answer.study_id):
-            _write_dicom(answer, theirs, output)
+        if settings["dicom_output"] and selections[answer.study_id].taken:
+            _write_dicom(answer, [*selections[answer.study_id].taken.values()], output)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
     return answers
@@ -108,39 +109,25 @@ def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
 
 
 def _show_series(
-    grouped: Mapping[str, Sequence[Series]],
+    selections: Sequence[Selection],
     unread: Mapping[str, Sequence[Path]],
-    predictor: Predictor,
-    named: Mapping[str, str],
     output: Path,
     *,
     source: str,
-    confirmed: bool,
+    guessed: Sequence[str],
 ) -> None:
-    """Show which series are taken for which sequence, and stop where that is neither confirmed nor said by the user."""
-    sequences = predictor.ensemble.sequences
-    selections = [select(theirs, named=named, sequences=sequences) for theirs in grouped.values()]
+    """Show which series are taken for which sequence; stop where some are guessed and nobody has confirmed them."""
     console = Console()
     console.print(series_table(selections))
     for sentence in (*files_unread(unread), *(note for selection in selections for note in selection.notes)):
         console.print(sentence, soft_wrap=True, highlight=False)
     write_series(selections, unread, output / "series.csv")
-    unnamed = [name for name in sequences if name not in named]
-    if unnamed and not confirmed:
+    if guessed:
         raise ConfigError(
-            f"input: {source} holds series, and which is {', '.join(unnamed)} was guessed from their tags; expected "
+            f"input: {source} holds series, and which is {', '.join(guessed)} was guessed from their tags; expected "
             "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
             "t2=4."
         )
-
-
-def _dicom_sources(
-    grouped: Mapping[str, Sequence[Series]], named: Mapping[str, str], predictor: Predictor
-) -> dict[str, list[Series]]:
-    """Study -> the series that were taken, the one on whose grid results most likely lie first."""
-    sequences = predictor.ensemble.sequences
-    taken = {name: select(theirs, named=named, sequences=sequences).taken for name, theirs in grouped.items()}
-    return {name: [those[one] for one in sequences if one in those] for name, those in taken.items()}
 
 
 def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> None:

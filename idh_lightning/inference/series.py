@@ -235,14 +235,11 @@ def _doubt_of_extent(one: Series) -> str:
     return f"its slices span {one.extent_mm:.0f} mm, less than a head" if small else ""
 
 
-def new_study_of_series(
-    series: Sequence[Series], folder: Path, *, study_id: str, named: Mapping[str, str], sequences: Sequence[str]
-) -> NewStudy:
-    """Study of the series of one DICOM study, written as NIfTI files into a folder; see `select`.
+def new_study_of_series(selection: Selection, folder: Path, *, study_id: str) -> NewStudy:
+    """Study of the series that were taken of one DICOM study, written as NIfTI files into a folder.
 
     A sequence that no series fits is left out; the network says whether it can do without.
     """
-    selection = select(series, named=named, sequences=sequences)
     if selection.problems:
         return NewStudy(study_id=study_id, study=None, problem="; ".join(selection.problems))
     files: dict[str, Path] = {}

@@ -179,6 +179,11 @@ def without_specks(probability: Tensor) -> Tensor:
     return kept
 
 
+def found_tumour(logits: Tensor) -> Tensor:
+    """Probability of tumour [B, D, H, W], without specks, of logits [B, 3, D, H, W]."""
+    return without_specks(torch.sigmoid(tumour_logit(logits)))
+
+
 def vote_contributions(logits: Tensor) -> Tensor:
     """Contribution of each voxel to the dense vote, [B, D, H, W], of logits [B, 3, D, H, W].
 

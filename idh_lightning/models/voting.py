@@ -15,9 +15,9 @@ from idh_lightning.models.segmentation import (
     PRETRAINED,
     TumourSegmenter,
     dense_vote,
+    found_tumour,
     load_segmenter,
     tumour_logit,
-    without_specks,
 )
 from idh_lightning.models.weights import WeightsOrigin
 
@@ -110,4 +110,4 @@ def tumour_probability(network: nn.Module, volumes: Tensor) -> Tensor | None:
     if locator is None or sequences is None:
         return None
     with torch.no_grad():
-        return without_specks(torch.sigmoid(tumour_logit(segmentation(locator, volumes, sequences))))
+        return found_tumour(segmentation(locator, volumes, sequences))

@@ -94,15 +94,7 @@ def read_scene(
 
     def on_grid(image: sitk.Image, interpolation: int = sitk.sitkLinear, name: str = "") -> NDArray[np.float32]:
         air = _air(sitk.GetArrayViewFromImage(image))
-        place = (
-            grid.size,
-            moves.get(name, sitk.Transform()),
-            interpolation,
-            grid.origin_mm,
-            grid.spacing_mm,
-            grid.direction,
-        )
-        return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *place, air)), dtype=np.float32)
+        return grid.resampled(image, interpolation, moves.get(name), air).astype(np.float32)
 
     return Scene(
         sequences={name: on_grid(image, name=name) for name, image in images.items()},

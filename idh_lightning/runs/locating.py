@@ -29,10 +29,10 @@ from idh_lightning.machine import freed_memory_kept, map_in_threads
 from idh_lightning.models.segmentation import (
     TumourSegmenter,
     dense_vote,
+    found_tumour,
     load_segmenter,
     save_segmenter,
     tumour_logit,
-    without_specks,
 )
 from idh_lightning.objectives.segmentation import segmentation_loss
 from idh_lightning.volumes import VolumeStore
@@ -225,7 +225,7 @@ def write_segmentation_scores(
         if torch.isnan(sample.masks).any() or not sample.masks.any():
             return None
         with torch.no_grad():
-            found = without_specks(torch.sigmoid(tumour_logit(segmenter(sample.volumes[None]))))[0]
+            found = found_tumour(segmenter(sample.volumes[None]))[0]
         inside = sample.masks > 0.5
         return {
             "study_id": study.study_id,

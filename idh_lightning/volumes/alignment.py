@@ -106,13 +106,12 @@ def register_where_needed(
     reason = "always" if registration == "always" else "shift" if same else "grid"
     if registration == "never" or not brain.any() or (reason == "shift" and shift_shown_mm(fixed, moving) < SHIFT_MM):
         return None
-    by_header, _ = agreement(fixed, moving, brain)
+    by_header, header_quality = agreement(fixed, moving, brain)
     affine = register(fixed, moving)
     shared, quality = agreement(fixed, moving, brain, affine)
     centre = centre_of_mass(fixed)
     if shared <= by_header:  # no place is better than that of the header
-        affine = np.eye(4)
-        _, quality = agreement(fixed, moving, brain)
+        affine, quality = np.eye(4), header_quality
     moved = moved_mm(affine, centre)
     if reason == "shift" and moved < SHIFT_MM:
         return None
@@ -144,8 +143,8 @@ def _file_name(study: Study, name: str) -> str | None:
 def _covered(fixed: sitk.Image, image: sitk.Image, brain: NDArray[np.bool_], affine: _Affine) -> float:
     """Share of the brain that lies in the field of view of an image."""
     everywhere = Geometry.of(image).image(np.ones(image.GetSize()[::-1], dtype=np.float32))
-    view = sitk.Resample(everywhere, fixed, transform_of(affine), sitk.sitkNearestNeighbor, 0.0)
-    return float(sitk.GetArrayViewFromImage(view)[brain].mean()) if brain.any() else 0.0
+    view = Geometry.of(fixed).resampled(everywhere, sitk.sitkNearestNeighbor, transform_of(affine))
+    return float(view[brain].mean()) if brain.any() else 0.0
 
 
 def _on_grid_of(
@@ -155,14 +154,12 @@ def _on_grid_of(
 
     Outside the brain a voxel is foreground where most of it is: what was interpolated is no wider than it was.
     """
+    grid, move = Geometry.of(reference), transform_of(affine)
     if labels:
-        return sitk.Resample(image, reference, transform_of(affine), sitk.sitkNearestNeighbor, 0.0)
+        return grid.image(grid.resampled(image, sitk.sitkNearestNeighbor, move))
     air = background(sitk.GetArrayViewFromImage(image))
     mask, _ = foreground(sitk.GetArrayViewFromImage(image), float(np.prod(image.GetSpacing())))
     shown = Geometry.of(image).image(mask.astype(np.float32))
-    total, share = (
-        sitk.GetArrayFromImage(sitk.Resample(part, reference, transform_of(affine), sitk.sitkLinear, 0.0))
-        for part in (image * shown, shown)
-    )
+    total, share = (grid.resampled(part, sitk.sitkLinear, move) for part in (image * shown, shown))
     voxels = np.divide(total, share, out=np.full_like(total, air), where=(share > 0.5) | (brain & (share > 0.05)))
-    return Geometry.of(reference).image(voxels)
+    return grid.image(voxels)

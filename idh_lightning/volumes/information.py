@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from idh_lightning.volumes.reading import Geometry
@@ -61,9 +62,9 @@ class PointSample:
     def __init__(self, fixed: sitk.Image, moving: sitk.Image, points: _Points) -> None:
         """Look up the levels of the fixed image at points [n, 3] of LPS mm."""
         self.points = points
-        self.moving = moving
+        self.moving = _tensor(moving)
         self.to_index = Geometry.of(moving).inverse
-        self.fixed_levels = _levels(_values(fixed, mapped(Geometry.of(fixed).inverse, points)))
+        self.fixed_levels = _levels(_values(_tensor(fixed), mapped(Geometry.of(fixed).inverse, points)))
 
     def information(self, affine: _Affine, shuffled: np.random.Generator | None = None) -> float:
         """Mutual information, in nats, with the moving image where an affine [4, 4] puts it.
@@ -76,10 +77,14 @@ class PointSample:
         return mutual_information(self.fixed_levels, levels if shuffled is None else shuffled.permutation(levels))
 
 
-def _values(image: sitk.Image, indices: _Points) -> NDArray[np.float32]:
-    """Voxels of an image at fractional indices [n, 3], x first; beyond its faces 0."""
-    voxels = torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
-    places = 2 * indices / np.maximum(np.array(image.GetSize()) - 1, 1) - 1
+def _tensor(image: sitk.Image) -> Tensor:
+    """Voxels [1, 1, D, H, W] of an image."""
+    return torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
+
+
+def _values(voxels: Tensor, indices: _Points) -> NDArray[np.float32]:
+    """Voxels [1, 1, D, H, W] at fractional indices [n, 3], x first; beyond their faces 0."""
+    places = 2 * indices / np.maximum(np.array(voxels.shape[:1:-1]) - 1, 1) - 1
     grid = torch.from_numpy(places.astype(np.float32))[None, None, None]
     return np.asarray(functional.grid_sample(voxels, grid, align_corners=True)[0, 0, 0, 0].numpy())
 

@@ -80,12 +80,14 @@ class Geometry:
         image.SetDirection(self.direction)
         return image
 
-    def resampled(self, image: sitk.Image, method: int, move: sitk.Transform | None = None) -> NDArray[Any]:
-        """Voxels [z, y, x] of another image on this grid, 0 where it ends; `method` is an interpolator of SimpleITK.
+    def resampled(
+        self, image: sitk.Image, method: int, move: sitk.Transform | None = None, outside: float = 0.0
+    ) -> NDArray[Any]:
+        """Voxels [z, y, x] of another image on this grid, `outside` where it ends; `method` is one of SimpleITK's.
 
         `move` takes LPS mm of this grid to those of the image; by default both are the same.
         """
-        grid = (self.size, move or sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, 0.0)
+        grid = (self.size, move or sitk.Transform(), method, self.origin_mm, self.spacing_mm, self.direction, outside)
         return np.asarray(sitk.GetArrayFromImage(sitk.Resample(image, *grid)))
 
     def agrees_with(self, other: Geometry) -> bool:

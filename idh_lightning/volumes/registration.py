@@ -86,11 +86,11 @@ def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
     by_header.SetCenter(by_mass.GetCenter())
     sample = PointSample(small, other, points_of(small, _POINTS, _SEED))
     found = [by_header, *(_improved(start, small, other, *_STEPS[0][1:]) for start in (by_header, by_mass))]
-    best = max(found, key=lambda place: sample.information(_affine(place)))
+    best = max(found, key=lambda place: sample.information(affine_of(place)))
     for voxel_mm, *steps in _STEPS[1:]:
         best = _improved(best, coarse(fixed, voxel_mm), coarse(moving, voxel_mm), *steps)
     best.SetParameters(np.round(best.GetParameters(), 6).tolist())
-    return _affine(best)
+    return affine_of(best)
 
 
 def shift_shown_mm(fixed: sitk.Image, moving: sitk.Image) -> float:
@@ -169,15 +169,7 @@ def turned_degrees(affine: _Affine) -> float:
     return float(np.degrees(np.arctan2(twice_sine, np.trace(turn) - 1)))
 
 
-def transform_of(affine: _Affine) -> sitk.AffineTransform:
-    """Transform of SimpleITK that does what an affine [4, 4] does."""
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(affine[:3, :3].ravel().tolist())
-    transform.SetTranslation(affine[:3, 3].tolist())
-    return transform
-
-
-def _affine(transform: sitk.Euler3DTransform) -> _Affine:
+def affine_of(transform: sitk.Euler3DTransform) -> _Affine:
     """[4, 4] of a rigid transform."""
     turn, centre = np.reshape(transform.GetMatrix(), (3, 3)), np.array(transform.GetCenter())
     affine = np.eye(4)
@@ -186,13 +178,21 @@ def _affine(transform: sitk.Euler3DTransform) -> _Affine:
     return affine
 
 
+def transform_of(affine: _Affine) -> sitk.AffineTransform:
+    """Transform of SimpleITK that does what an affine [4, 4] does."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(affine[:3, :3].ravel().tolist())
+    transform.SetTranslation(affine[:3, 3].tolist())
+    return transform
+
+
 def _move(steps_mm: NDArray[np.float64], centre_mm: NDArray[np.float64] | None = None) -> _Affine:
     """[4, 4] of turns about three axes, given in mm at a point of the brain, and shifts along them."""
     move = sitk.Euler3DTransform()
     move.SetCenter((np.zeros(3) if centre_mm is None else centre_mm).tolist())
     move.SetRotation(*(steps_mm[:3] / _TURN_MM).tolist())
     move.SetTranslation(steps_mm[3:].tolist())
-    return _affine(move)
+    return affine_of(move)
 
 
 def _by_mass(fixed: sitk.Image, moving: sitk.Image) -> sitk.Euler3DTransform:
@@ -221,7 +221,7 @@ def _improved(
 ) -> sitk.Euler3DTransform:
     """Transform near the start that has more mutual information; the start itself where too little is shared."""
     grid, field = Geometry.of(fixed), Geometry.of(moving)
-    to_index = field.inverse @ _affine(start) @ grid.affine
+    to_index = field.inverse @ affine_of(start) @ grid.affine
     x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.size), indexing="ij", sparse=True)
     indices = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in to_index[:3]]
     shared = inside(indices, field, room_mm).T

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from tiny_dicom import classic, enhanced, frames_of, lump, save
 
 from idh_lightning.inference.dicom import dicom_series
-from idh_lightning.inference.series import new_study_of_series
+from idh_lightning.inference.series import new_study_of_series, select
 
 LUMP = lump()
 Damage = Callable[[bytes, np.random.Generator], bytes]
@@ -57,7 +57,7 @@ def test_a_damaged_series_is_refused_or_is_the_same_image(damage: str, number: i
     path = sorted(folder.iterdir())[len(whole) // 2]
     path.write_bytes(DAMAGES[damage](path.read_bytes(), random))
     series, unread = dicom_series(folder)
-    new = new_study_of_series(series, tmp_path / "out", study_id="p", named={}, sequences=["T2"])
+    new = new_study_of_series(select(series, named={}, sequences=["T2"]), tmp_path / "out", study_id="p")
     assert new.study is not None or len(new.problem) > 20
     assert series or unread
     if new.study is not None:

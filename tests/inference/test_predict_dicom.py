@@ -18,7 +18,7 @@ from tiny_studies import write_study
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.dicom import dicom_series
-from idh_lightning.inference.series import by_study, new_study_of_series
+from idh_lightning.inference.series import by_study, new_study_of_series, select
 from idh_lightning.inference.sidecars import sidecar_series
 
 TAGS: dict[str, dict[str, object]] = {
@@ -88,7 +88,7 @@ def test_the_same_study_gives_the_same_answer(
     assert [one.guess for one in series] == list(SEQUENCES)
     assert unread == {}
     ((name, theirs),) = by_study(series, folder).items()
-    new = new_study_of_series(theirs, tmp_path, study_id=name, named={}, sequences=SEQUENCES)
+    new = new_study_of_series(select(theirs, named={}, sequences=SEQUENCES), tmp_path, study_id=name)
     (answer,) = predictor.predict([new])
     assert answer.probability == pytest.approx(expected.probability, abs=0.01)
 
@@ -142,7 +142,7 @@ def test_a_doubt_about_contrast_goes_with_the_answer(
         tags = TAGS[name] | {"ContrastBolusAgent": "GADAVIST", "AcquisitionTime": f"12000{number}"}
         save(slices_of(image, number, AcquisitionDate="20200101", **tags), tmp_path / "patient" / str(number))
     series, _ = dicom_series(tmp_path / "patient")
-    new = new_study_of_series(series, tmp_path / "out", study_id="p", named={}, sequences=SEQUENCES)
+    new = new_study_of_series(select(series, named={}, sequences=SEQUENCES), tmp_path / "out", study_id="p")
     (answer,) = predictor.predict([new])
     assert answer.status == "flagged"
     assert any("T1c is series 3" in warning and "copied" in warning for warning in answer.warnings)
@@ -157,7 +157,7 @@ def test_studies_are_called_as_their_folders_where_each_has_its_own(tmp_path: Pa
 
 def test_a_study_is_left_without_the_sequences_that_no_series_fits(dicom: Path, tmp_path: Path) -> None:
     series = [one for one in dicom_series(dicom)[0] if one.guess != "T2"]
-    new = new_study_of_series(series, tmp_path, study_id="p", named={}, sequences=SEQUENCES)
+    new = new_study_of_series(select(series, named={}, sequences=SEQUENCES), tmp_path, study_id="p")
     assert new.study is not None
     assert list(new.study.files) == ["FLAIR", "T1", "T1c"]
 
