@@ -20,11 +20,11 @@ from tiny_studies import write_study
 
 from idh_lightning import files
 from idh_lightning.cohort.study import SEQUENCES
+from idh_lightning.commands.preparing import prepare
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import StorageError, exits_with_message
 from idh_lightning.files import locked
 from idh_lightning.phantom.cohort import PhantomCohort
-from idh_lightning.prepare import prepare
 
 
 @pytest.fixture

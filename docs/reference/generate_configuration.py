@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
+from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.comments import Setting, documented_settings, opening_lines
 
 PAGE = Path(__file__).with_name("configuration.md")
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 COMMANDS = ("train", "predict", "evaluate", "explain", "report", "prepare", "export", "benchmark", "phantom")
 
@@ -34,15 +33,12 @@ _CODE = re.compile(
 )
 """Commands and settings within a comment."""
 
-_INTERNAL = re.compile(r"hydra[./](?:job|callbacks|output_subdir).*|.*\._partial_|_target_|.*\._target_")
-"""Keys that no user sets."""
-
 
 def page() -> str:
     """Reference page for every file in conf/."""
     parts = [INTRODUCTION, "## Commands"]
-    parts += [_described(CONF / f"{name}.yaml", f"### `python -m idh_lightning.{name}`") for name in COMMANDS]
-    for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
+    parts += [_described(CONF_DIR / f"{name}.yaml", f"### `python -m idh_lightning.{name}`") for name in COMMANDS]
+    for group in sorted(path for path in CONF_DIR.iterdir() if path.is_dir()):
         parts.append(f"## `{group.name}`")
         parts += [_described(file, f"### `{group.name}={file.stem}`") for file in sorted(group.glob("*.yaml"))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -50,19 +46,15 @@ def page() -> str:
 
 def _described(file: Path, heading: str) -> str:
     """Section for one file: its heading, its introductory comment and a table of its keys."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    group = "" if file.parent == CONF or "# @package _global_" in lines else file.parent.name
-    head = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            head.append(line.lstrip("#").strip())
+    head = opening_lines(file)
     if "not by Hydra" in " ".join(head):
         return "\n\n".join((heading, "\n".join(("```text", *head, "```"))))
-    rows = list(_rows(yaml.compose("\n".join(lines)), lines, group))
+    rows = [_row(setting) for setting in documented_settings(file)]
     table = ["| key | default | meaning |", "| --- | --- | --- |", *rows] if rows else []
-    return "\n\n".join(filter(None, (heading, _in_code(_joined(head)), "\n".join(table))))
+    words = [line for line in head if not line.startswith("python -m")]
+    examples = ["```bash", *(line for line in head if line.startswith("python -m")), "```"]
+    parts = (heading, _in_code(_joined(words)), "\n".join(examples if examples[1:-1] else []), "\n".join(table))
+    return "\n\n".join(filter(None, parts))
 
 
 def _joined(lines: list[str]) -> str:
@@ -71,68 +63,13 @@ def _joined(lines: list[str]) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def _rows(node: yaml.Node | None, lines: list[str], group: str, path: str | None = None) -> Iterator[str]:
-    """Rows of a table, one per value that can be set."""
-    path = group if path is None else path
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name = f"{path}.{key.value}" if path else key.value
-        said = _comment(key, value, lines)
-        if name in ("defaults", f"{group}.defaults"):
-            yield from _choices(value, lines)
-        elif _INTERNAL.fullmatch(name):
-            continue
-        elif isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
-            if said:
-                yield _row(name, "", said)
-            yield from _rows(value, lines, group, name)
-        else:
-            yield _row(name, _source(value, lines), said)
-
-
-def _choices(node: yaml.Node, lines: list[str]) -> Iterator[str]:
-    """Rows of the groups that a command is composed of."""
-    for item in node.value:
-        if not isinstance(item, yaml.MappingNode):
-            continue  # _self_, or a file of the same group
-        ((key, value),) = item.value
-        group = key.value.removeprefix("optional ").removeprefix("override ").lstrip("/")
-        if _INTERNAL.fullmatch(group):
-            continue
-        linked = f"[`{group}`](#{group})" if (CONF / group).is_dir() else f"`{group}`"
-        yield f"| {linked} | `{value.value}` | {_in_code(_comment(key, value, lines))} |".replace("|  |", "| |")
-
-
-def _row(name: str, default: str, said: str) -> str:
+def _row(setting: Setting) -> str:
+    name = f"`{setting.key}`"
+    if setting.is_group and (CONF_DIR / setting.key).is_dir():
+        name = f"[{name}](#{setting.key})"
+    default = setting.default.replace("|", "\\|")
     shown = f"`{default}`" if default else ""
-    return f"| `{name}` | {shown} | {_in_code(said)} |".replace("|  |", "| |")
-
-
-def _source(value: yaml.Node, lines: list[str]) -> str:
-    """Default as it is written in the file."""
-    if isinstance(value, yaml.SequenceNode) and not value.flow_style:
-        return "[" + ", ".join(_source(item, lines) for item in value.value) + "]"
-    start, end = value.start_mark, value.end_mark
-    text = " ".join(
-        line[start.column if number == start.line else 0 : end.column if number == end.line else None]
-        for number, line in enumerate(lines[start.line : end.line + 1], start.line)
-    )
-    return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
-
-
-def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
-    """Comment behind a value, or behind a key whose values follow, and the comment lines that go on with it."""
-    block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-    mark = key.end_mark if block else value.end_mark
-    number = mark.line
-    found = re.search(r"(?:^|\s)#\s*(.*)$", lines[number][mark.column :])
-    if found is None:
-        return ""
-    words, column = [found[1]], lines[number].index("#", mark.column)
-    for line in lines[number + 1 :]:
-        if line[:column].strip() or line[column : column + 1] != "#":
-            break
-        words.append(line[column:].lstrip("# "))
-    return " ".join(words).strip()
+    return f"| {name} | {shown} | {_in_code(setting.comment)} |".replace("|  |", "| |")
 
 
 def _in_code(text: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pkgutil
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any, NamedTuple
 
 import hydra
@@ -28,6 +28,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from idh_lightning.cli.help import help_page
 from idh_lightning.cli.signals import stops_on_signals
 from idh_lightning.config.checks import (
     CONF_DIR,
@@ -47,63 +48,70 @@ _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 _COMPOSING = (ConfigCompositionException, OverrideParseException, MissingConfigException)
 
 
-def entry(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorator that makes a function of a configuration the command of that name.
+def entry(name: str, task: str) -> Callable[[], None]:
+    """Command of that name, which composes its configuration, checks it and gives it to a function.
 
     What Hydra and OmegaConf refuse (an unknown key, a file that is not there, a command line that cannot be read) is
-    said like every other error of this project, as are unknown and missing values, before the function is called.
+    said like every other error of this project, as are unknown and missing values, before the function is called. All
+    that can be said without torch, whose import takes seconds, is said before the function is imported.
 
     Args:
         name: Of the module that is run and of the file in conf/.
+        task: Function of a configuration, as "module:function".
     """
 
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        asked = os.environ.get(FULL_ERROR)
+    @exits_with_message
+    def command() -> None:
+        sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(help_page(name))
+            return
         begun: list[bool] = []
-
-        @exits_with_message
-        def checked(config: DictConfig) -> Any:
-            begun.append(True)
-            overrides = task_overrides()
+        asked = os.environ.get(FULL_ERROR)
+        # So that Hydra raises what it finds wrong, instead of printing it in its own form.
+        with _variable(FULL_ERROR, "1"), warnings.catch_warnings():
+            silence_hydra()
+            OmegaConf.register_new_resolver("product", _product, replace=True)
             try:
-                plain: Any = OmegaConf.to_container(config, resolve=True)
-            except OmegaConfBaseException as error:
-                raise _refusal(error, name, overrides) from error
-            check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
-            with stops_on_signals():
-                return task(config)
+                job = _job(name, task, asked, begun)
+                hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
+            except (HydraException, OmegaConfBaseException) as error:
+                if asked == "1" or (begun and not isinstance(error, _COMPOSING)):
+                    raise
+                raise _refusal(error, name, arguments) from error
 
-        @wraps(task)
-        def job(config: DictConfig) -> Any:
-            # Relative paths count from where the command was started, also with hydra.job.chdir=true.
-            os.chdir(HydraConfig.get().runtime.cwd)
-            silence_library_warnings()
-            if not HydraConfig.get().verbose:  # of libraries, warnings only: onnxscript alone has a line for each node
-                logging.getLogger().setLevel(logging.WARNING)
-                for ours in ("idh_lightning", "__main__"):
-                    logging.getLogger(ours).setLevel(logging.INFO)
-            with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
-                return checked(config)
+    return command
 
-        @exits_with_message
-        @wraps(task)
-        def command() -> None:
-            sys.argv[1:] = as_text(sorted(sys.argv[1:], key=lambda argument: argument not in _FLAGS))
-            arguments = sys.argv[1:]
-            # So that Hydra raises what it finds wrong, instead of printing it in its own form.
-            with _variable(FULL_ERROR, "1"), warnings.catch_warnings():
-                silence_hydra()
-                OmegaConf.register_new_resolver("product", _product, replace=True)
-                try:
-                    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
-                except (HydraException, OmegaConfBaseException) as error:
-                    if asked == "1" or (begun and not isinstance(error, _COMPOSING)):
-                        raise
-                    raise _refusal(error, name, arguments) from error
 
-        return command
+def _job(name: str, task: str, asked: str | None, begun: list[bool]) -> Callable[[DictConfig], Any]:
+    """Job for Hydra: checks the configuration, then imports the task and runs it; `begun` gets an item before that."""
 
-    return decorate
+    @exits_with_message
+    def checked(config: DictConfig) -> Any:
+        begun.append(True)
+        overrides = task_overrides()
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise _refusal(error, name, overrides) from error
+        check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
+        with stops_on_signals():
+            return pkgutil.resolve_name(task)(config)
+
+    def job(config: DictConfig) -> Any:
+        # Relative paths count from where the command was started, also with hydra.job.chdir=true.
+        os.chdir(HydraConfig.get().runtime.cwd)
+        silence_library_warnings()
+        if not HydraConfig.get().verbose:  # of libraries, warnings only: onnxscript alone has a line for each node
+            logging.getLogger().setLevel(logging.WARNING)
+            for ours in ("idh_lightning", "__main__"):
+                logging.getLogger(ours).setLevel(logging.INFO)
+        with _variable(FULL_ERROR, asked):  # what the user said, also for processes that the job starts
+            return checked(config)
+
+    job.__module__ = f"idh_lightning.{name}"  # whose last word names the log file
+    return job
 
 
 def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) -> DictConfig:

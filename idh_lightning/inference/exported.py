@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
 from torch import Tensor, nn
 
 from idh_lightning.checkpoint import SHIPPED, Checkpoint
@@ -63,6 +65,12 @@ class PortableNetwork(nn.Module):
         logits = self.network.explainable_forward(volumes)
         logit = logits[:, 1] - logits[:, 0]
         return logit, torch.sigmoid(self.slope * logit + self.intercept)
+
+
+def export_checkpoint(config: DictConfig) -> None:
+    """Export what a configuration names, and say where."""
+    path = export(Path(config.checkpoint), Path(config.output) if config.output else None, form=config.format)
+    Console().print(f"{path}", soft_wrap=True, highlight=False)
 
 
 def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx") -> Path:

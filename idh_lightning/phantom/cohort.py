@@ -19,12 +19,15 @@ import pandas as pd
 from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
 from rich.progress import track
 
 from idh_lightning.cli.signals import end_with
 from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.files import locked
 from idh_lightning.phantom.anatomy import Grid
@@ -181,6 +184,17 @@ class PhantomCohort:
             pass
         if count > 1:
             get_reusable_executor(reuse=True).shutdown(wait=True)
+
+
+def write_configured(config: DictConfig) -> None:
+    """Write the cohort of a configuration, unless it is there already, and say where it is and who is in it."""
+    folder = instantiate_section(config.cohort).write()
+    signs = read_signs(folder)
+    patients = signs.drop_duplicates("patient_id")
+    mutant = int(patients["label"].sum())
+    Console(soft_wrap=True).print(
+        f"{len(patients)} patients ({mutant} mutant), {len(signs)} studies: {folder.resolve()}", highlight=False
+    )
 
 
 def read_signs(folder: str | Path) -> pd.DataFrame:

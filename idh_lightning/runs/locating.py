@@ -35,14 +35,9 @@ from idh_lightning.models.segmentation import (
     tumour_logit,
 )
 from idh_lightning.objectives.segmentation import segmentation_loss
+from idh_lightning.runs.state import LOCATOR_WEIGHTS, SEGMENTATION_SCORES
 from idh_lightning.volumes import VolumeStore
 from idh_lightning.volumes.randomisation import Randomisation
-
-WEIGHTS = "locator.safetensors"
-"""File in a run folder: weights of the locator that its stage `locate` has fine-tuned."""
-
-SEGMENTATION_SCORES = "segmentation.csv"
-"""File in a run folder: how well that locator finds the tumours of validation and test studies with a mask."""
 
 STRETCH = 25
 """Optimizer steps between two states that a fine-tuning can go on from."""
@@ -152,7 +147,7 @@ class FineTuning:
         folder: Path,
         make_trainer: Callable[..., lightning.Trainer],
     ) -> TumourSegmenter:
-        """Fine-tuned copy of a segmenter, in half precision as it is written to `WEIGHTS` in a folder.
+        """Fine-tuned copy of a segmenter, in half precision as it is written to `LOCATOR_WEIGHTS` in a folder.
 
         `checkpoints/locator.ckpt` holds the state that it goes on from after it was stopped; it is removed at the end.
 
@@ -200,9 +195,9 @@ class FineTuning:
         )
         with freed_memory_kept():
             trainer.fit(model, datamodule=data, ckpt_path=state if state.is_file() else None, weights_only=True)
-        save_segmenter(model.segmenter, folder / WEIGHTS, {})
+        save_segmenter(model.segmenter, folder / LOCATOR_WEIGHTS, {})
         state.unlink(missing_ok=True)
-        return load_segmenter(folder / WEIGHTS)
+        return load_segmenter(folder / LOCATOR_WEIGHTS)
 
     def studies_at_once(self, store: VolumeStore) -> int:
         """Number of studies of a store that a part of a step learns from."""

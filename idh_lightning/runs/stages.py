@@ -40,9 +40,10 @@ from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
-from idh_lightning.runs.locating import SEGMENTATION_SCORES, WEIGHTS, write_segmentation_scores
+from idh_lightning.runs.last_checkpoint import read_last, repoint_checkpoint_paths
+from idh_lightning.runs.locating import write_segmentation_scores
 from idh_lightning.runs.memory import MemoryPlanner, require_memory
-from idh_lightning.runs.state import read_last, repoint_checkpoint_paths
+from idh_lightning.runs.state import LOCATOR_WEIGHTS, SEGMENTATION_SCORES
 from idh_lightning.runs.summary import disk_mb
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def locate(run: Run, training: Training) -> None:
     if tuning is None or run.state.last is not None:
         return
     assert network.locator is not None
-    weights, studies = run.folder / WEIGHTS, data.studies["train"]
+    weights, studies = run.folder / LOCATOR_WEIGHTS, data.studies["train"]
     with locked(run.folder / ".locating.lock"):
         # Others than the first of several processes, which notes what is finished, take what it has learnt.
         if not (run.state.is_finished("locate") if is_first_process() else weights.is_file()):

@@ -11,20 +11,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
-from idh_lightning.runs.locating import SEGMENTATION_SCORES, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
+LOCATOR_WEIGHTS = "locator.safetensors"
+"""File in a run folder: weights of the locator that its stage `locate` has fine-tuned."""
+
+SEGMENTATION_SCORES = "segmentation.csv"
+"""File in a run folder: how well that locator finds the tumours of validation and test studies with a mask."""
+
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "locate": (WEIGHTS, SEGMENTATION_SCORES),
+    "locate": (LOCATOR_WEIGHTS, SEGMENTATION_SCORES),
     "fit": ("checkpoints/best.ckpt",),
     "test": ("predictions.csv",),
     "explain": ("explanations.json", "explanations.html"),
@@ -176,43 +179,3 @@ def copy_training_state(other: Path, run_folder: Path) -> None:
         if (source / name).is_file():
             with atomic_write(run_folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)
-
-
-def read_last(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of a last.ckpt; a CheckpointError if it cannot be read, or lists how its recipe differs."""
-    try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        written = content["recipe"]
-    except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be used ({type(error).__name__}: {error}); expected a last.ckpt of this project. "
-            "Remove it to begin anew."
-        ) from error
-    other = [key for key in recipe if key in written and written[key] != recipe[key]]
-    if other:
-        raise CheckpointError(
-            f"{file}: written with another recipe: "
-            + "; ".join(f"{key} was {written[key]}, is {recipe[key]}" for key in other)
-            + ". Expected the settings of the run. Go on with --resume, which repeats them, or begin a new run."
-        )
-    return content
-
-
-def repoint_checkpoint_paths(last: Path, content: dict[str, Any]) -> None:
-    """Make a last.ckpt that was moved or copied remember the best checkpoint beside it, not where both came from.
-
-    Content and, if need be, file are changed.
-    """
-    folder = str(last.parent.absolute())
-    callbacks = [state for state in content["callbacks"].values() if isinstance(state, dict) and "dirpath" in state]
-    if all(state["dirpath"] == folder for state in callbacks):
-        return
-    for state in callbacks:
-        before = state["dirpath"]
-        for key, value in state.items():
-            if isinstance(value, str):
-                state[key] = value.replace(before, folder)
-            elif isinstance(value, dict):
-                state[key] = {str(path).replace(before, folder): score for path, score in value.items()}
-    with atomic_write(last) as temporary:
-        torch.save(content, temporary)

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable
+from idh_lightning.commands.predicting import _summarise
 from idh_lightning.inference import StudyPrediction
-from idh_lightning.predict import _summarise
 
 ROWS = [("GradCAM++ at blocks.4", "0.62 (0.91)", "0.30 (0.44)", "0.71 (0.88)", "yes", "a sentence that can be wrapped")]
 

@@ -11,9 +11,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from imagenet_weights import write_imagenet_lite0
 
+from idh_lightning.commands.training import train
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.models import StemTailNetwork
-from idh_lightning.train import train
 
 
 @pytest.fixture(scope="module")

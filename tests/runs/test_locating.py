@@ -17,15 +17,15 @@ from tiny_studies import write_study
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort.study import SEQUENCES, Study
+from idh_lightning.commands.training import train
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.data.tumours import RandomisedStudies, tumour_sample
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.evaluation.measurement import weighted_medians
 from idh_lightning.models.segmentation import TumourSegmenter, load_segmenter
-from idh_lightning.runs import locating
+from idh_lightning.runs import locating, state
 from idh_lightning.runs.locating import FineTuning, LocatorTraining, write_segmentation_scores
-from idh_lightning.train import train
 from idh_lightning.volumes import VolumeStore
 from idh_lightning.volumes.preprocessing import Preprocessing
 from idh_lightning.volumes.randomisation import Randomisation
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, prepared: tuple[list[S
     before = {name: tensor.clone() for name, tensor in beginner.state_dict().items()}
     learnt = fine_tuned(folder, prepared, beginner)
     assert all(torch.equal(tensor, before[name]) for name, tensor in beginner.state_dict().items())
-    for name, tensor in load_segmenter(folder / locating.WEIGHTS).state_dict().items():
+    for name, tensor in load_segmenter(folder / state.LOCATOR_WEIGHTS).state_dict().items():
         assert torch.equal(tensor, learnt.state_dict()[name]), name
     assert not list((folder / "checkpoints").glob("*"))
     return folder
@@ -80,12 +80,12 @@ def test_a_locator_learns_to_find_the_tumour_from_masks(
     torch.manual_seed(0)
     splits = {"train": studies[:1], "validation": studies[1:3], "test": studies[3:]}
     before = write_segmentation_scores(tmp_path, TumourSegmenter(widths=(8, 8)).eval(), splits, store)
-    after = write_segmentation_scores(tmp_path, load_segmenter(undisturbed / locating.WEIGHTS), splits, store)
+    after = write_segmentation_scores(tmp_path, load_segmenter(undisturbed / state.LOCATOR_WEIGHTS), splits, store)
     assert list(after["study_id"]) == ["study-1", "study-2", "study-3"]  # study-4 has no mask
     assert list(after["split"]) == ["validation", "validation", "test"]
     assert before["dice"].max() < 0.4 < 0.6 < after["dice"].min()
     assert (after["pointing"] == 1).all()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / locating.SEGMENTATION_SCORES), after)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / state.SEGMENTATION_SCORES), after)
 
 
 def test_a_fine_tuning_that_was_stopped_comes_to_the_same_weights(
@@ -106,7 +106,7 @@ def test_a_fine_tuning_that_was_stopped_comes_to_the_same_weights(
     assert (tmp_path / "checkpoints" / "locator.ckpt").is_file()
     monkeypatch.undo()
     learnt = fine_tuned(tmp_path, prepared, beginner).state_dict()
-    for name, tensor in load_segmenter(undisturbed / locating.WEIGHTS).state_dict().items():
+    for name, tensor in load_segmenter(undisturbed / state.LOCATOR_WEIGHTS).state_dict().items():
         assert torch.equal(learnt[name], tensor), name
 
 
@@ -204,7 +204,7 @@ def test_a_run_with_the_stage_locate_uses_and_reports_its_own_locator(tmp_path: 
     ]
     metrics = train(settings(*small))
     run = tmp_path / "run"
-    scores = pd.read_csv(run / locating.SEGMENTATION_SCORES)
+    scores = pd.read_csv(run / state.SEGMENTATION_SCORES)
     cohort = pd.read_csv(run / "cohort.csv")
     assert set(scores["study_id"]) == set(cohort.loc[cohort["split"] != "train", "study_id"])
     told = json.loads((run / "metrics.json").read_text())["segmentation"]
@@ -212,13 +212,13 @@ def test_a_run_with_the_stage_locate_uses_and_reports_its_own_locator(tmp_path: 
     assert told["test"]["dice"]["n"] == cohort.loc[cohort["split"] == "test", "patient_id"].nunique()
     used = Checkpoint.read(run).locator()
     assert used is not None
-    for name, tensor in load_segmenter(run / locating.WEIGHTS).state_dict().items():
+    for name, tensor in load_segmenter(run / state.LOCATOR_WEIGHTS).state_dict().items():
         assert torch.equal(used.state_dict()[name], tensor), name
     assert "fine-tuned in this run" in (run / "report.html").read_text(encoding="utf-8")
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["seconds"]["locate"] > 0
     assert provenance["locator"]["studies"] == (cohort["split"] == "train").sum()
     # Gone on with, nothing is learnt again.
-    written = (run / locating.WEIGHTS).stat().st_mtime_ns
+    written = (run / state.LOCATOR_WEIGHTS).stat().st_mtime_ns
     assert train(settings(*small, "checkpoint=last"))["test"] == metrics["test"]
-    assert (run / locating.WEIGHTS).stat().st_mtime_ns == written
+    assert (run / state.LOCATOR_WEIGHTS).stat().st_mtime_ns == written

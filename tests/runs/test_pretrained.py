@@ -25,15 +25,15 @@ from idh_lightning.attribution.sanity import cascade
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import Cohort, Study, new_studies
+from idh_lightning.commands.evaluating import evaluate, without_seen
+from idh_lightning.commands.predicting import predict
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CheckpointError, CohortError, EvaluationError, ModelError
-from idh_lightning.evaluate import evaluate, without_seen
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.predictor import LEAST_TUMOUR_ML
 from idh_lightning.models import VotingNetwork, tumour_probability
 from idh_lightning.models.segmentation import PRETRAINED, dense_vote
 from idh_lightning.ood import study_descriptor
-from idh_lightning.predict import predict
 from idh_lightning.runs.pretrained import DrawnStudy, calibrate_pretrained, describe_pretrained, write_pretrained
 from idh_lightning.volumes import VolumeStore
 

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.commands.training import train
 from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.errors import ConfigError
 from idh_lightning.models.segmentation import load_segmenter
 from idh_lightning.runs.pretraining import Card
-from idh_lightning.train import train
 
 SMALL = (
     "experiment=pretrain_locator",

@@ -24,13 +24,12 @@ from idh_lightning.callbacks import CurveLogger, WholeCheckpointIO
 from idh_lightning.cli import signals as stopping
 from idh_lightning.errors import CheckpointError, ConfigError, Stopped, StorageError, exits_with_message
 from idh_lightning.runs import state as runstate
+from idh_lightning.runs.last_checkpoint import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.resuming import RunFolder, expanded, made_anew
 from idh_lightning.runs.state import (
     RunState,
     claimed,
     copy_training_state,
-    read_last,
-    repoint_checkpoint_paths,
     started_in,
     weights_of,
 )

@@ -27,9 +27,10 @@ from wandb.proto import wandb_internal_pb2
 from idh_lightning.callbacks import tracking
 from idh_lightning.callbacks.tracking import Tracker, without_places
 from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
+from idh_lightning.commands.reporting import run_folders
+from idh_lightning.commands.sweep import SweepReport
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
-from idh_lightning.report import SweepReport, run_folders
 from idh_lightning.reports.course_figures import curve, parallel_coordinates
 from idh_lightning.runs.resuming import expanded
 from idh_lightning.runs.state import keep_recipe

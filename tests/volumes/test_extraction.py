@@ -10,8 +10,8 @@ import torch
 from tiny_studies import write_study
 
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
+from idh_lightning.commands.preparing import brains_table, write_study_panels
 from idh_lightning.errors import ModelError
-from idh_lightning.prepare import brains_table, write_study_panels
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore, extraction
 
 

@@ -11,8 +11,8 @@ from tiny_studies import in_brain, in_tumour, points_mm, ras_affine, rotation, w
 
 from idh_lightning.cohort import Cohort
 from idh_lightning.cohort.study import SEQUENCES, Study
+from idh_lightning.commands.preparing import registrations_table, write_study_panels
 from idh_lightning.errors import ConfigError
-from idh_lightning.prepare import registrations_table, write_study_panels
 from idh_lightning.volumes import FaultyStudyError, Geometry, Preprocessing, VolumeStore, alignment
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.consistency import FAILED, POOR

@@ -5,9 +5,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from tiny_studies import write_study
 
+from idh_lightning.commands.preparing import prepare
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CohortError, ConfigError
-from idh_lightning.prepare import prepare
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,18 @@
+"""What `python -m idh_lightning.benchmark` measures, by the word that names it."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from idh_lightning.benchmark import growth, memory, pipelines
+
+MEASURES = {
+    "pipelines": pipelines.measure_pipelines,
+    "memory": memory.measure_memory,
+    "growth": growth.measure_growth,
+}
+
+
+def measure(config: DictConfig) -> None:
+    """Measure what the configuration names."""
+    MEASURES[config.benchmark.measure](config)

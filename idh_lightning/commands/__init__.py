@@ -1,0 +1,1 @@
+"""Commands: what each verb does once its configuration is composed."""

@@ -1,0 +1,172 @@
+"""Answers for new, unlabelled studies, shown and written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from idh_lightning.checkpoint import SHIPPED
+from idh_lightning.cli.entry import command_line
+from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cohort.spreadsheet import TABLES
+from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.inference import Predictor, StudyPrediction, write_tables
+from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.dicom_output import write_dicom
+from idh_lightning.inference.series import (
+    Selection,
+    Series,
+    by_study,
+    files_unread,
+    new_study_of_series,
+    select,
+    sequences_named,
+    series_table,
+    write_series,
+)
+from idh_lightning.inference.sidecars import sidecar_series
+
+SOME_WITHOUT_ANSWER = 3
+"""Exit status where a study failed or its answer was withheld; the others have theirs."""
+
+
+def predict(config: DictConfig) -> list[StudyPrediction]:
+    """Answer for every study of the input, write what is promised into the output folder, and return the answers.
+
+    Raises:
+        ConfigError: If input and files are both given, or neither.
+        CheckpointError: If a checkpoint cannot be used.
+        CohortError: If there is no study.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    files = sequences_named(settings)
+    source = settings["input"]
+    if not files and source is None:
+        raise ConfigError(
+            "input: found none, and no file is named; expected one of the two. For example: "
+            + command_line("predict", [*_naming(settings["checkpoint"]), "input=/data/new_patient"])
+            + ", or in place of input: flair=A.nii.gz t1=B.nii.gz t1c=C.nii.gz t2=D.nii.gz"
+        )
+    predictor = Predictor(
+        settings["checkpoint"],
+        views=settings["views"],
+        withhold=settings["withhold"],
+        confidence=settings["confidence"],
+        device=settings["device"],
+    )
+    for notice in predictor.ensemble.notices:
+        Console().print(f"The network that the package ships. {notice}", soft_wrap=True, highlight=False)
+    series, unread = _series_in(Path(source)) if source is not None else ([], {})
+    if files and source is not None and not series:
+        raise ConfigError(
+            f"input: found {source} and the files {files}; expected one of the two. Leave one out; numbers of series "
+            "go with a folder of DICOM files, or of NIfTI files with JSON sidecars, only."
+        )
+    output = Path(settings["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    grouped = by_study(series, Path(source)) if series else {}
+    if settings["dicom_output"] and not any(one.frames for one in series):
+        raise ConfigError(
+            f"dicom_output: found true with {source or 'files of NIfTI'}, which holds no DICOM; expected the DICOM "
+            "series that the results are to refer to. Name their folder as input, or leave dicom_output out."
+        )
+    sequences = predictor.ensemble.sequences
+    selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
+    if series:
+        unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
+        _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
+        studies = [
+            new_study_of_series(selection, output / "dicom", study_id=study_id)
+            for study_id, selection in selections.items()
+        ]
+    else:
+        studies = predictor.found(files or source)
+    answers = []
+    for answer in predictor.answers(studies, output):
+        answers.append(answer)
+        if settings["dicom_output"] and selections[answer.study_id].taken:
+            _write_dicom(answer, [*selections[answer.study_id].taken.values()], output)
+    write_tables(answers, predictor.ensemble, predictor.confidence, output)
+    _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
+    return answers
+
+
+def _naming(checkpoint: Any) -> list[str]:
+    return [] if checkpoint == SHIPPED else [f"checkpoint={checkpoint}"]
+
+
+def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
+    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none."""
+    if place.suffix.lower() in (*TABLES, ".gz", ".nii") or not place.exists():
+        return [], {}
+    series, unread = dicom_series(place)
+    return (series, unread) if series or not place.is_dir() else sidecar_series(place)
+
+
+def _show_series(
+    selections: Sequence[Selection],
+    unread: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    source: str,
+    guessed: Sequence[str],
+) -> None:
+    """Show which series are taken for which sequence; stop where some are guessed and nobody has confirmed them."""
+    console = Console()
+    console.print(series_table(selections))
+    for sentence in (*files_unread(unread), *(note for selection in selections for note in selection.notes)):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    write_series(selections, unread, output / "series.csv")
+    if guessed:
+        raise ConfigError(
+            f"input: {source} holds series, and which is {', '.join(guessed)} was guessed from their tags; expected "
+            "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
+            "t2=4."
+        )
+
+
+def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> None:
+    """Write what was found of a study as DICOM; where that cannot be done, say why: the answer stands."""
+    try:
+        files = write_dicom(answer, taken, output)
+    except CohortError as error:
+        Console().print(f"{answer.study_id}: no DICOM is written. {error}", soft_wrap=True, highlight=False)
+        return
+    for file in files:
+        Console().print(f"{'DICOM':>16}  {file}", soft_wrap=True, highlight=False)
+
+
+def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str], threshold: float) -> None:
+    """Print a row for each study, without the notices of the network, which were said above the table.
+
+    A call that differs from one at a half is told with its threshold.
+    """
+    headings = ("study", "status", "P(mutant)", "interval", "called", "cannot be excluded", "why, and what to know")
+    table = FittingTable("IDH status", headings, ("study", headings[-1]), headings[1:])
+    for one in answers:
+        number = ("-", "-", "-", "-")
+        if one.probability is not None and one.low is not None and one.high is not None:
+            interval = f"{one.low:.2f} to {one.high:.2f}"
+            called = str(one.decision)
+            if (one.decision == "mutant") != (one.probability >= 0.5):
+                called += f" (mutant from {threshold:.2f})"
+            number = (f"{one.probability:.2f}", interval, called, one.prediction_set or "-")
+        first, *others = (*(text for text in (*one.reasons, *one.warnings) if text not in said), "")
+        words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
+        words = f"unlike the training studies: {words}" if one.unlike else words
+        table.add_row(one.study_id, one.status, *number, words)
+    console = Console()
+    console.print(table)
+    for name in ("predictions.csv", "predictions.json"):
+        console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
+
+
+def predict_or_tell(config: DictConfig) -> None:
+    """Answer for what the command line names; the exit status is 3 where a study has no answer."""
+    if not all(answer.given for answer in predict(config)):
+        sys.exit(SOME_WITHOUT_ANSWER)
