@@ -10,11 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from lightning_utilities.core.rank_zero import rank_zero_only
+
 MappedItem = TypeVar("MappedItem")
 Result = TypeVar("Result")
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`, from its malloc.h."""
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables that tell one of several processes its number, in Lightning's order."""
 
 WANTED, PROMISED = 1 << 30, 1 << 25
 """Bytes of the largest block to keep, and of the largest that glibc's manual says it may be told to."""
@@ -80,7 +85,11 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the only one of its run, or the one of several that writes."""
-    from lightning.pytorch.utilities import rank_zero_only
+    """Whether this process is the only one of its run, or the one of several that writes.
 
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    Lightning knows once it has been imported, which takes seconds; until then it is read where Lightning reads it.
+    """
+    told = getattr(rank_zero_only, "rank", None)
+    if told is None:
+        told = next((os.environ[key] for key in _RANK_VARIABLES if key in os.environ), 0)
+    return int(told) == 0

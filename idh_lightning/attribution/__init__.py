@@ -6,26 +6,6 @@ non-zero inside; `mean_tumour` is how often training studies have tumour in each
 they were.
 """
 
-from idh_lightning.attribution.dense_vote import DenseVote
-from idh_lightning.attribution.gradcam import GradCAM
-from idh_lightning.attribution.gradients import Evidence, IntegratedGradients
-from idh_lightning.attribution.maps import Method, logit_difference
-from idh_lightning.attribution.perturbation import Occlusion, Supervoxels
-from idh_lightning.attribution.scores import BASELINE, SCORE_COLUMNS, mean_mask
-from idh_lightning.attribution.studies import explanation_rows, volume_tensor
+import lazy_loader
 
-__all__ = [
-    "BASELINE",
-    "SCORE_COLUMNS",
-    "DenseVote",
-    "Evidence",
-    "GradCAM",
-    "IntegratedGradients",
-    "Method",
-    "Occlusion",
-    "Supervoxels",
-    "explanation_rows",
-    "logit_difference",
-    "mean_mask",
-    "volume_tensor",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names: __init__.pyi

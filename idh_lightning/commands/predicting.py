@@ -17,7 +17,6 @@ from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series
-from idh_lightning.inference.dicom_output import write_dicom
 from idh_lightning.inference.series import (
     Selection,
     Series,
@@ -132,6 +131,8 @@ def _show_series(
 
 def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> None:
     """Write what was found of a study as DICOM; where that cannot be done, say why: the answer stands."""
+    from idh_lightning.inference.dicom_output import write_dicom  # here, since few ask for it
+
     try:
         files = write_dicom(answer, taken, output)
     except CohortError as error:

@@ -6,30 +6,6 @@ are of the same patients, stratified by label. A table of patients has one row e
 predicted and more; a mapping of `runs` has such a table for each name.
 """
 
-from idh_lightning.evaluation.calibration import Calibrator
-from idh_lightning.evaluation.cross_validation import Folds, compare_all, relation, spread
-from idh_lightning.evaluation.development import DevelopmentCohort, ImageCovariates, image_covariates
-from idh_lightning.evaluation.postprocessing import PostProcessing
-from idh_lightning.evaluation.predictions import patient_predictions, per_patient, read_table
-from idh_lightning.evaluation.protocol import Evaluation, Fold
-from idh_lightning.evaluation.shift import compare_with_internal, covariate_shift, covariate_summary
+import lazy_loader
 
-__all__ = [
-    "Calibrator",
-    "DevelopmentCohort",
-    "Evaluation",
-    "Fold",
-    "Folds",
-    "ImageCovariates",
-    "PostProcessing",
-    "compare_all",
-    "compare_with_internal",
-    "covariate_shift",
-    "covariate_summary",
-    "image_covariates",
-    "patient_predictions",
-    "per_patient",
-    "read_table",
-    "relation",
-    "spread",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names: __init__.pyi

@@ -8,10 +8,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import statsmodels.api as sm
-from scipy.optimize import minimize
-from scipy.special import expit, logit
-from scipy.stats import norm
+import scipy
+from scipy.special import expit, logit, ndtri
 
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, statistic, wilson
 from idh_lightning.records import Record
@@ -71,7 +69,7 @@ class Calibrator(Record):
             return float(np.mean(np.logaddexp(0, eta) - target * eta)), np.array([np.mean(error * z), error.mean()])
 
         free = None if method == "platt" else 0.0
-        found = minimize(
+        found = scipy.optimize.minimize(
             loss,
             x0=[scale, 0.0],
             jac=True,
@@ -158,13 +156,13 @@ def _expected_calibration_error(labels: Integers, probabilities: Floats, bins: i
     upper_tail = (1 + confidence) / 2
     drawn = np.abs(np.random.default_rng(0).normal(size=(10_000, bins))) @ errors
     low = max(value - float(np.quantile(drawn, upper_tail)), 0.0)
-    high = min(value + float(norm.ppf(upper_tail)) * float(np.linalg.norm(errors)), 1.0)
+    high = min(value + float(ndtri(upper_tail)) * float(np.linalg.norm(errors)), 1.0)
     return statistic(value, low, high, n, "binomial bins")
 
 
 def _slope_and_intercept(labels: Integers, logits: Floats, confidence: float) -> dict[str, Statistic]:
     """Slope of the labels on the logits, and the intercept when the slope is held at 1."""
-    n, z = len(labels), float(norm.ppf((1 + confidence) / 2))
+    n, z = len(labels), float(ndtri((1 + confidence) / 2))
 
     def wald(estimate: float, error: float) -> Statistic:
         return statistic(estimate, estimate - z * error, estimate + z * error, n, "Wald")
@@ -173,6 +171,8 @@ def _slope_and_intercept(labels: Integers, logits: Floats, confidence: float) ->
     if not len(mutants) or not len(wildtypes):
         why = "one class only"
         return {"calibration_slope": absent(why, n), "calibration_intercept": absent(why, n)}
+    import statsmodels.api as sm  # here, since it takes a second, and a new patient's answer fits nothing
+
     with warnings.catch_warnings():
         # Probabilities of nearly 0 or 1 overflow on the way; a result that is not finite is reported as such.
         warnings.simplefilter("ignore")

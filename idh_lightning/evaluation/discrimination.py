@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+import scipy
+from scipy.special import ndtr, ndtri
 
 from idh_lightning.evaluation.intervals import (
     Bootstrap,
@@ -38,10 +38,10 @@ def delong(labels: Integers, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
     rows = np.atleast_2d(np.asarray(scores, dtype=float))
     mutant = labels == 1
     m, n = int(mutant.sum()), int((~mutant).sum())
-    ranks = rankdata(rows, axis=1)
+    ranks = scipy.stats.rankdata(rows, axis=1)
     # Of each mutant, the share of wildtypes below it; of each wildtype, the share of mutants above it.
-    above = (ranks[:, mutant] - rankdata(rows[:, mutant], axis=1)) / n
-    below = 1 - (ranks[:, ~mutant] - rankdata(rows[:, ~mutant], axis=1)) / m
+    above = (ranks[:, mutant] - scipy.stats.rankdata(rows[:, mutant], axis=1)) / n
+    below = 1 - (ranks[:, ~mutant] - scipy.stats.rankdata(rows[:, ~mutant], axis=1)) / m
     areas: Floats = above.mean(axis=1)
     if min(m, n) < 2:
         return areas, np.full((len(rows), len(rows)), np.nan)
@@ -69,7 +69,7 @@ def auroc_delong(labels: Integers, scores: Floats, *, confidence: float = 0.95) 
     """
     areas, covariance = delong(labels, scores)
     area, variance = float(areas[0]), float(covariance[0, 0])
-    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(variance) if variance > 0 else math.nan
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) if variance > 0 else math.nan
     found = statistic(area, max(area - half, 0.0), min(area + half, 1.0), len(labels), "DeLong")
     return _or_newcombe(found, labels, confidence)
 
@@ -78,7 +78,7 @@ def _or_newcombe(area: Statistic, labels: Integers, confidence: float) -> Statis
     """Statistic of an area, with Newcombe's interval where all pairs are ordered the same way."""
     if area["value"] not in (0.0, 1.0):
         return area
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(ndtri((1 + confidence) / 2))
     bound = _newcombe_bound(int((labels == 1).sum()), int((labels == 0).sum()), z)
     low, high = (bound, 1.0) if area["value"] == 1.0 else (0.0, 1 - bound)
     return statistic(area["value"], low, high, area["n"], "Newcombe")
@@ -92,7 +92,7 @@ def _newcombe_bound(m: int, n: int, z: float) -> float:
         spread = 1 + (mean_size - 1) * ((1 - area) / (2 - area) + area / (1 + area))
         return (1 - area) ** 2 - z**2 * area * (1 - area) * spread / (m * n)
 
-    return float(brentq(excess, 1e-9, 1 - 1e-9))
+    return float(scipy.optimize.brentq(excess, 1e-9, 1 - 1e-9))
 
 
 def compare_auroc(labels: Integers, first: Floats, second: Floats, *, confidence: float = 0.95) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def compare_auroc(labels: Integers, first: Floats, second: Floats, *, confidence
     # Rounding leaves a variance of about 1e-18 for scores in the same order.
     if variance > 1e-12:
         z = difference / math.sqrt(variance)
-        half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+        half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance)
         interval = statistic(difference, max(difference - half, -1), min(difference + half, 1), len(labels), "DeLong")
-        return result | {"difference": interval, "z": z, "p_value": float(2 * norm.sf(abs(z)))}
+        return result | {"difference": interval, "z": z, "p_value": float(2 * ndtr(-abs(z)))}
     result["difference"] = statistic(difference, None, None, len(labels), "DeLong")
     if abs(difference) < 1e-12:
         return result | {"z": 0.0, "p_value": 1.0}

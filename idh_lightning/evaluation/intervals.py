@@ -8,8 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
-from statsmodels.stats.proportion import proportion_confint
+from scipy.special import ndtr, ndtri
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -46,6 +45,8 @@ def wilson(successes: int, n: int, confidence: float, *, denominator: str = "pat
     """
     if n == 0:
         return absent(f"no {denominator}")
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
     return statistic(successes / n, low, high, n, "Wilson")
 
@@ -116,7 +117,7 @@ class Bootstrap:
         if resampled.size == 0 or np.ptp(resampled) < 1e-12:
             return statistic(value, None, None, people, "bootstrap")
         at_most = np.mean(resampled < value - 1e-12) + np.mean(np.abs(resampled - value) <= 1e-12) / 2
-        bias = norm.ppf(np.clip(at_most, 1 / (resampled.size + 1), resampled.size / (resampled.size + 1)))
+        bias = ndtri(np.clip(at_most, 1 / (resampled.size + 1), resampled.size / (resampled.size + 1)))
         sizes = np.bincount(self.strata)
         # A patient who is alone in a stratum cannot be left out; it has no influence, as it is in every resample.
         left_out = np.where(np.isfinite(left_out), left_out, value)
@@ -124,6 +125,6 @@ class Bootstrap:
         influence = (mean_left_out[self.strata] - left_out) * ((sizes - 1) / sizes)[self.strata]
         spread = np.sum(influence**2) ** 1.5
         acceleration = np.sum(influence**3) / (6 * spread) if spread > 0 else 0.0
-        tails = bias + norm.ppf([(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        low, high = np.quantile(resampled, norm.cdf(bias + tails / (1 - acceleration * tails)))
+        tails = bias + ndtri([(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        low, high = np.quantile(resampled, ndtr(bias + tails / (1 - acceleration * tails)))
         return statistic(value, low, high, people, "bootstrap")

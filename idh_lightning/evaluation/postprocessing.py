@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint, Rule
@@ -84,6 +83,8 @@ def fit_baseline(
             return f"fewer than two classes among the {name} patients in whom {', '.join(columns) or 'it'} is known"
     labels = training["label"].to_numpy(dtype=np.int64)
     if columns:
+        from sklearn.linear_model import LogisticRegression
+
         x = training[list(columns)].to_numpy(dtype=float)
         mean, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-12] = 1.0

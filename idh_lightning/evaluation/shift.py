@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import fisher_exact, ks_2samp, norm
+import scipy
+from scipy.special import ndtri
 
 from idh_lightning.evaluation.intervals import Floats, absent, statistic
 
@@ -100,7 +101,7 @@ def covariate_shift(
         if min(len(first), len(second)) < 2:
             entries[name] = {"why": f"known in {len(first)} training patients and in {len(second)} of this cohort"}
             continue
-        tested, moments = ks_2samp(first, second), (_moments(first), _moments(second))
+        tested, moments = scipy.stats.ks_2samp(first, second), (_moments(first), _moments(second))
         entries[name] = {
             "reference": moments[0],
             "other": moments[1],
@@ -164,7 +165,7 @@ def _label_shift(reference: Mapping[str, Any], other: Mapping[str, Any], confide
         "other": second,
         "difference": _standardised(first, second, confidence),
         "ks": None,
-        "p_value": float(fisher_exact(table).pvalue),
+        "p_value": float(scipy.stats.fisher_exact(table).pvalue),
     }
 
 
@@ -177,7 +178,7 @@ def _standardised(first: Mapping[str, Any], second: Mapping[str, Any], confidenc
             return statistic(0.0, None, None, n, "Cohen's d")
         return absent("no spread in either cohort, and different values", n)
     distance = (second["mean"] - first["mean"]) / spread
-    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt((m + n) / (m * n) + distance**2 / (2 * (m + n)))
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt((m + n) / (m * n) + distance**2 / (2 * (m + n)))
     return statistic(distance, distance - half, distance + half, n, "Cohen's d")
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.special import expit, logit, ndtri
 from torch import Tensor
 from torch.nn import functional
 
@@ -66,7 +65,7 @@ def combined(members: Sequence[MemberLogits], *, confidence: float = 0.95) -> tu
     between = float(etas.var(ddof=1)) if len(etas) > 1 else 0.0
     views = np.mean([_view_variance(member) for member in members])
     line = np.mean([_line_variance(member) for member in members])
-    reach = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(between + views + line)
+    reach = float(ndtri((1 + confidence) / 2)) * math.sqrt(between + views + line)
     centre = float(logit(np.clip(probability, _EDGE, 1 - _EDGE)))
     return probability, float(expit(centre - reach)), float(expit(centre + reach))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from timm_3d.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from idh_lightning.models.fast.fused import last_norm
+from idh_lightning.models.timm3d import InvertedResidual, SqueezeExcite
 
 SMOOTH_SHARE = 0.9
 """Share of the power of a spatial kernel that is smooth after `steady_initialisation`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -23,12 +22,8 @@ from idh_lightning.models.initialisation import steady_initialisation
 from idh_lightning.models.locator import CELL, TUMOUR, located, segmentation, tumour_cells
 from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead
 from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, VoteHead, load_segmenter
+from idh_lightning.models.timm3d import timm_3d
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
-
-with warnings.catch_warnings():
-    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
-    warnings.simplefilter("ignore")
-    import timm_3d
 
 STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""

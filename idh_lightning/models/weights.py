@@ -13,7 +13,6 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import huggingface_hub
-import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
@@ -68,6 +67,8 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
     """
     if requested in ("none", LATER):
         return WeightsOrigin(requested=requested, source="none")
+    import timm  # here, since it takes a second and most networks come with their weights
+
     source, file = f"{backbone}.{tag}" if requested == "auto" else requested, Path(requested)
     if requested == "auto" or not file.is_file():
         if requested != "auto" and not timm.is_model(requested.split(".")[0]):
@@ -163,6 +164,8 @@ class _UnreachableError(OSError):
 
 def _download(name: str) -> Path:
     """Local file of a timm tag, from the cache or the hub, without waiting for a network that is absent."""
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise ModelError(

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.stats import skew
 from torch.nn import functional
 
 from idh_lightning.models import StemTailNetwork, VotingNetwork
@@ -159,4 +158,7 @@ def _both(brain: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
 
 
 def _skew(values: NDArray[Any]) -> float:
-    return float(skew(values)) if values.std() > 1e-6 else 0.0
+    """Third moment over the standard deviation cubed, as `scipy.stats.skew`, whose import takes most of a second."""
+    if (spread := values.std()) <= 1e-6:
+        return 0.0
+    return float(np.mean(((values - values.mean()) / spread) ** 3))

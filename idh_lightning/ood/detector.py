@@ -11,7 +11,6 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from idh_lightning.cli.tables import number
@@ -111,6 +110,8 @@ class MahalanobisModel(_TensorRecord):
     @classmethod
     def of(cls, points: FloatArray, *, least_scale: float) -> Self:
         """Cloud of points [n, F]; coordinates that hardly vary are divided by `least_scale`."""
+        from sklearn.covariance import LedoitWolf  # here, since only training fits one
+
         mean, scale = points.mean(axis=0), np.maximum(points.std(axis=0), least_scale)
         found = LedoitWolf(assume_centered=True).fit((points - mean) / scale)
         return cls(mean=torch.tensor(mean), scale=torch.tensor(scale), precision=torch.tensor(found.precision_))

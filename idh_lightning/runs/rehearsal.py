@@ -135,16 +135,11 @@ def _absent_devices(config: DictConfig) -> Iterator[str]:
 
 
 def _absent_files(config: DictConfig) -> Iterator[str]:
-    split = config.get("split") or {}
-    if (file := split.get("file")) and not Path(file).is_file():
-        yield f"split.file: {file}: no such file; expected the cohort.csv of a run, or a table like it. Correct it."
     checkpoint, stages = config.get("checkpoint"), set(config.get("stages") or ())
     if checkpoint not in (None, "last") and stages:
         try:
             if "fit" not in stages:
                 Checkpoint.locate(checkpoint)
-            elif not Path(checkpoint).exists():
-                yield f"checkpoint: {checkpoint}: there is no such run; expected a run folder. Correct checkpoint."
         except CheckpointError as error:
             yield str(error)
     run_folder = Path(config.paths.run)

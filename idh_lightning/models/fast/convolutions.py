@@ -6,7 +6,6 @@ import copy
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, cast
 
@@ -17,10 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-with warnings.catch_warnings():
-    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
-    warnings.simplefilter("ignore")
-    from timm_3d.layers.conv2d_same import Conv3dSame
+from idh_lightning.models.timm3d import Conv3dSame
 
 
 class SameConv3d(nn.Conv3d):

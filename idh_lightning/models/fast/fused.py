@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,11 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from idh_lightning.models.fast.convolutions import SameConv3d, layout, zeros_around
-
-with warnings.catch_warnings():
-    # timm_3d 1.0.1 scripts activations on import, which torch >= 2.11 calls deprecated.
-    warnings.simplefilter("ignore")
-    from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+from idh_lightning.models.timm3d import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
 class FusedStem:

@@ -1,0 +1,50 @@
+"""Files and folders that the settings name and that are not there, told before anything else is looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SHIPPED = "pretrained"
+"""The checkpoint that the package ships, as users name it."""
+
+_WRITTEN = "idh_lightning.phantom.PhantomCohort"
+"""Reader whose folder is made if it is not there."""
+
+_EXPECTED: Mapping[str, str] = {
+    "input": "no such folder; expected a folder with the images of one study or of many, or a table",
+    "cohort.table": "no such file; expected the table of the cohort",
+    "cohort.folder": "no such folder; expected the studies of the cohort",
+    "split.file": "no such file; expected the cohort.csv of a run, or a table like it",
+    "checkpoint": "there is no such file; expected a checkpoint: a run folder or a .ckpt",
+    "runs": "there is no such folder; expected a run folder, or a folder that holds some",
+}
+"""Setting -> what is said of a path in it that does not exist."""
+
+
+def absent_places(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one message per path of a configuration that does not exist, where something is to be read from it."""
+    for key, kind, value in _named(config):
+        for place in value if isinstance(value, list) else [value]:
+            if not isinstance(place, str) or place in (SHIPPED, "last") or os.path.exists(os.path.expanduser(place)):
+                continue
+            yield f"{key}: {place[:300]}: {_EXPECTED[kind]}. Correct {key}."
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the settings that name something to read: key, its entry in _EXPECTED, value."""
+    for key in ("input", "checkpoint", "runs"):
+        yield key, key, config.get(key)
+    yield "split.file", "split.file", (config.get("split") or {}).get("file")
+    yield from _of_cohort("cohort", config.get("cohort"))
+
+
+def _of_cohort(path: str, section: Any) -> Iterator[tuple[str, str, Any]]:
+    if not isinstance(section, Mapping) or section.get("_target_") == _WRITTEN:
+        return
+    for key, value in section.items():
+        if key in ("table", "folder"):
+            yield f"{path}.{key}", f"cohort.{key}", value
+        else:
+            yield from _of_cohort(f"{path}.{key}", value)
