@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from idh_lightning.cli.entry import composed, entry
-from idh_lightning.config.checks import near_keys
+from idh_lightning.config.checks import CONF_DIR, near_keys
+from idh_lightning.config.comments import opening_lines
 
 Refused = Callable[[str], str]
 
@@ -93,8 +94,11 @@ def test_the_command_line_that_is_advised_mends_all_that_is_wrong_at_once(
     assert composed("train", [word.split(",")[0] for word in words if word != "-m"])
 
 
-@pytest.mark.parametrize("name", ["benchmark", "phantom", "train", "predict"])
-def test_help_names_the_command(
+COMMANDS = ("train", "prepare", "benchmark", "evaluate", "explain", "report", "predict", "export", "phantom")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_the_command_does_in_less_than_a_screen_or_two(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(f"idh_lightning.{name}")
@@ -102,11 +106,14 @@ def test_help_names_the_command(
         module = importlib.import_module(f"idh_lightning.{name}.__main__")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        getattr(module, "command", module.main)()
-    HydraConfig.instance().cfg = None
-    assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith(f"{name} is powered by Hydra.")
+    monkeypatch.setenv("COLUMNS", "80")
+    getattr(module, "command", module.main)()
+    page = capsys.readouterr().out
+    assert page.startswith(f"python -m idh_lightning.{name} ")
+    assert len(page.splitlines()) < 60
+    assert max(map(len, page.splitlines())) <= 80
+    for example in opening_lines(CONF_DIR / f"{name}.yaml")[1:]:
+        assert shlex.split(example, comments=True)[:3] == ["python", "-m", f"idh_lightning.{name}"]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +167,10 @@ def test_a_missing_checkpoint_is_answered_with_the_newest_run(refused: Refused, 
         ("train stages=[test] checkpoint=/nowhere", "/nowhere: there is no such file; expected a checkpoint"),
         ("train stages=[report]", "predictions.csv: there is no such file"),
         ("train --resume", "--resume: found no folder after it"),
-        ("predict checkpoint=x", "python -m idh_lightning.predict checkpoint=x input=/data/new_patient"),
+        ("predict checkpoint=.", "python -m idh_lightning.predict checkpoint=. input=/data/new_patient"),
         ("predict", "For example: python -m idh_lightning.predict input=/data/new_patient"),
-        ("predict checkpoint=x input=y device=tpu", "device: found tpu; expected auto, cpu, cuda"),
-        ("predict checkpoint=x input=y views=-1", "conf/predict.yaml: found views=-1; expected 0 to 1000"),
+        ("predict checkpoint=. input=. device=tpu", "device: found tpu; expected auto, cpu, cuda"),
+        ("predict checkpoint=. input=. views=-1", "conf/predict.yaml: found views=-1; expected 0 to 1000"),
         ("export checkpoint=/etc/passwd", "/etc/passwd: cannot be used"),
     ],
 )
@@ -173,7 +180,7 @@ def test_a_wrong_value_is_refused_before_anything_is_prepared(refused: Refused, 
 
 @pytest.mark.parametrize(
     "line",
-    ["train trainer.accelerator=gpu", "predict checkpoint=x input=y device=cuda", "explain checkpoint=x device=cuda"],
+    ["train trainer.accelerator=gpu", "predict checkpoint=. input=. device=cuda", "explain checkpoint=. device=cuda"],
 )
 def test_a_gpu_that_is_not_there_is_refused_with_the_way_on(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, line: str
@@ -199,11 +206,20 @@ def test_keys_that_end_alike_come_before_those_that_are_spelt_alike() -> None:
     assert near_keys("optimiser.lr", known)[0] == "optimizer.lr"
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "prepare", "benchmark", "evaluate", "report", "predict", "export", "phantom"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_composes(name: str) -> None:
     assert composed(name, [])
+
+
+def interrupted(config: DictConfig) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+
+
+def speaking(config: DictConfig) -> None:
+    for name in ("onnxscript.optimizer", "__main__", "idh_lightning.runs.assembly"):
+        logging.getLogger(name).info("info of %s", name)
+        logging.getLogger(name).warning("warning of %s", name)
 
 
 @pytest.mark.parametrize(
@@ -213,30 +229,19 @@ def test_every_command_composes(name: str) -> None:
 def test_every_command_that_is_interrupted_names_the_way_on(
     name: str, way_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @entry(name)
-    def interrupted(config: DictConfig) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *(["hydra.run.dir=run"] if name == "train" else [])])
     with pytest.raises(SystemExit, match="130"):
-        interrupted()
+        entry(name, f"{__name__}:interrupted")()
     assert f"go on with {way_on.format(folder=tmp_path)}" in capsys.readouterr().err
 
 
 def test_of_libraries_only_warnings_are_shown_and_of_this_package_all_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    @entry("phantom")
-    def speaking(config: DictConfig) -> None:
-        for name in ("onnxscript.optimizer", "__main__", "idh_lightning.runs.assembly"):
-            logging.getLogger(name).info("info of %s", name)
-            logging.getLogger(name).warning("warning of %s", name)
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["phantom"])
-    speaking()
+    entry("phantom", f"{__name__}:speaking")()
     said = "".join(capfd.readouterr())
     assert "info of onnxscript" not in said
     assert "warning of onnxscript" in said

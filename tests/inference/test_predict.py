@@ -439,7 +439,7 @@ def test_the_command_writes_a_row_for_every_study_and_its_status_says_that_one_f
     ("overrides", "message"),
     [
         (["checkpoint=none.ckpt", "input=."], "none.ckpt: there is no such file"),
-        (["checkpoint=none.ckpt"], "expected one of the two"),
+        (["checkpoint=."], "expected one of the two"),
     ],
 )
 def test_bad_settings_end_with_one_message(overrides: list[str], message: str, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ print(new_pages(), new_pages())
 
 ARENAS = """
 import ctypes
-import idh_lightning.train
+import idh_lightning.commands.training
 
 libc = ctypes.CDLL(None)
 libc.open_memstream.restype = ctypes.c_void_p
