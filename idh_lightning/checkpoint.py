@@ -17,6 +17,7 @@ from torch import Tensor
 from idh_lightning.attribution import Method
 from idh_lightning.cohort import DevelopmentPatients
 from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write
@@ -26,9 +27,6 @@ from idh_lightning.ood import OutOfDistributionDetector
 
 CHECKPOINT_FORMAT = 3
 """Number of the layout of a checkpoint; 1 was that of version 0.1, and 2 had a locator that learnt with the tail."""
-
-SHIPPED = "pretrained"
-"""Stands, in place of a path, for the network in the package, learnt from synthetic patients alone."""
 
 DESCRIPTION = "pretrained.json"
 """File beside the shipped weights that holds all else of their checkpoint."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.config.comments import Setting, documented_settings, opening_lines
+from idh_lightning.config.comments import DocumentedSetting, documented_settings, opening_lines
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -63,7 +63,7 @@ def _joined(lines: list[str]) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def _row(setting: Setting) -> str:
+def _row(setting: DocumentedSetting) -> str:
     name = f"`{setting.key}`"
     if setting.is_group and (CONF_DIR / setting.key).is_dir():
         name = f"[{name}](#{setting.key})"

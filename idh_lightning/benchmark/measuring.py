@@ -1,4 +1,4 @@
-"""What `python -m idh_lightning.benchmark` measures, by the word that names it."""
+"""Measurements of `python -m idh_lightning.benchmark`, by the word that names each."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.config.comments import Setting, documented_settings, opening_lines
+from idh_lightning.config.comments import DocumentedSetting, documented_settings, opening_lines
 
 _FURTHER: dict[str, Sequence[str]] = {
     "train": ("cohort/table", "cohort.table", "data/feature_bank", "data.batches.batch_size", "trainer/default",
@@ -39,7 +39,9 @@ def help_page(name: str) -> str:
     settings = documented_settings(file)
     groups = [one for one in settings if one.is_group and len(list((CONF_DIR / one.key).glob("*.yaml"))) > 1]
     own = [one for one in settings if not one.is_group and one.comment and not _UNSAID.fullmatch(one.key)]
-    options = [Setting(key, "", words) for key, words in _OPTIONS.items() if name == "train" or key == "--cfg job"]
+    options = [
+        DocumentedSetting(key, "", words) for key, words in _OPTIONS.items() if name == "train" or key == "--cfg job"
+    ]
     blocks = (
         [f"python -m idh_lightning.{name} [KEY=VALUE ...]"],
         textwrap.wrap(sentence, width),
@@ -61,14 +63,14 @@ def _examples(commands: Sequence[str], width: int) -> Iterator[str]:
         yield "  " + " \\\n      ".join(pieces)
 
 
-def _with_files(group: Setting) -> Setting:
+def _with_files(group: DocumentedSetting) -> DocumentedSetting:
     """Group with the files that it may choose where its comment does not tell them."""
     files = ", ".join(sorted(file.stem for file in (CONF_DIR / group.key).glob("*.yaml")))
     return group._replace(comment=group.comment or files)
 
 
-def _further(name: str) -> Iterator[Setting]:
-    documented: dict[str, Setting] = {}
+def _further(name: str) -> Iterator[DocumentedSetting]:
+    documented: dict[str, DocumentedSetting] = {}
     for word in _FURTHER.get(name, ()):
         if "/" in word:
             documented = {one.key: one for one in documented_settings(CONF_DIR / f"{word}.yaml")}
@@ -76,7 +78,7 @@ def _further(name: str) -> Iterator[Setting]:
             yield documented[word]
 
 
-def _listed(heading: str, settings: Sequence[Setting], width: int) -> list[str]:
+def _listed(heading: str, settings: Sequence[DocumentedSetting], width: int) -> list[str]:
     """Lines of a list: key and default, then the comment beside it, in the columns that are left."""
     if not settings:
         return []

@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from idh_lightning.checkpoint import SHIPPED
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort.spreadsheet import TABLES
+from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series

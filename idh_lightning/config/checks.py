@@ -16,7 +16,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml  # type: ignore[import-untyped]
 
 from idh_lightning.config import switches
-from idh_lightning.config.places import absent_places
 from idh_lightning.config.text import TEXT_KEYS
 from idh_lightning.errors import ConfigError
 
@@ -102,17 +101,15 @@ def check_config(config: Mapping[str, Any], choices: Mapping[str, str | None], *
         command: What was typed, to be repeated with what is missing.
 
     Raises:
-        ConfigError: Listing every value that is missing; else every file that is not there; else every unknown key and
-            every contradiction.
+        ConfigError: Listing every value that is missing, every unknown key and every contradiction.
     """
     known = dotted_keys(config)
     if missing := [key for key, value in known.items() if value == "???"]:
         examples = [f"{key}={example_of(key)}" for key in missing]
         whole = f"{command} {shlex.join(examples)}" if command else " ".join(examples)
         raise ConfigError(f"{', '.join(missing)}: found none; expected a value. For example: {whole}")
-    if absent := [*_absent(choices), *absent_places(config)]:
-        raise ConfigError("\n".join(absent))  # before what follows, which imports the classes that sections name
     faults = [
+        *_absent(choices),
         *_misread(config, "", choices, known),
         *_not_text(config, "", choices),
         *_contradictions(config, choices),

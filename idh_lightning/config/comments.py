@@ -13,8 +13,8 @@ _INTERNAL = re.compile(r"hydra[./](?:job|callbacks|output_subdir).*|.*\._partial
 """Keys that no user sets."""
 
 
-class Setting(NamedTuple):
-    """Setting of a file in conf/.
+class DocumentedSetting(NamedTuple):
+    """DocumentedSetting of a file in conf/.
 
     Attributes:
         key: As it is written on a command line.
@@ -40,7 +40,7 @@ def opening_lines(file: Path) -> list[str]:
     return head
 
 
-def documented_settings(file: Path) -> list[Setting]:
+def documented_settings(file: Path) -> list[DocumentedSetting]:
     """Settings of a file in its order: those of a folder in conf/ with the folder's name before them."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -48,7 +48,9 @@ def documented_settings(file: Path) -> list[Setting]:
     return list(_settings(yaml.compose(text), lines, "" if of_run else file.parent.name))
 
 
-def _settings(node: yaml.Node | None, lines: list[str], group: str, path: str | None = None) -> Iterator[Setting]:
+def _settings(
+    node: yaml.Node | None, lines: list[str], group: str, path: str | None = None
+) -> Iterator[DocumentedSetting]:
     path = group if path is None else path
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name = f"{path}.{key.value}" if path else key.value
@@ -59,13 +61,13 @@ def _settings(node: yaml.Node | None, lines: list[str], group: str, path: str | 
             continue
         elif isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
             if said:
-                yield Setting(name, "", said)
+                yield DocumentedSetting(name, "", said)
             yield from _settings(value, lines, group, name)
         else:
-            yield Setting(name, _source(value, lines), said)
+            yield DocumentedSetting(name, _source(value, lines), said)
 
 
-def _choices(node: yaml.Node, lines: list[str]) -> Iterator[Setting]:
+def _choices(node: yaml.Node, lines: list[str]) -> Iterator[DocumentedSetting]:
     """Yield the groups that a command is composed of."""
     for item in node.value:
         if not isinstance(item, yaml.MappingNode):
@@ -73,7 +75,7 @@ def _choices(node: yaml.Node, lines: list[str]) -> Iterator[Setting]:
         ((key, value),) = item.value
         group = key.value.removeprefix("optional ").removeprefix("override ").lstrip("/")
         if not _INTERNAL.fullmatch(group):
-            yield Setting(group, value.value, _comment(key, value, lines), is_group=True)
+            yield DocumentedSetting(group, value.value, _comment(key, value, lines), is_group=True)
 
 
 def _source(value: yaml.Node, lines: list[str]) -> str:

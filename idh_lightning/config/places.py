@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from idh_lightning.errors import ConfigError
+
 SHIPPED = "pretrained"
-"""The checkpoint that the package ships, as users name it."""
+"""Stands, in place of a path, for the network in the package, learnt from synthetic patients alone."""
 
 _WRITTEN = "idh_lightning.phantom.PhantomCohort"
 """Reader whose folder is made if it is not there."""
@@ -23,13 +25,18 @@ _EXPECTED: Mapping[str, str] = {
 """Setting -> what is said of a path in it that does not exist."""
 
 
-def absent_places(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one message per path of a configuration that does not exist, where something is to be read from it."""
+def refuse_absent_places(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError that lists every path of a configuration which is to be read and does not exist."""
+    if absent := list(_absent_places(config)):
+        raise ConfigError("\n".join(absent))
+
+
+def _absent_places(config: Mapping[str, Any]) -> Iterator[str]:
     for key, kind, value in _named(config):
         for place in value if isinstance(value, list) else [value]:
-            if not isinstance(place, str) or place in (SHIPPED, "last") or os.path.exists(os.path.expanduser(place)):
-                continue
-            yield f"{key}: {place[:300]}: {_EXPECTED[kind]}. Correct {key}."
+            named = isinstance(place, str) and place not in (SHIPPED, "last")
+            if named and not os.path.exists(os.path.expanduser(place)):
+                yield f"{key}: {place[:300]}: {_EXPECTED[kind]}. Correct {key}."
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idh_lightning.checkpoint import SHIPPED, Checkpoint
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.inference.interval import MemberLogits, combined, views_of

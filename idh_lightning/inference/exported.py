@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from idh_lightning.checkpoint import SHIPPED, Checkpoint
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write

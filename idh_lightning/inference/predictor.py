@@ -17,9 +17,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from idh_lightning.checkpoint import SHIPPED, Checkpoint
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
 from idh_lightning.config.instantiation import torch_device
+from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction

@@ -59,7 +59,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train experiment=low_memori", "experiment: found 'low_memori'; .* Did you mean experiment=low_memory?"),
         ("train -m model=glob(*) lr=1e-4", "Then: python -m idh_lightning.train -m 'model=glob.{3}' optimizer.lr=1e-4"),
         ("predict chekpoint=x", "Then: python -m idh_lightning.predict checkpoint=x"),
-        ("predict checkpoint=x input=y +foo=1", "conf/predict.yaml: found the key 'foo'"),
+        ("predict checkpoint=. input=. +foo=1", "conf/predict.yaml: found the key 'foo'"),
         ("export checkpoint=x fromat=onnx", "Did you mean format?"),
     ],
 )
