@@ -25,6 +25,7 @@ from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.study_page import write_page
+from idh_lightning.models.locator import segmenting_once
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import (
     StoredVolume,
@@ -154,7 +155,12 @@ class Predictor:
         errors = [str(fault) for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
             return {"status": "failed", "reasons": tuple(errors)}
-        stored = store.open(study)
+        with segmenting_once():
+            return self._answer_of_stored(new, study, faults, store.open(study), output)
+
+    def _answer_of_stored(
+        self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: Path | None
+    ) -> dict[str, Any]:
         tumour = self.ensemble.tumour(stored)
         doubts = [
             *self._doubts_of_files(faults),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +27,59 @@ def tumour_cells(size: int) -> tuple[float, float, int]:
     return 0.0, float(CELL), -(-size // CELL)
 
 
+class Segmented(NamedTuple):
+    """Volumes [B, C, D, H, W] and what a locator made of them: logits [B, 3, D, H, W], coarsest features."""
+
+    volumes: Tensor
+    logits: Tensor
+    coarsest: Tensor
+
+
+_KNOWN: ContextVar[dict[TumourSegmenter, Segmented] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def segmenting_once() -> Iterator[None]:
+    """Context in which each locator segments the same volumes once, however often it is asked, where no graph is made.
+
+    A new patient's tumour, map, descriptor and number all begin with it, and it is most of their time.
+    """
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
 def segmentation(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[str]) -> Tensor:
     """Logits [B, 3, D, H, W], in float32, of volumes [B, C, D, H, W] of C sequences; those that are absent are 0."""
+    if _KNOWN.get() is not None and not torch.is_grad_enabled():
+        return segmented(locator, volumes, sequences).logits
     channels = dict(zip(sequences, volumes.float().unbind(1), strict=True))
     nothing = torch.zeros_like(volumes[:, 0], dtype=torch.float32)
     with torch.autocast(volumes.device.type, enabled=False):
         logits: Tensor = locator(torch.stack([channels.get(name, nothing) for name in SEQUENCES], dim=1))
     return logits
+
+
+@torch.no_grad()
+def segmented(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[str]) -> Segmented:
+    """Logits as of `segmentation`, and coarsest features; within `segmenting_once`, those that are known already."""
+    known = _KNOWN.get()
+    found = known.get(locator) if known is not None else None
+    if found is not None and found.volumes.shape == volumes.shape and torch.equal(found.volumes, volumes):
+        return found
+    kept: list[Tensor] = []
+    token = _KNOWN.set(None)
+    try:
+        with locator.down[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
+            logits = segmentation(locator, volumes, sequences)
+    finally:
+        _KNOWN.reset(token)
+    made = Segmented(volumes, logits, kept[0])
+    if known is not None and len(volumes) == 1:
+        known[locator] = made
+    return made
 
 
 def located(volumes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from idh_lightning.cohort.study import SEQUENCES
-from idh_lightning.models.locator import segmentation
+from idh_lightning.models.locator import segmentation, segmented
 from idh_lightning.models.network import NetworkOutput
 from idh_lightning.models.segmentation import (
     PRETRAINED,
@@ -77,10 +77,7 @@ class VotingNetwork(nn.Module):
     @torch.no_grad()
     def own(self, features: Tensor) -> Tensor:
         """Features [B, F, d, h, w] of the coarsest level of the locator, of what `stem` gave."""
-        kept: list[Tensor] = []
-        with self.locator.down[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
-            segmentation(self.locator, features, self.sequences)
-        return kept[0]
+        return segmented(self.locator, features, self.sequences).coarsest
 
     def tumour_fraction(self, masks: Tensor) -> Tensor:
         """Masks [B, D, H, W] as they are: the tumour map has their grid."""

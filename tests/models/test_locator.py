@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import FakeStore, studies_of
 from tiny_locator import threshold_locator
+from tiny_pretrained import small_segmenter
+from torch import Tensor
 
 from idh_lightning.attribution import DenseVote, Evidence
 from idh_lightning.checkpoint import Checkpoint
@@ -17,8 +19,9 @@ from idh_lightning.data import FeatureBankDataModule, FeatureBatch
 from idh_lightning.errors import CheckpointError, ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
 from idh_lightning.models.cells import cell_means, coarsen, depth_to_space, space_to_depth
-from idh_lightning.models.locator import TUMOUR, segmentation
+from idh_lightning.models.locator import TUMOUR, segmentation, segmenting_once
 from idh_lightning.models.segmentation import dense_vote, save_segmenter, tumour_logit
+from idh_lightning.models.voting import VotingNetwork, tumour_probability
 
 Maker = Callable[..., StemTailNetwork]
 
@@ -280,3 +283,26 @@ def test_wrong_settings_are_refused(small_network: Maker, tmp_path: Path) -> Non
     for method in (Evidence(), DenseVote()):
         with pytest.raises(ModelError, match=r"need a network with a locator"):
             method(small_network().eval(), volumes())
+
+
+def test_a_new_patient_is_segmented_once_however_often_it_is_asked_for() -> None:
+    network = VotingNetwork(locator=small_segmenter())
+    runs: list[int] = []
+    network.locator.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
+    one, other, views = torch.randn(1, 4, 8, 8, 8), torch.randn(1, 4, 8, 8, 8), torch.randn(3, 4, 8, 8, 8)
+
+    def asked(volumes: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return [network(volumes), tumour_probability(network, volumes), network.own(volumes)]
+
+    alone = [asked(volumes) for volumes in (one, other, views)]
+    assert runs == [1, 1, 1, 1, 1, 1, 3, 3, 3]
+    runs.clear()
+    with segmenting_once():
+        together = [asked(volumes) for volumes in (one, other, views)]
+        assert runs == [1, 1, 3, 3, 3]
+        assert one.requires_grad_() is one
+        assert network(one).requires_grad, "where a graph is made, nothing is taken from before"
+    for first, second in zip(alone, together, strict=True):
+        for expected, found in zip(first, second, strict=True):
+            assert torch.equal(expected, found)
