@@ -1,4 +1,4 @@
-"""`python -m idh_lightning.benchmark [memory | growth] [overrides]`."""
+"""`python -m idh_lightning.benchmark [memory | growth | startup] [overrides]`."""
 
 import sys
 
@@ -9,7 +9,7 @@ main = entry("benchmark", "idh_lightning.benchmark.measuring:measure")
 
 def command() -> None:
     """Take a first word for the measure, then do what the command line says."""
-    if len(sys.argv) > 1 and sys.argv[1] in ("pipelines", "memory", "growth"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("pipelines", "memory", "growth", "startup"):
         sys.argv[1] = f"benchmark.measure={sys.argv[1]}"
     main()
 

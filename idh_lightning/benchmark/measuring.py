@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from idh_lightning.benchmark import growth, memory, pipelines
+from idh_lightning.benchmark import growth, memory, pipelines, startup
 
 MEASURES = {
     "pipelines": pipelines.measure_pipelines,
     "memory": memory.measure_memory,
     "growth": growth.measure_growth,
+    "startup": startup.measure_startup,
 }
 
 

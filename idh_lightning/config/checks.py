@@ -52,7 +52,7 @@ _KINDS: dict[str, Any] = {
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,
     "data.batches.workers": int | None,  # null: chosen for the machine
-    "benchmark.measure": Literal["pipelines", "memory", "growth"],
+    "benchmark.measure": Literal["pipelines", "memory", "growth", "startup"],
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     **dict.fromkeys(_COUNTS, int),
 }

@@ -107,3 +107,23 @@ def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_w
     assert rows["two last stages"]["peak_mb"] < rows["everything learns"]["peak_mb"]
     for row in rows.values():
         assert row["estimated_mb"] < row["peak_mb"] < row["estimated_mb"] + 400  # libraries take something too
+
+
+@pytest.mark.slow
+def test_start_up_is_measured_from_the_command_line_to_the_answer(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "idh_lightning.benchmark", "startup", "benchmark.repeats=1"),
+            *("cohort.patients=8", "cohort.spacing_mm=4", "hydra.run.dir=out"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    seconds = json.loads((tmp_path / "out" / "startup.json").read_text())["seconds"]
+    assert list(seconds) == ["--help", "a misspelt key", "a table that is not there", "a new patient"]
+    assert all(len(each) == 1 and each[0] > 0 for each in seconds.values())
+    assert (tmp_path / "out" / "predictions" / "predictions.csv").is_file(), "the real command has run"
