@@ -18,7 +18,7 @@ from idh_lightning.volumes import Geometry
 from idh_lightning.volumes.alignment import SHIFT_MM, register_where_needed
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.information import mapped
-from idh_lightning.volumes.registration import affine_of, shift_shown_mm, transform_of, turned_degrees
+from idh_lightning.volumes.registration import ShiftCheck, affine_of, transform_of, turned_degrees
 
 MM, DEGREES = (2, 5, 10, 20), (1, 3, 5, 10)
 
@@ -40,7 +40,7 @@ def thick(image: sitk.Image) -> sitk.Image:
 def row(kind: str, fixed: sitk.Image, moving: sitk.Image, brain: np.ndarray, truth: np.ndarray) -> dict:
     """Error, mean over the brain, of what is found for a sequence that was moved; and how long that took."""
     began = time.process_time()
-    found = register_where_needed(fixed, moving, brain, "FLAIR", "moved", "auto")
+    found = register_where_needed(ShiftCheck(fixed), moving, brain, "FLAIR", "moved", "auto")
     seconds = time.process_time() - began
     affine = np.eye(4) if found is None else found.affine
     points = mapped(Geometry.of(fixed).affine, np.argwhere(brain)[::101, ::-1])
@@ -70,9 +70,9 @@ def scored(study: Study, before: dict[str, sitk.Image], number: int) -> tuple[li
         moved = Geometry.from_affine(image.GetSize(), truth @ Geometry.of(image).affine).image(voxels)
         anew = sitk.Resample(image, fixed, transform_of(np.linalg.inv(truth)), sitk.sitkLinear)
         these = [
-            row("in place", fixed, image, brain, np.eye(4)) | {"shown": shift_shown_mm(fixed, image)},
+            row("in place", fixed, image, brain, np.eye(4)) | {"shown": ShiftCheck(fixed).shift_mm(image)},
             row("moved header", fixed, moved, brain, truth),
-            row("moved, same grid", fixed, anew, brain, truth) | {"shown": shift_shown_mm(fixed, anew)},
+            row("moved, same grid", fixed, anew, brain, truth) | {"shown": ShiftCheck(fixed).shift_mm(anew)},
         ]
         if flat.GetSize() != fixed.GetSize():
             these.append(row("moved header, FLAIR 5 mm", flat, moved, slab, truth))

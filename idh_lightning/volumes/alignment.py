@@ -16,11 +16,11 @@ from idh_lightning.volumes.checks import Place, is_error
 from idh_lightning.volumes.reading import Geometry
 from idh_lightning.volumes.registration import (
     Registration,
+    ShiftCheck,
     agreement,
     centre_of_mass,
     moved_mm,
     register,
-    shift_shown_mm,
     transform_of,
     turned_degrees,
 )
@@ -78,9 +78,9 @@ def bring_to_one_grid(
     fixed = images[reference]
     registrations: dict[str, Registration] = {}
     faults: list[Fault] = []
-    brought = dict(images)
+    brought, check = dict(images), ShiftCheck(fixed)
     for name in (name for name in images if name not in (reference, MASK)):
-        found = register_where_needed(fixed, images[name], brain, reference, name, registration)
+        found = register_where_needed(check, images[name], brain, reference, name, registration)
         registrations |= {} if found is None else {name: found}
     for name, image in images.items():
         leader = _leader(images, registrations, reference) if name == MASK else name
@@ -99,12 +99,13 @@ def bring_to_one_grid(
 
 
 def register_where_needed(
-    fixed: sitk.Image, moving: sitk.Image, brain: NDArray[np.bool_], reference: str, name: str, registration: str
+    check: ShiftCheck, moving: sitk.Image, brain: NDArray[np.bool_], reference: str, name: str, registration: str
 ) -> Registration | None:
-    """Registration of a sequence to the reference; None where it stays where its header has it."""
+    """Registration of a sequence to the reference, held by a check; None where it stays where its header has it."""
+    fixed = check.fixed
     same = Geometry.of(moving).agrees_with(Geometry.of(fixed))
     reason = "always" if registration == "always" else "shift" if same else "grid"
-    if registration == "never" or not brain.any() or (reason == "shift" and shift_shown_mm(fixed, moving) < SHIFT_MM):
+    if registration == "never" or not brain.any() or (reason == "shift" and check.shift_mm(moving) < SHIFT_MM):
         return None
     by_header, header_quality = agreement(fixed, moving, brain)
     affine = register(fixed, moving)

@@ -20,7 +20,7 @@ from idh_lightning.volumes.registration import Registration
 STORE_FORMAT = 2
 """Raise it whenever the same files and settings give another entry: old entries are then made anew."""
 
-STORE_CHECKS = 3
+STORE_CHECKS = 4
 """Raise it whenever the same files give other faults: entries are then made anew under their names, which seeds of
 augmentation depend on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
@@ -29,7 +30,7 @@ _RADIUS_MM = 80.0  # of the sphere over which a move is averaged
 _TURN_MM = 50.0  # how far one radian moves a point of the brain, about: weighs turns against shifts
 _SAMPLES, _BINS = 10_000, 32  # of the metric
 _CHECK_MM, _CHECK_ROOM_MM = 4.0, 10.0  # of the quick check: voxel edge and step; room as above
-_POINTS, _SEED = 20_000, 20
+_POINTS, _CHECK_POINTS, _SEED = 20_000, 8_000, 20
 
 
 @dataclass(frozen=True)
@@ -93,26 +94,40 @@ def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
     return affine_of(best)
 
 
-def shift_shown_mm(fixed: sitk.Image, moving: sitk.Image) -> float:
-    """Quick estimate of how far two images of one grid are apart: root mean square over a head.
+class ShiftCheck:
+    """Quick estimate of how far other images on the grid of an image are apart from it."""
 
-    Mutual information is looked at where the images lie, and a step ahead and behind along and about each axis; the
-    parabola through these three tells where its top is. It is never told to be farther away than the step.
-    """
-    small, other = coarse(fixed, _CHECK_MM), coarse(moving, _CHECK_MM)
-    points, grid = points_of(small, _POINTS, _SEED), Geometry.of(other)
-    room = inside(list(mapped(grid.inverse, points).T), grid, _CHECK_ROOM_MM)
-    if not room.any():
-        return 0.0
-    sample, centre = PointSample(small, other, points[room]), centre_of_mass(fixed)
-    here, tops = sample.information(np.eye(4)), np.zeros(6)
-    for axis in range(6):
-        steps = _CHECK_MM * np.eye(6)[axis]
-        ahead, behind = (sample.information(_move(side * steps, centre)) for side in (1, -1))
-        bend = 2 * here - ahead - behind
-        top = _CHECK_MM * (ahead - behind) / (2 * bend) if bend > 0 else np.copysign(np.inf, ahead - behind)
-        tops[axis] = np.clip(top, -_CHECK_MM, _CHECK_MM)
-    return moved_mm(_move(tops, centre), centre)
+    def __init__(self, fixed: sitk.Image) -> None:
+        """Take the image that others are held against; nothing is computed before the first of them."""
+        self.fixed = fixed
+
+    @cached_property
+    def _known(self) -> tuple[sitk.Image, NDArray[np.float64], NDArray[np.float64]]:
+        """Coarse image, points [n, 3] in it and its centre of mass, which are the same for every other image."""
+        small = coarse(self.fixed, _CHECK_MM)
+        return small, points_of(small, _CHECK_POINTS, _SEED), centre_of_mass(self.fixed)
+
+    def shift_mm(self, moving: sitk.Image) -> float:
+        """Estimate of how far another image is from its place: root mean square over a head.
+
+        Mutual information is looked at where the images lie, and a step ahead and behind along and about each axis;
+        the parabola through these three tells where its top is. It is never told to be farther away than the step.
+        """
+        small, points, centre = self._known
+        other = coarse(moving, _CHECK_MM)
+        grid = Geometry.of(other)
+        room = inside(list(mapped(grid.inverse, points).T), grid, _CHECK_ROOM_MM)
+        if not room.any():
+            return 0.0
+        sample = PointSample(small, other, points[room])
+        here, tops = sample.information(np.eye(4)), np.zeros(6)
+        for axis in range(6):
+            steps = _CHECK_MM * np.eye(6)[axis]
+            ahead, behind = (sample.information(_move(side * steps, centre)) for side in (1, -1))
+            bend = 2 * here - ahead - behind
+            top = _CHECK_MM * (ahead - behind) / (2 * bend) if bend > 0 else np.copysign(np.inf, ahead - behind)
+            tops[axis] = np.clip(top, -_CHECK_MM, _CHECK_MM)
+        return moved_mm(_move(tops, centre), centre)
 
 
 def agreement(
