@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ROOT / "docs" / "reference" / "configuration.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md"))]
 COMMAND = "python -m idh_lightning."
-FIRST_WORDS = ("memory", "growth")  # of the benchmark
+FIRST_WORDS = ("memory", "growth", "startup")  # of the benchmark
 
 
 def commands(page: Path) -> list[str]:

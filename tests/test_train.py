@@ -19,9 +19,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from idh_lightning import evaluate
-from idh_lightning import train as train_module
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.commands import evaluating as evaluate
+from idh_lightning.commands import training as train_module
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, CohortError, ConfigError, SplitError
 from idh_lightning.inference.exported import export

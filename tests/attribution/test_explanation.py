@@ -16,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
-from idh_lightning import explain as explanation
 from idh_lightning.attribution import GradCAM
 from idh_lightning.attribution.comparison import MapComparison, _Subject
 from idh_lightning.attribution.maps import methods_named
@@ -25,6 +24,7 @@ from idh_lightning.attribution.scores import SCORES, choose, mean_ranks, mean_wi
 from idh_lightning.attribution.studies import reference_maps
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
+from idh_lightning.commands import explaining as explanation
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
 from idh_lightning.models import StemTailNetwork

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from idh_lightning import report
+from idh_lightning.commands import reporting as report
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import Evaluation, PostProcessing

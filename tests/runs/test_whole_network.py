@@ -14,9 +14,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from tiny_checkpoint import settings_of, tiny_cohort, write_run
 
-from idh_lightning import evaluate
-from idh_lightning import train as train_module
 from idh_lightning.cohort import SEQUENCES, Study
+from idh_lightning.commands import evaluating as evaluate
+from idh_lightning.commands import training as train_module
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.models import StemTailNetwork
 
