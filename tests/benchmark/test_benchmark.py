@@ -114,7 +114,7 @@ def test_start_up_is_measured_from_the_command_line_to_the_answer(tmp_path: Path
     done = subprocess.run(
         [
             *(sys.executable, "-m", "idh_lightning.benchmark", "startup", "benchmark.repeats=1"),
-            *("cohort.patients=8", "cohort.spacing_mm=4", "hydra.run.dir=out"),
+            *("cohort.patients=12", "cohort.spacing_mm=4", "hydra.run.dir=out"),
         ],
         cwd=tmp_path,
         capture_output=True,
