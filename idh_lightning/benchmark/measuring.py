@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from idh_lightning.benchmark import growth, memory, pipelines, startup
 
-MEASURES = {
+_FUNCTIONS = {
     "pipelines": pipelines.measure_pipelines,
     "memory": memory.measure_memory,
     "growth": growth.measure_growth,
@@ -16,4 +16,4 @@ MEASURES = {
 
 def measure(config: DictConfig) -> None:
     """Measure what the configuration names."""
-    MEASURES[config.benchmark.measure](config)
+    _FUNCTIONS[config.benchmark.measure](config)

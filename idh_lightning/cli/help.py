@@ -10,14 +10,18 @@ from collections.abc import Iterator, Sequence
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.config.comments import DocumentedSetting, documented_settings, opening_lines
 
-_FURTHER: dict[str, Sequence[str]] = {
-    "train": ("cohort/table", "cohort.table", "data/feature_bank", "data.batches.batch_size", "trainer/default",
-              "trainer.max_epochs", "trainer.precision", "optimizer/adamw", "optimizer.lr"),
-    "prepare": ("cohort/table", "cohort.table", "cohort.on_error"),
-    "evaluate": ("cohort/table", "cohort.table", "cohort.on_error"),
-    "explain": ("explanation/default", "explanation.studies", "explanation.faithfulness_studies"),
-}  # fmt: skip
-"""Command -> files in conf/, each with those of its settings that matter beside the command's own."""
+_FURTHER: dict[str, dict[str, Sequence[str]]] = {
+    "train": {
+        "cohort/table": ("cohort.table",),
+        "data/feature_bank": ("data.batches.batch_size",),
+        "trainer/default": ("trainer.max_epochs", "trainer.precision"),
+        "optimizer/adamw": ("optimizer.lr",),
+    },
+    "prepare": {"cohort/table": ("cohort.table", "cohort.on_error")},
+    "evaluate": {"cohort/table": ("cohort.table", "cohort.on_error")},
+    "explain": {"explanation/default": ("explanation.studies", "explanation.faithfulness_studies")},
+}
+"""Command -> files in conf/ -> those of their settings that matter beside the command's own."""
 
 _UNSAID = re.compile(r"name|fold|control|(locating|monitor|callbacks|data|explanation)(\..*)?|paths\.(data|bank)")
 """Settings of a command's own file that few need to know."""
@@ -70,12 +74,8 @@ def _with_files(group: DocumentedSetting) -> DocumentedSetting:
 
 
 def _further(name: str) -> Iterator[DocumentedSetting]:
-    documented: dict[str, DocumentedSetting] = {}
-    for word in _FURTHER.get(name, ()):
-        if "/" in word:
-            documented = {one.key: one for one in documented_settings(CONF_DIR / f"{word}.yaml")}
-        else:
-            yield documented[word]
+    for file, keys in _FURTHER.get(name, {}).items():
+        yield from (one for one in documented_settings(CONF_DIR / f"{file}.yaml") if one.key in keys)
 
 
 def _listed(heading: str, settings: Sequence[DocumentedSetting], width: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.files import atomic_write
 
 
@@ -24,8 +25,8 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         if not any(folder.glob("*/.hydra")):
             return
-        # Here, since every start of a run makes this object, and these take seconds.
-        from idh_lightning.commands.reporting import report_multirun
-        from idh_lightning.config.instantiation import instantiate_section
+        from idh_lightning.commands.reporting import (
+            report_multirun,
+        )  # here, since every start of a run makes this object
 
         report_multirun(folder, instantiate_section(config.evaluation))

@@ -24,6 +24,9 @@ CONF_DIR: Path = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE
 """The folder of the YAML files: inside the package when installed from a wheel, beside it in a checkout."""
 
 STAGES: tuple[str, ...] = ("pretrain", "locate", "fit", "test", "explain", "report")
+MEASURES = ("pipelines", "memory", "growth", "startup")
+"""Of the benchmark."""
+
 CONTROL_CHOICES: tuple[str | None, ...] = ("natural", None, "null", "trivial", "shortcut")
 NEEDS_LOCATOR = (
     "explain: 'evidence' and 'dense_vote' need a network with a locator, and model.locator is null; expected one. Set "
@@ -52,7 +55,7 @@ _KINDS: dict[str, Any] = {
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,
     "data.batches.workers": int | None,  # null: chosen for the machine
-    "benchmark.measure": Literal["pipelines", "memory", "growth", "startup"],
+    "benchmark.measure": Literal[MEASURES],
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     **dict.fromkeys(_COUNTS, int),
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia-smi` lists and this torch can use."
 
@@ -32,6 +34,8 @@ def optimizer_settings(name: str) -> dict[str, Any]:
 
 def torch_device(wanted: str) -> torch.device:
     """Device of a setting, a GPU where there is one for "auto"; a ConfigError if there is no such device."""
+    import torch  # here, since processes that write the synthetic cohort make their sections without it
+
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

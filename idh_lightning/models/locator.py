@@ -55,11 +55,7 @@ def segmentation(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[
     """Logits [B, 3, D, H, W], in float32, of volumes [B, C, D, H, W] of C sequences; those that are absent are 0."""
     if _KNOWN.get() is not None and not torch.is_grad_enabled():
         return segmented(locator, volumes, sequences).logits
-    channels = dict(zip(sequences, volumes.float().unbind(1), strict=True))
-    nothing = torch.zeros_like(volumes[:, 0], dtype=torch.float32)
-    with torch.autocast(volumes.device.type, enabled=False):
-        logits: Tensor = locator(torch.stack([channels.get(name, nothing) for name in SEQUENCES], dim=1))
-    return logits
+    return _logits(locator, volumes, sequences)
 
 
 @torch.no_grad()
@@ -70,16 +66,20 @@ def segmented(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[str
     if found is not None and found.volumes.shape == volumes.shape and torch.equal(found.volumes, volumes):
         return found
     kept: list[Tensor] = []
-    token = _KNOWN.set(None)
-    try:
-        with locator.down[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
-            logits = segmentation(locator, volumes, sequences)
-    finally:
-        _KNOWN.reset(token)
+    with locator.down[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
+        logits = _logits(locator, volumes, sequences)
     made = Segmented(volumes, logits, kept[0])
     if known is not None and len(volumes) == 1:
         known[locator] = made
     return made
+
+
+def _logits(locator: TumourSegmenter, volumes: Tensor, sequences: Sequence[str]) -> Tensor:
+    channels = dict(zip(sequences, volumes.float().unbind(1), strict=True))
+    nothing = torch.zeros_like(volumes[:, 0], dtype=torch.float32)
+    with torch.autocast(volumes.device.type, enabled=False):
+        logits: Tensor = locator(torch.stack([channels.get(name, nothing) for name in SEQUENCES], dim=1))
+    return logits
 
 
 def located(volumes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

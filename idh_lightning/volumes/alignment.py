@@ -101,7 +101,7 @@ def bring_to_one_grid(
 def register_where_needed(
     check: ShiftCheck, moving: sitk.Image, brain: NDArray[np.bool_], reference: str, name: str, registration: str
 ) -> Registration | None:
-    """Registration of a sequence to the reference, held by a check; None where it stays where its header has it."""
+    """Registration of a sequence to the image of a check; None where it stays where its header has it."""
     fixed = check.fixed
     same = Geometry.of(moving).agrees_with(Geometry.of(fixed))
     reason = "always" if registration == "always" else "shift" if same else "grid"

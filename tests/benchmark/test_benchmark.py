@@ -59,23 +59,29 @@ def test_growth_is_drawn_with_a_column_per_setting() -> None:
     assert all(len(panel.lines) == 2 for panel in panels)
 
 
-@pytest.mark.slow
-def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Path) -> None:
+def benchmark(folder: Path, *arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder; it must succeed."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "idh_lightning.benchmark"),
-            *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
-            *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
-            *("benchmark.pipelines=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
-            "benchmark.tasks=[explain,predict]",
-        ],
-        cwd=tmp_path,
+        [sys.executable, "-m", "idh_lightning.benchmark", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Path) -> None:
+    done = benchmark(
+        tmp_path,
+        *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
+        *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
+        *("benchmark.pipelines=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+        "benchmark.tasks=[explain,predict]",
+    )
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert [row["pipeline"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
@@ -89,18 +95,11 @@ def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Pa
 def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_was_estimated(
     tmp_path: Path,
 ) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "idh_lightning.benchmark", "memory", "model=efficientnet_b0"),
-            *("data.grid=65", "hydra.run.dir=out"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    benchmark(
+        tmp_path,
+        *("memory", "model=efficientnet_b0"),
+        *("data.grid=65", "hydra.run.dir=out"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["setting"]: row for row in json.loads((tmp_path / "out" / "memory.json").read_text())["rows"]}
     assert list(rows)[:2] == ["everything learns", "two last stages"]  # B0 has no blocks.6.2
     assert rows["two last stages"]["activations_mb"] < 0.5 * rows["everything learns"]["activations_mb"]
@@ -111,18 +110,12 @@ def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_w
 
 @pytest.mark.slow
 def test_start_up_is_measured_from_the_command_line_to_the_answer(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "idh_lightning.benchmark", "startup", "benchmark.repeats=1"),
-            *("cohort.patients=12", "cohort.spacing_mm=4", "hydra.run.dir=out"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    benchmark(
+        tmp_path,
+        *("startup", "benchmark.repeats=1"),
+        *("cohort.patients=12", "cohort.spacing_mm=4", "hydra.run.dir=out"),
         timeout=600,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     seconds = json.loads((tmp_path / "out" / "startup.json").read_text())["seconds"]
     assert list(seconds) == ["--help", "a misspelt key", "a table that is not there", "a new patient"]
     assert all(len(each) == 1 and each[0] > 0 for each in seconds.values())

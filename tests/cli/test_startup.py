@@ -88,6 +88,11 @@ def test_a_new_patient_waits_for_no_trainer_and_no_tracker(tmp_path: Path) -> No
     assert len(modules) < 3500
 
 
+def test_the_processes_that_write_the_synthetic_cohort_import_no_torch() -> None:
+    code = "import sys, idh_lightning.phantom.cohort; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_whoever_imports_what_timm_3d_was_not_given_gets_it() -> None:
     code = """
 import sys
