@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
@@ -111,6 +112,12 @@ def _not_allowed(path: Path, error: OSError) -> str:
     )
 
 
+PEER_GONE = re.compile(
+    r"gloo/transport/.*(closed by peer|reset by peer|broken pipe)|remote process exited", re.I | re.S
+)
+"""Words of PyTorch 2.14 where one of several processes that compute together is gone: gloo's, and NCCL's."""
+
+
 class WorkerError(IDHError, RuntimeError):
     """A process that reads, augments or draws beside this one has died. The text says what uses none."""
 
@@ -118,8 +125,15 @@ class WorkerError(IDHError, RuntimeError):
     def of(cls, error: BaseException) -> Self | None:
         """Return the error as one of ours if it says that a worker process is gone, else None."""
         # PyTorch has no class for it (2.11 to 2.14: "DataLoader worker (pid(s) 17) exited unexpectedly").
-        ended = isinstance(error, BrokenExecutor) or str(error).startswith("DataLoader worker (pid")
-        if not ended:
+        said = str(error)
+        if isinstance(error, RuntimeError) and PEER_GONE.search(said):
+            return cls(
+                "Another of the processes that train together has ended; expected all of them to live as long as the "
+                "run. Its own message stands above; if there is none, the system has most often killed it because "
+                "memory is used up; `dmesg` then says so. Train with fewer: trainer.devices=1. Go on with the same "
+                f"number: {way_on()}"
+            )
+        if not (isinstance(error, BrokenExecutor) or said.startswith("DataLoader worker (pid")):
             return None
         return cls(
             f"{' '.join(str(error).split())}; expected worker processes that live as long as the run. Most often the "
@@ -135,10 +149,10 @@ class Stopped(BaseException):
     Not an Exception, so that nothing on the way takes it for a failure and goes on.
     """
 
-    def __init__(self, number: signal.Signals) -> None:
-        """Remember which signal."""
+    def __init__(self, number: signal.Signals, *, told: bool = True) -> None:
+        """Remember which signal, and whether this process tells of it: the first of several does."""
         super().__init__(number.name)
-        self.number = number
+        self.number, self.told = number, told
 
 
 def way_on() -> str:
@@ -167,9 +181,12 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except BaseException as error:
+            if isinstance(error, SystemExit):
+                raise  # what is within has said why
             stopped = _find_stopped(error)
             if stopped is not None:
-                sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with {way_on()}\n")
+                if stopped.told:
+                    sys.stderr.write(f"\nStopped by {stopped}. What is finished is kept: go on with {way_on()}\n")
                 sys.exit(128 + stopped.number)
             ours = _find_ours(error)
             if ours is None:

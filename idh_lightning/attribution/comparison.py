@@ -40,6 +40,9 @@ from idh_lightning.volumes import StoredVolume, VolumeStore
 
 logger = logging.getLogger(__name__)
 
+LONG_MIN = 5
+"""Minutes of explaining that are announced after the first studies."""
+
 CallClass = Callable[[NDArray[np.float64]], NDArray[np.integer]]
 """From logits of mutant less those of wildtype, [B], to the class that each study is called, [B]."""
 
@@ -192,6 +195,8 @@ class MapComparison:
                 began = time.perf_counter()
                 maps[method.name] = method(on.network, volumes).cpu().numpy()
                 seconds[method.name] += time.perf_counter() - began
+            if not rows:
+                _announce_duration(seconds, len(chunk), len(on.studies))
             for index, (study, item) in enumerate(zip(chunk, stored, strict=True)):
                 cams = {name: theirs[index] for name, theirs in maps.items()}
                 known = {"label": study.label, "right": bool(called[index] == study.label)}
@@ -298,6 +303,22 @@ class MapComparison:
         estimate = mean_with_interval(values, resamples=self.bootstrap, confidence=self.confidence)
         ends = (float(each) if np.isfinite(each) else None for each in estimate)
         return {**dict(zip(("value", "low", "high"), ends, strict=True)), "n": len(values)}
+
+
+def _announce_duration(seconds: Mapping[str, float], done: int, studies: int) -> None:
+    """Log how long the maps of all studies take, where it is long, by the seconds that each method took for some."""
+    minutes = sum(seconds.values()) / done * (studies - done) / 60
+    if minutes < LONG_MIN:
+        return
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]
+    logger.warning(
+        "Explaining %d studies by %d methods takes about %.0f min, before deleting, moving and swapping. Slowest are "
+        "%s. For less: explanation.studies=8, or explanation.methods=[...] without them.",
+        studies,
+        len(seconds),
+        minutes,
+        ", ".join(f"{name} ({seconds[name] / done:.1f} s a study)" for name in slowest),
+    )
 
 
 def of_both_labels(studies: Sequence[Study], count: int) -> list[Study]:

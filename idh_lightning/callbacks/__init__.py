@@ -4,7 +4,7 @@ from idh_lightning.callbacks.maps import Explanations
 from idh_lightning.callbacks.predictions import PredictionWriter
 from idh_lightning.callbacks.provenance import Provenance
 from idh_lightning.callbacks.tracking import Tracker, finish_tracking, tracking_mode, wandb_logger
-from idh_lightning.callbacks.training import BatchSeed, CurveLogger, EpochProgressBar, WholeCheckpointIO
+from idh_lightning.callbacks.training import BatchSeed, CurveLogger, EpochProgressBar, StopTogether, WholeCheckpointIO
 
 __all__ = [
     "BatchSeed",
@@ -13,6 +13,7 @@ __all__ = [
     "Explanations",
     "PredictionWriter",
     "Provenance",
+    "StopTogether",
     "Tracker",
     "WholeCheckpointIO",
     "finish_tracking",

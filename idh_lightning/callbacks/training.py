@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from idh_lightning.errors import StorageError
+from idh_lightning.errors import Stopped, StorageError
 from idh_lightning.files import atomic_write
 from idh_lightning.machine import is_first_process
 
@@ -45,6 +47,40 @@ class BatchSeed(Callback):
         """Seed PyTorch, on every device."""
         sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank, batch_idx])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+class StopTogether(Callback):
+    """Handler of SIGTERM kept as it was before training, and a stop passed on to the other processes of the machine.
+
+    Lightning 2.6.6 puts one before it that broadcasts from within the signal; where the other processes are in the
+    middle of an all-reduce, all of them wait for ever.
+    """
+
+    def __init__(self) -> None:
+        """Take the handler that is in place."""
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def _restore(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the handler back."""
+        self._restore()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the handler back."""
+        self._restore()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the handler back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop the processes that this one started; without it they wait for it."""
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, Stopped) and launcher is not None:
+            launcher.kill(exception.number)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

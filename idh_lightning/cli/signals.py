@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from idh_lightning.errors import Stopped
+from idh_lightning.machine import is_first_process
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,7 +38,7 @@ def stops_on_signals() -> Iterator[None]:
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
-    raise Stopped(signal.Signals(number))
+    raise Stopped(signal.Signals(number), told=is_first_process())
 
 
 def end_with(parent: int) -> None:

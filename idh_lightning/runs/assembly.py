@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Tracker, WholeCheckpointIO
+from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, StopTogether, Tracker, WholeCheckpointIO
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
 from idh_lightning.config.instantiation import instantiate_section
@@ -367,6 +367,7 @@ def _trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, o
         PredictionWriter(run_folder=folder, cohort_table=prepared.table),
         Provenance(run_folder=folder, known=known),
         BatchSeed(seed=int(config.seed)),
+        StopTogether(),
     ]
     return make_trainer(config.trainer, callbacks=callbacks, logger=loggers, plugins=[WholeCheckpointIO()])
 

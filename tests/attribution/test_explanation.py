@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
 from idh_lightning.attribution import GradCAM
-from idh_lightning.attribution.comparison import MapComparison, _Subject
+from idh_lightning.attribution.comparison import MapComparison, _announce_duration, _Subject
 from idh_lightning.attribution.maps import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import SCORES, choose, mean_ranks, mean_with_interval, summarised
@@ -219,6 +219,18 @@ def test_what_takes_hundreds_of_times_as_long_is_left_out_unless_named_and_that_
         "Occlusion",
         "Supervoxels",
     ]
+
+
+def test_maps_that_take_long_are_announced_after_the_first_studies_with_what_takes_less(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _announce_duration({"quick": 4.0, "slow": 40.0}, done=4, studies=104)
+    assert "takes about 18 min" in caplog.text  # 100 studies of 1 and 10 s
+    assert "slow (10.0 s a study), quick (1.0 s a study)" in caplog.text
+    assert "explanation.studies=8" in caplog.text
+    caplog.clear()
+    _announce_duration({"quick": 4.0}, done=4, studies=104)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("asked", "explained", "checked"), [(0, 3, 0), (1, 3, 2), (2, 3, 2), (9, 3, 3), (1, 1, 0)])

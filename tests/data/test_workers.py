@@ -134,3 +134,8 @@ def test_a_killed_worker_ends_the_writing_of_a_synthetic_cohort(tmp_path: Path) 
 
 def test_other_errors_are_not_taken_for_a_dead_worker() -> None:
     assert WorkerError.of(RuntimeError("Caught ValueError in DataLoader worker process 0.")) is None
+    gone = (
+        "[pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:5: Connection reset by peer"
+    )
+    assert "trainer.devices=1" in str(WorkerError.of(RuntimeError(gone)))
+    assert WorkerError.of(RuntimeError("Connection reset by peer")) is None, "of a tracker, say"

@@ -103,7 +103,7 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
     process.send_signal(signal.SIGTERM)
     said = end_of(process)
     assert process.returncode == 128 + signal.SIGTERM, said
-    assert "Stopped by SIGTERM" in said
+    assert said.count("Stopped by SIGTERM") == 1
     assert "Traceback" not in said
     last = run / "checkpoints" / "last.ckpt"
     written = last.stat().st_mtime_ns
@@ -119,6 +119,20 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
     assert not last.exists(), "a finished training goes nowhere"
     log, expected = (pd.read_csv(place / "metrics.csv")["val/loss"].dropna().tolist() for place in (run, whole))
     assert log == expected
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_that_is_stopped_ends_at_once_says_so_once_and_can_go_on(tmp_path: Path) -> None:
+    run, two = tmp_path / "run", ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    process = start(tmp_path, *SMALL, *two, "trainer.max_epochs=200", "hydra.run.dir=run")
+    wait_for(lambda: epochs_in(run) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.count("Stopped by SIGTERM") == 1
+    assert "Traceback" not in said
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert not [each for each in psutil.process_iter(["cmdline"]) if str(run) in " ".join(each.info["cmdline"] or [])]
 
 
 def test_workers_end_with_the_process_that_started_them() -> None:
