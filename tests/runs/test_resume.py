@@ -289,6 +289,7 @@ def test_other_errors_of_the_system_are_not_taken_for_a_full_disk() -> None:
 
 def test_a_signal_stops_with_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
     @exits_with_message
+    @exits_with_message  # as a job of Hydra is within a command
     def main() -> None:
         with stopping.stops_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -298,7 +299,7 @@ def test_a_signal_stops_with_its_own_status(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 143
-    assert "--resume" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("--resume") == 1
     with pytest.raises(Stopped):
         interrupted()
     assert signal.getsignal(signal.SIGINT) is before
@@ -383,7 +384,7 @@ def test_of_a_finished_run_the_weights_are_trained_on_and_of_no_run_nothing(tmp_
 
 
 def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
         "import sys, time\n"
@@ -400,6 +401,9 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_its_process_ends(
     try:
         with pytest.raises(ConfigError, match=rf"a run is going on there .*{process.pid}"), claimed(tmp_path):
             pass
+        with pytest.raises(SystemExit, match="2"):
+            claim(tmp_path)
+        assert f"a run is going on there (process {process.pid}" in capsys.readouterr().err
     finally:
         process.kill()
         process.wait()
