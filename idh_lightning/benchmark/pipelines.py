@@ -46,7 +46,8 @@ HALVES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Arithmetic that Lightning's names of precisions stand for."""
 
 TITLES = {
-    "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32",
+    "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32; freed memory kept as below",
+    "stock": "the same, with memory as torch comes",
     "on_the_fly": "this project, data=on_the_fly",
     "bank": "this project, data=feature_bank, once it is filled",
     "monai": "MONAI: CacheDataset, Rand3DElastic, RandAffine, RandFlip, EfficientNetBN",
@@ -117,6 +118,12 @@ def _check(pipelines: Sequence[str], tasks: Sequence[str] = ()) -> None:
 
 
 def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
+    """Plain pipeline with the memory settings that this project has as well."""
+    with freed_memory_kept():
+        return _stock(config, data, network, pipeline="plain")
+
+
+def _stock(config: DictConfig, data: IDHDataModule, network: StemTailNetwork, pipeline: str = "stock") -> Measured:
     """Read and resample each time, augment with TorchIO, float32 and one pass through the whole network."""
     settings: Any = OmegaConf.to_container(config.augment, resolve=True)
     augmentation = hydra.utils.instantiate({**settings, "fused": False}, _convert_="all")
@@ -134,7 +141,7 @@ def _plain(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
             model.step(stock, volumes, torch.tensor([study.label for study in studies]))
         return len(chosen)
 
-    return _measure("plain", config, epoch)
+    return _measure(pipeline, config, epoch)
 
 
 def _on_the_fly(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> Measured:
@@ -176,7 +183,8 @@ def _monai(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) ->
             learner.step(stock, batch["image"].as_tensor(), batch["label"])
         return len(chosen)
 
-    return _measure("monai", config, epoch)
+    with freed_memory_kept():
+        return _measure("monai", config, epoch)
 
 
 def _epochs_of(
@@ -196,7 +204,7 @@ def _epochs_of(
     return epoch
 
 
-_PIPELINES = {"plain": _plain, "on_the_fly": _on_the_fly, "bank": _bank, "monai": _monai}
+_PIPELINES = {"plain": _plain, "stock": _stock, "on_the_fly": _on_the_fly, "bank": _bank, "monai": _monai}
 
 
 def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
@@ -366,9 +374,10 @@ def _example(config: DictConfig, measured: Sequence[Measured]) -> dict[str, floa
     }
 
 
-def _ratio(measured: Sequence[Measured], one: Measured) -> float | None:
-    """Speed of a pipeline as a multiple of that of the first one."""
-    first = measured[0].seconds_per_study
+def _ratio(measured: Sequence[Measured], one: Measured, beside: str = "") -> float | None:
+    """Speed of a pipeline as a multiple of that of another one, or of the first one."""
+    found = [each.seconds_per_study for each in measured if not beside or each.pipeline == beside]
+    first = found[0] if found else None
     return None if first is None or one.seconds_per_study is None else first / one.seconds_per_study
 
 
@@ -379,7 +388,11 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
         "threads": torch.get_num_threads(),
         "device": device_name(config),
         "torch": torch.__version__,
-        "rows": [asdict(one) | {"times_as_fast": _ratio(measured, one)} for one in measured],
+        "rows": [
+            asdict(one)
+            | {"times_as_fast": _ratio(measured, one), "times_as_fast_as_stock": _ratio(measured, one, "stock")}
+            for one in measured
+        ],
         "whole_training_with_bank": _example(config, measured),
         "seconds_per_study_of_tasks": dict(seconds),
     }
@@ -388,10 +401,12 @@ def _record(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[s
 def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str, float], run_folder: Path) -> None:
     console = Console()
     title = f"Per training study, grid {config.data.grid}, batch {config.data.batches.batch_size}"
-    table = FittingTable(title, ("pipeline", "s per study", "times as fast", "peak MB", "on the GPU"))
+    headings = ("pipeline", "s per study", "times as fast", "as stock", "peak MB", "on the GPU")
+    table = FittingTable(title, headings)
     for one in measured:
-        ratio = _ratio(measured, one)
-        found = (one.seconds_per_study, ".3f"), (ratio, ".1f"), (one.peak_mb, ".0f"), (one.peak_gpu_mb, ".0f")
+        ratio, as_stock = _ratio(measured, one), _ratio(measured, one, "stock")
+        times = (one.seconds_per_study, ".3f"), (ratio, ".1f"), (as_stock, ".1f")
+        found = *times, (one.peak_mb, ".0f"), (one.peak_gpu_mb, ".0f")
         seconds_cell, *cells = ("" if value is None else f"{value:{form}}" for value, form in found)
         table.add_row(TITLES[one.pipeline], seconds_cell or one.note, *cells)
     console.print(table)

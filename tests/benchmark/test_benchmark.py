@@ -47,6 +47,22 @@ def test_a_pipeline_that_could_not_be_measured_stays_in_the_record_with_its_reas
     assert record["seconds_per_study_of_tasks"] == {"predict": 2.0}
 
 
+def test_speed_is_told_beside_a_yardstick_with_our_memory_settings_and_beside_one_as_torch_comes() -> None:
+    config = OmegaConf.create(
+        {
+            "benchmark": {"views": 4, "epochs": 15, "training_studies": 140},
+            "data": {"grid": 8, "batches": {"batch_size": 2}},
+            "trainer": {"accelerator": "cpu"},
+        }
+    )
+    seconds = {"plain": 2.0, "stock": 4.0, "bank": 0.1}
+    rows = _record(config, [Measured(pipeline=key, seconds_per_study=each) for key, each in seconds.items()], {})[
+        "rows"
+    ]
+    assert [row["times_as_fast"] for row in rows] == pytest.approx([1.0, 0.5, 20.0])
+    assert [row["times_as_fast_as_stock"] for row in rows] == pytest.approx([2.0, 1.0, 40.0])
+
+
 def test_growth_is_drawn_with_a_column_per_setting() -> None:
     points = [
         Point(axis=axis, value=value, pipeline=pipeline, seconds_per_study=value, peak_mb=100 * value)
@@ -79,13 +95,13 @@ def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Pa
         tmp_path,
         *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
         *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
-        *("benchmark.pipelines=[plain,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
+        *("benchmark.pipelines=[plain,stock,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
         "benchmark.tasks=[explain,predict]",
     )
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert [row["pipeline"] for row in record["rows"]] == ["plain", "on_the_fly", "bank"]
+    assert [row["pipeline"] for row in record["rows"]] == ["plain", "stock", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
-    assert record["rows"][2]["once_per_view_s"] > 0
+    assert record["rows"][3]["once_per_view_s"] > 0
     assert set(record["seconds_per_study_of_tasks"]) == {"explain", "predict"}
     assert "times as fast" in done.stdout
     assert Image.open(tmp_path / "out" / "benchmark.png").size[0] > 500
