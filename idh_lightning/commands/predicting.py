@@ -17,6 +17,7 @@ from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.inference.series import (
     Selection,
     Series,
@@ -67,7 +68,10 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
             "go with a folder of DICOM files, or of NIfTI files with JSON sidecars, only."
         )
     output = Path(settings["output"])
-    output.mkdir(parents=True, exist_ok=True)
+    results = ResultFolder(
+        output, bids=settings["output_layout"] == "bids", source=None if source is None else Path(source)
+    )
+    results.begin([])
     grouped = by_study(series, Path(source)) if series else {}
     if settings["dicom_output"] and not any(one.frames for one in series):
         raise ConfigError(
@@ -86,10 +90,10 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     else:
         studies = predictor.found(files or source)
     answers = []
-    for answer in predictor.answers(studies, output):
+    for answer in predictor.answers(studies, results):
         answers.append(answer)
         if settings["dicom_output"] and selections[answer.study_id].taken:
-            _write_dicom(answer, [*selections[answer.study_id].taken.values()], output)
+            _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
     return answers
@@ -129,7 +133,7 @@ def _show_series(
         )
 
 
-def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> None:
+def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: ResultFolder) -> None:
     """Write what was found of a study as DICOM; where that cannot be done, say why: the answer stands."""
     from idh_lightning.inference.dicom_output import write_dicom  # here, since few ask for it
 

@@ -51,6 +51,7 @@ _KINDS: dict[str, Any] = {
     "withhold": bool,
     "figures": bool,
     "format": Literal["onnx", "torch_export"],
+    "output_layout": Literal["flat", "bids"],
     "studies_of": Literal["train", "validation", "test"],
     "seen": Literal["error", "exclude"],
     "data.accumulate": int,

@@ -29,6 +29,7 @@ from idh_lightning.errors import CohortError
 from idh_lightning.files import atomic_write
 from idh_lightning.inference.dicom_frames import Frame, pydicom_silenced
 from idh_lightning.inference.prediction import StudyPrediction
+from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.inference.series import Series
 from idh_lightning.volumes.reading import Geometry
 
@@ -43,7 +44,7 @@ SERIES_NUMBERS = {"tumour": 9101, "map": 9102, "summary": 9103}
 _A4_INCHES = (8.27, 11.69)
 
 
-def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) -> list[Path]:
+def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path | ResultFolder) -> list[Path]:
     """Write the tumour, the map and a summary of a prediction as DICOM into a folder; return the files.
 
     Each refers to the series on whose grid tumour and map lie, and takes patient and study from it.
@@ -56,6 +57,7 @@ def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) 
     Raises:
         CohortError: If none of the series has that grid, or it states no frame of reference.
     """
+    output = ResultFolder(output) if isinstance(output, Path) else output
     results = {"tumour": answer.tumour_file, "map": answer.map_file}
     images = {what: sitk.ReadImage(str(file)) for what, file in results.items() if file is not None}
     grids = [Geometry.of(image) for image in images.values()]
@@ -79,10 +81,10 @@ def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path) 
             what: make[what](sources, sitk.GetArrayFromImage(image), _placed(frames) | _EQUIPMENT | _identity(what))
             for what, image in images.items()
         }
-        made["summary"] = _encapsulated(sources[0], _summary_pdf(answer, output / f"{answer.study_id}.png"))
+        made["summary"] = _encapsulated(sources[0], _summary_pdf(answer, output.file(answer.study_id, "picture")))
         written = []
         for what, dataset in made.items():
-            written.append(output / f"{answer.study_id}_{what}.dcm")
+            written.append(output.file(answer.study_id, f"{what}.dcm"))
             with atomic_write(written[-1]) as temporary:
                 dataset.save_as(temporary, enforce_file_format=True)
     return written

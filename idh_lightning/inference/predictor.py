@@ -24,6 +24,7 @@ from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
+from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.inference.study_page import write_page
 from idh_lightning.models.locator import segmenting_once
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
@@ -115,16 +116,24 @@ class Predictor:
             return [study_of_files(studies)]
         return list(studies)
 
-    def answers(self, studies: Sequence[NewStudy], output: Path | None = None) -> Iterator[StudyPrediction]:
+    def answers(
+        self, studies: Sequence[NewStudy], output: Path | ResultFolder | None = None
+    ) -> Iterator[StudyPrediction]:
         """Yield an answer for each study, in order; with an output folder its map, picture and page are written there.
 
         A study that fails does not stop the others.
         """
+        if isinstance(output, Path):
+            output = ResultFolder(output)
+        if output is not None:
+            output.begin([new.study_id for new in studies])
         for start in range(0, len(studies), CHUNK):
             with tempfile.TemporaryDirectory(prefix="idh_lightning_") as folder:
                 yield from self._chunk(studies[start : start + CHUNK], Path(folder), output)
 
-    def _chunk(self, studies: Sequence[NewStudy], folder: Path, output: Path | None) -> Iterator[StudyPrediction]:
+    def _chunk(
+        self, studies: Sequence[NewStudy], folder: Path, output: ResultFolder | None
+    ) -> Iterator[StudyPrediction]:
         """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
         usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
@@ -144,7 +153,7 @@ class Predictor:
                 yield _finished(*waiting.popleft())
 
     def _answer(
-        self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: Path | None
+        self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: ResultFolder | None
     ) -> dict[str, Any]:
         """Fields of a study's prediction and, as "draw", the function that writes its page and returns its path."""
         study = new.study
@@ -159,7 +168,7 @@ class Predictor:
             return self._answer_of_stored(new, study, faults, store.open(study), output)
 
     def _answer_of_stored(
-        self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: Path | None
+        self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: ResultFolder | None
     ) -> dict[str, Any]:
         tumour = self.ensemble.tumour(stored)
         doubts = [
@@ -173,7 +182,7 @@ class Predictor:
         notices = (*self.ensemble.notices, *new.notes)
         told = [doubt.text for doubt in doubts if not doubt.withheld]
         cam = self.ensemble.map(stored)
-        files = self._written(cam, tumour, stored, new.study_id, output)
+        files = self._written(cam, tumour, stored, study, output)
         unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": (*notices, *told)}
         if not withheld or (not self.withhold and not damaged):
@@ -198,18 +207,21 @@ class Predictor:
         cam: NDArray[np.float32],
         tumour: NDArray[np.float32] | None,
         stored: StoredVolume,
-        study_id: str,
-        output: Path | None,
+        study: Study,
+        output: ResultFolder | None,
     ) -> dict[str, Any]:
         """Fields of a prediction that tell of its map and its tumour, which are written where there is a folder."""
         fields: dict[str, Any] = {}
+        seen = {name: study.files[name] for name in self.ensemble.sequences if name in study.files}
         if output is not None:
-            fields["map_file"] = output / f"{study_id}_cam.nii.gz"
+            fields["map_file"] = output.file(study.study_id, "map")
+            output.describe(study.study_id, "map", seen, stored.found.sequence)
             write_map(cam * (np.asarray(stored.brain) > 0), stored, fields["map_file"])
         if tumour is not None:
             mask, fields["tumour_ml"] = mask_in_patient_space(tumour, stored)
             if output is not None:
-                fields["tumour_file"] = output / f"{study_id}_tumour.nii.gz"
+                fields["tumour_file"] = output.file(study.study_id, "tumour")
+                output.describe(study.study_id, "tumour", seen, stored.found.sequence)
                 write_in_patient_space(mask, stored, fields["tumour_file"])
         return fields
 

@@ -16,6 +16,7 @@ from idh_lightning.cohort import Study
 from idh_lightning.files import atomic_write, write_text
 from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
+from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import cam_panel, cross_mm, registration_panel, tumour_planes
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
@@ -47,11 +48,11 @@ def write_page(
     cam: NDArray[np.floating],
     tumour: NDArray[np.floating] | None,
     ensemble: Ensemble,
-    output: Path,
+    output: ResultFolder,
     *,
     confidence: float,
 ) -> Path:
-    """Write <study_id>.png and <study_id>.html into a folder, and return the latter.
+    """Write the picture and the page of a study, and return the latter's path.
 
     Args:
         answer: With the map already written.
@@ -60,7 +61,7 @@ def write_page(
         cam: [D, H, W], on the grid of `stored`.
         tumour: [D, H, W], probability of tumour, outlined where it is half; None for no outline.
         ensemble: That predicts.
-        output: The folder.
+        output: Their folder.
         confidence: Of the interval.
     """
     title = answer.study_id
@@ -70,7 +71,7 @@ def write_page(
     found = None if tumour is None else tumour >= 0.5
     figure = cam_panel(image, ensemble.sequences, inside, found, stored.affine_ras, title)
     png = _png(figure)
-    with atomic_write(output / f"{answer.study_id}.png") as temporary:
+    with atomic_write(output.file(answer.study_id, "picture")) as temporary:
         temporary.write_bytes(png)
     files = {name: study.files[name] for name in ensemble.sequences if name in study.files}
     pairs = [_registration_picture(study, one, stored) for one in stored.registrations]
@@ -102,7 +103,7 @@ def write_page(
         registrations=pairs,
         viewer=viewer,
     )
-    path = output / f"{answer.study_id}.html"
+    path = output.file(answer.study_id, "page")
     write_text(path, page)
     return path
 
