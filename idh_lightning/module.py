@@ -86,7 +86,7 @@ class IDHClassifier(lightning.LightningModule):
             sigmoid is P(mutant), and, where there is a locator, those of its branches: deep layers, radiomics head and
             dense vote.
         """
-        output = self._shared_step(batch, "test")[1] if dataloader_idx else self._output(batch)
+        output = self._shared_step(batch, "test")[1] if dataloader_idx else self._output(batch, "test")
         each = [output.logits, *(output.branch_logits if len(output.branch_logits) > 1 else ())]
         return torch.stack([logits[:, 1] - logits[:, 0] for logits in each], dim=1)
 
@@ -128,12 +128,13 @@ class IDHClassifier(lightning.LightningModule):
         """Put the recipe beside the weights, so that the file can be used on its own."""
         checkpoint |= {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
 
-    def _output(self, batch: Batch | FeatureBatch) -> NetworkOutput:
-        known = isinstance(batch, FeatureBatch)
-        return self.network.answer(batch.features if known else self.network.stem(batch.volumes))  # type: ignore[union-attr]
+    def _output(self, batch: Batch | FeatureBatch, stage: str) -> NetworkOutput:
+        if isinstance(batch, FeatureBatch):
+            return self.network.answer(batch.features)
+        return self.network.answer(self.network.stem(batch.volumes, to_train=stage != "test"))
 
     def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, NetworkOutput]:
-        output = self._output(batch)
+        output = self._output(batch, stage)
         loss: Tensor = self.objective(output.logits, batch.labels)
         # Each branch is taught on its own: of their mean, the deep layers would soon learn the training patients by
         # heart and leave the others nothing to learn.

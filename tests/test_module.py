@@ -29,7 +29,7 @@ class Oracle(nn.Module):
         self.sign = sign
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def stem(self, volumes: Tensor) -> Tensor:
+    def stem(self, volumes: Tensor, *, to_train: bool = False) -> Tensor:
         return volumes
 
     def answer(self, features: Tensor) -> NetworkOutput:
@@ -104,6 +104,23 @@ def test_the_real_loop_gives_fakes_the_scores_they_must_get(
     np.testing.assert_allclose(predictions["probability"], 1 / (1 + np.exp(-predictions["logit"])))
     if sign == 1.0:
         assert ((predictions["probability"] > 0.5) == (predictions["label"] == 1)).all()
+
+
+def test_features_may_be_rounded_to_train_on_and_never_to_predict_from(data: IDHDataModule, tmp_path: Path) -> None:
+    """Else a machine that rounds gives other probabilities than one that does not, and than an exported network."""
+    model, asked = learner(), set()
+    stem = model.network.stem
+
+    def noted(volumes: Tensor, *, to_train: bool = False) -> Tensor:
+        asked.add((trainer.state.fn.value, to_train))
+        return stem(volumes, to_train=to_train)
+
+    model.network.stem = noted  # type: ignore[method-assign]
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(model, datamodule=data)
+    trainer = quiet_trainer(tmp_path)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert asked == {("fit", True), ("test", False)}
 
 
 def test_the_progress_bar_counts_epochs_from_one(

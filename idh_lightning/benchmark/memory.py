@@ -165,14 +165,14 @@ def _train(
     volumes = torch.randn(*shape, device=device)
     labels = torch.arange(shape[0], device=device) % 2
     with torch.autocast(device, dtype=half, enabled=half is not None):
-        features = torch.cat([network.stem(volumes[:1])] * shape[0]) if from_features else None
+        features = torch.cat([network.stem(volumes[:1], to_train=True)] * shape[0]) if from_features else None
     if features is not None:
         del volumes
     _forget_peak()
     with freed_memory_kept():
         for _ in range(STEPS):
             with torch.autocast(device, dtype=half, enabled=half is not None):
-                output = network.answer(network.stem(volumes) if features is None else features)
+                output = network.answer(network.stem(volumes, to_train=True) if features is None else features)
                 loss = nn.functional.cross_entropy(output.logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
             del output, loss

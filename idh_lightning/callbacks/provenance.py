@@ -73,7 +73,8 @@ class Provenance(Callback):
         }
         self.record["precision"] = str(trainer.precision)
         if isinstance(network := getattr(pl_module, "network", None), StemTailNetwork):
-            self.record["stem_arithmetic"] = str(network.stem_dtype(pl_module.device.type)).removeprefix("torch.")
+            told = network.stem_dtype(pl_module.device.type, to_train=True)
+            self.record["stem_arithmetic"] = str(told).removeprefix("torch.")
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 

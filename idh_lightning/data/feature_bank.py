@@ -141,7 +141,9 @@ class FeatureBankDataModule(IDHDataModule):
         key = {
             "format": BANK_FORMAT,
             "stem": _digest(network),
-            "arithmetic": str(network.stem_dtype(device)),  # "auto" is another precision on another machine
+            "arithmetic": str(
+                network.stem_dtype(device, to_train=True)
+            ),  # "auto" is another precision on another machine
             "device": device,
             "cut": network.trainable_from,
             "augmentation": augmentation_settings,
@@ -280,7 +282,7 @@ class FeatureBankDataModule(IDHDataModule):
         )
 
     def _keep(self, network: StemTailNetwork, batch: Batch, files: Sequence[Path], device: torch.device) -> None:
-        features = network.stem(batch.volumes.to(device)).half().cpu()
+        features = network.stem(batch.volumes.to(device), to_train=True).half().cpu()
         if not torch.isfinite(features).all():
             raise ModelError(
                 f"feature bank, studies {', '.join(batch.study_ids)}: the stem's output does not fit half "

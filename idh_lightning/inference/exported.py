@@ -81,9 +81,8 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     conformal sets and cohort. Its input `volumes` is [B, C, D, H, W] float32 as `volumes.Preprocessing` makes them, its
     outputs `logit` and `probability` are [B].
 
-    It computes in float32. Ours runs its stem in bfloat16 on many machines, so the two differ by its rounding. Where
-    the checkpoint lies in its run folder and the volumes of its test studies are still in the store, the file is run on
-    them and compared with predictions.csv as well.
+    It computes in float32, as ours predicts on a CPU. Where the checkpoint lies in its run folder and the volumes of
+    its test studies are still in the store, the file is run on them and compared with predictions.csv as well.
 
     Args:
         checkpoint: A run folder, a .ckpt, or "pretrained" for the network in the package.
@@ -163,8 +162,9 @@ def _compared_with_predictions(run: ExportedFunction, member: Member, path: Path
         raise ModelError(
             f"{path}: the probability of study {worst} would be {predictions[worst] + apart[worst]:.4f}, {file} says "
             f"{predictions[worst]:.4f}; expected a difference of at most {STORED_TOLERANCE:g}. If made by this "
-            f"{member.file.name}, its stem was rounded to half precision by so much: copy it out of the run folder and "
-            "export the copy, which is compared with the network in float32 alone."
+            f"{member.file.name}, it was rounded to half precision by so much, on a GPU or by "
+            "model.stem_precision=bfloat16: copy it out of the run folder and export the copy, which is compared with "
+            "the network in float32 alone."
         )
     return f", its probabilities by at most {apart.abs().max():.1e} from {file} ({len(studies)} test studies)"
 

@@ -140,7 +140,7 @@ class _Rehearsal(nn.Module):
     def forward(self, tensor: Tensor, phase: str) -> Tensor:
         with _Alive() as alive:
             if phase == "stem":
-                tensor = self.network.stem(tensor)
+                tensor = self.network.stem(tensor, to_train=True)
             else:
                 with kept_for_backward(self.network.parameters()) as kept:
                     output = self.network.answer(tensor)

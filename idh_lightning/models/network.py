@@ -113,8 +113,8 @@ class StemTailNetwork(nn.Module):
             weights_tag: The tag that "auto" asks for.
             drop_rate: Dropout before the classifier, in [0, 1).
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
-            stem_precision: Arithmetic of the stem. "auto" is the trainer's precision on a GPU; on a CPU bfloat16 where
-                it has instructions for that, else float32.
+            stem_precision: Arithmetic of the stem. "auto" is the trainer's precision on a GPU; on a CPU float32, but of
+                features to train on bfloat16 where it has instructions for that.
             tail_precision: The same of the tail, which on a CPU takes bfloat16 only while it trains.
             checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
                 again when it is needed: less memory for more time, the same gradients.
@@ -145,7 +145,7 @@ class StemTailNetwork(nn.Module):
         self.stem_precision, self.tail_precision = stem_precision, tail_precision
         self.checkpoint_tail = checkpoint_tail
         self.fuse_stem = True
-        self._fusing: tuple[object, FusedStem] | None = None
+        self._fusing: dict[torch.dtype, tuple[object, FusedStem]] = {}
         self.weights_origin: WeightsOrigin = load_weights(self.network, backbone, weights, tag=weights_tag)
         self._stem_names, self._tail_names = surgery.cut_names(self.network, trainable_from)
         self.missing_sequence_embedding: nn.Linear | None = None
@@ -187,8 +187,8 @@ class StemTailNetwork(nn.Module):
         """Logits [B, 2], float32, wildtype and mutant, of volumes [B, C, D, H, W] z-normalised within the brain."""
         return self.tail(self.stem(volumes))
 
-    def stem(self, volumes: Tensor) -> Tensor:
-        """Frozen features of volumes [B, C, D, H, W], without a graph.
+    def stem(self, volumes: Tensor, *, to_train: bool = False) -> Tensor:
+        """Frozen features of volumes [B, C, D, H, W], without a graph; `to_train` may round them (`stem_precision`).
 
         Returns:
             [B, F, d, h, w]; for B7 cut at `blocks.5`, F = 224 and d = D / 16. With a locator, the probability of tumour
@@ -196,15 +196,16 @@ class StemTailNetwork(nn.Module):
             vote is one, constant in space. Where a sequence may be missing there are C more: 1 for a missing sequence.
         """
         if not self._stem_names:
-            return self._run_stem(volumes)
+            return self._run_stem(volumes, self.stem_dtype(volumes.device.type))
         if self._kept is not None and self._kept[0] is volumes:
             return self._kept[1]
         # A fake tensor has a shape and no values, so that there is nothing to fuse.
-        fuses = self._fuses(volumes.device.type) and not isinstance(volumes, FakeTensor)
-        fused = self._fused(volumes.device.type) if fuses else None
+        dtype = self.stem_dtype(volumes.device.type, to_train=to_train)
+        fuses = self._fuses(volumes.device.type, dtype) and not isinstance(volumes, FakeTensor)
+        fused = self._fused(volumes.device.type, dtype) if fuses else None
         with torch.no_grad():
             chunks = torch.split(volumes, self.studies_at_once(volumes))
-            features = torch.cat([self._run_stem(chunk, fused) for chunk in chunks])
+            features = torch.cat([self._run_stem(chunk, dtype, fused) for chunk in chunks])
         if self._keeps:
             self._kept = (volumes, features)
         return features
@@ -231,7 +232,7 @@ class StemTailNetwork(nn.Module):
         """Number of [B, C, D, H, W] that go through the stem together."""
         size = max(STEM_VOXELS // volumes[0, 0].numel(), 1)
         if volumes.device.type == "cpu":
-            size = 1 if self._fuses("cpu") else min(size, STEM_CHUNK)
+            size = 1 if self._fuses("cpu", self.stem_dtype("cpu")) else min(size, STEM_CHUNK)
         return min(size, len(volumes))
 
     def tail(self, features: Tensor) -> Tensor:
@@ -321,7 +322,7 @@ class StemTailNetwork(nn.Module):
     def explainable_forward(self, volumes: Tensor) -> Tensor:
         """Logits as of `forward`, with a graph through whatever part of the network asks for one."""
         with surgery.without_idle_blocks(self._stem_modules().values()):
-            features = self._run_stem(volumes)
+            features = self._run_stem(volumes, self.stem_dtype(volumes.device.type))
         return self.tail(features)
 
     def sampling(self, layer: str, size: int) -> GridPosition:
@@ -363,13 +364,12 @@ class StemTailNetwork(nn.Module):
         module: nn.Module = self.network.get_submodule(name)
         return module
 
-    def _run_stem(self, volumes: Tensor, fused: FusedStem | None = None) -> Tensor:
+    def _run_stem(self, volumes: Tensor, dtype: torch.dtype, fused: FusedStem | None = None) -> Tensor:
         if not self._stem_names:
             return self._with_missing(volumes, volumes)
-        with arithmetic(self.stem_precision, volumes.device.type, on_cpu=precision_on_cpu()):
-            device = volumes.device.type
-            dtype = volumes.dtype if fused is None else self.stem_dtype(device)
-            hidden = volumes.to(dtype, memory_format=layout(device))
+        device = volumes.device.type
+        with arithmetic(self.stem_precision, device, on_cpu="float32" if dtype == torch.float32 else "bfloat16"):
+            hidden = volumes.to(volumes.dtype if fused is None else dtype, memory_format=layout(device))
             for stage in (self._stem_modules() if fused is None else fused.stages).values():
                 hidden = stage(hidden)
         features = hidden.float().contiguous()
@@ -380,19 +380,19 @@ class StemTailNetwork(nn.Module):
             features = torch.cat([features, finer, votes], dim=1)
         return self._with_missing(features, volumes)
 
-    def _fuses(self, device: str) -> bool:
+    def _fuses(self, device: str, dtype: torch.dtype = torch.float32) -> bool:
         """Whether the stem runs with its BatchNorm fused into its convolutions."""
-        dtype, onednn = self.stem_dtype(device), device == "cpu"
+        onednn = device == "cpu"
         return device in ("cpu", "cuda") and self.fuse_stem and can_fuse(self._stem_modules(), dtype, onednn=onednn)
 
-    def _fused(self, device: str) -> FusedStem:
+    def _fused(self, device: str, dtype: torch.dtype = torch.float32) -> FusedStem:
         """The fused stem, made anew where the weights have changed, except through a tensor's `.data`."""
-        modules, dtype = self._stem_modules(), self.stem_dtype(device)
+        modules = self._stem_modules()
         tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
-        key = (dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
-        if self._fusing is None or self._fusing[0] != key:
-            self._fusing = key, FusedStem(modules, dtype, onednn=device == "cpu")
-        return self._fusing[1]
+        key = (device, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        if dtype not in self._fusing or self._fusing[dtype][0] != key:
+            self._fusing[dtype] = key, FusedStem(modules, dtype, onednn=device == "cpu")
+        return self._fusing[dtype][1]
 
     def _stem_modules(self) -> dict[str, nn.Module]:
         return {name: self._module(name) for name in self._stem_names}
@@ -400,9 +400,10 @@ class StemTailNetwork(nn.Module):
     def _frozen(self) -> dict[str, nn.Module]:
         return self._stem_modules() | ({} if self.locator is None else {"locator": self.locator})
 
-    def stem_dtype(self, device: str) -> torch.dtype:
-        """Arithmetic that `stem_precision` means on a type of device."""
-        return dtype_of(self.stem_precision, device)
+    def stem_dtype(self, device: str, *, to_train: bool = False) -> torch.dtype:
+        """Arithmetic that `stem_precision` means on a type of device, of features to train on or to predict from."""
+        exact = self.stem_precision == "auto" and device == "cpu" and not to_train
+        return torch.float32 if exact else dtype_of(self.stem_precision, device)
 
     def _with_missing(self, features: Tensor, volumes: Tensor) -> Tensor:
         if self.missing_sequence_embedding is None:

@@ -55,8 +55,8 @@ class VotingNetwork(nn.Module):
         """Logits [B, 2], float32, wildtype and mutant, of volumes [B, C, D, H, W] z-normalised within the brain."""
         return self.answer(volumes).logits
 
-    def stem(self, volumes: Tensor) -> Tensor:
-        """Volumes as they are: nothing is frozen before the locator."""
+    def stem(self, volumes: Tensor, *, to_train: bool = False) -> Tensor:
+        """Volumes as they are, to train or to predict: nothing is frozen before the locator."""
         return volumes
 
     def tail(self, features: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def test_a_bank_without_augmentation_holds_what_the_stem_makes_in_half_precision
         for name, features, label in zip(batch.study_ids, batch.features, batch.labels, strict=True):
             volume = torch.from_numpy(np.array(fake_store.open(by_name[name]).image, dtype=np.float32))
             assert label == by_name[name].label
-            torch.testing.assert_close(features, network.stem(volume[None])[0], rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(features, network.stem(volume[None], to_train=True)[0], rtol=2e-2, atol=2e-2)
     assert [name for batch in data.val_dataloader() for name in batch.study_ids] == ["v000", "v001"]
     assert all(isinstance(batch, Batch) for loader in data.test_dataloader() for batch in loader)
 
@@ -110,11 +110,11 @@ def test_an_interrupted_bank_goes_on_and_ends_the_same(
     assert whole.fill(network, {"noise": 1}).computed == 12
     stem, calls = network.stem, []
 
-    def broken(volumes: torch.Tensor) -> torch.Tensor:
+    def broken(volumes: torch.Tensor, *, to_train: bool) -> torch.Tensor:
         calls.append(len(volumes))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return stem(volumes)
+        return stem(volumes, to_train=to_train)
 
     halted = bank(tmp_path, fake_store, studies)
     network.stem = broken  # type: ignore[method-assign]
@@ -242,7 +242,7 @@ def test_an_epoch_is_the_same_whenever_it_is_asked_for(
 def test_features_beyond_half_precision_are_refused(
     tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
 ) -> None:
-    network.stem = lambda volumes: torch.full((len(volumes), 1, 1, 1, 1), 1e6)  # type: ignore[method-assign]
+    network.stem = lambda volumes, to_train: torch.full((len(volumes), 1, 1, 1, 1), 1e6)  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"t000.*does not fit half precision"):
         bank(tmp_path, fake_store, studies).fill(network, {})
 

@@ -1,4 +1,4 @@
-"""The output folder: the same results under flat names and as BIDS derivatives, which the standard's validator accepts."""
+"""The output folder: the same results under flat names and as BIDS derivatives, which the validator accepts."""
 
 from __future__ import annotations
 
