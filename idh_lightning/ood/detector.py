@@ -290,9 +290,10 @@ class OutOfDistributionDetector(_TensorRecord):
             for name, place in zip(self.sequences, places, strict=True)
             if self.sequences[place] != name
         ]
+        certainty = "Likely" if ratio < self.order_limit else "Perhaps"
         yield OODWarning(
             check="sequence_identity",
-            text=f"Likely exchanged: {' and '.join(moved)}. So named, the contrasts between sequences lie "
+            text=f"{certainty} exchanged: {' and '.join(moved)}. So named, the contrasts between sequences lie "
             f"{number(ratio * given, 1)} standard deviations from the mean training study; as given, "
             f"{number(given, 1)}. Check which file is which.",
             withheld=ratio < self.order_limit,
