@@ -18,7 +18,8 @@ from idh_lightning.errors import CohortError, ConfigError
 class Combined:
     """The union of several cohorts, with the sequences that all have or, where some may be missing, that any has.
 
-    The source of a study is carried as `cohort`, by which splits are stratified. Studies that have the same identifier
+    The source of a study is carried as `cohort`, and as `site`, by which splits are stratified, where its table has no
+    site of its own. Studies that have the same identifier
     in two sources are told apart by the name of their source. A patient in two sources is one patient.
 
     Attributes:
@@ -98,7 +99,11 @@ def _rename(cohort: Cohort, names: Mapping[str, str], source: str) -> Cohort:
     return replace(
         cohort,
         studies=tuple(
-            replace(s, study_id=names.get(s.study_id, s.study_id), carried={**s.carried, "cohort": source})
+            replace(
+                s,
+                study_id=names.get(s.study_id, s.study_id),
+                carried={**s.carried, "cohort": source, "site": s.carried.get("site") or source},
+            )
             for s in cohort.studies
         ),
         exclusions=tuple(replace(e, study_id=names.get(e.study_id, e.study_id)) for e in cohort.exclusions),

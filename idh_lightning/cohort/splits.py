@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,20 @@ import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
-from idh_lightning.cohort.study import Cohort, Exclusion
+from idh_lightning.cohort.study import Cohort, Exclusion, Study
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, SplitError
+
+logger = logging.getLogger(__name__)
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 SPLIT_COLUMNS: tuple[str, ...] = (
     "study_id", "patient_id", "label", "split", "fold", "age_years", "sex", "follow_up",
 )  # fmt: skip
 _LABELS = ("wildtype", "mutant")
+_OF_A_SITE = re.compile(
+    r"site|hospital|clinic|cent(er|re)|institut|scanner|manufact|vendor|cohort|source", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +42,14 @@ class _DrawnSplit:
 
     seed: int
     validation: float = 0.15
-    site: str = "cohort"
+    site: str = "site"
     training_patients: int | None = None
 
-    def _table(self, cohort: Cohort, patients: pd.DataFrame, test: list[str], fold: int = 0) -> pd.DataFrame:
-        """Cohort table once the test patients are drawn."""
-        count = _count(self.validation, len(patients))
+    def _table(
+        self, cohort: Cohort, patients: pd.DataFrame, test: list[str], fold: int = 0, of: int | None = None
+    ) -> pd.DataFrame:
+        """Cohort table once the test patients are drawn; validation is a share of `of` patients, or of all."""
+        count = _count(self.validation, len(patients) if of is None else of)
         validation = _draw(patients.drop(test), count, self.seed + fold, "validation")
         parts = {**dict.fromkeys(test, "test"), **dict.fromkeys(validation, "validation")}
         splits = {study.study_id: parts.get(study.patient_id, "train") for study in cohort.studies}
@@ -95,6 +105,81 @@ class KFold(_DrawnSplit):
         folds = RepeatedStratifiedKFold(n_splits=self.folds, n_repeats=self.repeats, random_state=self.seed)
         _, tested = list(folds.split(patients, strata))[self.fold]
         return self._table(cohort, patients, list(patients.index[tested]), self.fold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveSiteOut(_DrawnSplit):
+    """One fold of a leave-one-site-out validation: fold i tests the i-th site by name, the others train and validate.
+
+    A patient who was seen at several sites belongs to that of the first study, follow-ups last; the studies at other
+    sites are left out, so that no fold trains on a study of the site that it tests.
+
+    Attributes:
+        validation: Share of the patients of the other sites.
+        site: Name of the carried column that tells sites apart; it must be there, and filled.
+        fold: From 0 to folds - 1.
+        folds: Number of sites that are tested; a check.
+        minimum_group: Patients of each label that a site needs to be tested; smaller ones train in every fold.
+    """
+
+    fold: int = 0
+    folds: int = 5
+    minimum_group: int = 1
+
+    def __call__(self, cohort: Cohort) -> pd.DataFrame:
+        """Cohort table with split; a SplitError as by `sites`, or if a part would lack a label."""
+        tested, homes = self.sites(cohort), self._homes(cohort)
+        studies = tuple(s for s in cohort.studies if _carried(s, self.site) == homes[s.patient_id])
+        if left := len(cohort.studies) - len(studies):
+            logger.warning("%d studies of patients who were seen at another site first are left out.", left)
+        patients = _patients(replace(cohort, studies=studies), self.site)
+        if small := sorted(set(patients["site"]) - set(tested)):
+            logger.warning(
+                "Too small to be tested (split.minimum_group), so trained on in each fold: %s.", _some(small)
+            )
+        test = list(patients.index[patients["site"] == tested[self.fold]])
+        logger.info("Fold %d of %d tests site %s, %d patients.", self.fold, self.folds, tested[self.fold], len(test))
+        others = len(patients) - len(test)
+        return self._table(replace(cohort, studies=studies), patients, test, self.fold, of=others)
+
+    def sites(self, cohort: Cohort) -> list[str]:
+        """Sites that are tested, by name; a SplitError if the cohort does not name as many as `folds`."""
+        columns = list(dict.fromkeys(name for study in cohort.studies for name in study.carried))
+        if self.site not in columns:
+            near = [to_paste("split.site", name) for name in columns if _OF_A_SITE.search(name)][:5]
+            raise SplitError(
+                f"cohort {cohort.name}: no column {self.site!r} (split.site); found "
+                f"{_some([repr(name) for name in columns]) or 'none beside age, sex and files'}. "
+                + (f"If this is it, add {' or '.join(near)}. Else name" if near else "Name")
+                + " the column that tells sites apart, add one to the table, or take split=kfold"
+            )
+        if lost := [study.study_id for study in cohort.studies if not _carried(study, self.site)]:
+            raise SplitError(
+                f"cohort {cohort.name}: no {self.site} for {_some(lost)}; expected one for every study. Fill the "
+                "column in, or leave these studies out (exclude)."
+            )
+        labels = {study.patient_id: study.label for study in cohort.studies}
+        counts = pd.crosstab(pd.Series(self._homes(cohort)), pd.Series(labels)).reindex(columns=[0, 1], fill_value=0)
+        tested = sorted(map(str, counts.index[counts.min(axis=1) >= max(self.minimum_group, 1)]))
+        if len(tested) < 2:
+            told = "; ".join(f"{site}: {row[0]} wildtype, {row[1]} mutant" for site, row in counts.iterrows())
+            raise SplitError(
+                f"cohort {cohort.name}: {len(tested)} sites with enough patients of both labels ({told}); expected two "
+                "or more. Lower split.minimum_group, join small sites in the table, or take split=kfold"
+            )
+        if self.folds != len(tested) or not 0 <= self.fold < self.folds:
+            raise SplitError(
+                f"cohort {cohort.name}: fold {self.fold} of {self.folds}, and {len(tested)} sites to test: "
+                f"{', '.join(tested)}; expected one fold for each. Add split.folds={len(tested)}"
+            )
+        return tested
+
+    def _homes(self, cohort: Cohort) -> dict[str, str]:
+        """Patient -> site of the first study."""
+        homes: dict[str, str] = {}
+        for study in sorted(cohort.studies, key=lambda study: (study.follow_up, study.study_id)):
+            homes.setdefault(study.patient_id, _carried(study, self.site))
+        return homes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +244,10 @@ class AllTest:
 
 def without_left_out(cohort: Cohort, table: pd.DataFrame) -> Cohort:
     """Return a cohort with the studies that a split of it does not use, left for no training, as exclusions."""
-    used = set(table["study_id"])
+    used, people = set(table["study_id"]), set(table["patient_id"])
+    reasons = {False: "not among training patients: split", True: "seen at another site first: split"}
     return cohort.without(
-        Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason="not among training patients: split")
+        Exclusion(study_id=s.study_id, patient_id=s.patient_id, reason=reasons[s.patient_id in people])
         for s in cohort.studies
         if s.study_id not in used
     )
@@ -215,7 +301,7 @@ def verify_split(table: pd.DataFrame) -> None:
 
 def _patients(cohort: Cohort, site: str) -> pd.DataFrame:
     """Return label and site of each patient, sorted by patient, so that the order of a table cannot matter."""
-    rows = [(s.patient_id, s.label, str(s.carried.get(site, ""))) for s in cohort.studies]
+    rows = [(s.patient_id, s.label, _carried(s, site)) for s in cohort.studies]
     table = pd.DataFrame(rows, columns=["patient_id", "label", "site"]).sort_values(["patient_id", "site"])
     patients = table.groupby("patient_id", sort=True).agg(
         label=("label", "first"), labels=("label", "nunique"), site=("site", "first")
@@ -297,6 +383,10 @@ def _check_shares(*, validation: float, test: float) -> None:
 def _count(share: float, patients: int) -> int:
     """Return a share as a whole number of patients, halves rounded up."""
     return int(share * patients + 0.5 + 1e-9)
+
+
+def _carried(study: Study, column: str) -> str:
+    return str(study.carried.get(column, "")).strip()
 
 
 def _column(name: str) -> str:

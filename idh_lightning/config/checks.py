@@ -349,8 +349,8 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
         )
     yield from switches.refused_switches(config)
     split = config.get("split") or {}
-    if "folds" in split and not 0 <= split["fold"] < split["folds"] * split["repeats"]:
-        last = split["folds"] * split["repeats"] - 1
+    if "folds" in split and not 0 <= split["fold"] < (number := split["folds"] * split.get("repeats", 1)):
+        last = number - 1
         yield f"fold: found {split['fold']} of {split['folds']} folds; expected 0 to {last}. Correct it or split.folds."
     calibrate_on = config.get("data", {}).get("calibrate_on", "training")
     if calibrate_on not in ("training", "synthetic"):

@@ -102,6 +102,8 @@ class Evaluation(Measurement):
             "diagnosis": "Final pathologic diagnosis (WHO 2021)",
             "sex": "sex",
             "site": "site",
+            "manufacturer": "Manufacturer",
+            "scanner": "ManufacturerModelName",
             "biopsy_before_imaging": "Biopsy prior to imaging",
             "follow_up": "follow_up",
         }

@@ -17,6 +17,7 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import (
     SPLITS,
     Cohort,
+    LeaveSiteOut,
     Study,
     cohort_table,
     exclusions_table,
@@ -120,9 +121,11 @@ def prepare_cohort(
     Raises:
         CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
             report has been written by then, and the volumes of the sound studies are in the store.
-        SplitError: If the patients cannot be split as asked.
+        SplitError: If the patients cannot be split as asked, or are to be split by sites that the cohort does not name.
     """
     cohort: Cohort = reader.read()
+    if isinstance(split, LeaveSiteOut):
+        split.sites(cohort)  # a column that is not there is told before volumes are prepared
     store = store_of(cohort.sequences)
     console = Console(soft_wrap=True)
     for note in cohort.notes:

@@ -723,6 +723,7 @@ def test_a_patient_from_two_sources_is_one_patient(tmp_path: Path) -> None:
     assert cohort.sequences == ("FLAIR",)
     assert {study.study_id for study in cohort.studies} == {f"{s}-S{i}" for s in ("one", "two") for i in range(20)}
     assert {study.carried["cohort"] for study in cohort.studies} == {"one", "two"}
+    assert all(study.carried["site"] == study.carried["cohort"] for study in cohort.studies)
     shared = [study for study in cohort.studies if study.patient_id == "TCGA-DU-7294"]
     assert [(study.study_id, study.follow_up) for study in shared] == [("one-S0", False), ("two-S0", True)]
     assert {"patient_in_two_places", "unused_sequence"} <= {fault.check for fault in cohort.faults}

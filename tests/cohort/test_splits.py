@@ -13,7 +13,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idh_lightning.cohort import AllTest, Cohort, GivenSplit, HoldOut, KFold, Study, cohort_table, verify_split
+from idh_lightning.cohort import (
+    AllTest,
+    Cohort,
+    GivenSplit,
+    HoldOut,
+    KFold,
+    LeaveSiteOut,
+    Study,
+    cohort_table,
+    verify_split,
+    without_left_out,
+)
 from idh_lightning.cohort.splits import SPLIT_COLUMNS, SPLITS
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import SplitError
@@ -23,7 +34,7 @@ def cohort_of(labels: list[int], follow_ups: list[int] | None = None, sites: lis
     """Return one patient per label, with further studies as counted in follow_ups and a site each."""
     studies = []
     for index, label in enumerate(labels):
-        carried = {"cohort": sites[index]} if sites else {}
+        carried = {"site": sites[index]} if sites else {}
         for visit in range(1 + (follow_ups[index] if follow_ups else 0)):
             studies.append(
                 Study(
@@ -113,7 +124,7 @@ def test_follow_up_scans_share_the_split_of_their_patient() -> None:
 def test_each_site_is_represented_in_each_part() -> None:
     cohort = cohort_of([0, 1] * 60, sites=["A"] * 80 + ["B"] * 40)
     table = HoldOut(seed=0)(cohort)
-    shares = table[table["split"] == "test"].groupby(["cohort", "label"]).size()
+    shares = table[table["split"] == "test"].groupby(["site", "label"]).size()
     assert shares.to_dict() == {("A", 0): 6, ("A", 1): 6, ("B", 0): 3, ("B", 1): 3}
 
 
@@ -153,6 +164,84 @@ def test_more_folds_than_patients_of_a_label_are_refused() -> None:
 def test_a_fold_that_does_not_exist_is_refused(setting: dict[str, int]) -> None:
     with pytest.raises(SplitError, match=r"expected at least 2 folds, 1 repeat, and 0 <= fold"):
         KFold(seed=0, **setting)(cohort_of([0, 1] * 30))
+
+
+# One site left out
+
+
+@settings(max_examples=15, deadline=None)
+@given(cohort=cohorts(), seed=st.integers(0, 1000), names=st.sampled_from(["AB", "ABC", "DCBA"]))
+def test_each_site_is_tested_once_by_what_learnt_from_none_of_its_patients(
+    cohort: Cohort, seed: int, names: str
+) -> None:
+    number = {patient: n for n, patient in enumerate(sorted({study.patient_id for study in cohort.studies}))}
+    studies = tuple(
+        replace(s, carried={"site": names[number[s.patient_id] // 2 % len(names)]}, label=number[s.patient_id] % 2)
+        for s in cohort.studies
+    )
+    tested: list[str] = []
+    for fold, site in enumerate(sorted(names)):
+        table = LeaveSiteOut(seed=seed, fold=fold, folds=len(names))(replace(cohort, studies=studies))
+        verify_split(table)
+        assert set(table["site"][table["split"] == "test"]) == {site}
+        assert site not in set(table["site"][table["split"] != "test"])
+        others = len(number) - len(patients_in(table, "test"))
+        assert len(patients_in(table, "validation")) == int(0.15 * others + 0.5 + 1e-9)
+        tested += patients_in(table, "test")
+    assert sorted(tested) == sorted(number)
+
+
+def test_a_patient_seen_at_two_sites_belongs_to_the_first_and_the_other_study_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cohort = cohort_of([0, 1] * 40, follow_ups=[1] * 80, sites=["A", "A", "B", "B"] * 20)
+    moved = [replace(s, carried={"site": "B"}) if s.study_id == "P0000v1" else s for s in cohort.studies]
+    cohort = replace(cohort, studies=tuple(moved))
+    for fold, split in enumerate(("test", "train")):
+        table = LeaveSiteOut(seed=0, fold=fold, folds=2)(cohort).set_index("study_id")
+        assert "P0000v1" not in table.index
+        assert (table.loc["P0000v0", "split"] == "test") == (split == "test")
+        (left,) = without_left_out(cohort, table.reset_index()).exclusions
+        assert (left.study_id, left.reason) == ("P0000v1", "seen at another site first: split")
+    assert "1 studies of patients who were seen at another site first are left out" in caplog.text
+
+
+def test_a_site_too_small_to_be_tested_is_trained_on_in_each_fold(caplog: pytest.LogCaptureFixture) -> None:
+    cohort = cohort_of([0, 1] * 40 + [1, 0, 0], sites=["A", "A", "B", "B"] * 20 + ["C", "C", "D"])
+    for fold in range(2):
+        table = LeaveSiteOut(seed=0, fold=fold, folds=2, minimum_group=2)(cohort)
+        assert "test" not in set(table["split"][table["site"].isin(["C", "D"])])
+    assert "trained on in each fold: C, D" in caplog.text
+    assert LeaveSiteOut(seed=0, folds=3).sites(cohort) == ["A", "B", "C"], "D lacks a label"
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (
+            "Hospital",
+            r"no column 'site' \(split.site\); found 'Hospital', 'grade'. If this is it, add split.site=Hospital",
+        ),
+        ("x", r"no column 'site' \(split.site\); found 'x', 'grade'. Name the column that tells sites apart"),
+    ],
+)
+def test_a_cohort_that_names_no_site_is_refused_with_the_columns_that_it_has(column: str, message: str) -> None:
+    cohort = cohort_of([0, 1] * 20)
+    studies = tuple(replace(study, carried={column: "A", "grade": "4"}) for study in cohort.studies)
+    with pytest.raises(SplitError, match=message):
+        LeaveSiteOut(seed=0)(replace(cohort, studies=studies))
+
+
+def test_sites_that_cannot_be_left_out_are_refused_with_the_remedy() -> None:
+    cohort = cohort_of([0, 1] * 30, sites=["A", "A", "B", "B", "C", "C"] * 10)
+    with pytest.raises(SplitError, match=r"3 sites to test: A, B, C; expected one fold for each. Add split.folds=3$"):
+        LeaveSiteOut(seed=0, folds=2)(cohort)
+    with pytest.raises(SplitError, match=r"fold 3 of 3, and 3 sites"):
+        LeaveSiteOut(seed=0, folds=3, fold=3)(cohort)
+    with pytest.raises(SplitError, match=r"0 sites with enough patients .*A: 10 wildtype, 10 mutant.*two or more"):
+        LeaveSiteOut(seed=0, minimum_group=11)(cohort)
+    with pytest.raises(SplitError, match=r"no site for P0001v0; expected one for every study"):
+        LeaveSiteOut(seed=0)(cohort_of([0, 1] * 30, sites=["A", " "] + ["B", "C"] * 29))
 
 
 # Given splits
@@ -262,7 +351,10 @@ def test_joining_a_table_with_itself_changes_nothing() -> None:
     pd.testing.assert_frame_equal(cohort_table(cohort, table), table)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("holdout", HoldOut), ("kfold", KFold), ("given", GivenSplit)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("holdout", HoldOut), ("kfold", KFold), ("given", GivenSplit), ("leave_site_out", LeaveSiteOut)],
+)
 def test_the_keys_of_a_configuration_file_are_the_arguments_of_its_class(name: str, kind: type) -> None:
     section = yaml.safe_load((CONF_DIR / "split" / f"{name}.yaml").read_text())
     assert section.pop("_target_") == f"idh_lightning.cohort.{kind.__name__}"

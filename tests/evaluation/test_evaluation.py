@@ -287,6 +287,8 @@ def test_default_yaml_names_every_setting_with_the_default_of_the_class():
     settings = yaml.safe_load((Path(__file__).parents[2] / "conf/evaluation/default.yaml").read_text())
     assert settings.pop("_target_") == "idh_lightning.evaluation.Evaluation"
     assert settings.pop("seed") == "${seed}"
+    assert settings["subgroups"]["site"] == "${oc.select:split.site,site}"
+    settings["subgroups"]["site"] = "site"
     assert Evaluation(**settings) == Evaluation(age_bands=[40, 60], prevalences=[0.1, 0.2, 0.3, 0.5, 0.8])
     assert settings.keys() | {"seed"} == set(Evaluation.__dataclass_fields__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ from wandb.proto import wandb_internal_pb2
 
 from idh_lightning.callbacks import tracking
 from idh_lightning.callbacks.tracking import Tracker, without_places
+from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import Cohort, HoldOut, KFold, Study
 from idh_lightning.commands.reporting import run_folders
 from idh_lightning.commands.sweep import SweepReport
@@ -384,6 +386,16 @@ def test_the_files_for_scale_compose(choice: str) -> None:
     if choice == "sweep=folds":
         assert config.data.calibrate_on == "synthetic"
         assert config.split.folds == 5
+
+
+def test_a_sweep_over_sites_has_one_fold_for_each_and_results_by_the_column_that_it_splits_by() -> None:
+    overrides = ["sweep=folds", "split=leave_site_out", "split.folds=3", "split.site=Hospital"]
+    OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors), replace=True)
+    config = composed("train", overrides, hydra_too=True)
+    assert config.split._target_.endswith(".LeaveSiteOut")
+    assert config.hydra.sweeper.params.fold == "range(3)"
+    assert config.evaluation.subgroups.site == "Hospital"
+    assert composed("train", ["sweep=folds"]).evaluation.subgroups.site == "site"
 
 
 @pytest.mark.parametrize("overrides", [["sweep=folds"], ["experiment=learning_curve"], ["sweep=grid"]])

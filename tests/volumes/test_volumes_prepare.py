@@ -7,7 +7,7 @@ from tiny_studies import write_study
 
 from idh_lightning.commands.preparing import prepare
 from idh_lightning.config.checks import CONF_DIR
-from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.errors import CohortError, ConfigError, SplitError
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,19 @@ def test_a_cohort_that_cannot_be_split_is_prepared_all_the_same(table, tmp_path,
     assert "cannot be split" in caplog.text
     assert not (tmp_path / "run" / "cohort.csv").exists()
     assert (tmp_path / "run" / "cohort_report.html").exists()
+
+
+def test_a_split_by_sites_that_are_not_named_is_refused_before_anything_is_prepared(table, tmp_path):
+    with pytest.raises(SplitError, match=r"no column 'site' \(split.site\); found none beside age, sex and files"):
+        prepare(configuration(table, tmp_path, "cohort.on_error=exclude", "split=leave_site_out"))
+    assert not (tmp_path / "store").exists()
+    named = pd.read_csv(table).assign(hospital=["A", "A", "B", "B"] * 4)
+    named.to_csv(table.parent / "named.csv", index=False)
+    split = ("split=leave_site_out", "split.site=hospital", "split.folds=2", "split.validation=0.3")
+    prepare(configuration(table.parent / "named.csv", tmp_path, "cohort.on_error=exclude", *split, "fold=1"))
+    used = pd.read_csv(tmp_path / "run" / "cohort.csv")
+    assert set(used["hospital"][used["split"] == "test"]) == {"B"}
+    assert set(used["hospital"][used["split"] != "test"]) == {"A"}
 
 
 def test_a_misspelt_key_is_refused_before_anything_is_read(table, tmp_path):
