@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,21 @@ from idh_lightning.evaluation.discrimination import (
     discrimination,
     divide,
 )
-from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, Statistic, absent, wilson
+from idh_lightning.evaluation.intervals import (
+    Bootstrap,
+    Floats,
+    Integers,
+    Statistic,
+    absent,
+    wilson,
+)
 from idh_lightning.evaluation.postprocessing import PostProcessing
 from idh_lightning.evaluation.predictions import patient_predictions
+from idh_lightning.evaluation.shift import difference_of_independent
 
 _ROUNDING = 1e-9
+UNKNOWN = "unknown"
+"""Group of the studies of which a column says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +136,39 @@ class Measurement:
             "specificity": share(~mutant, "wildtype patients"),
         }
 
+    def group_gaps(
+        self, members: Mapping[str, pd.DataFrame], scored: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Statistic]:
+        """Largest difference between two groups in `auroc`, `sensitivity` (equal opportunity) and `specificity`.
+
+        The interval follows from those of the two groups. A bootstrap of the difference is too narrow: with areas of
+        0.86 on 8 mutants and 20 wildtypes each, its 95% intervals (BCa) cover 85%, these 93%. It holds for all pairs of
+        groups together (Bonferroni), since the largest of several gaps is large by chance.
+
+        Args:
+            members: Group -> its patients.
+            scored: Group -> its `group_scores`.
+
+        Returns:
+            Metric -> a statistic, with the two `groups`, the better one first, and the number of `pairs`. The unknown,
+            and groups in which too few patients carry a value, do not count.
+
+        Source: of equal opportunity, Hardt et al. 2016, arXiv:1610.02413.
+        """
+        gaps: dict[str, Statistic] = {}
+        for metric in ("auroc", "sensitivity", "specificity"):
+            values = {name: each[metric]["value"] for name, each in scored.items() if name != UNKNOWN}
+            ranked = sorted((name for name in values if values[name] is not None), key=lambda name: -values[name])
+            if len(ranked) < 2:
+                gaps[metric] = absent(f"too few: {len(ranked)} groups with enough patients, 2 needed")
+                continue
+            pair, pairs = [ranked[0], ranked[-1]], comb(len(ranked), 2)
+            strict = replace(self, confidence=1 - (1 - self.confidence) / pairs)
+            of = scored if pairs == 1 else {name: strict.group_scores(members[name]) for name in pair}
+            best, worst = (of[name][metric] for name in pair)
+            gaps[metric] = difference_of_independent(best, worst) | {"groups": pair, "pairs": pairs}
+        return gaps
+
     def within_groups_auroc(self, patients: pd.DataFrame, groups: pd.Series[Any]) -> Statistic:
         """Area over mutant-wildtype pairs of the same group, with a bootstrap interval within group and label.
 
@@ -169,11 +213,17 @@ class Measurement:
                 continue
             patients = patient_predictions(studies.assign(_group=groups), learnt)
             within = self.within_groups_auroc(patients, patients["_group"])
-            entries[name] = {"column": column, "groups": {}, "within_auroc": within}
-            for group in _ordered(groups.unique()):
-                members = patient_predictions(studies[groups == group], learnt)
-                counts = {"n": len(members), "n_mutant": int(members["label"].sum())}
-                entries[name]["groups"][group] = counts | self.group_scores(members)
+            members = {g: patient_predictions(studies[groups == g], learnt) for g in _ordered(groups.unique())}
+            scored = {
+                group: {"n": len(own), "n_mutant": int(own["label"].sum())} | self.group_scores(own)
+                for group, own in members.items()
+            }
+            entries[name] = {
+                "column": column,
+                "groups": scored,
+                "within_auroc": within,
+                "gaps": self.group_gaps(members, scored),
+            }
         return entries
 
     def sensitivity_analyses(
@@ -248,7 +298,7 @@ def group_names(values: pd.Series[Any]) -> pd.Series[Any]:
 
     def name(value: Any) -> str:
         if pd.isna(value):
-            return "unknown"
+            return UNKNOWN
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
     return values.map(name, na_action=None).astype(object)
@@ -264,9 +314,9 @@ def age_bands(ages: pd.Series[Any], edges: Sequence[float]) -> pd.Series[Any]:
     ]
     years = ages.to_numpy(dtype=float)
     bands = np.array(names, dtype=object)[np.searchsorted(cuts, years, side="right")]
-    return pd.Series(np.where(np.isnan(years), "unknown", bands), index=ages.index, dtype=object)
+    return pd.Series(np.where(np.isnan(years), UNKNOWN, bands), index=ages.index, dtype=object)
 
 
 def _ordered(groups: Iterable[str]) -> list[str]:
     """Age bands from young to old, all else by name, and the unknown last."""
-    return sorted(groups, key=lambda name: (name == "unknown", not name.startswith("under "), name))
+    return sorted(groups, key=lambda name: (name == UNKNOWN, not name.startswith("under "), name))

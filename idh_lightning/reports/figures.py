@@ -231,6 +231,51 @@ def decision_curve(
     return figure
 
 
+def scores_by_group(
+    probabilities: pd.Series[float],
+    labels: pd.Series[int],
+    groups: pd.Series[str],
+    areas: Mapping[str, Estimate],
+    *,
+    threshold: float | None = None,
+    narrow: bool = False,
+) -> Figure:
+    """P(mutant) of each patient, one line for each group and class: where scores are shifted, a threshold is too.
+
+    Args:
+        probabilities: [N], P(mutant).
+        labels: [N], 0 wildtype, 1 mutant.
+        groups: [N], names.
+        areas: Group -> ROC-AUC, which stands under its name.
+        threshold: From which P(mutant) is called mutant; None where there is no common one.
+        narrow: For a telephone.
+    """
+    names = sorted(groups.unique())
+    figure, axes = new_axes(style.NARROW if narrow else 7.8, 1.6 + 0.62 * len(names))
+    looks = ((0, style.WILDTYPE_COLOUR, "o", "wildtype"), (1, style.MUTANT_COLOUR, "D", "mutant"))
+    for label, colour, marker, word in looks:
+        for position, name in enumerate(names):
+            scores = np.sort(probabilities[(groups == name) & (labels == label)].to_numpy(dtype=float))
+            # Neighbours apart in three lanes, so that equal scores are seen; no chance in a figure.
+            height = position + (0.2 if label else -0.2) + 0.08 * (np.arange(len(scores)) % 3 - 1)
+            axes.plot(scores, height, marker, color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+            if len(scores):
+                middle = position + (0.2 if label else -0.2)
+                axes.plot([np.median(scores)] * 2, [middle - 0.16, middle + 0.16], color=colour, linewidth=2.5)
+        axes.plot([], [], marker, color=colour, label=f"{word} (bar: median)")
+    if threshold is not None:
+        axes.axvline(threshold, color=style.MUTED, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
+    told = [areas[name].text if name in areas else "" for name in names]
+    lines = [
+        f"{shorten(name, 18)}, n = {(groups == name).sum()}\n{text}" for name, text in zip(names, told, strict=True)
+    ]
+    axes.set_yticks(range(len(names)), lines, parse_math=False)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    dress(axes, "Scores by site", "name, patients, ROC-AUC", grid="x", xlabel="P(mutant)", xlim=(-0.02, 1.02))
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 3, frameon=False)
+    return figure
+
+
 def forest(
     rows: Sequence[tuple[str, Estimate]],
     *,

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from idh_lightning.evaluation.measurement import group_names
 from idh_lightning.files import atomic_write
 from idh_lightning.reports import course_figures, figures
 from idh_lightning.reports.run_folder import ReportedRun
@@ -169,6 +171,27 @@ def _subgroups(run: ReportedRun) -> _Drawn:
     return draw, f"Forest plot. {words}." + (f" Of {' and '.join(shared)}, {OVERLAPPING}." if shared else "")
 
 
+def _sites(run: ReportedRun) -> _Drawn:
+    column, people = run.node("subgroups", "site", "column"), run.patients("test")
+    if column not in run.cohort.columns or people.empty:
+        return None
+    homes = run.cohort[run.cohort["split"] == "test"].drop_duplicates("patient_id").set_index("patient_id")[column]
+    sites = group_names(people.index.to_series().map(homes))
+    if sites.nunique() < 2:
+        return None
+    groups = run.node("subgroups", "site", "groups") or {}
+    areas = {name: area for name, found in groups.items() if (area := as_estimate(found.get("auroc"))) is not None}
+    threshold = run.number("operating_point", "threshold")  # none where each fold has its own
+    drawn = partial(figures.scores_by_group, people["probability"], people["label"], sites, areas, threshold=threshold)
+    middles = (
+        f"{site}: {np.median(rows[rows['label'] == 0]['probability']):.2f} in wildtypes, "
+        f"{np.median(rows[rows['label'] == 1]['probability']):.2f} in mutants"
+        for site, rows in people.groupby(sites)
+        if rows["label"].nunique() == 2
+    )
+    return drawn, "P(mutant) of each test patient by site; medians: " + "; ".join(middles) + "."
+
+
 def _known(rows: Iterable[tuple[str, object]]) -> _Rows:
     """Rows of a forest plot, of (name, statistic of metrics.json) those that have been computed."""
     return [(name, estimate) for name, node in rows if (estimate := as_estimate(node)) is not None]
@@ -223,6 +246,7 @@ _DRAWINGS: dict[str, Callable[[ReportedRun], _Drawn]] = {
     "baselines": _baselines,
     "decision_curve": _decision_curve,
     "subgroups": _subgroups,
+    "sites": _sites,
     "shift": _shift,
     "runs": _runs,
 }

@@ -152,8 +152,22 @@ def _subgroups(run: ReportedRun) -> ReportTable | None:
         within = as_estimate(section.get("within_auroc"))
         if within is not None:
             rows.append([f"within {words}", count(within), "", cell(within), "", ""])
-    caption = "Groups of test patients; “within” compares only patients of the same group"
+        if len(section.get("groups", {})) > 1:
+            rows.append([f"largest gap, {words}", "", "", *(gap_in_words(section.get("gaps"), key) for key in _CALLS)])
+    caption = (
+        "Groups of test patients; “within” compares only patients of the same group; the interval of the largest gap "
+        "holds for all pairs of groups together"
+    )
     return ReportTable(caption, _CALLS_HEAD, rows) if rows else None
+
+
+def gap_in_words(gaps: object, key: str) -> str:
+    """Largest difference between two groups in a metric, with its interval and the groups."""
+    found = gaps.get(key) if isinstance(gaps, Mapping) else None
+    estimate = as_estimate(found)
+    if found is None or estimate is None or estimate.value is None:
+        return cell(estimate)
+    return f"{signed(estimate)}, {' against '.join(map(group_in_words, found['groups']))}"
 
 
 def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
@@ -336,8 +350,12 @@ def each_run(run: ReportedRun) -> ReportTable | None:
     if not isinstance(each, Mapping):
         return None
     rows = []
+    column = run.node("subgroups", "site", "column")
     for name, found in each.items():
         settings = " ".join((run.node("runs", "settings") or {}).get(name, []))
+        if {column, "run"} <= set(run.cohort.columns):
+            sites = run.cohort.loc[run.cohort["run"].astype(str) == str(name), column].unique()
+            settings += f", site {sites[0]}" if len(sites) == 1 else ""
         rows.append([str(name), *(number(float(value)) for value in found.values()), settings])
     scores = [in_words(str(score), vocabulary.METRICS) for score in next(iter(each.values()))]
     return ReportTable("Each run on its own test patients", ["", *scores, "settings"], rows, (0, len(scores) + 1))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
@@ -542,6 +543,62 @@ def test_the_area_within_groups_counts_pairs_of_the_same_group_only():
     found = Measurement(bootstrap=200).within_groups_auroc(patients, pd.Series(group))
     assert found["value"] == pytest.approx(np.mean(won))
     assert found["low"] < found["value"] < found["high"]
+
+
+def a_group(rng, mutants=12, wildtypes=30, sensitivity=0.8, shift=1.5):
+    label = np.repeat([1, 0], [mutants, wildtypes])
+    right = rng.random(len(label)) < np.where(label == 1, sensitivity, 0.8)
+    logit = rng.normal(size=len(label)) + shift * label
+    return pd.DataFrame({"label": label, "logit": logit, "predicted": np.where(right, label, 1 - label)})
+
+
+def gaps_of(members):
+    settings = Measurement(bootstrap=200)
+    return settings.group_gaps(members, {name: settings.group_scores(group) for name, group in members.items()})
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_gaps_between_groups_of_equal_truth_are_told_from_0_in_5_of_100_cohorts(groups):
+    rng, cohorts = np.random.default_rng(groups), 200
+    covered = dict.fromkeys(("auroc", "sensitivity", "specificity"), 0)
+    for _ in range(cohorts):
+        for metric, gap in gaps_of({str(g): a_group(rng) for g in range(groups)}).items():
+            assert gap["value"] >= 0
+            assert gap["pairs"] == groups * (groups - 1) / 2
+            covered[metric] += gap["low"] <= 0
+    assert all(0.92 <= count / cohorts <= 1 for count in covered.values()), covered
+
+
+def test_a_gap_that_is_there_is_found_and_named_and_only_there():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        women, men = a_group(rng, 60, 60, sensitivity=0.9), a_group(rng, 60, 60, sensitivity=0.5)
+        found.append(gaps_of({"M": men, "F": women, "unknown": men.assign(predicted=0)}))
+    assert all(gaps["sensitivity"]["groups"] == ["F", "M"] for gaps in found)
+    assert sum(gaps["sensitivity"]["low"] > 0 for gaps in found) >= 18
+    assert sum(gaps["auroc"]["low"] > 0 or gaps["specificity"]["low"] > 0 for gaps in found) <= 6
+
+
+def test_a_gap_of_two_proportions_has_the_interval_of_newcombe_and_small_groups_have_none():
+    rng = np.random.default_rng(3)
+    members = {"A": a_group(rng, 20, 30), "B": a_group(rng, 9, 40), "C": a_group(rng, 3, 4)}
+    gaps = gaps_of(members)
+    gap = gaps["sensitivity"]
+    hits = [int(members[name].query("label == 1")["predicted"].sum()) for name in gap["groups"]]
+    sizes = [{"A": 20, "B": 9}[name] for name in gap["groups"]]
+    expected = confint_proportions_2indep(hits[0], sizes[0], hits[1], sizes[1], method="newcomb", compare="diff")
+    assert (gap["low"], gap["high"]) == pytest.approx(expected, abs=1e-9)
+    assert gap["n"] == 29
+    alone = gaps_of({"A": members["A"], "C": members["C"]})
+    assert {entry["why"] for entry in alone.values()} == {"too few: 1 groups with enough patients, 2 needed"}
+
+
+def test_the_gaps_of_an_evaluation_are_those_of_its_groups(results):
+    section = results.metrics["subgroups"]["sex"]
+    gap = section["gaps"]["specificity"]
+    best, worst = (section["groups"][name]["specificity"]["value"] for name in gap["groups"])
+    assert gap["value"] == pytest.approx(best - worst)
+    assert gap["low"] < gap["value"] < gap["high"]
 
 
 def test_groups_have_plain_names_and_gaps_are_unknown():

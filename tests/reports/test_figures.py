@@ -241,6 +241,22 @@ def test_a_group_that_is_too_small_has_words_and_no_mark() -> None:
     figure.canvas.draw()  # a dollar sign in a table is no formula
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_every_patient_stands_on_the_line_of_the_site_at_the_score(
+    patients: tuple[np.ndarray, np.ndarray], narrow: bool
+) -> None:
+    labels, scores = map(pd.Series, patients)
+    sites = pd.Series(np.arange(40) % 2).map({0: "A$x$", 1: "B"})
+    areas = {"A$x$": Estimate(0.8, 0.6, 0.9, 20), "B": Estimate(None, why="too few: 4 mutant patients, 5 needed")}
+    figure = figures.scores_by_group(scores, labels, sites, areas, threshold=0.4, narrow=narrow)
+    drawn = [line for line in figure.axes[0].lines if line.get_marker() in "oD" and len(line.get_xdata())]
+    places = sorted((round(np.mean(dot.get_ydata())), x) for dot in drawn for x in dot.get_xdata())
+    assert places == sorted((int(site == "B"), score) for site, score in zip(sites, scores, strict=True))
+    assert line(figure, "threshold 0.40").get_xdata()[0] == 0.4
+    told = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert told == ["A$x$, n = 20\n0.80 (0.60 to 0.90)", "B, n = 20\ntoo few"]
+
+
 def test_the_cohort_flow_adds_up() -> None:
     parts = {"train": (146, 140, 31), "validation": (31, 30, 7), "test": (44, 42, 9)}
     figure = course_figures.draw_cohort_flow({"unknown label": 2, "missing $T2$": 1}, parts)

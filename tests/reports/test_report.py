@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,13 @@ def run_report(*runs: Path, folder: Path) -> dict:
     return report.report(config)
 
 
-def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False, twice: bool = False) -> Path:
+def write_run(
+    folder: Path, *, test: range, seed: int, hostile: bool = False, twice: bool = False, sites: Sequence[str] = ()
+) -> Path:
     """Write the tables of a run in which these of 200 patients were tested; with `twice` all have a follow-up.
 
-    The studies of a patient then have logits of +0.5 and -3 (wildtype) or +3 and +0.5 (mutant).
+    The studies of a patient then have logits of +0.5 and -3 (wildtype) or +3 and +0.5 (mutant). With `sites`, patients
+    are of as many sites, each hundred of its own, and a run tests one.
     """
     rng = np.random.default_rng(0)
     number = np.arange(200)
@@ -50,6 +54,8 @@ def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False, tw
             "age_years": rng.normal(60 - 15 * (number % 4 == 0), 10),
         }
     )
+    if sites:
+        cohort["site"] = [sites[i // 100] for i in number]
     if twice:
         again = cohort.assign(study_id=cohort["study_id"] + "_FU", follow_up=True)
         cohort = pd.concat([cohort.assign(follow_up=False), again], ignore_index=True)
@@ -65,7 +71,8 @@ def write_run(folder: Path, *, test: range, seed: int, hostile: bool = False, tw
     features = cohort[["study_id"]].assign(volume_ml=rng.normal(60, 20, len(cohort)))
     results = Evaluation(bootstrap=100)(predictions, cohort, features)
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\nfold: {seed}\nsplit: {{folds: 2}}\n")
+    target = ", _target_: idh_lightning.cohort.LeaveSiteOut" if sites else ""
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\nfold: {seed}\nsplit: {{folds: 2{target}}}\n")
     (folder / ".hydra" / "overrides.yaml").write_text(f"- fold={seed}\n- split=kfold\n")
     cohort.to_csv(folder / "cohort.csv", index=False)
     features.to_csv(folder / "features.csv", index=False)
@@ -89,6 +96,25 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: original(self, path, dpi=20))
+
+
+def test_sites_left_out_one_by_one_are_pooled_with_a_row_and_scores_for_each(tmp_path: Path) -> None:
+    for fold in range(2):
+        tested = range(100 * fold, 100 * fold + 100)
+        write_run(tmp_path / "sweep" / str(fold), test=tested, seed=fold, sites=("A", "<B>"))
+    groups = run_report(tmp_path / "sweep", folder=tmp_path / "out")["subgroups"]["site"]
+    assert {name: group["n"] for name, group in groups["groups"].items()} == {"A": 100, "<B>": 100}
+    gap = groups["gaps"]["auroc"]
+    best, worst = (groups["groups"][name]["auroc"]["value"] for name in gap["groups"])
+    assert gap["value"] == pytest.approx(best - worst)
+    assert gap["low"] < gap["value"] < gap["high"]
+    page = re.sub(r"\s+", " ", (tmp_path / "out" / "report.html").read_text())
+    assert "largest gap, site" in page
+    assert "fold=0, site A" in page
+    assert "P(mutant) of each test patient by site; medians: &lt;B&gt;: " in page
+    assert "each judged by a network that learnt from other sites alone" in page
+    assert re.search(r"&lt;B&gt;, n = 100: ROC-AUC 0\.\d\d \(", page)
+    assert (tmp_path / "out" / "figures" / "narrow" / "sites.png").is_file()
 
 
 def test_a_folder_of_folds_is_pooled_into_one_report(sweep: Path, tmp_path: Path) -> None:
