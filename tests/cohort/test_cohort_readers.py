@@ -707,6 +707,16 @@ def test_columns_that_leak_are_carried_and_found_nowhere_else(tmp_path: Path) ->
 # Several sources
 
 
+def test_the_site_of_a_study_is_that_of_its_table_else_its_source(tmp_path: Path) -> None:
+    one = "study_id,patient_id,idh,FLAIR,site\nS0,P0,mutant,0.nii,Utrecht\nS1,P1,mutant,1.nii,\n"
+    write(tmp_path / "one.csv", one)
+    write(tmp_path / "two.csv", "study_id,patient_id,idh,FLAIR\nS2,P2,wildtype,2.nii\n")
+    for number in range(3):
+        touch(tmp_path / f"{number}.nii")
+    cohort = read(Combined(readers={name: Table(table=tmp_path / f"{name}.csv") for name in ("one", "two")}))
+    assert [study.carried["site"] for study in cohort.studies] == ["Utrecht", "one", "two"]
+
+
 def test_a_patient_from_two_sources_is_one_patient(tmp_path: Path) -> None:
     for source in ("one", "two"):
         write(
