@@ -160,7 +160,7 @@ class Measurement:
             values = {name: each[metric]["value"] for name, each in scored.items() if name != UNKNOWN}
             ranked = sorted((name for name in values if values[name] is not None), key=lambda name: -values[name])
             if len(ranked) < 2:
-                gaps[metric] = absent(f"too few: {len(ranked)} groups with enough patients, 2 needed")
+                gaps[metric] = absent(f"too few: enough patients in {len(ranked)} of the groups, 2 needed")
                 continue
             pair, pairs = [ranked[0], ranked[-1]], comb(len(ranked), 2)
             strict = replace(self, confidence=1 - (1 - self.confidence) / pairs)

@@ -590,7 +590,7 @@ def test_a_gap_of_two_proportions_has_the_interval_of_newcombe_and_small_groups_
     assert (gap["low"], gap["high"]) == pytest.approx(expected, abs=1e-9)
     assert gap["n"] == 29
     alone = gaps_of({"A": members["A"], "C": members["C"]})
-    assert {entry["why"] for entry in alone.values()} == {"too few: 1 groups with enough patients, 2 needed"}
+    assert {entry["why"] for entry in alone.values()} == {"too few: enough patients in 1 of the groups, 2 needed"}
 
 
 def test_the_gaps_of_an_evaluation_are_those_of_its_groups(results):
