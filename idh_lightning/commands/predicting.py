@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from rich.console import Console
 
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
+from idh_lightning.cohort import NewStudy
 from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.inference import Predictor, StudyPrediction, write_tables
 from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.predictor import CHUNK
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.inference.series import (
     Selection,
@@ -71,7 +73,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     results = ResultFolder(
         output, bids=settings["output_layout"] == "bids", source=None if source is None else Path(source)
     )
-    results.begin([])
+    results.begin()
     grouped = by_study(series, Path(source)) if series else {}
     if settings["dicom_output"] and not any(one.frames for one in series):
         raise ConfigError(
@@ -83,14 +85,12 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     if series:
         unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
         _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
-        studies = [
-            new_study_of_series(selection, output / "dicom", study_id=study_id)
-            for study_id, selection in selections.items()
-        ]
+        chunks = _converted(selections, output / "dicom")
     else:
-        studies = predictor.found(files or source)
+        chunks = iter([predictor.found(files or source)])
+    results.begin(list(selections))
     answers = []
-    for answer in predictor.answers(studies, results):
+    for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
         answers.append(answer)
         if settings["dicom_output"] and selections[answer.study_id].taken:
             _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
@@ -101,6 +101,14 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
 
 def _naming(checkpoint: Any) -> list[str]:
     return [] if checkpoint == SHIPPED else [f"checkpoint={checkpoint}"]
+
+
+def _converted(selections: Mapping[str, Selection], folder: Path) -> Iterator[list[NewStudy]]:
+    """Studies of series as NIfTI files in a folder, some at a time: the first have answers while others are DICOM."""
+    names = list(selections)
+    for start in range(0, len(names), CHUNK):
+        chunk = names[start : start + CHUNK]
+        yield [new_study_of_series(selections[name], folder, study_id=name) for name in chunk]
 
 
 def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,8 @@ from tiny_dicom import base, classic, save
 from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
+from idh_lightning.commands import predicting
+from idh_lightning.commands.predicting import _converted
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.dicom import dicom_series
 from idh_lightning.inference.series import by_study, new_study_of_series, select
@@ -153,6 +156,24 @@ def test_studies_are_called_as_their_folders_where_each_has_its_own(tmp_path: Pa
         save(classic(np.ones((9, 8, 8)), StudyInstanceUID=name, SeriesInstanceUID=f"{name}.1"), tmp_path / name / "1")
     series, _ = dicom_series(tmp_path)
     assert sorted(by_study(series, tmp_path)) == ["anna", "berta"]
+
+
+def test_studies_of_an_archive_are_converted_a_few_at_a_time_also_one_that_holds_nothing_of_use(
+    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the first have answers while the last are DICOM."""
+    monkeypatch.setattr(predicting, "CHUNK", 1)
+    series = dicom_series(dicom)[0]
+    fitting = select(series, named={}, sequences=SEQUENCES)
+    other = select([replace(series[0], guess="other")], named={}, sequences=SEQUENCES)
+    chunks = _converted({"anna": fitting, "berta": other, "carl": fitting}, tmp_path)
+    (anna,) = next(chunks)
+    assert anna.study is not None
+    assert {file.name.partition("_")[0] for file in tmp_path.iterdir()} == {"anna"}
+    (berta,), (carl,) = chunks
+    assert berta.study is None
+    assert berta.problem
+    assert carl.study is not None
 
 
 def test_a_study_is_left_without_the_sequences_that_no_series_fits(dicom: Path, tmp_path: Path) -> None:
