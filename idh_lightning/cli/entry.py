@@ -33,8 +33,10 @@ from idh_lightning.cli.signals import stops_on_signals
 from idh_lightning.config.checks import (
     CONF_DIR,
     check_config,
+    choices_with,
     dotted_keys,
     near_keys,
+    near_words,
     takes,
     wrong_choice,
 )
@@ -242,7 +244,7 @@ class _WrongOverride(NamedTuple):
 
     text: str
     message: str
-    better: str | None = None
+    better: str | Sequence[str] | None = None
     lost: Sequence[str] = ()
 
 
@@ -251,7 +253,10 @@ def _mended(name: str, wrong: Sequence[_WrongOverride], arguments: Sequence[str]
     messages = [one.message for one in wrong]
     if any(one.better for one in wrong):
         better = {one.text: one.better for one in wrong}
-        repeated = [found for argument in arguments if (found := better.get(argument, argument)) is not None]
+        repeated: list[str] = []
+        for argument in arguments:
+            found = better.get(argument, argument)
+            repeated += [found] if isinstance(found, str) else found or []
         lost = [word for one in wrong for word in (one.lost if one.better else [one.text])]
         then = f"Then, without {', '.join(lost)}:" if lost else "Then:"
         messages[-1] += f" {then} {command_line(name, repeated)}"
@@ -312,17 +317,47 @@ def _unknown_keys(name: str, overrides: Sequence[Override]) -> Iterator[_WrongOv
         key, text = one.key_or_group, str(one.input_line)
         if key in known or one.is_add() or one.is_force_add() or key.startswith("hydra/"):
             continue
-        value = text.partition("=")[2]
-        near = [f"+{key}"] if takes(plain, key) and not one.is_delete() else near_keys(key, known)
+        group, chosen = (
+            key.partition(".")[0],
+            next((each for each in choices if each.key_or_group == key.partition(".")[0]), None),
+        )
+        elsewhere = [f"{group}={choice}" for choice in choices_with(key)] if group in groups else []
+        if elsewhere:
+            yield _of_another_choice(one, elsewhere, chosen)
+            continue
+        near = _near(plain, known, one)
         message = f"{key}: {name} has no such setting; expected a key of conf/{name}.yaml or of the files it chooses."
         better = None
         if near:
-            sign = "~" if one.is_delete() else ""
-            better = f"{sign}{near[0]}" + (f"={value}" if value or not sign else "")
+            sign, value = "~" if one.is_delete() else "", text.partition("=")[2]
+            if len(near) == 1 or near[0].rpartition(".")[2] != key.rpartition(".")[2]:  # else any may be meant
+                better = f"{sign}{near[0]}" + (f"={value}" if value or not sign else "")
             message += f" Did you mean {' or '.join(near)}?"
         else:
             message += f" To see all: {command_line(name, ['--cfg', 'job'])}"
         yield _WrongOverride(text, message, better)
+
+
+def _near(config: Mapping[str, Any], known: Sequence[str], override: Override) -> list[str]:
+    """Keys that the key of an override may mean: a neighbour spelt like it, then itself with a +, then others."""
+    key = override.key_or_group
+    path, _, last = key.rpartition(".")
+    neighbours = [one.rpartition(".")[2] for one in known if path and one.rpartition(".")[0] == path]
+    if alike := near_words(last, neighbours):
+        return [f"{path}.{alike[0]}"]
+    return [f"+{key}"] if takes(config, key) and not override.is_delete() else near_keys(key, known)
+
+
+def _of_another_choice(override: Override, elsewhere: Sequence[str], chosen: Override | None) -> _WrongOverride:
+    """Override of a key that only other choices of its group have."""
+    text, key = str(override.input_line), override.key_or_group
+    made = chosen.input_line if chosen else "the choice made"
+    message = f"{key}: a setting of {' or '.join(elsewhere)}, and not of {made}."
+    if chosen:
+        return _WrongOverride(text, f"{message} Leave it out, or choose {' or '.join(elsewhere)}.", lost=[text])
+    if len(elsewhere) > 1:
+        return _WrongOverride(text, f"{message} Add the one that you mean.")
+    return _WrongOverride(text, message, [elsewhere[0], text])
 
 
 def _first(override: Override) -> str:

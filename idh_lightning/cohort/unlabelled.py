@@ -29,16 +29,31 @@ _EXPECTED = (
 _SESSION = r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?"
 
 
+_CONTRAST = "(?:c|ce|gd|gad|post|contrast|km)"
+_SPELLINGS = {
+    "FLAIR": "(?:t2w?[_-]?)?flair(?:[_-]t2w?)?",
+    "T1": "t1w",
+    "T1c": rf"t1w?[_+-]?{_CONTRAST}|{_CONTRAST}[_-]?t1w?",
+    "T2": "t2w",
+}
+"""Spellings of no layout. What a name says of contrast comes before the T1 in it, and FLAIR before T2."""
+_OTHER_IMAGE = re.compile(
+    r"(?:.*[_-])?(?:mask|d?seg|segmentation|labels?|tumou?r|dwi|adc|dti|swi|asl|perfusion|subtraction)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What stands before a sequence in the name of an image that is something else on its grid."""
+
+
 def _pattern(sequence: str) -> re.Pattern[str]:
-    """Pattern of a name before `.nii`: what the readers of all layouts know, after any prefix."""
-    known = (layouts.UCSF_ENDS, layouts.EGD_NAMES, layouts.UPENN_ENDS, layouts.BRATS_ENDS)
+    """Pattern of a name before `.nii`: what the readers of all layouts know, and usual spellings, after any prefix."""
+    known = (layouts.UCSF_ENDS, layouts.EGD_NAMES, layouts.UPENN_ENDS, layouts.BRATS_ENDS, _SPELLINGS)
     names = "|".join(sorted({spelling[sequence] for spelling in known}))
-    plain = rf"(?:(?P<prefix>.*)[_-])?(?:{names})(?:{layouts.UCSF_CORRECTED})?"
+    plain = rf"(?:(?P<prefix>.*?)[_-])??(?:{names})(?:{layouts.UCSF_CORRECTED})?"
     session = rf"(?P<session>{_SESSION}){layouts.BIDS_PLAIN}{layouts.BIDS_ENDS[sequence]}"
-    return re.compile(rf"{plain}|{session}", re.IGNORECASE | re.DOTALL)
+    return re.compile(rf"{session}|{plain}", re.IGNORECASE | re.DOTALL)
 
 
-_PATTERNS = {sequence: _pattern(sequence) for sequence in SEQUENCES}
+_PATTERNS = {sequence: _pattern(sequence) for sequence in ("FLAIR", "T1c", "T1", "T2")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +84,8 @@ def sequence_of(name: str) -> tuple[str, str] | None:
         return None
     for sequence, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(name[: -len(suffix)]):
-            return sequence, match["prefix"] or match["session"] or ""
+            prefix = match["prefix"] or match["session"] or ""
+            return None if _OTHER_IMAGE.fullmatch(prefix) else (sequence, prefix)
     return None
 
 
@@ -118,6 +134,8 @@ def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewSt
 
 def _in_folder(root: Path) -> Iterator[NewStudy]:
     unread: list[str] = []
+    unused: list[str] = []
+    alone: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         # A folder named like a file holds that file, and so does EGD's 1_T1/NIFTI: they belong to the study above them.
@@ -137,6 +155,11 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
         if not groups:
             unread += [str(Path(folder) / name) for name in sorted(names) if name.lower().endswith(NIFTI)][:1]
             continue
+        unused += [
+            str(Path(folder) / name)
+            for name in sorted(names)
+            if name.lower().endswith(NIFTI) and not name.startswith(".") and not sequence_of(name)
+        ]
         for group in groups.values():
             for sequence, paths in group.items():  # as a cohort is read: the plain image where both are there
                 group[sequence] = [
@@ -150,7 +173,20 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
             for group in groups.values():
                 for sequence, paths in group.items():
                     merged[sequence] += paths
+            if depth and len(merged) == 1 and own.casefold() in {name.casefold() for name in merged}:
+                sequence, paths = next(iter(merged.items()))
+                alone[Path(folder).absolute().parent][sequence] += paths  # FLAIR/FLAIR.nii.gz beside T1/T1.nii.gz
+                continue
             yield _new(next(iter(groups)) if len(groups) == 1 and next(iter(groups)) else own, merged)
+    for parent, merged in alone.items():
+        yield _new(parent.name, merged)
+    if unused:
+        logger.warning(
+            "Not used, since their names state no sequence: %s%s. If one is needed, name it: flair=... t1=... t1c=... "
+            "t2=...",
+            ", ".join(unused[:3]),
+            f" and {len(unused) - 3} more" if len(unused) > 3 else "",
+        )
     if unread:
         logger.warning(
             "Not read, since the names of their images state no sequence: %d folders, such as %s; expected %s.",

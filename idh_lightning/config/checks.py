@@ -172,9 +172,25 @@ def _plain_keys(path: str) -> tuple[str, ...] | None:
     return tuple(key for key in keys if key not in ("defaults", "hydra", "experiment", "sweep"))
 
 
+def choices_with(key: str) -> list[str]:
+    """Choices of a key's config group whose file has that key; the one that is named like it alone, if there is one."""
+    group, _, rest = key.partition(".")
+    found = []
+    for file in sorted((CONF_DIR / group).glob("*.yaml")) if rest else ():
+        if rest in dotted_keys(yaml.safe_load(file.read_text(encoding="utf-8"))):
+            found.append(file.stem)
+    return [rest] if rest in found else found
+
+
+_OFTEN_MEANT = {"device": "trainer.accelerator", "batch_size": "data.batches.batch_size"}
+"""Words of other programs, where several keys end alike or none does."""
+
+
 def near_keys(key: str, known: Sequence[str], most: int = 3) -> list[str]:
     """Known keys that a wrong one may mean: those that end alike, then those that are spelt alike."""
     last = key.rpartition(".")[2]
+    if (often := _OFTEN_MEANT.get(key)) in known:
+        return [str(often)]
     own = [one for one in known if one.startswith("hydra.") == key.startswith("hydra.") and "._" not in f".{one}"]
     ends: dict[str, list[str]] = {}
     for one in own:
@@ -183,7 +199,9 @@ def near_keys(key: str, known: Sequence[str], most: int = 3) -> list[str]:
     if "." not in key and same:
         return same[:most]
     alike = [*near_words(key, own), *(one for end in near_words(last, list(ends)) for one in ends[end])]
-    return list(dict.fromkeys([*same, *alike]))[:most]
+    section = key.partition(".")[0]
+    within = [one for one in (*same, *alike) if one.startswith(f"{section}.")]
+    return list(dict.fromkeys(within if any(one.startswith(f"{section}.") for one in own) else [*same, *alike]))[:most]
 
 
 def near_words(word: str, known: Sequence[str]) -> list[str]:

@@ -61,6 +61,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("predict chekpoint=x", "Then: python -m idh_lightning.predict checkpoint=x"),
         ("predict checkpoint=. input=. +foo=1", "conf/predict.yaml: found the key 'foo'"),
         ("export checkpoint=x fromat=onnx", "Did you mean format?"),
+        ("train cohort.columns.T1ce=gd cohort=table", "Did you mean cohort.columns.T1c?"),
+        ("train device=cuda", "Then: python -m idh_lightning.train trainer.accelerator=cuda"),
+        ("train batch_size=4", "Then: python -m idh_lightning.train data.batches.batch_size=4"),
     ],
 )
 def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant(refused: Refused, line: str, message: str) -> None:
@@ -68,6 +71,27 @@ def test_a_misspelt_setting_is_answered_with_the_one_that_is_meant(refused: Refu
 
     said = refused(line)
     assert re.search(message.replace("?", r"\?").replace("~", "~").replace("+", r"\+"), said), said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train cohort.table=t.csv", "Then: python -m idh_lightning.train cohort=table cohort.table=t.csv"),
+        ("train split.folds=5", "a setting of split=kfold or split=leave_site_out, and not of the choice made. Add"),
+        ("train cohort=table cohort.patients=40", "a setting of cohort=phantom, and not of cohort=table. Leave it out"),
+        (
+            "train split=given split.test=0.2 split.file=x",
+            "split.test: a setting of split=holdout, and not of split=gi",
+        ),
+        ("train data=on_the_fly data.batches.views=4", "a setting of data=feature_bank, and not of data=on_the_fly."),
+    ],
+)
+def test_a_setting_of_another_choice_is_told_by_that_choice_and_never_mended_to_another_setting(
+    refused: Refused, line: str, said: str
+) -> None:
+    found = refused(line)
+    assert said in found
+    assert ("Then:" in found) == ("Then:" in said)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +175,7 @@ def test_a_missing_checkpoint_is_answered_with_the_newest_run(refused: Refused, 
         ("train data.grid=abc", "expected a whole number or a list"),
         ("train stages=fit", "stages: found fit; expected a list out of pretrain, locate, fit, test, explain, report"),
         ("train seed=0,1", "seed: found several values, 0,1; expected one. For a run with each of them add -m"),
-        ("train cohort.table=a=b.csv", "cohort.table: train has no such setting"),
+        ("train cohort.table=a=b.csv", "cohort.table: a setting of cohort=table"),
         ("prepare cohort=table cohort.table=x.csv model=efficientnet_b0", "model: prepare makes no such choice"),
         ("train -m sweep=optuna stages=[fit]", "stages: found no test and no report in a search by Optuna"),
         ("train nonsense", "nonsense: found no '=' in it; expected KEY=VALUE"),

@@ -22,6 +22,7 @@ from tiny_studies import ras_affine, write_study
 import idh_lightning
 from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import SEQUENCES, Study, new_studies, study_of_files
+from idh_lightning.cohort.unlabelled import sequence_of
 from idh_lightning.errors import CheckpointError, CohortError
 from idh_lightning.evaluation import Calibrator
 from idh_lightning.inference import Predictor, line_covariance
@@ -129,6 +130,40 @@ def test_studies_side_by_side_in_one_folder_are_told_apart(tmp_path: Path) -> No
     (tmp_path / "c_T1.nii.gz").touch()
     (only,) = new_studies(tmp_path)
     assert "3 files could be T1" in only.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence"),
+    [
+        *(
+            (name, "T1c")
+            for name in ("GD_T1", "p_post_T1", "T1_post", "T1_Gd", "T1-CE", "p_T1wCE", "T1km", "sub-p_ce-gd_T1w")
+        ),
+        *((name, "FLAIR") for name in ("T2_FLAIR", "p_FLAIR_T2", "t2flair", "p-t2f", "tumour01_FLAIR")),
+        *((name, "T1") for name in ("T1w", "p_t1n", "subject1_T1", "sub-p_T1w")),
+        *((name, "T2") for name in ("T2w", "post_T2", "p-t2w")),
+        *((name, None) for name in ("tumor_mask_FLAIR", "dwi_T2", "p_seg_T1", "T2star", "T1map")),
+    ],
+)
+def test_what_a_file_name_says_of_contrast_and_of_other_images_is_read(name: str, sequence: str | None) -> None:
+    found = sequence_of(f"{name}.nii.gz")
+    assert (found and found[0]) == sequence
+
+
+def test_a_folder_for_each_sequence_is_one_study_and_files_that_are_not_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sequence in SEQUENCES:
+        place = tmp_path / "all" / "patient" / sequence
+        place.mkdir(parents=True)
+        (place / f"{sequence}.nii.gz").touch()
+        (tmp_path / "all" / f"other_{sequence}.nii.gz").touch()
+    (tmp_path / "all" / "other_brain.nii.gz").touch()
+    assert [(new.study_id, len(new.study.files)) for new in new_studies(tmp_path / "all")] == [
+        ("other", 4),
+        ("patient", 4),
+    ]
+    assert f"Not used, since their names state no sequence: {tmp_path}/all/other_brain.nii.gz. If" in caplog.text
 
 
 def test_links_to_folders_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
