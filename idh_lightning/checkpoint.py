@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,10 @@ class Checkpoint:
             return cls.pretrained()
         file = cls.locate(path)
         try:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    if broken := archive.testzip():  # torch reads on over what does not fit its check sum
+                        raise ValueError(f"{broken} in it does not fit its check sum")
             return cls._of_content(file, torch.load(file, map_location="cpu", weights_only=True))
         except CheckpointError:
             raise
@@ -245,10 +250,10 @@ def _restored(kind: Any, state: Any) -> Any:
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
-        "Give another one."
-    )
+    said = f"{type(error).__name__}: {error}"
+    if "weights_only" in said:  # torch advises to load it all the same, and so to run what is in it
+        said = "it holds other objects than tensors and plain values"
+    return CheckpointError(f"{file}: cannot be used ({said}); expected a checkpoint of this project. Give another one.")
 
 
 def _refuse_foreign_targets(section: Any, file: Path) -> None:

@@ -194,6 +194,10 @@ def without_places(recipe: Any) -> Any:
     return "(a path)" if isinstance(recipe, str) and "/" in recipe else recipe
 
 
+_MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")
+"""That W&B knows, by the variable WANDB_MODE."""
+
+
 def tracking_mode(mode: _Mode) -> _Mode:
     """Mode of tracking in this environment, without asking the network or the user.
 
@@ -208,6 +212,11 @@ def tracking_mode(mode: _Mode) -> _Mode:
         return "disabled"
     if mode == "disabled":
         return mode
+    if mode == "auto" and said not in ("", *_MODES):
+        raise ConfigError(
+            f"WANDB_MODE: found '{said}'; expected one of {', '.join(_MODES)}, since nothing is uploaded on a guess. "
+            "Correct the variable, unset it, or say logger.wandb.mode=offline"
+        )
     _wandb()
     if mode == "auto" and said in ("offline", "dryrun"):
         return "offline"

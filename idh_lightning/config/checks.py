@@ -348,7 +348,7 @@ def _file_of(path: str, choices: Mapping[str, str | None]) -> str:
     return f"{file} or conf/experiment/{experiment}.yaml" if experiment else file
 
 
-def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterable[str]:
+def _wrong_stages(config: Mapping[str, Any]) -> Iterator[str]:
     stages = config.get("stages", ["report"])
     if not isinstance(stages, list) or not stages or any(stage not in STAGES for stage in stages):
         yield f"stages: found {stages}; expected a list out of {', '.join(STAGES)}. Correct it."
@@ -365,6 +365,12 @@ def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "
             "checkpoints/best.ckpt. Give checkpoint=PATH, or add 'fit'."
         )
+    elif "fit" in stages and "test" not in stages and (lost := [one for one in ("explain", "report") if one in stages]):
+        yield f"stages: found {stages}; {lost[0]} needs the predictions of 'test'. Add 'test' to stages."
+
+
+def _contradictions(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterable[str]:
+    yield from _wrong_stages(config)
     yield from switches.refused_switches(config)
     split = config.get("split") or {}
     if "folds" in split and not 0 <= split["fold"] < (number := split["folds"] * split.get("repeats", 1)):

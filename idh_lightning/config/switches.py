@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,6 +97,16 @@ def _of_training(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> It
             f"trainer.check_val_every_n_epoch: found {every} with trainer.max_epochs={epochs}; expected a whole number "
             "up to that, since the best checkpoint is chosen by validation. Give one."
         )
+    batches = trainer.get("limit_train_batches")
+    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int | float) or batches <= 0):
+        yield (
+            f"trainer.limit_train_batches: found {batches}; expected a number of batches from 1, or a share above 0.0, "
+            "since a training of none leaves nothing to test. Give one, or take a trained network: "
+            "stages=[test,report] checkpoint=PATH."
+        )
+    limit = trainer.get("max_time")
+    if limit is not None and not any(map(int, re.findall(r"\d+", str(limit)))):
+        yield f"trainer.max_time: found {limit}; expected time for an epoch at least, such as 00:12:00:00. Correct it."
     if not isinstance(steps, int) or steps == 0 or steps < -1:
         yield f"trainer.max_steps: found {steps}; expected a whole number from 1, or -1 for no limit. Correct it."
     if callbacks.get("best") is None:

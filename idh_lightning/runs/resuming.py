@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -112,9 +113,20 @@ def _overrides(option: str, folder: Path) -> list[str]:
             f"{option} {folder}: {error.strerror} ({error.filename}); expected the folder of a run or, for --resume, "
             "of a sweep. Give the one that the run printed."
         ) from error
+    if not isinstance(config, dict) or not {"checkpoint", "stages"} <= set(config) or not isinstance(overrides, list):
+        raise ConfigError(
+            f"{option} {folder}: holds no training (.hydra/config.yaml has no stages); expected the folder of a run of "
+            "python -m idh_lightning.train. Give the one that the run printed; other commands are given once more."
+        )
     if config["checkpoint"] == "last":
         overrides = [one for one in overrides if not one.startswith("checkpoint=")]
-    now = OmegaConf.to_container(composed("train", as_text(overrides)), resolve=False)
+    try:
+        now = OmegaConf.to_container(composed("train", as_text(overrides)), resolve=False)
+    except HydraException as error:
+        raise ConfigError(
+            f"{option} {folder}: what it was started with fits no conf/train.yaml any more "
+            f"({' '.join(str(error).split())}); expected the same recipe. Restore conf/ as it was, or start a new run."
+        ) from error
     if different := list(_differences(now, config)):
         raise ConfigError(
             f"{option} {folder}: the configuration files have changed since that run: {'; '.join(different)}. Expected "

@@ -386,6 +386,23 @@ def test_unusable_checkpoints_are_refused_with_the_reason(
         Predictor(tmp_path / "changed.ckpt")
 
 
+def test_a_file_of_another_tool_is_refused_without_the_advice_to_run_what_is_in_it(tmp_path: Path) -> None:
+    torch.save({"model": Path("x"), "state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="it holds other objects than tensors and plain values") as refused:
+        Predictor(tmp_path / "other.ckpt")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_checkpoint_whose_weights_were_damaged_on_the_way_is_refused(run: Path, tmp_path: Path) -> None:
+    content = bytearray((run / "checkpoints" / "best.ckpt").read_bytes())
+    middle = len(content) // 2  # in the weights, of which torch checks nothing
+    content[middle : middle + 3] = bytes(255 - byte for byte in content[middle : middle + 3])
+    (tmp_path / "damaged.ckpt").write_bytes(content)
+    torch.load(tmp_path / "damaged.ckpt", weights_only=True)
+    with pytest.raises(CheckpointError, match="does not fit its check sum"):
+        Predictor(tmp_path / "damaged.ckpt")
+
+
 def test_a_checkpoint_without_a_range_answers_but_says_so(run: Path, patient: Path, tmp_path: Path) -> None:
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     del content["ood_detector"]

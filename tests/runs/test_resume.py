@@ -477,6 +477,18 @@ def test_the_recipe_of_a_finished_run_is_never_written_again(
         assert "holds a finished run; expected an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--resume", "--rerun"])
+@pytest.mark.parametrize("config", ["", "name: prepare\n", "checkpoint: null\nstages: [fit]\n"])
+def test_a_folder_of_another_command_or_of_a_start_that_was_cut_off_is_no_run_to_go_on_with(
+    option: str, config: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(config)
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- no_such.key=1\n")
+    with pytest.raises(ConfigError, match=f"{option} {tmp_path}: (holds no training|what it was started with fits no)"):
+        expanded([option, str(tmp_path)])
+
+
 def test_a_run_that_was_cut_off_before_its_first_epoch_begins_with_its_weights_again(tmp_path: Path) -> None:
     recorded(tmp_path / "run", "checkpoint=elsewhere", finished=False)
     again = ["checkpoint=elsewhere", f"hydra.run.dir='{tmp_path / 'run'}'"]

@@ -495,6 +495,15 @@ def test_wandb_is_as_its_environment_says_unless_the_configuration_says_more(
         assert not (tmp_path / "run").exists(), "nothing is written"
 
 
+@pytest.mark.parametrize("said", ["ofline", "disable", "none", "off", "false"])
+def test_a_misspelt_mode_of_wandb_uploads_nothing(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", said)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    with pytest.raises(ConfigError, match=f"WANDB_MODE: found '{said}'; expected one of online, offline, disabled"):
+        tracking.tracking_mode("auto")
+    assert tracking.tracking_mode("offline") == "offline"
+
+
 def test_wandb_online_without_a_key_and_a_broken_wandb_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
