@@ -2,6 +2,7 @@
 
 from idh_lightning.cohort.checks import cohort_flow, exclusions_table, faults_table, raise_or_exclude
 from idh_lightning.cohort.combined import Combined
+from idh_lightning.cohort.labels import MUTANT, WILDTYPE
 from idh_lightning.cohort.layouts import BIDS, EGD, UCSFPDGM, UPENNGBM, BraTS, Table
 from idh_lightning.cohort.leakage import DevelopmentPatients
 from idh_lightning.cohort.reader import Reader
@@ -16,15 +17,18 @@ from idh_lightning.cohort.splits import (
     verify_split,
     without_left_out,
 )
-from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.targets import IDH, TARGETS, Target, target_of
 from idh_lightning.cohort.unlabelled import NewStudy, new_studies, study_of_files
 
 __all__ = [
     "BIDS",
     "EGD",
+    "IDH",
     "MUTANT",
     "SEQUENCES",
     "SPLITS",
+    "TARGETS",
     "UCSFPDGM",
     "UPENNGBM",
     "WILDTYPE",
@@ -43,6 +47,7 @@ __all__ = [
     "Reader",
     "Study",
     "Table",
+    "Target",
     "cohort_flow",
     "cohort_table",
     "exclusions_table",
@@ -50,6 +55,7 @@ __all__ = [
     "new_studies",
     "raise_or_exclude",
     "study_of_files",
+    "target_of",
     "verify_split",
     "without_left_out",
 ]

@@ -13,6 +13,7 @@ from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort.identity import names_a_file
 from idh_lightning.cohort.splits import SPLITS
 from idh_lightning.cohort.study import Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.targets import IDH, Target
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
 
@@ -30,6 +31,7 @@ def build_cohort(
     exclusions: Iterable[Exclusion] = (),
     faults: Iterable[Fault] = (),
     notes: Iterable[str] = (),
+    target: Target = IDH,
 ) -> Cohort:
     """Return the cohort of some studies after comparing them with each other.
 
@@ -38,7 +40,7 @@ def build_cohort(
     follow-ups.
     """
     studies = sorted(studies, key=lambda study: study.study_id)
-    faults = [*faults, *_label_conflicts(studies), *_shared_files(studies)]
+    faults = [*faults, *_label_conflicts(studies, target), *_shared_files(studies)]
     told = {fault.patient_id for fault in faults if fault.check == "patient_in_two_places"}
     marked, warnings = _mark_follow_ups(studies, told)
     faulty = {fault.study_id for fault in faults if fault.severity == "error"}
@@ -49,6 +51,7 @@ def build_cohort(
         exclusions=tuple(sorted(exclusions, key=lambda exclusion: exclusion.study_id)),
         faults=(*faults, *warnings),
         notes=tuple(notes),
+        target=target,
     )
 
 
@@ -171,7 +174,7 @@ def cohort_flow(cohort: Cohort, table: pd.DataFrame | None = None) -> pd.DataFra
 
     Returns:
         One row per box: step ("read", "excluded", "refused", "used" or "split"), group (the first reason of an
-        exclusion or refusal, or the split), label ("wildtype", "mutant" or ""), patients, studies. A patient counts as
+        exclusion or refusal, or the split), label (name of a class, or ""), patients, studies. A patient counts as
         excluded where no study is left, under the reason of the first, so that read = excluded + refused + used and
         used = the splits, for both counts.
     """
@@ -188,11 +191,11 @@ def cohort_flow(cohort: Cohort, table: pd.DataFrame | None = None) -> pd.DataFra
     for step, exclusions in steps.items():
         for reason, count in sorted(Counter(_reason(exclusion.reason) for exclusion in exclusions).items()):
             rows.append((step, reason, "", sum(first == (step, reason) for first in lost.values()), count))
-    rows += _by_label("used", "", ((study.patient_id, study.label) for study in studies))
+    rows += _by_label(cohort.target, "used", "", ((study.patient_id, study.label) for study in studies))
     if table is not None:
         for split in SPLITS:
             part = table[table["split"] == split]
-            rows += _by_label("split", split, zip(part["patient_id"], part["label"], strict=True))
+            rows += _by_label(cohort.target, "split", split, zip(part["patient_id"], part["label"], strict=True))
     return pd.DataFrame(rows, columns=list(FLOW_COLUMNS))
 
 
@@ -200,10 +203,12 @@ def _reason(text: str) -> str:
     return text.split(":", 1)[0]
 
 
-def _by_label(step: str, group: str, studies: Iterable[tuple[str, int]]) -> list[tuple[str, str, str, int, int]]:
+def _by_label(
+    target: Target, step: str, group: str, studies: Iterable[tuple[str, int]]
+) -> list[tuple[str, str, str, int, int]]:
     listed = list(studies)
     rows = []
-    for label, word in enumerate(("wildtype", "mutant")):
+    for label, word in enumerate(target.classes):
         patients = [patient for patient, own in listed if own == label]
         rows.append((step, group, word, len(set(patients)), len(patients)))
     return rows
@@ -232,15 +237,15 @@ def _words(check: str) -> str:
     return check.replace("_", " ")
 
 
-def _label_conflicts(studies: Sequence[Study]) -> list[Fault]:
+def _label_conflicts(studies: Sequence[Study], target: Target) -> list[Fault]:
     faults = []
     for patient, theirs in _group(studies).items():
         if len({study.label for study in theirs}) > 1:
-            seen = ", ".join(f"{study.study_id} {('wildtype', 'mutant')[study.label]}" for study in theirs)
+            seen = ", ".join(f"{study.study_id} {target.classes[study.label]}" for study in theirs)
             faults += [
                 Fault(
                     where=f"patient {patient}, study {study.study_id}", check="label_conflict", study_id=study.study_id,
-                    found=f"one patient with two labels: {seen}", expected="one IDH status per patient",
+                    found=f"one patient with two labels: {seen}", expected=f"one {target.title} per patient",
                     remedy="Correct the table or list the patient in cohort.exclude.", patient_id=patient,
                 )
                 for study in theirs

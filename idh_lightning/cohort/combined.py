@@ -47,6 +47,13 @@ class Combined:
                 cohorts[source] = reader.read()
             except CohortError as error:
                 raise CohortError(_placed(str(error), source)) from error
+        targets = {source: cohort.target for source, cohort in cohorts.items()}
+        if len(set(targets.values())) > 1:
+            told = ", ".join(f"{source} {target.name}" for source, target in targets.items())
+            raise ConfigError(
+                f"cohort.readers: targets differ ({told}); expected one. Give all the same: "
+                + " ".join(f"cohort.readers.{source}.target={next(iter(targets.values())).name}" for source in targets)
+            )
         enough = any if self.missing == "zero" else all
         used = tuple(s for s in SEQUENCES if enough(s in cohort.sequences for cohort in cohorts.values()))
         offers = "; ".join(f"{source} has {', '.join(cohort.sequences)}" for source, cohort in cohorts.items())
@@ -80,12 +87,15 @@ class Combined:
                 *([unused] if any(set(cohort.sequences) - set(used) for cohort in renamed) else []),
             ],
             notes=[f"{source}: {note}" for source, cohort in cohorts.items() for note in cohort.notes],
+            target=next(iter(targets.values())),
         )
 
 
 def _placed(text: str, source: str) -> str:
     """Return a message with the settings of one source where they stand in the configuration of the combination."""
-    return re.sub(r"\bcohort\.(?=(vocabulary|columns|exclude|table|folder)\b)", f"cohort.readers.{source}.", text)
+    return re.sub(
+        r"\bcohort\.(?=(target|classes|vocabulary|columns|exclude|table|folder)\b)", f"cohort.readers.{source}.", text
+    )
 
 
 def _identifiers(cohort: Cohort) -> set[str]:

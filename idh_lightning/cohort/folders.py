@@ -102,7 +102,7 @@ class FolderReader(Reader):
             elif key is None:
                 yield _fault(
                     identity, str(paths[0]), "folder_without_row", f"no row for {identity.study_id} in {self.table}",
-                    "a row with its IDH status", "Add the row or list the study in cohort.exclude.",
+                    "a row with its label", "Add the row or list the study in cohort.exclude.",
                 )  # fmt: skip
             elif all(row.equals(rows[key][0][1]) for _, row, _ in rows[key]):
                 person, row, where = rows[key][0]

@@ -11,11 +11,12 @@ from typing import ClassVar
 from idh_lightning.cohort.files import children, files_named, from_home, matching, subfolders
 from idh_lightning.cohort.folders import FolderReader
 from idh_lightning.cohort.identity import Identity, canonical_patient, parse_ucsf_pdgm
-from idh_lightning.cohort.labels import IDH_VOCABULARY
 from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows
 from idh_lightning.cohort.spreadsheet import require_columns, unused_images
-from idh_lightning.cohort.study import MUTANT, SEQUENCES, WILDTYPE, Fault
+from idh_lightning.cohort.study import SEQUENCES, Fault
+from idh_lightning.cohort.targets import TARGETS
 
+_OWN_COLUMNS: Mapping[str, str] = {**{name: name for name in TARGETS}, "grade4": "grade"}
 BIDS_PLAIN = r"(?:_(?!ce-)[a-z]+-[A-Za-z0-9]+)*"
 BIDS_ENDS = {"FLAIR": "_FLAIR", "T1": "_T1w", "T1c": r"_ce-[A-Za-z0-9]+" + BIDS_PLAIN + "_T1w", "T2": "_T2w"}
 BRATS_ENDS = {"FLAIR": "flair|t2f", "T1": "t1|t1n", "T1c": "t1ce|t1c", "T2": "t2|t2w", "mask": "seg"}
@@ -38,9 +39,10 @@ class Table(Reader):
     name: str = "table"
     table: str | Path
     default_columns: ClassVar[Mapping[str, str]] = {
-        **{role: role for role in ("study_id", "patient_id", "idh", "age_years", "sex", "follow_up", *SEQUENCES)},
+        "study_id": "study_id", "patient_id": "patient_id", **_OWN_COLUMNS,
+        **{role: role for role in ("age_years", "sex", "follow_up", *SEQUENCES)},
         "mask": "tumor_segmentation",
-    }
+    }  # fmt: skip
 
     def found(self) -> Iterator[CohortRow | Fault]:
         """Yield one entry per row; see `Reader.found`."""
@@ -93,7 +95,7 @@ class BIDS(FolderReader):
     mask: str = "_dseg"
 
     default_columns: ClassVar[Mapping[str, str]] = {
-        "study_id": "participant_id", "patient_id": "", "idh": "idh", "age_years": "age", "sex": "sex",
+        "study_id": "participant_id", "patient_id": "", **_OWN_COLUMNS, "age_years": "age", "sex": "sex",
     }  # fmt: skip
 
     def identify(self, text: str) -> Identity | None:
@@ -136,7 +138,7 @@ class BraTS(FolderReader):
     name: str = "brats"
 
     default_columns: ClassVar[Mapping[str, str]] = {
-        "study_id": "study_id", "patient_id": "patient_id", "idh": "idh", "age_years": "age_years", "sex": "sex",
+        "study_id": "study_id", "patient_id": "patient_id", **_OWN_COLUMNS, "age_years": "age_years", "sex": "sex",
     }  # fmt: skip
     selective: ClassVar[bool] = True
 
@@ -162,8 +164,8 @@ class BraTS(FolderReader):
 class EGD(FolderReader):
     """The Erasmus Glioma Database; `folder` is its `SUBJECTS`, `table` the genetic labels saved as CSV.
 
-    Folders `EGD-0001` hold files of fixed names, or are as its XNAT server gives them. Its table writes IDH as 0
-    (wildtype), 1 (mutant) and -1 (not known, which is an error here as everywhere).
+    Folders `EGD-0001` hold files of fixed names, or are as its XNAT server gives them. Its table writes IDH and
+    1p/19q as 0 (wildtype, intact), 1 (mutant, codeleted) and -1 (not known, which is an error here as everywhere).
 
     Source: van der Voort et al. 2021, Data in Brief 37:107191.
     """
@@ -171,9 +173,12 @@ class EGD(FolderReader):
     name: str = "egd"
 
     default_columns: ClassVar[Mapping[str, str]] = {
-        "study_id": "Subject", "patient_id": "", "idh": "IDH", "age_years": "Age", "sex": "Sex",
+        "study_id": "Subject", "patient_id": "", "idh": "IDH", "codeletion_1p19q": "1p/19q", "grade4": "Grade",
+        "age_years": "Age", "sex": "Sex",
     }  # fmt: skip
-    default_vocabulary: ClassVar[Mapping[str, int]] = {**IDH_VOCABULARY, "0": WILDTYPE, "1": MUTANT}
+    spellings: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        name: dict(zip(("0", "1"), TARGETS[name].classes, strict=True)) for name in ("idh", "codeletion_1p19q")
+    }
 
     def identify(self, text: str) -> Identity | None:
         """Return the study of a table entry or of a folder name; see `FolderReader.identify`."""
@@ -202,8 +207,12 @@ class UCSFPDGM(FolderReader):
     bias_corrected: bool = False
 
     default_columns: ClassVar[Mapping[str, str]] = {
-        "study_id": "ID", "patient_id": "", "idh": "IDH", "age_years": "Age at MRI", "sex": "Sex",
+        "study_id": "ID", "patient_id": "", "idh": "IDH", "codeletion_1p19q": "1p/19q", "mgmt": "MGMT status",
+        "grade4": "WHO CNS Grade", "age_years": "Age at MRI", "sex": "Sex",
     }  # fmt: skip
+    spellings: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "mgmt": {"positive": "methylated", "negative": "unmethylated"}
+    }
     restore: ClassVar[str] = (
         f"Restore the file, take those with {UCSF_CORRECTED} in their names (cohort.bias_corrected=true)"
     )
@@ -237,7 +246,8 @@ class UPENNGBM(FolderReader):
     mask_folders: Sequence[str] = ("images_segm", "automated_segm")
 
     default_columns: ClassVar[Mapping[str, str]] = {
-        "study_id": "ID", "patient_id": "", "idh": "IDH1", "age_years": "Age_at_scan_years", "sex": "Gender",
+        "study_id": "ID", "patient_id": "", "idh": "IDH1", "mgmt": "MGMT", "age_years": "Age_at_scan_years",
+        "sex": "Gender",
     }  # fmt: skip
 
     def identify(self, text: str) -> Identity | None:

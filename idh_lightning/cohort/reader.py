@@ -20,9 +20,10 @@ import pandas as pd
 from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
-from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, is_undecided, parse_idh
+from idh_lightning.cohort.labels import normalise
 from idh_lightning.cohort.spreadsheet import describe_columns, match_columns, read_spreadsheet, require_columns
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.targets import TARGETS, Target, target_of
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
 
@@ -47,7 +48,7 @@ class CohortRow:
         where: Table and row, or folder, for messages.
         study_id: Canonical.
         patient_id: Canonical.
-        idh: The text of the label column.
+        label: The text of the label column.
         files: Sequence name -> the files that could be it; right is exactly one.
         mask: The files that could be the tumour mask; right is one, or none.
         age: Text, or "".
@@ -60,7 +61,7 @@ class CohortRow:
     where: str
     study_id: str
     patient_id: str
-    idh: str
+    label: str
     files: Mapping[str, Sequence[Path]]
     mask: Sequence[Path] = ()
     age: str = ""
@@ -78,9 +79,11 @@ class Reader(ABC):
         name: For tables and titles.
         exclude: Study or patient identifiers to leave out; each must occur, and is recorded as an exclusion.
         on_error: What `raise_or_exclude` does with the errors: "raise" one exception, or "exclude" the studies.
-        vocabulary: Further spellings of the label: text -> "wildtype" or "mutant", or the label -> a list of texts.
-        columns: Role (study_id, patient_id, idh, age_years, sex) -> column of the table, where it differs from the
-            default of the layout.
+        target: What is predicted: one of TARGETS, or a column of the table.
+        classes: Names of the negative and the positive class of such a column; see `target_of`.
+        vocabulary: Further spellings of the label: text -> name of a class, or the class -> a list of texts.
+        columns: Role (study_id, patient_id, idh or another target, age_years, sex) -> column of the table, where it
+            differs from the default of the layout.
         sequences: The sequences to use, or None for all that the layout has.
         missing: "error" if a study must have all of them, "zero" if a study may lack some.
     """
@@ -88,13 +91,16 @@ class Reader(ABC):
     name: str
     exclude: Sequence[str] = ()
     on_error: Literal["raise", "exclude"] = "raise"
+    target: str = "idh"
+    classes: Sequence[str] | None = None
     vocabulary: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     sequences: Sequence[str] | None = None
     missing: Literal["error", "zero"] = "error"
 
     default_columns: ClassVar[Mapping[str, str]] = {}
-    default_vocabulary: ClassVar[Mapping[str, int]] = IDH_VOCABULARY
+    spellings: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Target -> spelling -> name of a class, where the table of the layout says what its words mean."""
     restore: ClassVar[str] = "Restore the file"
 
     def __post_init__(self) -> None:
@@ -112,9 +118,19 @@ class Reader(ABC):
             )
         if unknown := [name for name in self.sequences or () if name not in SEQUENCES]:
             raise ConfigError(f"cohort.sequences: {unknown}; expected a choice of {SEQUENCES}. Correct the setting.")
-        if unknown := [role for role in self.columns if role not in self.default_columns]:
+        chosen = target_of(self.target, self.classes)
+        self._target = chosen.extended(self.spellings.get(chosen.name, {})).extended(self.vocabulary)
+        others = TARGETS.keys() - {self.target}
+        roles = {role: name for role, name in self.default_columns.items() if role not in others}
+        if self.target in roles and self.target not in TARGETS:
             raise ConfigError(
-                f"cohort.columns: {unknown}; expected a choice of {tuple(self.default_columns)}. Correct the setting."
+                f"cohort.target: {self.target!r} has another role; expected {', '.join(TARGETS)}, or a column of the "
+                "table that has none. Rename the column in the table."
+            )
+        self._roles = {self.target: self.target, **roles}
+        if unknown := [role for role in self.columns if role not in (*self.default_columns, *TARGETS, self.target)]:
+            raise ConfigError(
+                f"cohort.columns: {unknown}; expected a choice of {tuple(self._roles)}. Correct the setting."
             )
         for role in ("age_years", "sex"):
             if LEAKING.search(column := self.column(role)):
@@ -122,11 +138,10 @@ class Reader(ABC):
                     f"cohort.columns.{role}: column {column!r} gives the label away; expected one with the {role} of "
                     "the patient. Name another column, or null; all columns are carried for subgroup analysis anyway."
                 )
-        self._labels = extend_vocabulary(self.default_vocabulary, self.vocabulary)
 
     def column(self, role: str) -> str:
         """Return the name of the column that plays a role, "" if none does."""
-        return self._matched.get(role) or str(self.columns.get(role, self.default_columns.get(role)) or "")
+        return self._matched.get(role) or str(self.columns.get(role, self._roles.get(role)) or "")
 
     def rows_of(self, path: Path) -> pd.DataFrame:
         """Return a table, after finding out which of its columns play which roles, and noting it.
@@ -139,14 +154,18 @@ class Reader(ABC):
         """
         table = read_spreadsheet(path)
         self._matched = {}
-        wanted = {role: self.column(role) for role in self.default_columns}
-        named = {
-            r: name for r, name in wanted.items() if r in self.columns and name not in ("", self.default_columns[r])
-        }
+        wanted = {role: self.column(role) for role in self._roles}
+        named = {r: name for r, name in wanted.items() if r in self.columns and name not in ("", self._roles[r])}
         found = {role: name for role, name in named.items() if name in table.columns}
         rest = [name for name in table.columns if name not in found.values()]
         found |= match_columns(rest, {role: name for role, name in wanted.items() if role not in named}, path)
-        require_columns(table.columns, found, {**{role: wanted[role] for role in ("study_id", "idh")}, **named}, path)
+        must = {role: wanted[role] for role in ("study_id", self.target)}
+        require_columns(table.columns, found, {**must, **named}, path)
+        if twice := [role for role in found if role != self.target and found[role] == found[self.target]]:
+            raise CohortError(
+                f"{path}: column {found[self.target]!r} is {self.target} and {twice[0]}; expected a column of its own, "
+                f"since what is predicted may not be known. Name another, or none: cohort.columns.{twice[0]}=null"
+            )
         self._matched = {role: found[role] for role in wanted if role in found}
         self._notes.append(
             f"{path.name}: {counted(len(table), 'row')} of "
@@ -158,9 +177,9 @@ class Reader(ABC):
     def cohort_row(self, row: pd.Series[str], **known: Any) -> CohortRow:
         """Cohort row of a table row: what is known of it, and the columns that play a role."""
         age, sex = (row.get(self.column(role), "") for role in ("age_years", "sex"))
-        roles = {self.column(role) for role in self.default_columns}
+        roles = {self.column(role) for role in self._roles}
         carried = {str(name): text for name, text in row.items() if name not in roles}
-        return CohortRow(idh=row[self.column("idh")], age=age, sex=sex, carried=carried, **known)
+        return CohortRow(label=row[self.column(self.target)], age=age, sex=sex, carried=carried, **known)
 
     @abstractmethod
     def found(self) -> Iterator[CohortRow | Fault]:
@@ -198,7 +217,7 @@ class Reader(ABC):
         wanted = self.sequences or sequences or SEQUENCES
         return build_cohort(
             name=self.name, sequences=[name for name in SEQUENCES if name in wanted], studies=studies,
-            exclusions=exclusions.values(), faults=faults, notes=self._notes,
+            exclusions=exclusions.values(), faults=faults, notes=self._notes, target=self._target,
         )  # fmt: skip
 
     def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
@@ -231,13 +250,13 @@ class Reader(ABC):
             report("no_patient", "no patient identifier", "one, since patients are split", "Add it to the table.")
         label = 0
         try:
-            label = parse_idh(row.idh, self._labels)
+            label = self._target.label_of(row.label)
         except CohortError:
             # 0 and 1 share a spelling, since one line to paste explains both.
-            spelling = "'0' or '1'" if row.idh in ("0", "1") else repr(row.idh[:80])
+            spelling = "'0' or '1'" if row.label in ("0", "1") else repr(row.label[:80])
             report(
-                "unknown_label", f"{self.column('idh')} is {spelling}",
-                "'wildtype', 'mutant' or a mutation name", _label_remedy(row.idh),
+                "unknown_label", f"{self.column(self.target)} is {spelling}", self._target.expected,
+                _label_remedy(row.label, self._target),
             )  # fmt: skip
         files = self._files(row, report)
         mask, problem = one_file(row.mask, "tumour mask")
@@ -306,14 +325,14 @@ def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd
     )  # fmt: skip
 
 
-def _label_remedy(text: str) -> str:
+def _label_remedy(text: str, target: Target) -> str:
     """Remedy for an unknown spelling of the label, with a line to paste where one can help."""
-    if is_undecided(text):
+    if normalise(text) in target.undecided:
         return "Correct the table, or leave such studies out: cohort.on_error=exclude"
     if text in ("0", "1"):
-        lines = [to_paste("cohort.vocabulary", {"0": "wildtype", "1": "mutant"})]
+        lines = [to_paste("cohort.vocabulary", dict(zip(("0", "1"), target.classes, strict=True)))]
     else:
-        lines = [to_paste("cohort.vocabulary", {text: label}) for label in ("wildtype", "mutant")]
+        lines = [to_paste("cohort.vocabulary", {text: label}) for label in target.classes]
     return f"Correct the table, or add what it means: {' or '.join(lines)}"
 
 

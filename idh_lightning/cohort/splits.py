@@ -14,6 +14,7 @@ import pandas as pd
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.cohort.study import Cohort, Exclusion, Study
+from idh_lightning.cohort.targets import IDH, Target
 from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, SplitError
 
@@ -23,7 +24,6 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 SPLIT_COLUMNS: tuple[str, ...] = (
     "study_id", "patient_id", "label", "split", "fold", "age_years", "sex", "follow_up",
 )  # fmt: skip
-_LABELS = ("wildtype", "mutant")
 _OF_A_SITE = re.compile(
     r"site|hospital|clinic|cent(er|re)|institut|scanner|manufact|vendor|cohort|source", re.IGNORECASE
 )
@@ -50,10 +50,10 @@ class _DrawnSplit:
     ) -> pd.DataFrame:
         """Cohort table once the test patients are drawn; validation is a share of `of` patients, or of all."""
         count = _count(self.validation, len(patients) if of is None else of)
-        validation = _draw(patients.drop(test), count, self.seed + fold, "validation")
+        validation = _draw(patients.drop(test), count, self.seed + fold, "validation", cohort.target)
         parts = {**dict.fromkeys(test, "test"), **dict.fromkeys(validation, "validation")}
         splits = {study.study_id: parts.get(study.patient_id, "train") for study in cohort.studies}
-        return _thinned(_assign(cohort, splits, fold), self.training_patients, self.seed)
+        return _thinned(_assign(cohort, splits, fold), self.training_patients, self.seed, cohort.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class HoldOut(_DrawnSplit):
         """Cohort table with split; a SplitError if the shares are out of range, or a part would lack a label."""
         _check_shares(validation=self.validation, test=self.test)
         patients = _patients(cohort, self.site)
-        test = _draw(patients, _count(self.test, len(patients)), self.seed, "test")
+        test = _draw(patients, _count(self.test, len(patients)), self.seed, "test", cohort.target)
         return self._table(cohort, patients, test)
 
 
@@ -162,7 +162,8 @@ class LeaveSiteOut(_DrawnSplit):
         counts = pd.crosstab(pd.Series(self._homes(cohort)), pd.Series(labels)).reindex(columns=[0, 1], fill_value=0)
         tested = sorted(map(str, counts.index[counts.min(axis=1) >= max(self.minimum_group, 1)]))
         if len(tested) < 2:
-            told = "; ".join(f"{site}: {row[0]} wildtype, {row[1]} mutant" for site, row in counts.iterrows())
+            words = cohort.target.classes
+            told = "; ".join(f"{site}: {row[0]} {words[0]}, {row[1]} {words[1]}" for site, row in counts.iterrows())
             raise SplitError(
                 f"cohort {cohort.name}: {len(tested)} sites with enough patients of both labels ({told}); expected two "
                 "or more. Lower split.minimum_group, join small sites in the table, or take split=kfold"
@@ -233,7 +234,7 @@ class AllTest:
     def __call__(self, cohort: Cohort) -> pd.DataFrame:
         """Cohort table with split; a SplitError if one of the labels does not occur."""
         labels = {study.label for study in cohort.studies}
-        if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
+        if lacking := [word for label, word in enumerate(cohort.target.classes) if label not in labels]:
             raise SplitError(
                 f"cohort {cohort.name}: no {' and no '.join(lacking)} patient among {len(cohort.studies)} studies; "
                 "expected both labels. Add patients, or look at cohort.exclude and exclusions.csv."
@@ -276,7 +277,7 @@ def cohort_table(cohort: Cohort, assignment: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"age_years": float, "label": int, "fold": int, "follow_up": bool})
 
 
-def verify_split(table: pd.DataFrame) -> None:
+def verify_split(table: pd.DataFrame, target: Target = IDH) -> None:
     """Raise a SplitError that names patients, studies or the part, unless a cohort table says a split.
 
     No patient is in two parts, every study occurs once, and each part has both labels.
@@ -292,7 +293,7 @@ def verify_split(table: pd.DataFrame) -> None:
         raise SplitError(f"split: study {_some(twice)} twice; expected every study once. Correct the split file.")
     for split in SPLITS:
         labels = set(table["label"][table["split"] == split])
-        if lacking := [word for label, word in enumerate(_LABELS) if label not in labels]:
+        if lacking := [word for label, word in enumerate(target.classes) if label not in labels]:
             raise SplitError(
                 f"split: no {' and no '.join(lacking)} patient in {split}; expected both labels in each part. "
                 "Raise the share of this part, use another seed, or add patients."
@@ -321,7 +322,7 @@ def _strata(patients: pd.DataFrame, fewest: int) -> list[str]:
     return [strata[label, site] for label, site in zip(patients["label"], patients["site"], strict=True)]
 
 
-def _draw(patients: pd.DataFrame, count: int, seed: int, part: str) -> list[str]:
+def _draw(patients: pd.DataFrame, count: int, seed: int, part: str, target: Target) -> list[str]:
     """Return a stratified sample of patients."""
     strata = _strata(patients, 2)
     if min(count, len(patients) - count) < len(set(strata)):
@@ -329,7 +330,7 @@ def _draw(patients: pd.DataFrame, count: int, seed: int, part: str) -> list[str]
     counts = pd.Series(strata).value_counts()
     if len(set(patients["label"])) < 2 or counts.min() < 2 or min(count, len(patients) - count) < len(counts):
         labels = patients["label"].value_counts()
-        have = ", ".join(f"{labels.get(label, 0)} {word}" for label, word in enumerate(_LABELS))
+        have = ", ".join(f"{labels.get(label, 0)} {word}" for label, word in enumerate(target.classes))
         raise SplitError(
             f"split: {count} of {len(patients)} patients ({have}) for {part}; expected room for both labels there and "
             f"in the rest. Raise split.{part} or add patients."
@@ -344,11 +345,11 @@ def _assign(cohort: Cohort, splits: Mapping[str, str], fold: int) -> pd.DataFram
     """Return the verified cohort table of a split."""
     assignment = pd.DataFrame({"study_id": list(splits), "split": list(splits.values()), "fold": fold})
     table = cohort_table(cohort, assignment)
-    verify_split(table)
+    verify_split(table, cohort.target)
     return table
 
 
-def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int) -> pd.DataFrame:
+def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int, target: Target) -> pd.DataFrame:
     """Return a split with some of its training patients only; validation and test stay as they are.
 
     Both labels keep their share, and the patients of a smaller number are among those of a larger one. A SplitError is
@@ -363,7 +364,7 @@ def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int) -> p
     if training_patients > len(labels) or min(wanted.values()) < 1:
         raise SplitError(
             f"split.training_patients: found {training_patients} with {len(labels)} patients to train on, of whom "
-            f"{int(labels.sum())} are mutant; expected no more than there are, and some of each label. Correct it."
+            f"{int(labels.sum())} are {target.positive}; expected no more than there are, and some of each label. Correct it."
         )
     generator = np.random.default_rng([seed, 5])
     kept: set[str] = set()

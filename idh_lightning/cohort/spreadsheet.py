@@ -25,6 +25,10 @@ _USUAL: Mapping[str, str] = {
     "patient_id": "patient patient_name pat_id pid subject subject_id participant participant_id person person_id",
     "idh": "idh_status idh_mutation idh_mutation_status idh_mutated idh_mut idh_label idh_genotype idh1/2 "
     "idh1/2_status idh1/idh2",
+    "codeletion_1p19q": "1p/19q 1p19q codeletion 1p/19q_codeletion 1p/19q_co_deletion 1p/19q_codeleted 1p/19q_status",
+    "mgmt": "mgmt_status mgmt_methylation mgmt_promoter mgmt_promoter_methylation mgmt_promoter_status mgmt_methylated "
+    "mgmt_value",
+    "grade4": "grade who_grade who_cns_grade cns_who_grade tumor_grade tumour_grade",
     "age_years": "age age_y age_yrs age_at_mri age_at_scan age_at_scan_years age_at_imaging age_at_diagnosis "
     "patient_age",
     "sex": "gender patient_sex biological_sex",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from idh_lightning.cohort.targets import IDH, Target
+
 SEQUENCES: tuple[str, ...] = ("FLAIR", "T1", "T1c", "T2")
 """The MRI sequences in the order in which they are stacked as channels, everywhere."""
-
-WILDTYPE, MUTANT = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Study:
     Attributes:
         study_id: Unique within the cohort; names the files that a run writes about this study.
         patient_id: The person; the unit of splits and intervals. Follow-up studies share it.
-        label: 0 = IDH wildtype, 1 = IDH mutant.
+        label: 0 or 1, the class of the target: wildtype and mutant where that is IDH.
         files: Sequence name -> NIfTI file, in the order of SEQUENCES; an absent sequence has no entry.
         mask: Tumour segmentation (any non-zero voxel is tumour), or None.
         age_years: Age at imaging, or None where unknown.
@@ -90,6 +90,7 @@ class Cohort:
         faults: Everything found wrong so far, errors and warnings; `raise_or_exclude` turns the errors into one
             exception or into exclusions.
         notes: How the table was read and which columns are used for what, for people.
+        target: What the labels are of.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Cohort:
     exclusions: tuple[Exclusion, ...] = ()
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+    target: Target = IDH
 
     def without(self, exclusions: Iterable[Exclusion]) -> Cohort:
         """Return the cohort without the studies that are named, which are among its exclusions then."""

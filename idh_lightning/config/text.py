@@ -12,12 +12,12 @@ from hydra.core.override_parser.types import Quote, QuotedString
 TEXT_KEYS = re.compile(
     r"name|checkpoint|input|flair|t1|t1c|t2|output|runs|other_seeds|permuted_labels|paths\.\w+|split\.(file|site)"
     r"|model\.weights|hydra\.(run|sweep)\.(sub)?dir|logger\.\w+\.(project|entity|group|name)"
-    r"|cohort(\.\w+)*\.(name|folder|table|mask|mask_folders|exclude|columns(\.\w+)?|vocabulary(\..+)?)"
+    r"|cohort(\.\w+)*\.(name|folder|table|mask|mask_folders|exclude|target|classes|columns(\.\w+)?|vocabulary(\..+)?)"
 )
 """Settings that are identifiers, paths and words: text, whatever a number in it looks like to YAML."""
 
 _QUOTED = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
-_SPELLING = re.compile(rf"\s*({_QUOTED}|(?:\\.|[^\\,:])+?)\s*:\s*(\w+)\s*(?:,|$)")
+_SPELLING = re.compile(rf"\s*({_QUOTED}|(?:\\.|[^\\,:])+?)\s*:\s*(\w(?:[\w -]*\w)?)\s*(?:,|$)")
 _FUNCTION = re.compile(r"(range|interval|sort|shuffle|glob|tag|str|int|float|bool)\(")
 
 

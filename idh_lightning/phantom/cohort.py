@@ -27,6 +27,7 @@ from idh_lightning.cli.signals import end_with
 from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
+from idh_lightning.cohort.targets import target_of
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.files import locked
@@ -35,7 +36,7 @@ from idh_lightning.phantom.groups import CLINICAL_COLUMNS, SIGNS, draw_patients,
 from idh_lightning.phantom.lesion import Signs
 from idh_lightning.phantom.render import render_study
 
-PHANTOM_FORMAT = 6
+PHANTOM_FORMAT = 7
 """Raised whenever the same settings would give other files, so that an old cohort is never taken for a new one."""
 
 CLINICAL_TABLE = "UCSF-PDGM-metadata_v5.csv"
@@ -79,6 +80,8 @@ class PhantomCohort:
         seed: int = 0,
         missing_sequence: float = 0.0,
         workers: int | None = None,
+        target: str = "idh",
+        classes: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         on_error: Literal["raise", "exclude"] = "raise",
         sequences: Sequence[str] | None = None,
@@ -94,7 +97,9 @@ class PhantomCohort:
             seed: Of the cohort. The training seed is another one, so that it does not change the patients.
             missing_sequence: Share of the studies that lack one of the sequences.
             workers: Processes that write, or None for one per core. The files do not depend on it.
-            exclude: As in `UCSFPDGM`, like all that follows.
+            target: What is predicted, as in `UCSFPDGM`, like all that follows. The files do not depend on it.
+            classes: See there.
+            exclude: See there.
             on_error: See there.
             sequences: See there; all of them are written anyway.
             missing: See there.
@@ -120,7 +125,10 @@ class PhantomCohort:
         self.folder = from_home(folder) / self.settings.folder_name()
         self.workers = workers
         self.on_error = on_error
+        target_of(target, classes)  # refuses what the reader would refuse once all is written
         self._reading: dict[str, Any] = {
+            "target": target,
+            "classes": classes,
             "exclude": tuple(exclude),
             "on_error": on_error,
             "sequences": sequences,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, normalise, parse_idh
-from idh_lightning.cohort.study import MUTANT, WILDTYPE
+from idh_lightning.cohort.labels import IDH_VOCABULARY, MUTANT, WILDTYPE, normalise
+from idh_lightning.cohort.targets import IDH
 from idh_lightning.errors import CohortError, ConfigError
 
 UCSF_SPELLINGS = {
@@ -28,13 +28,13 @@ UNDECIDED = ["", " ", "unknown", "Unknown", "indeterminate", "pending", "NOS", "
 
 @pytest.mark.parametrize(("text", "label"), UCSF_SPELLINGS.items())
 def test_every_spelling_of_the_ucsf_table_has_its_label(text: str, label: int) -> None:
-    assert parse_idh(text) == label
+    assert IDH.label_of(text) == label
 
 
 @pytest.mark.parametrize("text", UNDECIDED)
 def test_a_status_that_is_not_known_is_refused(text: str) -> None:
     with pytest.raises(CohortError, match=re.escape(f"IDH is {text!r}; expected 'wildtype'")):
-        parse_idh(text)
+        IDH.label_of(text)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_status_that_is_not_known_is_refused(text: str) -> None:
 )
 def test_a_near_miss_is_refused(text: str) -> None:
     with pytest.raises(CohortError, match=r"expected 'wildtype', 'mutant' or a mutation name"):
-        parse_idh(text)
+        IDH.label_of(text)
 
 
 @given(st.sampled_from(sorted(IDH_VOCABULARY)), st.data())
@@ -50,41 +50,41 @@ def test_case_and_white_space_do_not_matter(spelling: str, data: st.DataObject) 
     flips = data.draw(st.lists(st.booleans(), min_size=len(spelling), max_size=len(spelling)))
     text = "".join(c.upper() if flip else c for c, flip in zip(spelling, flips, strict=True))
     text = data.draw(st.sampled_from(["", " ", "\t"])) + text.replace(" ", "  \n") + " "
-    assert parse_idh(text) == IDH_VOCABULARY[spelling]
+    assert IDH.label_of(text) == IDH_VOCABULARY[spelling]
 
 
 @given(st.text())
 def test_any_text_is_a_known_spelling_or_refused(text: str) -> None:
     known = normalise(text) in IDH_VOCABULARY
     if known:
-        assert parse_idh(text) in (WILDTYPE, MUTANT)
+        assert IDH.label_of(text) in (WILDTYPE, MUTANT)
     else:
         with pytest.raises(CohortError):
-            parse_idh(text)
+            IDH.label_of(text)
 
 
 def test_the_vocabulary_can_be_extended_for_one_cohort() -> None:
-    extended = extend_vocabulary(IDH_VOCABULARY, {"IDH1 p.R132V": "mutant", "Negativ": "wildtype"})
-    assert parse_idh("idh1 P.R132V", extended) == MUTANT
-    assert parse_idh("negativ", extended) == WILDTYPE
+    extended = IDH.extended({"IDH1 p.R132V": "mutant", "Negativ": "wildtype"})
+    assert extended.label_of("idh1 P.R132V") == MUTANT
+    assert extended.label_of("negativ") == WILDTYPE
     with pytest.raises(CohortError, match=r"IDH is 'negativ'"):
-        parse_idh("negativ")
+        IDH.label_of("negativ")
 
 
 def test_a_number_in_the_configuration_is_a_spelling_too() -> None:
-    extended = extend_vocabulary(IDH_VOCABULARY, {0: "wildtype", 1: "mutant"})  # type: ignore[dict-item]
-    assert [parse_idh(text, extended) for text in ("0", "1")] == [WILDTYPE, MUTANT]
+    extended = IDH.extended({0: "wildtype", 1: "mutant"})  # type: ignore[dict-item]
+    assert [extended.label_of(text) for text in ("0", "1")] == [WILDTYPE, MUTANT]
 
 
 @pytest.mark.parametrize("text", ["unknown", "Pending", "NOS", "", "wild type"])
 def test_no_setting_turns_an_undecided_or_contrary_spelling_into_mutant(text: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot mean 'mutant'"):
-        extend_vocabulary(IDH_VOCABULARY, {text: "mutant"})
+        IDH.extended({text: "mutant"})
 
 
 def test_a_meaning_other_than_the_two_labels_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'abc' means 'maybe'; expected 'wildtype' or 'mutant'"):
-        extend_vocabulary(IDH_VOCABULARY, {"abc": "maybe"})
+        IDH.extended({"abc": "maybe"})
 
 
 HOSPITAL_SPELLINGS = {
@@ -102,7 +102,7 @@ HOSPITAL_SPELLINGS = {
     ("text", "label"), [(text, label) for label, texts in HOSPITAL_SPELLINGS.items() for text in texts]
 )
 def test_the_spellings_of_hospitals_have_their_label(text: str, label: int) -> None:
-    assert parse_idh(text) == label
+    assert IDH.label_of(text) == label
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,17 @@ def test_the_spellings_of_hospitals_have_their_label(text: str, label: int) -> N
 )
 def test_a_word_that_leaves_another_mutation_open_is_refused(text: str) -> None:
     with pytest.raises(CohortError, match=r"expected 'wildtype', 'mutant'"):
-        parse_idh(text)
+        IDH.label_of(text)
 
 
 def test_a_minus_before_a_number_is_no_dash_between_words() -> None:
-    extended = extend_vocabulary(IDH_VOCABULARY, {"0": "wildtype", "1": "mutant"})
+    extended = IDH.extended({"0": "wildtype", "1": "mutant"})
     with pytest.raises(CohortError):
-        parse_idh("-1", extended)
+        extended.label_of("-1")
 
 
 def test_a_vocabulary_may_list_the_spellings_of_a_label_and_not_contradict_itself() -> None:
-    extended = extend_vocabulary(IDH_VOCABULARY, {"mutant": ["positive", "IDH+"], "wildtype": ["negative"]})
-    assert [parse_idh(text, extended) for text in ("positive", "idh+", "negative")] == [MUTANT, MUTANT, WILDTYPE]
+    extended = IDH.extended({"mutant": ["positive", "IDH+"], "wildtype": ["negative"]})
+    assert [extended.label_of(text) for text in ("positive", "idh+", "negative")] == [MUTANT, MUTANT, WILDTYPE]
     with pytest.raises(ConfigError, match=r"'P' cannot mean 'wildtype'"):
-        extend_vocabulary(IDH_VOCABULARY, {"p": "mutant", "P": "wildtype"})
+        IDH.extended({"p": "mutant", "P": "wildtype"})

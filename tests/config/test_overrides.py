@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from idh_lightning.cohort.labels import IDH_VOCABULARY, extend_vocabulary, parse_idh
+from idh_lightning.cohort import IDH
 from idh_lightning.config.checks import CONF_DIR, check_config
 from idh_lightning.config.text import as_text, to_paste
 from idh_lightning.errors import ConfigError
@@ -62,8 +62,8 @@ def test_the_words_of_a_vocabulary_need_no_plus_and_stay_text() -> None:
         "cohort=table", "cohort.table=x.csv", "cohort.vocabulary={yes: mutant, no: wildtype, 12_1: mutant}",
         'cohort.vocabulary={"n\u00e9gatif, IDH": wildtype}',
     )  # fmt: skip
-    labels = extend_vocabulary(IDH_VOCABULARY, config["cohort"]["vocabulary"])
-    assert [parse_idh(text, labels) for text in ("yes", "No", "12_1", "n\u00e9gatif, IDH")] == [1, 0, 1, 0]
+    labels = IDH.extended(config["cohort"]["vocabulary"])
+    assert [labels.label_of(text) for text in ("yes", "No", "12_1", "n\u00e9gatif, IDH")] == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_the_words_of_a_vocabulary_need_no_plus_and_stay_text() -> None:
 )
 def test_a_line_to_paste_says_what_it_was_made_of(spelling: str) -> None:
     argument = shlex.split(to_paste("cohort.vocabulary", {spelling: "mutant"}))
-    labels = extend_vocabulary(IDH_VOCABULARY, composed("cohort=table", *argument)["cohort"]["vocabulary"])
-    assert parse_idh(spelling, labels) == 1
+    labels = IDH.extended(composed("cohort=table", *argument)["cohort"]["vocabulary"])
+    assert labels.label_of(spelling) == 1
     excluded = composed("cohort=table", *shlex.split(to_paste("cohort.exclude", [spelling, "12_1"])))
     assert excluded["cohort"]["exclude"] == [spelling, "12_1"]
 
