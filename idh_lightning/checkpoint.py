@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.attribution import Method
-from idh_lightning.cohort import DevelopmentPatients
+from idh_lightning.cohort import Cohort, DevelopmentPatients, Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
@@ -172,6 +172,11 @@ class Checkpoint:
             torch.save(content, temporary)
 
     @property
+    def target(self) -> Target:
+        """Target that the network predicts."""
+        return Target.of_record(self.recipe.get("target"))
+
+    @property
     def sequences(self) -> tuple[str, ...]:
         """Sequences that the network takes, in the order of its channels."""
         return tuple(self.recipe["sequences"])
@@ -236,12 +241,22 @@ class Checkpoint:
             )
         return self.post_processing, self.development
 
-    def require_sequences(self, found: tuple[str, ...]) -> None:
-        """Raise a CheckpointError unless a cohort has the sequences of the network, in the same order."""
-        if self.sequences != tuple(found):
+    def require_cohort(self, cohort: Cohort) -> None:
+        """Raise a CheckpointError unless a cohort has the target and the sequences of the network, in its order."""
+        self.require_target(cohort.target)
+        if self.sequences != cohort.sequences:
             raise CheckpointError(
-                f"{self.file}: trained on {', '.join(self.sequences)}, while the cohort has {', '.join(found)}; "
-                "expected the same sequences. Use another checkpoint or cohort."
+                f"{self.file}: trained on {', '.join(self.sequences)}, while the cohort has "
+                f"{', '.join(cohort.sequences)}; expected the same sequences. Use another checkpoint or cohort."
+            )
+
+    def require_target(self, target: Target) -> None:
+        """Raise a CheckpointError unless a target is that of the network."""
+        if self.target != target:
+            raise CheckpointError(
+                f"{self.file}: predicts {self.target.title} ({self.target.name}), while the cohort has "
+                f"{target.title} ({target.name}) as its label; expected the same target. Leave cohort.target out, or "
+                "use another checkpoint."
             )
 
 

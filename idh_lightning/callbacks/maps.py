@@ -23,7 +23,7 @@ from idh_lightning.attribution import (
 )
 from idh_lightning.callbacks.predictions import gathered
 from idh_lightning.cli.tables import number
-from idh_lightning.cohort import Study
+from idh_lightning.cohort import IDH, Study, Target
 from idh_lightning.data import Batch, IDHDataModule
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork, VotingNetwork
@@ -46,6 +46,7 @@ class Explanations(Callback):
         method: Method,
         run_folder: Path,
         sequences: Sequence[str],
+        target: Target = IDH,
         also: Mapping[str, Method] | None = None,
         validation_studies: int = 2,
         every_epochs: int = 2,
@@ -58,14 +59,16 @@ class Explanations(Callback):
             method: Its maps are drawn, written and scored.
             run_folder: Holds the run's files.
             sequences: Names of the channels.
+            target: Names the classes.
             also: More methods, whose maps of the test studies are scored beside those that are drawn.
-            validation_studies: How many validation studies are followed through training, mutants first.
+            validation_studies: How many validation studies are followed through training, positive ones first.
             every_epochs: Distance between their maps, in epochs; 0 for none.
             test: Whether every test study is explained at the end.
             batch_size: Studies explained at once.
         """
         self.run_folder = run_folder
         self.sequences = tuple(sequences)
+        self.target = target
         self.methods = (method, *(other for other in (also or {}).values() if other is not None))
         self.validation_studies = validation_studies
         self.every_epochs = every_epochs
@@ -100,8 +103,9 @@ class Explanations(Callback):
                 name = f"{study.study_id}_epoch{trainer.current_epoch + 1:03d}"
                 path = self.run_folder / "figures" / "training" / f"{name}.png"
                 inside = cam * (np.asarray(item.brain) > 0)
-                note = f", epoch {trainer.current_epoch + 1}, P(mutant) {number(probability)} before calibration"
-                save_cam_panel(path, **cam_panel_of(study, item, inside, self.sequences, note=note))
+                chance = f"{self.target.chance} {number(probability)} before calibration"
+                note = f", epoch {trainer.current_epoch + 1}, {chance}"
+                save_cam_panel(path, **cam_panel_of(study, item, inside, self.sequences, note=note, target=self.target))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier maps, and have the features that predict a study kept for explaining it."""
@@ -132,7 +136,9 @@ class Explanations(Callback):
             for study_id, cams in zip(batch.study_ids, maps, strict=True):
                 study = studies[study_id]
                 stored = data.store.open(study)
-                write_explanation(self._draw, self.run_folder, study, stored, cams[0], self.sequences)
+                write_explanation(
+                    self._draw, self.run_folder, study, stored, cams[0], self.sequences, target=self.target
+                )
                 named = {method.name: cam for method, cam in zip(self.methods, cams, strict=True)}
                 self._rows += explanation_rows(network, self.methods, study, stored, named, self._mean_tumour)
 

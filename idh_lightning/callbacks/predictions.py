@@ -32,10 +32,10 @@ def gathered(trainer: Trainer, own: Sequence[_T]) -> list[_T]:
 class PredictionWriter(Callback):
     """Gathers the logits of the test stage and writes predictions.csv at its end."""
 
-    def __init__(self, *, run_folder: Path, cohort_table: pd.DataFrame) -> None:
-        """Take the run's folder and a table with study_id, patient_id, split, fold and label of each study."""
+    def __init__(self, *, run_folder: Path, cohort_table: pd.DataFrame, target: str = "idh") -> None:
+        """Take the run's folder, a table with study_id, patient_id, split, fold and label of each study, its target."""
         self.run_folder = run_folder
-        self.cohort_table = cohort_table
+        self.cohort_table = cohort_table.assign(target=target)
         self._logits: dict[str, list[float]] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +60,7 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         known = self.cohort_table["study_id"].isin(list(self._logits))
-        table = self.cohort_table.loc[known, ["study_id", "patient_id", "split", "fold", "label"]].copy()
+        table = self.cohort_table.loc[known, ["study_id", "patient_id", "split", "fold", "target", "label"]].copy()
         logits = np.array([self._logits[study] for study in table["study_id"]])
         table["logit"], table["probability"] = logits[:, 0], expit(logits[:, 0])
         for column, opinion in zip(BRANCH_LOGITS, logits[:, 1:].T, strict=False):

@@ -364,7 +364,8 @@ def _thinned(table: pd.DataFrame, training_patients: int | None, seed: int, targ
     if training_patients > len(labels) or min(wanted.values()) < 1:
         raise SplitError(
             f"split.training_patients: found {training_patients} with {len(labels)} patients to train on, of whom "
-            f"{int(labels.sum())} are {target.positive}; expected no more than there are, and some of each label. Correct it."
+            f"{int(labels.sum())} are {target.positive}; expected no more than there are, and some of each label. "
+            "Correct it."
         )
     generator = np.random.default_rng([seed, 5])
     kept: set[str] = set()

@@ -26,7 +26,7 @@ from idh_lightning.evaluation import (
 from idh_lightning.files import write_json, write_text
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.runs.assembly import Run, assemble
+from idh_lightning.runs.assembly import Run, assemble, take_target_over
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.stages import write_features
 from idh_lightning.runs.summary import print_summary
@@ -54,6 +54,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         config.explain = recipe["explain"]
         if "sequences" in config.cohort:
             config.cohort.sequences = recipe["sequences"]
+        take_target_over(config, checkpoint)
     check(config)
     screen = partial(without_seen, checkpoint=checkpoint, means=config.seen_by, exclude=config.seen == "exclude")
     run = assemble(config, checkpoint=checkpoint, screen=screen)

@@ -19,7 +19,7 @@ from idh_lightning.config.instantiation import instantiate_section, torch_device
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
-from idh_lightning.runs.assembly import prepare_configured
+from idh_lightning.runs.assembly import prepare_configured, take_target_over
 from idh_lightning.runs.explaining import write_map_comparison
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.state import started_in
@@ -43,10 +43,12 @@ def explain_checkpoint(config: DictConfig) -> dict[str, Any]:
     }
     own = config.get("cohort") is None
     _take_over(config, checkpoint.recipe, checkpoint.file if own else None)
+    if not own:
+        take_target_over(config, checkpoint)
     check(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     prepared = prepare_configured(config)
-    checkpoint.require_sequences(prepared.cohort.sequences)
+    checkpoint.require_cohort(prepared.cohort)
     content = write_map_comparison(
         instantiate_section(config.explanation),
         checkpoint.network().to(device),
@@ -81,7 +83,9 @@ def _refuse_unfit_settings(config: DictConfig, folder: Path) -> None:
 def _like(recipe: Mapping[str, Any], run: str) -> StemTailNetwork:
     """Network of another run; a CheckpointError if it is another one or learnt from volumes of another kind."""
     other = Checkpoint.read(run)
-    differ = [key for key in ("model", "preprocessing", "sequences") if other.recipe[key] != recipe[key]]
+    differ = [
+        key for key in ("model", "preprocessing", "sequences", "target") if other.recipe.get(key) != recipe.get(key)
+    ]
     if differ:
         raise CheckpointError(
             f"{run}: has another {' and '.join(differ)} than the run that is explained; expected runs that differ in "

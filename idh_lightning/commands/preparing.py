@@ -12,6 +12,7 @@ from rich.progress import track
 
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write, write_text
+from idh_lightning.reports.drawing import panel_title
 from idh_lightning.reports.panels import brain_panel, cam_panel, registration_panel
 from idh_lightning.runs.assembly import prepare_configured
 from idh_lightning.runs.rehearsal import check
@@ -81,9 +82,8 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)
         image = np.asarray(stored.image, dtype=np.float32)
-        figure = cam_panel(
-            image, cohort.sequences, None, stored.mask, stored.affine_ras, study.study_id, label=study.label
-        )
+        title = panel_title(study, cohort.target)
+        figure = cam_panel(image, cohort.sequences, None, stored.mask, stored.affine_ras, title)
         with atomic_write(folder / f"{study.study_id}.png") as temporary:
             figure.savefig(temporary, dpi=90)
         if stored.found.extracted:

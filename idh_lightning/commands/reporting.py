@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def report_runs(
                 f"run {name}: {read.folder} has no report; expected predictions.csv with calls, and metrics.json. "
                 "Run its stage 'report'."
             )
+    targets = {name: read.target for name, read in runs.items()}
+    if len(set(targets.values())) > 1:
+        told = ", ".join(f"{name} {target.name}" for name, target in targets.items())
+        raise EvaluationError(f"runs: they predict different targets ({told}); expected one. Name runs of one target.")
+    evaluation = replace(evaluation, target=next(iter(targets.values())))
     patients = {
         name: patient_predictions(
             read.predictions[read.predictions["split"] == "test"], PostProcessing.from_metrics(read.metrics)
@@ -211,6 +217,7 @@ def _compare(patients: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> di
     measured = {name: evaluation.measured(table) for name, table in patients.items()}
     first = next(iter(patients.values()))
     return {
+        "target": evaluation.target.to_dict(),
         "settings": {"confidence": evaluation.confidence, "bootstrap": evaluation.bootstrap, "seed": evaluation.seed},
         "runs": {
             "test": measured,

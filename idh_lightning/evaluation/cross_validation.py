@@ -34,12 +34,11 @@ class Folds:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
         """Folds as the metrics.json of a pooled cross-validation describes them, without their baselines."""
+        shared = {"baselines": {}} | {name: metrics[name] for name in ("target",) if name in metrics}
         sections = {name: metrics[name]["runs"] for name in ("operating_point", "calibration", "conformal")}
         return cls(
             of_run={
-                run: PostProcessing.from_metrics(
-                    {name: each[run] for name, each in sections.items()} | {"baselines": {}}
-                )
+                run: PostProcessing.from_metrics({name: each[run] for name, each in sections.items()} | shared)
                 for run in sections["calibration"]
             }
         )

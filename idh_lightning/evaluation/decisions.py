@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from idh_lightning.cohort import IDH
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation.discrimination import divide
 from idh_lightning.evaluation.intervals import Bootstrap, Floats, Integers, wilson
@@ -107,6 +108,8 @@ class ConformalSets(Record):
     provided that they resemble the validation patients and these were not used for training. (They did choose the
     epoch, so look at the coverage on test patients as well.)
 
+    The classes are called by their names in the first target, IDH.
+
     Attributes:
         coverage: The share promised for each class.
         wildtype: A wildtype is excluded where 1 - P(wildtype) exceeds this; None: never, for want of patients.
@@ -148,16 +151,18 @@ class ConformalSets(Record):
         wildtype_limit, mutant_limit = (math.inf if one is None else one for one in (self.wildtype, self.mutant))
         return np.stack([mutant <= wildtype_limit, 1 - mutant <= mutant_limit], axis=-1)
 
-    def names(self, probabilities: npt.ArrayLike) -> list[str]:
-        """Set of each patient in a word: "wildtype", "mutant", "both" or "none"."""
-        words = np.array(["none", "wildtype", "mutant", "both"])
+    def names(self, probabilities: npt.ArrayLike, classes: Sequence[str] = IDH.classes) -> list[str]:
+        """Set of each patient in a word: the name of a class, "both" or "none"."""
+        words = np.array(["none", *classes, "both"])
         return [str(word) for word in words[self(probabilities) @ np.array([1, 2])]]
 
 
-def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) -> dict[str, Any]:
+def observed_sets(
+    labels: Integers, names: Sequence[str], *, confidence: float, classes: Sequence[str] = IDH.classes
+) -> dict[str, Any]:
     """Observed coverage of the sets of `ConformalSets.names`, by class and overall, and shares of each kind of set."""
     words = np.asarray(names)
-    sets = np.stack([np.isin(words, ["wildtype", "both"]), np.isin(words, ["mutant", "both"])], axis=-1)
+    sets = np.stack([np.isin(words, [name, "both"]) for name in classes], axis=-1)
     covered = sets[np.arange(len(labels)), labels]
     size = sets.sum(axis=1)
 
@@ -167,8 +172,8 @@ def observed_sets(labels: Integers, names: Sequence[str], *, confidence: float) 
     everyone = np.ones(len(labels), dtype=bool)
     return {
         "coverage": share(covered, everyone, "patients"),
-        "coverage_wildtype": share(covered, labels == 0, "wildtypes"),
-        "coverage_mutant": share(covered, labels == 1, "mutants"),
+        "coverage_wildtype": share(covered, labels == 0, f"{classes[0]} patients"),
+        "coverage_mutant": share(covered, labels == 1, f"{classes[1]} patients"),
         "one_class": share(size == 1, everyone, "patients"),
         "both_classes": share(size == 2, everyone, "patients"),
         "no_class": share(size == 0, everyone, "patients"),

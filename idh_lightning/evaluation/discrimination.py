@@ -204,8 +204,8 @@ def discrimination(
         "balanced_accuracy": _mean_of_two(sensitivity, specificity, n),
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "ppv": wilson(tp, tp + fp, confidence, denominator="patient was called mutant"),
-        "npv": wilson(tn, tn + fn, confidence, denominator="patient was called wildtype"),
+        "ppv": wilson(tp, tp + fp, confidence, denominator="patient was called positive"),
+        "npv": wilson(tn, tn + fn, confidence, denominator="patient was called negative"),
         **bootstrapped,
     }
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from idh_lightning.cohort import IDH, Target
 from idh_lightning.evaluation.calibration import calibration, reliability_curve
 from idh_lightning.evaluation.cross_validation import Folds
 from idh_lightning.evaluation.discrimination import (
@@ -50,6 +51,7 @@ class Measurement:
         confidence: Of every interval.
         seed: Of the resamples.
         minimum_group: The fewest patients that a statistic of a subgroup may rest on.
+        target: Whose classes are told apart; that of the cohort.
     """
 
     bins: int = 5
@@ -57,6 +59,7 @@ class Measurement:
     confidence: float = 0.95
     seed: int = 0
     minimum_group: int = 5
+    target: Target = IDH
 
     def measured(self, patients: pd.DataFrame) -> dict[str, Statistic]:
         """Every statistic of `discrimination` and of `calibration`."""
@@ -116,6 +119,7 @@ class Measurement:
         """
         labels = classes(patients)
         right, mutant = classes(patients, "predicted") == labels, labels == 1
+        negatives, positives = (f"{name} patients" for name in self.target.classes)
 
         def too_few(n: int, who: str) -> Statistic:
             return absent(f"too few: {n} {who}, {self.minimum_group} needed", n)
@@ -124,16 +128,14 @@ class Measurement:
             n = int(among.sum())
             return wilson(int(right[among].sum()), n, self.confidence) if n >= self.minimum_group else too_few(n, who)
 
-        n, who = min(
-            (mutant.sum(), "mutant patients"), ((~mutant).sum(), "wildtype patients"), key=lambda pair: pair[0]
-        )
+        n, who = min((mutant.sum(), positives), ((~mutant).sum(), negatives), key=lambda pair: pair[0])
         enough = n >= self.minimum_group
         area = auroc(labels, scores(patients), resamples=self.resamples(labels)) if enough else too_few(int(n), who)
         return {
             "auroc": area,
             "accuracy": share(np.ones(len(labels), dtype=bool), "patients"),
-            "sensitivity": share(mutant, "mutant patients"),
-            "specificity": share(~mutant, "wildtype patients"),
+            "sensitivity": share(mutant, positives),
+            "specificity": share(~mutant, negatives),
         }
 
     def group_gaps(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit, logit
 
+from idh_lightning.cohort import IDH, Target
 from idh_lightning.evaluation.calibration import CalibrationMethod, Calibrator
 from idh_lightning.evaluation.decisions import ConformalSets, OperatingPoint, Rule
 from idh_lightning.evaluation.intervals import Floats, Integers
@@ -128,7 +129,8 @@ DECISIONS = ("raw_probability", "probability", "predicted", "prediction_set")
 class PostProcessing(Record):
     """Post-processing learnt from training and validation patients, never from test patients.
 
-    It goes into the checkpoint as primitives and is used unchanged wherever the network is used after.
+    It goes into the checkpoint as primitives and is used unchanged wherever the network is used after. One that names
+    no target was stored before there were others than IDH.
     """
 
     calibrator: Calibrator
@@ -136,12 +138,14 @@ class PostProcessing(Record):
     conformal: ConformalSets
     baselines: Mapping[str, Baseline | str]
     method: CalibrationMethod = "platt"
+    target: Target = IDH
 
     def apply(self, logits: npt.ArrayLike) -> pd.DataFrame:
         """Columns raw_probability, probability, predicted and prediction_set of each logit, one row each."""
         probability = self.calibrator(logits)
         raw = expit(np.asarray(logits, dtype=float))
-        decided = (raw, probability, self.operating_point(probability), self.conformal.names(probability))
+        sets = self.conformal.names(probability, self.target.classes)
+        decided = (raw, probability, self.operating_point(probability), sets)
         return pd.DataFrame(dict(zip(DECISIONS, decided, strict=True)))
 
     def decide(self, patients: pd.DataFrame) -> pd.DataFrame:

@@ -102,7 +102,7 @@ def patient_predictions(studies: pd.DataFrame, learnt: PostProcessing | Folds) -
         EvaluationError: If a patient has two labels.
     """
     if (studies.groupby("patient_id")["label"].nunique() > 1).any():
-        raise EvaluationError("predictions: a patient has two labels; expected one IDH status. Correct the table.")
+        raise EvaluationError("predictions: a patient has two labels; expected one. Correct the table.")
     patients = per_patient(studies.drop(columns=list(DECISIONS), errors="ignore"))
     return pd.concat([patients, learnt.decide(patients)], axis=1)
 
@@ -128,10 +128,10 @@ def _faults_of_one(table: pd.DataFrame, name: str) -> list[str]:
         for study, split in table.loc[~table["split"].isin(SPLITS), ["study_id", "split"]].itertuples(index=False)
     ]
     faults += [
-        f"{name}, study {study}: label is {label!r}; expected 0 (wildtype) or 1 (mutant). Correct the table."
+        f"{name}, study {study}: label is {label!r}; expected 0 or 1, the positive class. Correct the table."
         for study, label in table.loc[~table["label"].isin([0, 1]), ["study_id", "label"]].itertuples(index=False)
     ]
-    remedies = {"split": "Split by patient.", "label": "A patient has one IDH status; correct the table."}
+    remedies = {"split": "Split by patient.", "label": "A patient has one label; correct the table."}
     for column, remedy in remedies.items():
         for patient, values in table.groupby("patient_id")[column].unique().items():
             if len(values) > 1:

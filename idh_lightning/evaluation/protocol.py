@@ -62,7 +62,7 @@ class Results:
 
     Attributes:
         predictions: The table that was given, its probability now calibrated, with the columns raw_probability,
-            predicted (0 or 1, at the operating point) and prediction_set ("wildtype", "mutant", "both", "none").
+            predicted (0 or 1, at the operating point) and prediction_set (the name of a class, "both", "none").
         metrics: For metrics.json; the keys are described in docs/reference/metrics.md.
         learnt: For the checkpoint.
     """
@@ -200,6 +200,7 @@ class Evaluation(Measurement):
         studies = studies.sort_values(["patient_id", "follow_up", "study_id"], kind="stable").reset_index(drop=True)
         studies = folds.calibrated(studies)
         predictions = folds.predictions(studies, ["study_id", "patient_id", "split", "fold", "label", RUN])
+        predictions["target"] = self.target.name
         return Results(predictions=predictions, metrics=self._metrics(studies, ("test",), folds), learnt=folds)
 
     def _metrics(self, studies: pd.DataFrame, splits: Sequence[str], learnt: PostProcessing | Folds) -> dict[str, Any]:
@@ -210,6 +211,7 @@ class Evaluation(Measurement):
         baselines, known_logits = self._baselines(parts, learnt)
         said = learnt.to_metrics()
         metrics: dict[str, Any] = {
+            "target": self.target.to_dict(),
             "settings": {name: getattr(self, name) for name in ("confidence", "bootstrap", "seed", "minimum_group")},
             "splits": {split: count_patients(studies[studies["split"] == split]) for split in ("train", *splits)},
             **measured,
@@ -231,7 +233,10 @@ class Evaluation(Measurement):
                 **said["conformal"],
                 **{
                     split: observed_sets(
-                        classes(patients), patients["prediction_set"].tolist(), confidence=self.confidence
+                        classes(patients),
+                        patients["prediction_set"].tolist(),
+                        confidence=self.confidence,
+                        classes=self.target.classes,
                     )
                     for split, patients in parts.items()
                 },
@@ -265,6 +270,7 @@ class Evaluation(Measurement):
             conformal=ConformalSets.fit(labels, probabilities, coverage=self.coverage),
             baselines=baselines,
             method=self.calibration,
+            target=self.target,
         )
 
     def _baselines(

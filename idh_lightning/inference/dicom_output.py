@@ -81,7 +81,9 @@ def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path |
             what: make[what](sources, sitk.GetArrayFromImage(image), _placed(frames) | _EQUIPMENT | _identity(what))
             for what, image in images.items()
         }
-        made["summary"] = _encapsulated(sources[0], _summary_pdf(answer, output.file(answer.study_id, "picture")))
+        made["summary"] = _encapsulated(
+            sources[0], _summary_pdf(answer, output.file(answer.study_id, "picture")), answer.target.title
+        )
         written = []
         for what, dataset in made.items():
             written.append(output.file(answer.study_id, f"{what}.dcm"))
@@ -173,14 +175,15 @@ def _summary_pdf(answer: StudyPrediction, picture: Path) -> bytes:
     lines = [f"Study {answer.study_id}: {answer.status}"]
     if answer.probability is not None:
         lines.append(
-            f"P(IDH-mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f}): {answer.decision}"
+            f"P({answer.target.named(1)}) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f}): "
+            f"{answer.decision}"
         )
     if answer.tumour_ml is not None:
         lines.append(f"Tumour found: {answer.tumour_ml:.1f} mL")
     for text in (*answer.reasons, *answer.warnings):
         lines += textwrap.wrap(text, 105, initial_indent="- ", subsequent_indent="  ")
     figure = Figure(figsize=_A4_INCHES)
-    figure.text(0.07, 0.955, "IDH status from MRI", fontsize=16)
+    figure.text(0.07, 0.955, f"{answer.target.title} from MRI", fontsize=16)
     figure.text(0.07, 0.93, f"{CAUTION}.", fontsize=11, color="#9a4300", weight="bold")
     figure.text(0.07, 0.91, "\n".join(lines[:40]), fontsize=8.5, va="top", linespacing=1.5, parse_math=False)
     if picture.is_file():
@@ -192,7 +195,7 @@ def _summary_pdf(answer: StudyPrediction, picture: Path) -> bytes:
     return written.getvalue()
 
 
-def _encapsulated(source: Dataset, pdf: bytes) -> Dataset:
+def _encapsulated(source: Dataset, pdf: bytes, title: str) -> Dataset:
     """PDF in a data set of its own, of the patient and study of another.
 
     Source: DICOM PS3.3, A.45.1 Encapsulated PDF.
@@ -211,7 +214,7 @@ def _encapsulated(source: Dataset, pdf: bytes) -> Dataset:
     made.ContentDate, made.ContentTime = DA(now.date()), TM(now.time())
     made.AcquisitionDateTime = ""
     made.BurnedInAnnotation = "NO"
-    made.DocumentTitle = f"IDH status from MRI. {CAUTION}"
+    made.DocumentTitle = f"{title} from MRI. {CAUTION}"
     made.ConceptNameCodeSequence = []
     made.MIMETypeOfEncapsulatedDocument = "application/pdf"
     made.EncapsulatedDocumentLength = len(pdf)

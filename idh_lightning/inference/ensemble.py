@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
@@ -87,7 +88,7 @@ class Member:
 
 
 class Ensemble:
-    """Checkpoints that were trained on the same sequences and volumes."""
+    """Checkpoints that were trained on the same sequences, volumes and target."""
 
     def __init__(self, checkpoints: Iterable[Checkpoint], device: torch.device) -> None:
         """Build the networks, one checkpoint after the other, since each holds all of its weights.
@@ -99,16 +100,21 @@ class Ensemble:
         self.members = [Member.of(one) for one in checkpoints]
         first = self.members[0]
         for other in self.members[1:]:
-            for part in ("sequences", "preprocessing"):
-                if other.recipe[part] != first.recipe[part]:
+            for part in ("sequences", "preprocessing", "target"):
+                if other.recipe.get(part) != first.recipe.get(part):
                     raise CheckpointError(
                         f"{other.file}: its {part} differ from those of {first.file}; expected members of one "
-                        "ensemble. Give checkpoints that were trained on the same sequences and volumes."
+                        "ensemble. Give checkpoints that were trained on the same sequences, volumes and target."
                     )
         for member in self.members:
             member.network.to(device).eval()
         self.sequences = first.sequences
         self.preprocessing = first.preprocessing()
+
+    @property
+    def target(self) -> Target:
+        """Target that the members predict."""
+        return self.members[0].learnt.target
 
     @property
     def threshold(self) -> float:
@@ -154,13 +160,15 @@ class Ensemble:
         probability, low, high = combined(members, confidence=confidence)
         # A class is left out only where every member leaves it out: the set covers at least as often as any of them.
         kept = [one.learnt.conformal([said.probability])[0] for one, said in zip(self.members, members, strict=True)]
-        wildtype, mutant = np.any(kept, axis=0).tolist()
+        negative, positive = np.any(kept, axis=0).tolist()
         return {
             "probability": probability,
             "low": low,
             "high": high,
-            "decision": "mutant" if probability >= self.threshold else "wildtype",
-            "prediction_set": ("none", "wildtype", "mutant", "both")[wildtype + 2 * mutant] if self.has_sets else None,
+            "decision": self.target.classes[int(probability >= self.threshold)],
+            "prediction_set": ("none", *self.target.classes, "both")[negative + 2 * positive]
+            if self.has_sets
+            else None,
             "members": tuple(logits.probability for logits in members),
         }
 

@@ -62,7 +62,7 @@ class PortableNetwork(nn.Module):
         self.intercept = member.calibrator.intercept
 
     def forward(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logit [B], mutant minus wildtype, and calibrated probability [B], of volumes [B, C, D, H, W]."""
+        """Return logit [B] of the positive class and calibrated probability [B], of volumes [B, C, D, H, W]."""
         logits = self.network.explainable_forward(volumes)
         logit = logits[:, 1] - logits[:, 0]
         return logit, torch.sigmoid(self.slope * logit + self.intercept)
@@ -186,6 +186,7 @@ def metadata(member: Member) -> dict[str, Any]:
     learnt = member.learnt
     return {
         "input": "[B, C, D, H, W] float32: z-scores in the brain, 0 outside; D to superior, H to posterior, W to left",
+        "target": learnt.target.to_dict(),
         "sequences": list(member.recipe["sequences"]),
         "preprocessing": preprocessing,
         "calibration": learnt.calibrator.to_dict(),

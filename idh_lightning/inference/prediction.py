@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from idh_lightning.cohort import IDH, Target
 from idh_lightning.files import write_json, write_text
 from idh_lightning.inference.ensemble import Ensemble
 
@@ -28,11 +29,12 @@ class StudyPrediction:
         study_id: Its name.
         status: "answered"; "flagged" where a warning says that it is unlike the training studies; "withheld" where
             it is so far from them, or so doubtful, that no number is given; "failed" where its files cannot be used.
-        probability: Calibrated P(mutant); None where withheld or failed, as all of the following.
+        target: What is predicted.
+        probability: Calibrated, of the positive class; None where withheld or failed, as all of the following.
         low: Lower end of the interval; see `combined`.
         high: Upper end.
-        decision: "mutant" or "wildtype", at the operating point of the checkpoint.
-        prediction_set: "wildtype", "mutant", "both" (not certain) or "none" (unlike either); None where `unlike` is not
+        decision: Name of a class, such as "mutant" or "wildtype", at the operating point of the checkpoint.
+        prediction_set: Name of a class, "both" (not certain) or "none" (unlike either); None where `unlike` is not
             empty, since such a set covers only studies like those that it was calibrated on.
         unlike: The checks by which it is unlike the training studies, or could not be compared with them.
         reasons: Why there is no answer.
@@ -48,6 +50,7 @@ class StudyPrediction:
 
     study_id: str
     status: Status
+    target: Target = IDH
     probability: float | None = None
     low: float | None = None
     high: float | None = None
@@ -102,6 +105,7 @@ def write_tables(answers: Sequence[StudyPrediction], ensemble: Ensemble, confide
     content = {
         "checkpoints": [str(member.file) for member in ensemble.members],
         "notices": ensemble.notices,
+        "target": ensemble.target.to_dict(),
         "sequences": list(ensemble.sequences),
         "threshold": ensemble.threshold,
         "confidence": confidence,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idh_lightning.checkpoint import Checkpoint
-from idh_lightning.cohort import Fault, NewStudy, Study, new_studies, study_of_files
+from idh_lightning.cohort import Fault, NewStudy, Study, Target, new_studies, study_of_files
 from idh_lightning.config.instantiation import torch_device
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import IDHError
@@ -148,9 +148,9 @@ class Predictor:
                 drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
                 waiting.append((new.study_id, share_s + seconds, answer, drawing))
                 if len(waiting) > 1:
-                    yield _finished(*waiting.popleft())
+                    yield _finished(*waiting.popleft(), self.ensemble.target)
             while waiting:
-                yield _finished(*waiting.popleft())
+                yield _finished(*waiting.popleft(), self.ensemble.target)
 
     def _answer(
         self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: ResultFolder | None
@@ -196,7 +196,7 @@ class Predictor:
                 answer["prediction_set"] = None
         answer |= {"unlike": unlike, **files}
         if output is not None:
-            full = StudyPrediction(study_id=new.study_id, **answer)
+            full = StudyPrediction(study_id=new.study_id, target=self.ensemble.target, **answer)
             answer["draw"] = lambda: {
                 "page": write_page(full, study, stored, cam, tumour, self.ensemble, output, confidence=self.confidence)
             }
@@ -310,11 +310,15 @@ def _tried(study_id: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str,
 
 
 def _finished(
-    study_id: str, seconds: float, answer: dict[str, Any], drawing: Future[tuple[dict[str, Any], float]]
+    study_id: str,
+    seconds: float,
+    answer: dict[str, Any],
+    drawing: Future[tuple[dict[str, Any], float]],
+    target: Target,
 ) -> StudyPrediction:
     page, drawing_s = drawing.result()
     answer = page if page.get("status") == "failed" else answer | page
-    return StudyPrediction(study_id=study_id, elapsed_s=seconds + drawing_s, **answer)
+    return StudyPrediction(study_id=study_id, target=target, elapsed_s=seconds + drawing_s, **answer)
 
 
 def _too_large(study: Study) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from idh_lightning.cohort import Study
+from idh_lightning.cohort import Study, Target
 from idh_lightning.files import atomic_write, write_text
 from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
@@ -25,12 +25,11 @@ from idh_lightning.volumes import StoredVolume
 from idh_lightning.volumes.mapping import pair_around
 from idh_lightning.volumes.registration import Registration
 
-SETS = {
-    "mutant": "mutant only: wildtype can be excluded",
-    "wildtype": "wildtype only: mutant can be excluded",
-    "both": "both: not certain",
-    "none": "neither: unlike the validation patients of either class",
-}
+
+def sets_in_words(target: Target) -> dict[str, str]:
+    """Prediction set -> what it says."""
+    each = {one: f"{one} only: {other} can be excluded" for one, other in (target.classes, target.classes[::-1])}
+    return each | {"both": "both: not certain", "none": "neither: unlike the validation patients of either class"}
 
 
 def alarm_line(unlike: Sequence[str]) -> str:
@@ -66,7 +65,7 @@ def write_page(
     """
     title = answer.study_id
     if answer.probability is not None:
-        title += f"   ·   P(mutant) {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
+        title += f"   ·   {answer.target.chance} {answer.probability:.2f} ({answer.low:.2f} to {answer.high:.2f})"
     image, inside = np.asarray(stored.image, dtype=np.float32), cam * (np.asarray(stored.brain) > 0)
     found = None if tumour is None else tumour >= 0.5
     figure = cam_panel(image, ensemble.sequences, inside, found, stored.affine_ras, title)
@@ -86,12 +85,12 @@ def write_page(
     cohorts = ensemble.cohorts
     page = render(
         "study.html.j2",
-        title=f"{answer.study_id}: IDH status from MRI",
+        title=f"{answer.study_id}: {answer.target.title} from MRI",
         badges=badges(*cohorts),
         answer=answer,
         alarm=alarm_line(answer.unlike),
         files={name: path.name for name, path in study.files.items()},
-        sets=SETS,
+        sets=sets_in_words(answer.target),
         threshold=ensemble.threshold,
         threshold_from=ensemble.threshold_from,
         notices=ensemble.notices,

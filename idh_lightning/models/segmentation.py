@@ -114,6 +114,10 @@ class VoteHead(nn.Module):
         learnt: Tensor = self.weigh(vote[:, None])[:, 0]
         return vote + VOTE_GAIN * learnt
 
+    def silence(self) -> None:
+        """Begin with a scale of 0, for a label that the voxels have not learnt to vote on."""
+        nn.init.constant_(self.weigh.weight, -1 / VOTE_GAIN)
+
     @property
     def scale(self) -> Tensor:
         """By how much the dense vote is multiplied, a scalar."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from idh_lightning.cli.tables import number
-from idh_lightning.cohort import SEQUENCES
+from idh_lightning.cohort import IDH, SEQUENCES, Target
 from idh_lightning.evaluation import Folds
 from idh_lightning.machine import map_in_threads
 from idh_lightning.reports.page import Picture, picture
@@ -24,7 +24,6 @@ from idh_lightning.reports.viewer import (
     turning_frames,
     turning_view,
 )
-from idh_lightning.reports.vocabulary import CLASSES
 
 PANELS_MB = 8.0
 """Room for the panels of all test studies; those that do not fit stay in the run folder and are named."""
@@ -35,8 +34,8 @@ class Call:
     """Prediction for the patient of a test study, over all of the patient's studies.
 
     Attributes:
-        label: 0 wildtype, 1 mutant; `called` is of these as well.
-        probability: P(mutant) of the patient, calibrated.
+        label: 0 or 1, a class of the target; `called` is of these as well.
+        probability: Of class 1, for the patient, calibrated.
         certainty: 0 at the threshold, 1 where the probability is 0 or 1.
     """
 
@@ -46,6 +45,7 @@ class Call:
     probability: float
     called: int
     certainty: float
+    target: Target = IDH
 
     @property
     def right(self) -> bool:
@@ -56,7 +56,12 @@ class Call:
     def text(self) -> str:
         """The probability as it stands beside the study, and of how many studies it is the patient's."""
         over = "" if self.studies == 1 else f" over the patient’s {self.studies} studies"
-        return f"P(mutant) {number(self.probability)}{over}"
+        return f"{self.target.chance} {number(self.probability)}{over}"
+
+    @property
+    def verdict(self) -> str:
+        """Truth and call in words."""
+        return f"{self.target.named(self.label)}, called {self.target.classes[self.called]}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ def calls_of(run: ReportedRun) -> list[Call]:
                 probability=p,
                 called=int(patient["predicted"]),
                 certainty=abs(p - threshold) / max(reach, 1e-9),
+                target=run.target,
             )
         )
     return sorted(calls, key=lambda call: (-call.certainty, call.study_id))
@@ -138,7 +144,7 @@ def gallery_of(run: ReportedRun) -> Gallery:
     shown = [call for call in order if files[call].is_file()]
 
     def packed(call: Call) -> Picture:
-        words = f"Sequences and map of {call.study_id}, IDH {CLASSES[call.label]}, {call.text}"
+        words = f"Sequences and map of {call.study_id}, {call.target.named(call.label)}, {call.text}"
         return picture(files[call], words, photograph=True)
 
     for call, panel in zip(shown, map_in_threads(packed, shown), strict=True):
@@ -151,7 +157,7 @@ def gallery_of(run: ReportedRun) -> Gallery:
 
 
 def turning_case(run: ReportedRun) -> tuple[Call, Markup] | None:
-    """Mutant test study that is called right with most certainty, of those with a mask, and its view.
+    """Test study of the positive class that is called right with most certainty, of those with a mask, and its view.
 
     The view is also written as figures/brain_3d.gif.
     """

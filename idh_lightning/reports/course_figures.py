@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from idh_lightning.cohort import IDH, Target
 from idh_lightning.reports.style import (
     BLUE,
     GREEN,
@@ -29,12 +30,15 @@ from idh_lightning.reports.style import (
 )
 
 
-def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]]) -> Figure:
+def draw_cohort_flow(
+    excluded: Mapping[str, int], parts: Mapping[str, tuple[int, int, int]], target: Target = IDH
+) -> Figure:
     """Way from the studies that were found to the three parts, as boxes.
 
     Args:
         excluded: Reason -> studies left out.
-        parts: Part -> (studies, patients, patients with a mutation), in order.
+        parts: Part -> (studies, patients, patients of the positive class), in order.
+        target: Names the classes.
     """
     used, patients, mutant = (sum(part[k] for part in parts.values()) for k in range(3))
     lost = sum(excluded.values())
@@ -57,7 +61,7 @@ def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int,
     text = "\n".join([f"{lost} left out", *lines]) if lost else "none left out"
     axes.annotate("", (5.0, 7.0), (3, 7.0), arrowprops=arrow)
     axes.text(5.2, 7.0, text, bbox=box | {"edgecolor": RULE}, fontsize=9.5, **(write | {"ha": "left"}))
-    share = f"{mutant} mutant ({mutant / patients:.0%})" if patients else ""
+    share = f"{mutant} {target.positive} ({mutant / patients:.0%})" if patients else ""
     axes.text(3, middle, f"{used} studies of {patients} patients\n{share}", bbox=box, fontsize=12, **write)
     places = np.linspace(1.6, 8.4, len(parts)) if len(parts) > 1 else np.array([3.0])
     if len(parts):
@@ -68,7 +72,8 @@ def draw_cohort_flow(excluded: Mapping[str, int], parts: Mapping[str, tuple[int,
         axes.text(
             place,
             bottom,
-            f"{name}\n{people} patients ({n} studies)\n{positive} mutant, {people - positive} wildtype",
+            f"{name}\n{people} patients ({n} studies)\n"
+            f"{positive} {target.positive}, {people - positive} {target.negative}",
             bbox=box | {"facecolor": fills.get(name, "white")},
             fontsize=10,
             **write,

@@ -16,7 +16,7 @@ from joblib import cpu_count  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from idh_lightning.cli.signals import end_with
-from idh_lightning.cohort import Study
+from idh_lightning.cohort import IDH, Study, Target
 from idh_lightning.reports.panels import save_cam_panel
 from idh_lightning.volumes import StoredVolume, write_map
 
@@ -35,6 +35,7 @@ def cam_panel_of(
     *,
     probability: float | None = None,
     note: str = "",
+    target: Target = IDH,
 ) -> dict[str, Any]:
     """Arguments of `cam_panel` for one study and its map [D, H, W]; the note stands after its name.
 
@@ -46,10 +47,14 @@ def cam_panel_of(
         "cam": cam,
         "mask": None if stored.mask is None else np.array(stored.mask),
         "affine_ras": stored.affine_ras,
-        "title": study.study_id + note,
-        "label": study.label,
-        "probability": probability,
+        "title": panel_title(study, target, probability=probability, note=note),
     }
+
+
+def panel_title(study: Study, target: Target, *, probability: float | None = None, note: str = "") -> str:
+    """Title of the panel of a study: its name, its class and the probability of the positive one, where it is known."""
+    said = [] if probability is None else [f"{target.chance} {probability:.2f}"]
+    return "   ·   ".join([study.study_id + note, target.named(study.label), *said])
 
 
 def write_explanation(
@@ -61,6 +66,7 @@ def write_explanation(
     sequences: Sequence[str],
     *,
     probability: float | None = None,
+    target: Target = IDH,
 ) -> None:
     """Write the map of a study within its brain, and have its panel drawn.
 
@@ -68,7 +74,7 @@ def write_explanation(
     """
     inside = cam * (np.asarray(stored.brain) > 0)
     write_map(inside, stored, folder / "explanations" / f"{study.study_id}_cam.nii.gz")
-    panel = cam_panel_of(study, stored, inside, sequences, probability=probability)
+    panel = cam_panel_of(study, stored, inside, sequences, probability=probability, target=target)
     draw(folder / "figures" / "cam" / f"{study.study_id}.png", panel)
 
 

@@ -16,6 +16,7 @@ from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.attribution.studies import ANY_SIGN, POINTING_WHERE_DECISIVE
 from idh_lightning.cli.tables import number
+from idh_lightning.cohort import Target
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import read_table
 from idh_lightning.reports import map_figures
@@ -53,7 +54,8 @@ def write_explanations_page(folder: Path) -> Path:
     content: dict[str, Any] = json.loads((folder / "explanations.json").read_text(encoding="utf-8"))
     scores = read_table(folder / "explanations.csv")
     read = read_run(folder)
-    known = {key: content[key] for key in ("cohort", "trained_on") if content.get(key)}
+    target = Target.of_record(content.get("target"))
+    known = {key: content[key] for key in ("cohort", "trained_on", "target") if content.get(key)}
     method = content["default"]["method"]
     theirs = {row["score"]: row for row in content["scores"] if (row["method"], row["group"]) == (method, "all")}
     return save_run_page(
@@ -61,7 +63,7 @@ def write_explanations_page(folder: Path) -> Path:
         "explanations.html",
         "explanations.html.j2",
         _drawn(folder, content, scores),
-        title="Maps of IDH status: methods compared",
+        title=f"Maps of {target.title}: methods compared",
         headline=_headline(content, as_estimate(theirs.get("pointing_game"))),
         tiles=[(f"{one.short}: {one.name}", as_estimate(theirs.get(key))) for key, one in LOCALISATION.items()],
         whom="studies",
@@ -70,7 +72,7 @@ def write_explanations_page(folder: Path) -> Path:
         signs=_signs(content, any_sign=False),
         sanity=_sanity(content),
         faithfulness=_faithfulness(content),
-        sequences=_sequences(content),
+        sequences=_sequences(content, target),
         seconds=_seconds(content),
         cases=_cases(folder, method, scores),
     )
@@ -145,7 +147,7 @@ def _signs(content: Mapping[str, Any], *, any_sign: bool) -> ReportTable | None:
     lines = [[method if any_sign else f"{in_words(sign)}: {method}", *cells] for (sign, method), cells in rows.items()]
     which = "any sign that tells" if any_sign else "each sign that tells"
     return ReportTable(
-        f"Do the maps lie on {which} mutant from wildtype? Its voxels are known of synthetic patients", head, lines
+        f"Do the maps lie on {which} IDH-mutant from wildtype? Its voxels are known of synthetic patients", head, lines
     )
 
 
@@ -176,7 +178,7 @@ def _faithfulness(content: Mapping[str, Any]) -> ReportTable | None:
     return ReportTable("Faithfulness: does the network depend on what a map calls hot?", head, rows) if rows else None
 
 
-def _sequences(content: Mapping[str, Any]) -> ReportTable | None:
+def _sequences(content: Mapping[str, Any], target: Target) -> ReportTable | None:
     rows: dict[str, list[str]] = {}
     sequences = list(dict.fromkeys(row["sequence"] for row in content["sequences"]))
     for row in content["sequences"]:
@@ -185,10 +187,11 @@ def _sequences(content: Mapping[str, Any]) -> ReportTable | None:
         if row["sequence"] == sequences[-1]:
             rows[row["group"]].append(count(estimate))
     caption = (
-        "What each sequence says for mutant, in logits (Shapley values against sequences of other patients; below 0 it "
-        "speaks for wildtype); in brackets the mean size"
+        f"What each sequence says for {target.positive}, in logits (Shapley values against sequences of other "
+        f"patients; below 0 it speaks for {target.negative}); in brackets the mean size"
     )
-    lines = [[in_words(group), *cells] for group, cells in rows.items()]
+    named = {"mutant": target.positive, "wildtype": target.negative}
+    lines = [[in_words(group, named), *cells] for group, cells in rows.items()]
     return ReportTable(caption, ["group", *sequences, "studies"], lines) if lines else None
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from idh_lightning.cohort import IDH, Target
 from idh_lightning.evaluation.intervals import Bootstrap
 from idh_lightning.reports import style
 from idh_lightning.reports.style import dress, new_axes, new_figure, shorten
@@ -24,12 +25,13 @@ from idh_lightning.reports.tables import Estimate
 from idh_lightning.reports.vocabulary import METRICS
 
 
-def confusion_matrix(counts: ArrayLike, *, threshold: float | None = None) -> Figure:
+def confusion_matrix(counts: ArrayLike, *, threshold: float | None = None, target: Target = IDH) -> Figure:
     """Confusion matrix with counts and row percentages.
 
     Args:
-        counts: [2, 2], rows are the truth and columns the prediction, wildtype first.
-        threshold: P(mutant) from which a study is called mutant; shown when given.
+        counts: [2, 2], rows are the truth and columns the prediction, the negative class first.
+        threshold: Probability from which a study is called positive; shown when given.
+        target: Names the classes.
     """
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -37,14 +39,14 @@ def confusion_matrix(counts: ArrayLike, *, threshold: float | None = None) -> Fi
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
     for (row, column), share in np.ndenumerate(shares):
         colour = "white" if share > 0.6 else style.INK
-        kind = "correct" if row == column else ("missed mutant" if row == 1 else "false alarm")
+        kind = "correct" if row == column else (f"missed {target.positive}" if row == 1 else "false alarm")
         axes.text(column, row - 0.1, f"{int(table[row, column])}", ha="center", fontsize=22, color=colour)
         axes.text(column, row + 0.14, f"{share:.0%} of row", ha="center", fontsize=10, color=colour)
         axes.text(column, row + 0.32, kind, ha="center", fontsize=9, color=colour, style="italic")
-    names = ("wildtype", "mutant")
+    names = target.classes
     axes.set_xticks((0, 1), [f"called {name}" for name in names])
     axes.set_yticks((0, 1), [f"{name}\nn = {int(n)}" for name, n in zip(names, table.sum(axis=1), strict=True)])
-    note = f"called mutant from P = {threshold:.2f} on" if threshold is not None else None
+    note = f"called {target.positive} from P = {threshold:.2f} on" if threshold is not None else None
     dress(axes, "Test patients, called and true", note, grid=False, ylabel="truth")
     axes.tick_params(length=0, labelsize=10)
     return figure
@@ -56,14 +58,16 @@ def roc(
     *,
     auroc: Estimate | None = None,
     threshold: float | None = None,
+    target: Target = IDH,
 ) -> Figure:
     """ROC curve with a pointwise 95% bootstrap band, resampled within each class, and the operating point.
 
     Args:
-        labels: [N], 0 wildtype, 1 mutant; both present.
-        probabilities: [N], P(mutant).
+        labels: [N], 0 or 1; both present.
+        probabilities: [N], of class 1.
         auroc: Stands under the title.
-        threshold: The operating point, from which P(mutant) is called mutant.
+        threshold: The operating point, the probability from which a patient is called positive.
+        target: Names the classes.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     grid = np.linspace(0, 1, 101)
@@ -77,9 +81,13 @@ def roc(
         called = score >= threshold
         x, y = called[truth == 0].mean(), called[truth == 1].mean()
         _mark_operating_point(axes, x, y, f"operating point:\nsensitivity {y:.2f}\nspecificity {1 - x:.2f}")
-    counts = f"n = {truth.size}, {truth.sum()} mutant"
+    counts = f"n = {truth.size}, {truth.sum()} {target.positive}"
     note = counts if auroc is None else f"{METRICS['auroc'].name} {auroc.text}; {counts}"
-    named = {"xlabel": "1 − specificity: wildtype called mutant", "ylabel": "sensitivity: mutant called mutant"}
+    negative, positive = target.classes
+    named = {
+        "xlabel": f"1 − specificity: {negative} called {positive}",
+        "ylabel": f"sensitivity: {positive} called {positive}",
+    }
     dress(axes, "ROC curve, test patients", note, **style.UNIT_SQUARE, **named)
     # The legend goes where the curve is not.
     axes.legend(loc="lower right" if np.trapezoid(true_rate, false_rate) >= 0.5 else "upper left", frameon=False)
@@ -92,6 +100,7 @@ def precision_recall(
     *,
     average_precision: Estimate | None = None,
     threshold: float | None = None,
+    target: Target = IDH,
 ) -> Figure:
     """Precision-recall curve with the prevalence as the line that guessing reaches. See `roc`."""
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
@@ -105,9 +114,12 @@ def precision_recall(
     if threshold is not None and (score >= threshold).any():
         called = score >= threshold
         _mark_operating_point(axes, called[truth == 1].mean(), truth[called].mean())
-    counts = f"n = {truth.size}, {truth.sum()} mutant"
+    counts = f"n = {truth.size}, {truth.sum()} {target.positive}"
     note = counts if average_precision is None else f"average precision {average_precision.text}; {counts}"
-    named = {"xlabel": "recall: share of mutants found", "ylabel": "precision: share of calls that are mutant"}
+    named = {
+        "xlabel": f"recall: share of {target.positive} patients found",
+        "ylabel": f"precision: share of calls that are {target.positive}",
+    }
     dress(axes, "Precision and recall, test patients", note, **style.UNIT_SQUARE, **named)
     axes.legend(loc="best", frameon=False)
     return figure
@@ -120,15 +132,17 @@ def reliability(
     *,
     raw: Mapping[str, Sequence[float]] | None = None,
     ece: Estimate | None = None,
+    target: Target = IDH,
 ) -> Figure:
-    """Observed share of mutants against P(mutant), with the probabilities themselves below.
+    """Observed share of the positive class against its probability, with the probabilities themselves below.
 
     Args:
         curve: `predicted`, `observed`, `low`, `high`: one entry per group of patients.
-        labels: [N], 0 wildtype, 1 mutant.
-        probabilities: [N], P(mutant).
+        labels: [N], 0 or 1.
+        probabilities: [N], of class 1.
         raw: `predicted` and `observed` before calibration, drawn in outline when given.
         ece: Stands under the title.
+        target: Names the classes.
     """
     truth, score = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)
     figure = new_figure(4.9, 5.4)
@@ -159,10 +173,10 @@ def reliability(
         note,
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.03),
-        ylabel="observed share of mutants",
+        ylabel=f"observed share of {target.positive} patients",
     )
     axes.legend(loc="upper left", frameon=False)
-    shades = ((0, style.WILDTYPE_COLOUR, "wildtype"), (1, style.MUTANT_COLOUR, "mutant"))
+    shades = tuple(zip((0, 1), (style.WILDTYPE_COLOUR, style.MUTANT_COLOUR), target.classes, strict=True))
     counts.hist(
         [score[truth == label] for label, _, _ in shades],
         bins=np.linspace(0, 1, 21).tolist(),
@@ -170,7 +184,7 @@ def reliability(
         color=[colour for _, colour, _ in shades],
         label=[name for _, _, name in shades],
     )
-    dress(counts, xlabel="P(mutant)", ylabel="n")
+    dress(counts, xlabel=target.chance, ylabel="n")
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     counts.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     return figure
@@ -182,6 +196,7 @@ def decision_curve(
     band: Mapping[str, Any] | None = None,
     prevalence: float | None = None,
     last: float | None = None,
+    target: Target = IDH,
 ) -> Figure:
     """Net benefit over threshold probabilities: the model against age and against treating all or none.
 
@@ -192,6 +207,7 @@ def decision_curve(
         prevalence: Sets the upper end of the axis, which net benefit cannot pass.
         last: Threshold up to which the curves are drawn, since beyond it single patients make them jump. They end
             before it where the model falls below the axis: a piece that comes up again further on is chance.
+        target: Names the classes.
 
     Source: Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
     """
@@ -203,8 +219,8 @@ def decision_curve(
     end = min([last if last is not None else 1.0, *below])
     kept = (curves["threshold"] <= end).to_numpy()
     if 1 < kept.sum() < len(kept):
-        why = "the model does harm" if len(below) and end == below.min() else "the model calls too few mutant"
-        note += f"\nnot drawn beyond {end:.0%}, where {why}"
+        why = "does harm" if len(below) and end == below.min() else f"calls too few {target.positive}"
+        note += f"\nnot drawn beyond {end:.0%}, where the model {why}"
         curves = curves[kept]
         band = None if band is None else {end: np.asarray(band[end], dtype=float)[kept] for end in ("low", "high")}
     looks = {
@@ -219,11 +235,11 @@ def decision_curve(
     spare = iter([(colour, dashes, 1.6) for colour, dashes in dashed.items()] * 3)
     for name in sorted(names, key=lambda name: (name == "model", name not in looks, name)):
         colour, dashes, width = looks.get(name) or next(spare)
-        label = {"treat_all": "call everyone mutant", "treat_none": "call no one mutant"}.get(name)
-        label = label or name.replace("_", " ")
+        whom = {"treat_all": "everyone", "treat_none": "no one"}.get(name)
+        label = f"call {whom} {target.positive}" if whom else name.replace("_", " ")
         axes.plot(curves["threshold"], curves[name], color=colour, linestyle=dashes, linewidth=width, label=label)
     ends = (float(curves["threshold"].min()), float(curves["threshold"].max()))
-    named = {"xlabel": "threshold: P(mutant) from which one would act", "ylabel": "net benefit"}
+    named = {"xlabel": f"threshold: {target.chance} from which one would act", "ylabel": "net benefit"}
     dress(axes, "Decision curve, test patients", note, xlim=ends, ylim=(-0.12 * top, 1.12 * top), **named)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     # Below the axes: with few patients the curves go everywhere.

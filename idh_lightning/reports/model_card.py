@@ -55,10 +55,10 @@ def write_model_card(run_folder: Path) -> str:
 def _metadata(run: ReportedRun, results: dict[str, Estimate]) -> ModelCardData:
     """Front matter of the card, as the Hugging Face Hub reads it; the images decide the licence, so it names none."""
     evaluated = [
-        EvalResult("image-classification", "mri", "IDH status", key, estimate.value, metric_name=METRICS[key].name)
+        EvalResult("image-classification", "mri", run.target.title, key, estimate.value, metric_name=METRICS[key].name)
         for key, estimate in results.items()
     ]
-    tags = ["medical", "mri", "glioma", "idh", *(["synthetic"] if "phantom" in run.trained_on else [])]
-    name = f"IDH status, trained on {run.provenance.get('cohort', 'unknown')}"
+    tags = ["medical", "mri", "glioma", run.target.name, *(["synthetic"] if "phantom" in run.trained_on else [])]
+    name = f"{run.target.title}, trained on {run.provenance.get('cohort', 'unknown')}"
     known: dict[str, Any] = {"model_name": name, "eval_results": evaluated} if evaluated else {}
     return ModelCardData(library_name="pytorch", tags=tags, **known)

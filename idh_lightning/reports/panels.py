@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from idh_lightning.errors import ExplanationError
 from idh_lightning.files import atomic_write
-from idh_lightning.reports.vocabulary import CLASSES
 
 _FloatArray = NDArray[np.floating[Any]]
 
@@ -98,9 +97,6 @@ def cam_panel(
     mask: NDArray[Any] | None,
     affine_ras: NDArray[np.float64],
     title: str,
-    *,
-    label: int | None = None,
-    probability: float | None = None,
 ) -> Figure:
     """Figure of one study: its sequences on the tumour's largest axial slice, then three planes with the map.
 
@@ -113,9 +109,7 @@ def cam_panel(
         cam: [D, H, W] with values 0..1, or None for a panel without a map.
         mask: [D, H, W], non-zero is tumour, or None.
         affine_ras: [4, 4], voxel indices (w, h, d) to RAS mm.
-        title: What the study is called; shown as it is.
-        label: 0 = IDH wildtype, 1 = IDH mutant; shown when given.
-        probability: P(mutant), calibrated; shown when given.
+        title: What the study is called and what is said of it; shown as it is.
 
     Raises:
         ExplanationError: If the arrays do not share one grid.
@@ -151,9 +145,7 @@ def cam_panel(
         _colour_bar(figure, left + 0.1, lower_top + 0.1, lower_height - 0.2)
     _legend(figure, legend_at, outlined=mask is not None and bool(np.any(mask)), mapped=cam is not None)
     middle = 1 - 0.22 / figure.get_figheight()
-    parts = [title, *([] if label is None else [f"IDH {CLASSES[label]}"])]
-    headline = "   ·   ".join([*parts, *([] if probability is None else [f"P(mutant) {probability:.2f}"])])
-    figure.suptitle(headline, y=middle, va="center", color=INK, fontsize=14, parse_math=False)
+    figure.suptitle(title, y=middle, va="center", color=INK, fontsize=14, parse_math=False)
     return figure
 
 

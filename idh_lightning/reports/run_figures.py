@@ -20,7 +20,7 @@ from idh_lightning.reports.tables import Estimate, as_estimate
 from idh_lightning.reports.vocabulary import BASELINES, COVARIATES, OVERLAPPING, SUBGROUPS, group_in_words, in_words
 
 FEWEST_CALLED = 5
-"""The decision curve ends where fewer patients are called mutant: there each one of them makes it jump."""
+"""The decision curve ends where fewer patients are called positive: there each one of them makes it jump."""
 
 _Drawn = tuple[Figure | Callable[..., Figure], str] | None
 _Rows = list[tuple[str, Estimate]]
@@ -60,9 +60,12 @@ def save_figure(figure: Figure | Callable[..., Figure], words: str, path: Path) 
 def _cohort_flow(run: ReportedRun) -> _Drawn:
     if not run.partitions:
         return None
-    counts = (f"{name} {n} studies of {people} patients, {m} mutant" for name, (n, people, m) in run.partitions.items())
+    counts = (
+        f"{name} {n} studies of {people} patients, {m} {run.target.positive}"
+        for name, (n, people, m) in run.partitions.items()
+    )
     words = f"Cohort flow: {sum(run.exclusion_reasons.values())} studies left out; {'; '.join(counts)}."
-    return course_figures.draw_cohort_flow(run.exclusion_reasons, run.partitions), words
+    return course_figures.draw_cohort_flow(run.exclusion_reasons, run.partitions, run.target), words
 
 
 def _learning_curves(run: ReportedRun) -> _Drawn:
@@ -81,8 +84,11 @@ def _confusion_matrix(run: ReportedRun) -> _Drawn:
     if not isinstance(cells, Mapping):
         return None
     tn, fp, fn, tp = (int(cells[cell]) for cell in ("tn", "fp", "fn", "tp"))
-    words = f"{tp} of {tp + fn} mutant and {tn} of {tn + fp} wildtype test patients are called right"
-    figure = figures.confusion_matrix([[tn, fp], [fn, tp]], threshold=run.number("operating_point", "threshold"))
+    negative, positive = run.target.classes
+    words = f"{tp} of {tp + fn} {positive} and {tn} of {tn + fp} {negative} test patients are called right"
+    figure = figures.confusion_matrix(
+        [[tn, fp], [fn, tp]], threshold=run.number("operating_point", "threshold"), target=run.target
+    )
     return figure, f"Confusion matrix: {words}."
 
 
@@ -91,7 +97,12 @@ def _curve(run: ReportedRun) -> dict[str, Any] | None:
     people, threshold = run.patients("test"), run.number("operating_point", "threshold")
     if people["label"].nunique() < 2:
         return None
-    return {"labels": people["label"], "probabilities": people["probability"], "threshold": threshold}
+    return {
+        "labels": people["label"],
+        "probabilities": people["probability"],
+        "threshold": threshold,
+        "target": run.target,
+    }
 
 
 def _roc(run: ReportedRun) -> _Drawn:
@@ -123,9 +134,11 @@ def _reliability(run: ReportedRun) -> _Drawn:
         people["probability"],
         raw=None if run.node("calibration", "method") in (None, "none") else curves.get("raw"),
         ece=ece,
+        target=run.target,
     )
     words = "" if ece is None else f" Calibration error {ece.text}."
-    return figure, f"Observed share of mutants against predicted probability in groups of equal size.{words}"
+    share = f"Observed share of {run.target.positive} patients"
+    return figure, f"{share} against predicted probability in groups of equal size.{words}"
 
 
 def _decision_curve(run: ReportedRun) -> _Drawn:
@@ -138,11 +151,12 @@ def _decision_curve(run: ReportedRun) -> _Drawn:
         band=curves.get("band"),
         prevalence=people["label"].mean() if len(people) else None,
         last=people["probability"].nlargest(FEWEST_CALLED).min() if len(people) else None,
+        target=run.target,
     )
     return (
         figure,
         "Net benefit of acting on the model, on age, on everyone and on no one, over threshold probabilities, up to "
-        f"the one from which {FEWEST_CALLED} patients are called mutant.",
+        f"the one from which {FEWEST_CALLED} patients are called {run.target.positive}.",
     )
 
 
@@ -199,7 +213,9 @@ def _known(rows: Iterable[tuple[str, object]]) -> _Rows:
 
 def _shift(run: ReportedRun) -> _Drawn:
     section = run.node("external", "shift") or {}
-    rows = _known((in_words(str(name), COVARIATES), found.get("difference")) for name, found in section.items())
+    rows = _known(
+        (in_words(str(name), COVARIATES, run.target), found.get("difference")) for name, found in section.items()
+    )
     if not rows:
         return None
     ends = [x for _, e in rows for x in (e.low, e.high, e.value) if x is not None] or [0.0]

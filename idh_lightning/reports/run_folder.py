@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
-from idh_lightning.cohort import SPLITS
+from idh_lightning.cohort import SPLITS, Target
 from idh_lightning.cohort.checks import counted
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
 from idh_lightning.reports.tables import Estimate, as_estimate
+from idh_lightning.reports.vocabulary import NO_BETTER_THAN_CHANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ class ReportedRun:
         return str(self.provenance.get("trained_on") or self.provenance.get("cohort", ""))
 
     @property
+    def target(self) -> Target:
+        """Target that the run predicts."""
+        return Target.of_record(self.metrics.get("target") or self.provenance.get("target"))
+
+    @property
     def auroc(self) -> Estimate | None:
         """The ROC-AUC on test patients."""
         return self.estimate("test", "auroc")
@@ -109,7 +115,7 @@ class ReportedRun:
 
     @cached_property
     def partitions(self) -> dict[str, tuple[int, int, int]]:
-        """Studies, patients and mutant patients of each split; empty where the run has no table of its cohort."""
+        """Studies, patients and positive patients of each split; empty where the run has no table of its cohort."""
         if not {"split", "patient_id", "label"} <= set(self.cohort.columns):
             return {}
         found = {}
@@ -227,16 +233,18 @@ def _synthetic(run: ReportedRun) -> Iterator[str]:
             yield "The network was trained on synthetic patients: it has never seen a real tumour."
         return
     yield (
-        "These patients are synthetic. The numbers say whether the machinery works, not how well MRI shows IDH status "
-        "in people."
+        "These patients are synthetic. The numbers say whether the machinery works, not how well MRI shows "
+        f"{run.target.title} in people."
     )
     control = str(run.config.get("control", "natural"))
     if control != "natural":
         words = {
-            "trivial": "one certain sign was drawn into every mutant, so the AUC must be about 1",
+            "trivial": "one certain sign was drawn into every mutant and no other, so the AUC must be about 1",
             "shortcut": "a mark outside the tumour agrees with most labels, so the maps must expose it",
         }
         yield f"Control run: {words.get(control, 'labels were shuffled, so the AUC must hold 0.5')}."
+    if run.target.name == "mgmt":
+        yield "Control run: nothing in these images depends on MGMT, so the AUC must hold 0.5."
 
 
 def _torn(run: ReportedRun) -> Iterator[str]:
@@ -245,14 +253,14 @@ def _torn(run: ReportedRun) -> Iterator[str]:
 
 
 def _test(run: ReportedRun) -> Iterator[str]:
-    auroc = run.auroc
-    if auroc is not None and auroc.low is not None and auroc.high is not None and auroc.low <= 0.5 <= auroc.high:
-        yield "The interval holds 0.5: on these patients the model cannot be told from guessing."
+    if run.auroc is not None and run.auroc.holds_chance:
+        yield NO_BETTER_THAN_CHANCE
     n, mutant = (run.number("splits", "test", key) for key in ("n", "n_mutant"))
     if n is None or mutant is None:
         return
     if min(mutant, n - mutant) < FEW_OF_A_CLASS:
-        rarer = f"{mutant:.0f} mutant" if 2 * mutant <= n else f"{n - mutant:.0f} wildtype"
+        words = run.target
+        rarer = f"{mutant:.0f} {words.positive}" if 2 * mutant <= n else f"{n - mutant:.0f} {words.negative}"
         yield f"Only {rarer} test patients of {n:.0f}: every interval below is wide for that reason."
 
 

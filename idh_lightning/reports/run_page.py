@@ -48,7 +48,7 @@ def write_report(run_folder: Path) -> Path:
         "report.html",
         "report.html.j2",
         drawn,
-        title=f"IDH status from MRI: {name}" if name else "IDH status from MRI",
+        title=f"{run.target.title} from MRI: {name}" if name else f"{run.target.title} from MRI",
         tiles=[
             *((METRICS[key].name, run.estimate("test", key)) for key in ("auroc", "sensitivity", "specificity", "ece")),
             ("age alone, ROC-AUC", run.estimate("baselines", "age", "test", "auroc")),
@@ -89,15 +89,20 @@ def _flow(run: ReportedRun) -> dict[str, list[tuple[str, ...]]] | None:
     if not run.partitions:
         return None
     reasons = run.exclusion_reasons
+    words = run.target
     studies, patients, mutant = (sum(counts) for counts in zip(*run.partitions.values(), strict=True))
     lost = sum(reasons.values())
     boxes: dict[str, list[tuple[str, ...]]] = {"read": [(f"{counted(studies + lost, 'study', 'studies')} found",)]}
     if reasons:
         boxes["excluded"] = [(f"{lost} left out", *(f"{n} × {reason}" for reason, n in reasons.items()))]
     used = f"{counted(studies, 'study', 'studies')} of {counted(patients, 'patient')}"
-    boxes["used"] = [(used, f"{mutant} mutant ({mutant / patients:.0%})")]
+    boxes["used"] = [(used, f"{mutant} {words.positive} ({mutant / patients:.0%})")]
     boxes["split"] = [
-        (name, f"{counted(people, 'patient')}, {counted(n, 'study', 'studies')}", f"{m} mutant, {people - m} wildtype")
+        (
+            name,
+            f"{counted(people, 'patient')}, {counted(n, 'study', 'studies')}",
+            f"{m} {words.positive}, {people - m} {words.negative}",
+        )
         for name, (n, people, m) in run.partitions.items()
     ]
     return boxes
@@ -131,7 +136,7 @@ def write_comparison(run_folder: Path) -> Path:
         "report.html",
         "comparison.html.j2",
         save_figures(run),
-        title="IDH status from MRI: runs compared",
+        title=f"{run.target.title} from MRI: runs compared",
         headline=_headline(run),
         tiles=[],
         runs=_runs(run),
@@ -148,9 +153,10 @@ def _headline(run: ReportedRun) -> list[str]:
     if len(ranked) < 2:
         return []
     best, worst = ranked[0], ranked[-1]
+    patients = f"{run.node('runs', 'n')} test patients ({run.node('runs', 'n_mutant')} {run.target.positive})"
     sentences = [
-        f"On the same {run.node('runs', 'n')} test patients ({run.node('runs', 'n_mutant')} mutant), the ROC-AUC of "
-        f"{len(areas)} runs goes from {areas[worst].text} ({worst}) to {areas[best].text} ({best})."
+        f"On the same {patients}, the ROC-AUC of {len(areas)} runs goes from {areas[worst].text} ({worst}) to "
+        f"{areas[best].text} ({best})."
     ]
     pairs = run.node("runs", "pairs") or []
     apart = [pair for pair in pairs if pair.get("p_holm") is not None and pair["p_holm"] < 0.05]

@@ -17,7 +17,10 @@ from idh_lightning.reports.vocabulary import Metric, group_in_words, in_words
 
 PAIRED_CAPTION = "Differences in ROC-AUC on the same patients (paired DeLong test)"
 _CALLS = ("auroc", "sensitivity", "specificity")
-_CALLS_HEAD = ("", "n", "mutant", "ROC-AUC", "sensitivity", "specificity")
+
+
+def _calls_head(run: ReportedRun) -> list[str]:
+    return ["", "n", run.target.positive, *(vocabulary.METRICS[key].short for key in _CALLS)]
 
 
 def result_tables(run: ReportedRun) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def _cohort(run: ReportedRun) -> ReportTable | None:
                 f"{women} of {len(sexes)}" if len(sexes) else "unknown",
             ]
         )
-    head = ["", "patients", "studies", "mutant", "age, mean (SD), years", "women"]
+    head = ["", "patients", "studies", run.target.positive, "age, mean (SD), years", "women"]
     return ReportTable("Who the patients are", head, rows) if rows else None
 
 
@@ -84,7 +87,7 @@ def _metrics(run: ReportedRun, metrics: Mapping[str, Metric], caption: str, *, r
         row = [metric.name, cell(test), count(test)]
         row += [cell(run.estimate("calibration", "raw", "test", key))] if raw else []
         row += [] if alone else [cell(validation)]
-        rows.append([*row, metric.meaning])
+        rows.append([*row, metric.meant(run.target)])
     head = ["", "test (95% interval)", "n"]
     head += ["test, uncalibrated"] if raw else []
     head += ["what it means"] if alone else ["validation (optimistic)", "what it means"]
@@ -96,8 +99,10 @@ def _predictive_values(run: ReportedRun) -> ReportTable | None:
         [f"{100 * float(row['prevalence']):.0f}%", *(cell(as_estimate(row.get(key))) for key in ("ppv", "npv"))]
         for row in run.node("predictive_values") or []
     ]
-    head = ["share of mutants", "PPV: “mutant” is right", "NPV: “wildtype” is right"]
-    return ReportTable("Predictive values where mutants are rarer or commoner", head, rows) if rows else None
+    negative, positive = run.target.classes
+    head = [f"share of {positive} patients", f"PPV: “{positive}” is right", f"NPV: “{negative}” is right"]
+    caption = f"Predictive values where {positive} patients are rarer or commoner"
+    return ReportTable(caption, head, rows) if rows else None
 
 
 def _baselines(run: ReportedRun) -> ReportTable | None:
@@ -158,7 +163,7 @@ def _subgroups(run: ReportedRun) -> ReportTable | None:
         "Groups of test patients; “within” compares only patients of the same group; the interval of the largest gap "
         "holds for all pairs of groups together"
     )
-    return ReportTable(caption, _CALLS_HEAD, rows) if rows else None
+    return ReportTable(caption, _calls_head(run), rows) if rows else None
 
 
 def gap_in_words(gaps: object, key: str) -> str:
@@ -180,7 +185,7 @@ def _sensitivity_analyses(run: ReportedRun) -> ReportTable | None:
         if name == "every_study" and "studies" in section:
             words += f" ({section['studies']} studies)"
         rows.append([words, *(str(section.get(key, "")) for key in ("n", "n_mutant")), *values])
-    return ReportTable("Does the result hold without some patients?", _CALLS_HEAD, rows) if rows else None
+    return ReportTable("Does the result hold without some patients?", _calls_head(run), rows) if rows else None
 
 
 def _conformal(run: ReportedRun) -> ReportTable | None:
@@ -188,7 +193,7 @@ def _conformal(run: ReportedRun) -> ReportTable | None:
     if not isinstance(section, Mapping):
         return None
     rows = [
-        [in_words(key, vocabulary.PREDICTION_SETS), cell(estimate), count(estimate)]
+        [in_words(key, vocabulary.PREDICTION_SETS, run.target), cell(estimate), count(estimate)]
         for key, estimate in ((str(key), as_estimate(value)) for key, value in section.items())
         if estimate is not None
     ]
@@ -243,15 +248,15 @@ def _predictions(run: ReportedRun) -> ReportTable | None:
         [
             str(patient),
             str(studies[patient]),
-            vocabulary.CLASSES[int(row["label"])],
+            run.target.classes[int(row["label"])],
             number(row["probability"]),
-            vocabulary.CLASSES[int(row["predicted"])],
+            run.target.classes[int(row["predicted"])],
             "right" if row["predicted"] == row["label"] else "wrong",
         ]
         for patient, row in zip(people.index, people.to_dict("records"), strict=True)
     ]
-    head = ["patient", "studies", "truth", "P(mutant)", "called", ""]
-    caption = "Every test patient, from surely mutant to surely wildtype"
+    head = ["patient", "studies", "truth", run.target.chance, "called", ""]
+    caption = f"Every test patient, from surely {run.target.positive} to surely {run.target.negative}"
     return ReportTable(caption, head, rows, (0, 1, 2, 4, 5))
 
 
@@ -272,7 +277,7 @@ def _shift(run: ReportedRun) -> ReportTable | None:
     """Another cohort beside the training patients of the network."""
     rows = []
     for key, found in (run.node("external", "shift") or {}).items():
-        name = in_words(key, vocabulary.COVARIATES)
+        name = in_words(key, vocabulary.COVARIATES, run.target)
         if "why" in found:
             rows.append([name, "", "", f"not computed: {found['why']}", "", ""])
             continue

@@ -35,6 +35,11 @@ class Estimate:
         return number(self.value) + (f" ({self.interval})" if self.interval else "")
 
     @property
+    def holds_chance(self) -> bool:
+        """Whether its interval holds 0.5, the area that guessing reaches."""
+        return self.low is not None and self.high is not None and self.low <= 0.5 <= self.high
+
+    @property
     def interval(self) -> str:
         """Its interval alone: 0.80 to 0.97, or nothing."""
         return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from idh_lightning.cohort import IDH, Target
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -16,7 +18,7 @@ class Metric:
         key: In metrics.json, explanations.csv and W&B.
         name: In tables and sentences.
         short: Where there is no room.
-        meaning: In one line.
+        meaning: In one line, with the names of the classes of a target to be put in; see `meant`.
         best: Which values are good.
     """
 
@@ -26,23 +28,29 @@ class Metric:
     meaning: str
     best: Literal["high", "low", "0", "1"] = "high"
 
+    def meant(self, target: Target) -> str:
+        """Meaning in the words of a target."""
+        return self.meaning.format(positive=target.positive, negative=target.negative)
+
 
 def _by_key(*metrics: Metric) -> dict[str, Metric]:
     return {metric.key: metric for metric in metrics}
 
 
 DISCRIMINATION = _by_key(
-    Metric("auroc", "ROC-AUC", "ROC-AUC", "chance that a random mutant is ranked above a random wildtype"),
+    Metric(
+        "auroc", "ROC-AUC", "ROC-AUC", "chance that a random {positive} patient is ranked above a random {negative} one"
+    ),
     Metric(
         "average_precision", "average precision", "AP", "precision averaged over recall; guessing gives the prevalence"
     ),
-    Metric("sensitivity", "sensitivity (recall)", "sensitivity", "share of mutants called mutant"),
-    Metric("specificity", "specificity", "specificity", "share of wildtypes called wildtype"),
-    Metric("ppv", "PPV (precision)", "PPV", "share of calls of mutant that are right, at this prevalence"),
-    Metric("npv", "NPV", "NPV", "share of calls of wildtype that are right, at this prevalence"),
+    Metric("sensitivity", "sensitivity (recall)", "sensitivity", "share of {positive} patients called {positive}"),
+    Metric("specificity", "specificity", "specificity", "share of {negative} patients called {negative}"),
+    Metric("ppv", "PPV (precision)", "PPV", "share of calls of {positive} that are right, at this prevalence"),
+    Metric("npv", "NPV", "NPV", "share of calls of {negative} that are right, at this prevalence"),
     Metric("accuracy", "accuracy", "accuracy", "share of patients called right"),
     Metric("balanced_accuracy", "balanced accuracy", "balanced", "mean of sensitivity and specificity"),
-    Metric("f1", "F1, mutant", "F1", "harmonic mean of precision and recall"),
+    Metric("f1", "F1", "F1", "harmonic mean of precision and recall"),
     Metric("f1_macro", "F1, macro", "F1 macro", "mean of the F1 of both classes"),
     Metric("f1_weighted", "F1, weighted", "F1 weighted", "mean of the F1 of both classes, weighted by their patients"),
     Metric("mcc", "MCC", "MCC", "correlation of call and truth, −1 to 1"),
@@ -90,8 +98,6 @@ SEGMENTATION = _by_key(
     Metric("pointing_game", "likeliest voxel inside the tumour", "pointing game", "1 where it lies in the mask"),
 )
 
-CLASSES = {0: "wildtype", 1: "mutant"}
-
 METRICS = DISCRIMINATION | CALIBRATION | LOCALISATION
 
 REFERENCE_MAP = "reference map"
@@ -111,8 +117,8 @@ BASELINES = {
 
 PREDICTION_SETS = {
     "coverage": "the truth is in the set",
-    "coverage_wildtype": "the same, of wildtypes",
-    "coverage_mutant": "the same, of mutants",
+    "coverage_wildtype": "the same, of {negative} patients",
+    "coverage_mutant": "the same, of {positive} patients",
     "one_class": "set of one class: a decision",
     "both_classes": "set of both: undecided",
     "no_class": "set of none: unlike validation patients",
@@ -126,7 +132,7 @@ ANALYSES = {
 }
 
 COVARIATES = {
-    "mutant": "share of mutants",
+    "mutant": "share of {positive} patients",
     "age_years": "age, years",
     "brain_ml": "brain, mL",
     "tumour_ml": "tumour, mL",
@@ -134,6 +140,8 @@ COVARIATES = {
 }
 
 SUBGROUPS = {"follow_up": "follow-up study", "biopsy_before_imaging": "biopsy before imaging"}
+
+NO_BETTER_THAN_CHANCE = "No better than chance: the interval of the ROC-AUC contains 0.5."
 
 OVERLAPPING = "a patient with studies in several groups counts in each"
 
@@ -171,11 +179,12 @@ NOT_COMPARED = "unknown range"
 _PERCENTILES = {"p05": "5th percentile", "median": "median", "p95": "95th percentile"}
 
 
-def in_words(key: str, words: Mapping[str, str | Metric] | None = None) -> str:
+def in_words(key: str, words: Mapping[str, str | Metric] | None = None, target: Target = IDH) -> str:
     """Name of a key of metrics.json, from one of the mappings of this module; else the key itself as words."""
     found = (words or {}).get(key)
     if found is not None:
-        return found.name if isinstance(found, Metric) else found
+        named = found.name if isinstance(found, Metric) else found
+        return named.format(positive=target.positive, negative=target.negative)
     if words is COVARIATES and (intensity := re.fullmatch(r"(\w+)_(p05|median|p95)", key)):
         return f"{intensity[1]}, {_PERCENTILES[intensity[2]]}"
     return key.replace("_", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, StopTogether, Tracker, WholeCheckpointIO
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
+from idh_lightning.cohort import IDH, TARGETS, target_of
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError
@@ -160,7 +161,7 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
         folder=folder,
         stages=stages,
         prepared=prepared,
-        evaluation=instantiate_section(config.evaluation),
+        evaluation=replace(instantiate_section(config.evaluation), target=prepared.cohort.target),
         map_comparison=instantiate_section(config.explanation) if "explanation" in config else None,
         shared={name: Path(config.paths[name]) for name in SHARED_FOLDERS if name in config.paths},
         state=state,
@@ -178,6 +179,18 @@ def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: S
         must_split=must_split,
         screen=screen,
     )
+
+
+def take_target_over(config: DictConfig, checkpoint: Checkpoint) -> None:
+    """Have a cohort that is to be judged read the target of a checkpoint; a CheckpointError if another is typed."""
+    if "target" not in config.cohort:
+        return
+    target, section = checkpoint.target, config.cohort
+    if any(one.startswith("cohort.target=") for one in task_overrides()) and section.target != target.name:
+        checkpoint.require_target(target_of(section.target, section.classes))
+    section.target = target.name
+    if target.name not in TARGETS and section.classes is None:
+        section.classes = list(target.classes)
 
 
 def _store(config: DictConfig, sequences: Sequence[str]) -> VolumeStore:
@@ -226,7 +239,11 @@ def _training(
     config: DictConfig, prepared: PreparedCohort, state: RunState, start: Path | None, judged: Checkpoint | None
 ) -> Training:
     data = data_module(config, prepared)
-    known: dict[str, Any] = {"cohort": prepared.cohort.name, "sequences": list(prepared.cohort.sequences)}
+    known: dict[str, Any] = {
+        "cohort": prepared.cohort.name,
+        "target": prepared.cohort.target.to_dict(),
+        "sequences": list(prepared.cohort.sequences),
+    }
     to_fit = judged is None and "fit" in config.stages and not state.is_finished("fit")
     began_with = None if start is None else Checkpoint.read(start)
     if to_fit:
@@ -239,7 +256,7 @@ def _training(
         own = judged is None and ("fit" in config.stages or config.checkpoint in (None, "last"))
         used = judged or Checkpoint.read(state.run_folder if own else config.checkpoint)
         model = classifier_of(used)
-        used.require_sequences(prepared.cohort.sequences)
+        used.require_cohort(prepared.cohort)
         if judged is None and not own:
             prepared.refuse_learnt_from(used)
         if judged is not None:
@@ -285,7 +302,10 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
         given["locator"] = start.locator()
     network = instantiate_section(config.model, _partial_=True)(sequences=prepared.cohort.sequences, **given)
     if start is not None:
+        start.require_target(prepared.cohort.target)
         network.weights_origin = WeightsOrigin(**start.recipe["weights"])
+    elif prepared.cohort.target != IDH and network.vote is not None and "locate" not in config.stages:
+        network.vote.silence()  # the voxels have learnt to vote on IDH
     recipe = _recipe(config, prepared, network.weights_origin)
     model = IDHClassifier(
         network=network,
@@ -325,6 +345,7 @@ def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin)
         "explain": plain["explain"],
         "sequences": list(prepared.cohort.sequences),
         "cohort": prepared.cohort.name,
+        "target": prepared.cohort.target.to_dict(),
         "weights": origin.as_dict(),
         "seed": plain["seed"],
         "fold": plain["fold"],
@@ -354,7 +375,8 @@ def _trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, o
     callbacks: list[Callback] = []
     for section in config.callbacks.values():
         ours = str(section._target_) == "idh_lightning.callbacks.Explanations"
-        extra = {"run_folder": folder, "sequences": prepared.cohort.sequences} if ours else {}
+        known_of = {"sequences": prepared.cohort.sequences, "target": prepared.cohort.target}
+        extra = {"run_folder": folder, **known_of} if ours else {}
         callbacks.append(instantiate_section(section, _partial_=True)(**extra))
     found = [_logger(config, section) for section in config.logger.values()]
     loggers: list[Logger] = [each for each in found if each is not None]
@@ -364,7 +386,7 @@ def _trainer(config: DictConfig, prepared: PreparedCohort, known: Mapping[str, o
             if each.note:
                 known = {**known, "tracking": f"offline: {each.note}"}
     callbacks += [
-        PredictionWriter(run_folder=folder, cohort_table=prepared.table),
+        PredictionWriter(run_folder=folder, cohort_table=prepared.table, target=prepared.cohort.target.name),
         Provenance(run_folder=folder, known=known),
         BatchSeed(seed=int(config.seed)),
         StopTogether(),

@@ -38,7 +38,7 @@ def write_map_comparison(
     cascade.csv, sequences.csv, explanations.html, and of the method that is chosen the maps
     (explanations/<study_id>_cam.nii.gz) and panels (figures/cam/<study_id>.png); of a network that segments, also the
     tumour found (explanations/<study_id>_tumour.nii.gz). The network is left as it was; for `others` see
-    `MapComparison`. Without post-processing the larger logit calls a study mutant or wildtype.
+    `MapComparison`. Without post-processing the larger logit calls a study positive or negative.
     """
 
     def call(margins: NDArray[np.float64]) -> NDArray[np.integer]:
@@ -46,7 +46,7 @@ def write_map_comparison(
             return np.asarray(margins > 0).astype(int)
         return post_processing.apply(margins)["predicted"].to_numpy(dtype=int)
 
-    studies = prepared.by_split
+    studies, target = prepared.by_split, prepared.cohort.target
     compared = comparison(
         network,
         prepared.store,
@@ -60,7 +60,8 @@ def write_map_comparison(
     )
     for name, table in compared.tables.items():
         write_text(folder / name, table.to_csv(index=False))
-    write_json(folder / "explanations.json", compared.content)
+    content = dict(compared.content) | {"target": target.to_dict()}
+    write_json(folder / "explanations.json", content)
     # The chosen method explains once more, so that no maps pile up.
     batches = comparison.batches(network, prepared.store, compared.studies, "Drawing")
     with drawing_processes() as draw, cores_left_to_drawing():
@@ -77,6 +78,8 @@ def write_map_comparison(
                 if tumour is not None:
                     mask, _ = mask_in_patient_space(tumour * (np.asarray(item.brain) > 0), item)
                     write_in_patient_space(mask, item, folder / "explanations" / f"{study.study_id}_tumour.nii.gz")
-                write_explanation(draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability)
+                write_explanation(
+                    draw, folder, study, item, cam, prepared.cohort.sequences, probability=probability, target=target
+                )
     write_explanations_page(folder)
-    return dict(compared.content)
+    return content

@@ -202,7 +202,7 @@ def explain_run(run: Run) -> None:
         if not to_do:
             return
         checkpoint = Checkpoint.read(run.folder)
-        checkpoint.require_sequences(run.prepared.cohort.sequences)
+        checkpoint.require_cohort(run.prepared.cohort)
         results = run.evaluation(read_table(predictions), read_table(run.folder / "cohort.csv"), None)
         write_map_comparison(
             run.map_comparison,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.reports.tables import as_estimate
-from idh_lightning.reports.vocabulary import METRICS
+from idh_lightning.reports.vocabulary import METRICS, NO_BETTER_THAN_CHANCE
 from idh_lightning.runs.assembly import SHARED_FOLDERS
 
 SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivity", "specificity")
@@ -28,6 +28,9 @@ def print_summary(metrics: Mapping[str, Any], run_folder: Path) -> None:
             table.add_row(METRICS[metric].name, value, found.interval or "-", str(found.n))
     console = Console()
     console.print(table)
+    area = as_estimate(metrics.get("test", {}).get("auroc"))
+    if area is not None and area.holds_chance:
+        console.print(NO_BETTER_THAN_CHANCE, soft_wrap=True, highlight=False)
     for name in (
         "report.html",
         "explanations.html",

@@ -195,7 +195,7 @@ def test_as_many_validation_studies_are_followed_as_asked(
         fake_store.put(study, volumes(1)[0].numpy())
     drawn: list[str] = []
     notes: list[str] = []
-    monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, note: notes.append(note) or {})
+    monkeypatch.setattr(explanations, "cam_panel_of", lambda *_, note, target: notes.append(note) or {})
     monkeypatch.setattr(explanations, "save_cam_panel", lambda path: drawn.append(path.stem))
     network = small_network(locator=threshold_locator(0.0)).train()
     data = IDHDataModule(studies=studies, store=fake_store, augmentation=None, seed=0)  # type: ignore[arg-type]

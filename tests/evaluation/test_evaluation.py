@@ -291,7 +291,7 @@ def test_default_yaml_names_every_setting_with_the_default_of_the_class():
     assert settings["subgroups"]["site"] == "${oc.select:split.site,site}"
     settings["subgroups"]["site"] = "site"
     assert Evaluation(**settings) == Evaluation(age_bands=[40, 60], prevalences=[0.1, 0.2, 0.3, 0.5, 0.8])
-    assert settings.keys() | {"seed"} == set(Evaluation.__dataclass_fields__)
+    assert settings.keys() | {"seed", "target"} == set(Evaluation.__dataclass_fields__), "the target is the cohort's"
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_all_faults_are_listed_at_once(evaluation, predictions, cohort):
 def test_a_patient_with_two_labels_is_refused(evaluation, cohort):
     more = with_follow_ups(cohort, count=1)
     more.loc[more.index[-1], "label"] = 1 - more["label"].iloc[-1]
-    with pytest.raises(EvaluationError, match=r"label is 0 and 1; expected one\. A patient has one IDH status"):
+    with pytest.raises(EvaluationError, match=r"label is 0 and 1; expected one\. A patient has one label"):
         evaluation(predict(more), more)
 
 

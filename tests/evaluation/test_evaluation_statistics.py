@@ -177,7 +177,7 @@ def test_an_oracle_a_constant_and_an_inverted_predictor_give_what_they_must():
     assert constant["auroc"]["value"] == constant["balanced_accuracy"]["value"] == 0.5
     assert constant["average_precision"]["value"] == pytest.approx(labels.mean())
     assert constant["ppv"]["value"] is None
-    assert "called mutant" in constant["ppv"]["why"]
+    assert "called positive" in constant["ppv"]["why"]
     assert constant["auroc"]["low"] is constant["auroc_delong"]["low"] is None, "one half by construction, not by luck"
     assert constant["average_precision"]["low"] is None
     assert "no finite interval" in constant["average_precision"]["why"]

@@ -111,7 +111,7 @@ def test_the_letters_of_a_panel_can_be_read_on_a_telephone() -> None:
     image = np.random.default_rng(0).normal(size=(4, 20, 24, 20)).astype(np.float32)
     cam = np.linspace(0, 1, image[0].size).reshape(image[0].shape)
     affine = np.diag([-8.0, -8, 8, 1])
-    figure = cam_panel(image, ("FLAIR", "T1", "T1c", "T2"), cam, cam > 0.9, affine, "a study", label=1)
+    figure = cam_panel(image, ("FLAIR", "T1", "T1c", "T2"), cam, cam > 0.9, affine, "a study   ·   IDH mutant")
     rule = re.search(r"\.panel img[^{]*{ width: (\d+)rem; max-width: none; }", (TEMPLATES / "page.css").read_text())
     assert rule is not None
     shrunk = 16 * int(rule[1]) / (72 * figure.get_figwidth())

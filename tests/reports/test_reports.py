@@ -24,8 +24,10 @@ from PIL import Image
 from scipy.special import expit
 
 from idh_lightning.cli.tables import number as printed
+from idh_lightning.cohort import IDH, Study
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
+from idh_lightning.reports.drawing import panel_title
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import caveats, read_run
@@ -103,8 +105,8 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
         nib.save(nib.Nifti1Image(cam.T, AFFINE), folder / "explanations" / f"{study_id}_cam.nii.gz")
         save_cam_panel(
             folder / "figures" / "cam" / f"{study_id}.png",
-            image=image, sequences=SEQUENCES, cam=cam, mask=mask, affine_ras=AFFINE, title=study_id,
-            label=row["label"], probability=row["probability"],
+            image=image, sequences=SEQUENCES, cam=cam, mask=mask, affine_ras=AFFINE,
+            title=f"{study_id}   ·   {IDH.named(row['label'])}   ·   {IDH.chance} {row['probability']:.2f}",
         )  # fmt: skip
     test = list(test["study_id"])
     cohort.to_csv(folder / "cohort.csv", index=False)
@@ -357,7 +359,10 @@ def test_a_result_no_better_than_guessing_is_called_so(run_folder: Path) -> None
     metrics = json.loads((run_folder / "metrics.json").read_text())
     metrics["test"]["auroc"] |= {"value": 0.55, "low": 0.38, "high": 0.71}
     (run_folder / "metrics.json").write_text(json.dumps(metrics))
-    assert "the model cannot be told from guessing" in Parsed(write_report(run_folder).read_text()).text
+    assert (
+        "No better than chance: the interval of the ROC-AUC contains 0.5."
+        in Parsed(write_report(run_folder).read_text()).text
+    )
 
 
 def test_patients_of_two_partitions_are_denounced_in_the_checklist(run_folder: Path) -> None:
@@ -390,7 +395,8 @@ def test_a_panel_refuses_arrays_of_different_grids() -> None:
 
 def test_a_panel_marks_right_left_front_back_top_and_bottom() -> None:
     image, mask, cam = phantom(0)
-    figure = cam_panel(image, SEQUENCES, cam, mask, AFFINE, "study", label=1, probability=0.875)
+    study = Study(study_id="study", patient_id="p", label=1, files={})
+    figure = cam_panel(image, SEQUENCES, cam, mask, AFFINE, panel_title(study, IDH, probability=0.875))
     assert figure.get_suptitle() == "study   ·   IDH mutant   ·   P(mutant) 0.88"
     planes = [axes for axes in figure.axes if axes.images and axes.texts]
     letters = ["".join(text.get_text() for text in axes.texts) for axes in planes]

@@ -11,6 +11,7 @@ import pytest
 
 from idh_lightning.attribution.scores import LOWER_IS_BETTER, SCORES
 from idh_lightning.cli.tables import number
+from idh_lightning.cohort import IDH
 from idh_lightning.evaluation.calibration import CalibrationMethod
 from idh_lightning.evaluation.decisions import Rule
 from idh_lightning.evaluation.measurement import Measurement
@@ -73,10 +74,10 @@ def test_training_names_what_it_counts_by_study_as_such() -> None:
 
 def test_the_studies_of_mutants_are_not_called_a_share() -> None:
     row = {"sequence": "T1", "value": 0.1, "low": -0.2, "high": 0.4, "n": 9, "size": 0.3}
-    table = _sequences({"sequences": [{"group": "mutant", **row}]})
+    table = _sequences({"sequences": [{"group": "mutant", **row}]}, IDH)
     assert table is not None
     assert table.rows[0][0] == "mutant"
-    assert in_words("mutant", COVARIATES) == "share of mutants"
+    assert in_words("mutant", COVARIATES) == in_words("mutant", COVARIATES, IDH) == "share of mutant patients"
 
 
 def test_a_number_has_two_digits_and_a_true_minus() -> None:
