@@ -127,7 +127,7 @@ class Reader(ABC):
                 f"cohort.target: {self.target!r} has another role; expected {', '.join(TARGETS)}, or a column of the "
                 "table that has none. Rename the column in the table."
             )
-        self._roles = {self.target: self.target, **roles}
+        self._roles = {**roles, self.target: roles.get(self.target, self.target)}
         if unknown := [role for role in self.columns if role not in (*self.default_columns, *TARGETS, self.target)]:
             raise ConfigError(
                 f"cohort.columns: {unknown}; expected a choice of {tuple(self._roles)}. Correct the setting."

@@ -64,6 +64,31 @@ def test_the_ucsf_table_meets_its_folders_in_any_order_of_its_rows(
         assert "IDH" not in study.carried
 
 
+@pytest.mark.parametrize(
+    ("target", "excluded", "negative", "positive"),
+    [("mgmt", 85, 114, 302), ("codeletion_1p19q", 97, 395, 9), ("grade4", 0, 99, 402)],
+)
+def test_the_ucsf_table_tells_every_target(
+    real: Path, ucsf_images: Path, target: str, excluded: int, negative: int, positive: int
+) -> None:
+    """Of 1p/19q the table leaves 91 open, and six are a relative codeletion, which two astrocytomas have as well."""
+    table = real / "ucsf_pdgm" / "UCSF-PDGM-metadata_v5.csv"
+    cohort = raise_or_exclude(UCSFPDGM(folder=ucsf_images, table=table, target=target).read(), on_error="exclude")
+    assert len(cohort.exclusions) == excluded
+    assert [sum(study.label == label for study in cohort.studies) for label in (0, 1)] == [negative, positive]
+    assert all("IDH" in study.carried for study in cohort.studies)
+
+
+def test_the_brats_table_tells_the_grade(real: Path) -> None:
+    columns = {"study_id": "brats2021", "patient_id": "patient"}
+    reader = BraTS(folder=real / "brats2021", table=real / "brats_idh.csv", target="grade4", columns=columns)
+    known = pd.read_csv(real / "brats_idh.csv", dtype=str).set_index("brats2021")["grade"]
+    cohort = read(reader)
+    assert {study.study_id: study.label for study in cohort.studies} == {
+        name: int(known[name] == "4") for name in ("BraTS2021_00006", "BraTS2021_01483")
+    }
+
+
 def test_no_split_of_ucsf_ever_parts_a_follow_up_from_its_patient(real: Path, ucsf_images: Path) -> None:
     cohort = read(UCSFPDGM(folder=ucsf_images, table=real / "ucsf_pdgm" / "UCSF-PDGM-metadata_v5.csv"))
     patients = {study.patient_id for study in cohort.studies if study.follow_up}

@@ -24,10 +24,11 @@ from PIL import Image
 from scipy.special import expit
 
 from idh_lightning.cli.tables import number as printed
-from idh_lightning.cohort import IDH, Study
+from idh_lightning.cohort import IDH, TARGETS, Study, Target, target_of
 from idh_lightning.errors import EvaluationError, ExplanationError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.reports.drawing import panel_title
+from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
 from idh_lightning.reports.run_figures import save_figures
 from idh_lightning.reports.run_folder import caveats, read_run
@@ -53,7 +54,9 @@ def phantom(seed: int, shape: tuple[int, int, int] = (24, 32, 28)) -> tuple[np.n
     return image.astype(np.float32), mask, (cam / cam.max()).astype(np.float32)
 
 
-def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: int = 4, seed: int = 0) -> Path:
+def make_run(
+    folder: Path, *, n_test: int = 42, hostile: bool = False, images: int = 4, seed: int = 0, target: Target = IDH
+) -> Path:
     """Write a run folder as training writes it: real tables and metrics, small synthetic images."""
     rng = np.random.default_rng(seed)
     sizes = {"train": 120, "validation": 30, "test": n_test}
@@ -83,7 +86,7 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
     predictions = predicted[["study_id", "patient_id", "split", "fold", "label"]].assign(
         logit=logit, probability=expit(logit)
     )
-    results = Evaluation(bootstrap=100)(predictions, cohort)
+    results = Evaluation(bootstrap=100, target=target)(predictions, cohort)
 
     flair = folder / "nifti"
     for path in (folder / ".hydra", flair, folder / "figures" / "cam", folder / "explanations"):
@@ -106,7 +109,7 @@ def make_run(folder: Path, *, n_test: int = 42, hostile: bool = False, images: i
         save_cam_panel(
             folder / "figures" / "cam" / f"{study_id}.png",
             image=image, sequences=SEQUENCES, cam=cam, mask=mask, affine_ras=AFFINE,
-            title=f"{study_id}   ·   {IDH.named(row['label'])}   ·   {IDH.chance} {row['probability']:.2f}",
+            title=f"{study_id}   ·   {target.named(row['label'])}   ·   {target.chance} {row['probability']:.2f}",
         )  # fmt: skip
     test = list(test["study_id"])
     cohort.to_csv(folder / "cohort.csv", index=False)
@@ -353,6 +356,20 @@ def test_a_damaged_map_costs_a_sentence_on_the_page_and_not_the_report(
     assert "View from all around: not drawn." in text
     assert not (folder / "figures" / "brain_3d.gif").exists()
     assert len(re.findall(r"Study .*: Slices to look through not drawn: .*_cam\.nii\.gz", caplog.text)) == 3
+
+
+@pytest.mark.parametrize("target", [TARGETS["mgmt"], target_of("ATRX", ["kept", "lost"])], ids=lambda one: one.name)
+def test_a_run_with_another_target_speaks_of_its_classes_and_not_of_idh(tmp_path: Path, target: Target) -> None:
+    folder = make_run(tmp_path / "run", images=1, target=target)
+    page, card = Parsed(write_report(folder).read_text()).text, write_model_card(folder)
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert set(predictions["prediction_set"]) <= {*target.classes, "both", "none"}
+    for text in (page, card, *save_figures(read_run(folder)).values()):
+        known = text.replace("without “Astrocytoma, IDH-wildtype”", "").replace("idh_lightning", "")
+        assert re.findall(r"(?i).{0,40}(?:mutant|wildtype|mutation|\bidh).{0,20}", known) == []
+    for words in (f"{target.title} from MRI", f"Does it tell {target.positive} from {target.negative}?", target.chance):
+        assert words in page
+    assert f"P({target.marker} {target.positive})" in card
 
 
 def test_a_result_no_better_than_guessing_is_called_so(run_folder: Path) -> None:
