@@ -10,23 +10,29 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_checkpoint import tiny_cohort, write_checkpoint
+from omegaconf import OmegaConf
+from tiny_checkpoint import settings_of, tiny_cohort, write_checkpoint
 from tiny_studies import ras_affine, write_study
 
 import idh_lightning
+from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import composed
-from idh_lightning.cohort import SEQUENCES, Study, new_studies, study_of_files
+from idh_lightning.cohort import IDH, SEQUENCES, TARGETS, Cohort, Study, Target, new_studies, study_of_files, target_of
 from idh_lightning.cohort.unlabelled import sequence_of
+from idh_lightning.commands.predicting import predict
 from idh_lightning.errors import CheckpointError, CohortError
 from idh_lightning.evaluation import Calibrator
 from idh_lightning.inference import Predictor, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
+from idh_lightning.runs import assembly
+from idh_lightning.runs.assembly import take_target_over
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +363,69 @@ def test_members_of_an_ensemble_are_averaged_and_their_disagreement_widens_the_i
         assert answer.probability == pytest.approx(np.mean(answer.members))
         assert answer.low <= min(answer.members)
         assert answer.high >= max(answer.members)
+
+
+def of_target(run: Path, folder: Path, target: Target) -> Path:
+    """A copy of the checkpoint of a run that says of itself to predict another target."""
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recipe"]["target"] = content["post_processing"]["target"] = target.to_dict()
+    torch.save(content, folder / f"{target.name}.ckpt")
+    return folder / f"{target.name}.ckpt"
+
+
+def test_a_network_with_another_target_answers_in_its_words(run: Path, patient: Path, tmp_path: Path) -> None:
+    mgmt = of_target(run, tmp_path, TARGETS["mgmt"])
+    (plain,) = Predictor(run).predict(patient)
+    (answer,) = predict(composed("predict", [f"checkpoint={mgmt}", f"input={patient}", f"output={tmp_path / 'out'}"]))
+    assert answer.probability == pytest.approx(plain.probability, abs=1e-6)
+    assert (plain.target.name, answer.target) == ("idh", TARGETS["mgmt"])
+    assert answer.decision == {"mutant": "methylated", "wildtype": "unmethylated"}[plain.decision or ""]
+    page = (tmp_path / "out" / "patient.html").read_text()
+    page = re.sub(r"data:[^\"]*|<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    assert "MGMT promoter methylation from MRI" in page
+    assert "P(methylated)" in page
+    assert re.findall(r"(?i)mutant|wildtype|\bidh\b", page) == []
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["target"]["name"] == "mgmt"
+
+
+def test_members_with_different_targets_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="its target differ"):
+        Predictor([run, of_target(run, tmp_path, TARGETS["mgmt"])])
+
+
+def test_a_cohort_is_read_with_the_target_of_the_checkpoint_and_refused_with_another(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in (TARGETS["mgmt"], target_of("ATRX", ["kept", "lost"])):
+        checkpoint = Checkpoint.read(of_target(run, tmp_path, target))
+        config = OmegaConf.create({"cohort": {"target": "idh", "classes": None}})
+        take_target_over(config, checkpoint)
+        assert target_of(config.cohort.target, config.cohort.classes) == target == checkpoint.target
+        with pytest.raises(CheckpointError, match=rf"{target.name}.ckpt: predicts .*expected the same target\. Leave"):
+            checkpoint.require_cohort(Cohort(name="x", sequences=checkpoint.sequences, studies=()))
+        monkeypatch.setattr(assembly, "task_overrides", lambda: ["cohort.target=idh"])
+        with pytest.raises(CheckpointError, match=r"while the cohort has IDH status \(idh\) as its label"):
+            take_target_over(OmegaConf.create({"cohort": {"target": "idh", "classes": None}}), checkpoint)
+        monkeypatch.undo()
+    Checkpoint.read(run).require_cohort(Cohort(name="x", sequences=SEQUENCES, studies=()))
+
+
+def test_the_voxels_that_have_learnt_to_vote_on_idh_have_no_say_in_another_target(tmp_path: Path) -> None:
+    for name, scale in (("idh", 1.0), ("mgmt", 0.0)):
+        prepared = SimpleNamespace(cohort=Cohort(name="x", sequences=SEQUENCES, studies=(), target=TARGETS[name]))
+        model = assembly.classifier(settings_of(tmp_path), prepared)  # type: ignore[arg-type]
+        assert model.network.vote is not None
+        assert model.network.vote.scale.item() == pytest.approx(scale)
+        assert model.recipe["target"]["name"] == name
+
+
+def test_a_checkpoint_of_before_there_were_targets_predicts_idh(run: Path, patient: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recipe"].pop("target")
+    content["post_processing"].pop("target")
+    torch.save(content, tmp_path / "old.ckpt")
+    assert Checkpoint.read(tmp_path / "old.ckpt").target is IDH
+    assert Predictor(tmp_path / "old.ckpt").predict(patient)[0].decision in IDH.classes
 
 
 def test_members_of_other_sequences_are_refused(run: Path, tmp_path: Path) -> None:

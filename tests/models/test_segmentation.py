@@ -12,6 +12,7 @@ from idh_lightning.data.synthetic import SyntheticGliomas
 from idh_lightning.errors import ModelError
 from idh_lightning.models.segmentation import (
     TumourSegmenter,
+    VoteHead,
     dense_vote,
     load_segmenter,
     save_segmenter,
@@ -75,6 +76,17 @@ def test_the_vote_is_the_mean_over_a_tumour_that_is_sure() -> None:
     logits[:, 2, 2:8, 2:8, 2:5], logits[:, 2, 2:8, 2:8, 5:8] = 3.0, -1.0
     size = 6**3
     assert dense_vote(logits).item() == pytest.approx(1.0 * size / (size + 1), abs=1e-4)
+
+
+def test_a_silenced_vote_says_nothing_and_can_learn_to_speak_again() -> None:
+    head, votes = VoteHead(), torch.tensor([-2.0, 0.5, 3.0])
+    assert torch.equal(head(votes), votes)
+    head.silence()
+    assert head.scale == 0
+    assert head(votes).abs().max() < 1e-6
+    head(votes).sum().backward()
+    assert head.weigh.weight.grad is not None
+    assert head.weigh.weight.grad.abs() > 0
 
 
 def test_a_volume_without_tumour_has_no_vote() -> None:

@@ -65,6 +65,14 @@ def test_the_roc_auc_of_the_terminal_has_the_interval_of_the_pages(measured, tmp
     assert shown.text == f"{number(area['value'])} ({shown.interval})"
 
 
+def test_the_terminal_says_of_a_result_no_better_than_chance_that_it_is_none(tmp_path: Path, capsys) -> None:
+    for low, told in ((0.42, True), (0.5, True), (0.51, False)):
+        print_summary({"test": {"auroc": {"value": 0.6, "low": low, "high": 0.7, "n": 40}}}, tmp_path)
+        assert ("No better than chance: the interval of the ROC-AUC contains 0.5." in capsys.readouterr().out) == told
+    print_summary({"test": {"auroc": {"value": 0.5, "low": None, "high": None, "n": 40}}}, tmp_path)
+    assert "No better" not in capsys.readouterr().out, "without an interval nothing is known"
+
+
 def test_training_names_what_it_counts_by_study_as_such() -> None:
     model = IDHClassifier(network=None, objective=None)  # type: ignore[arg-type]
     for stage in ("train", "val", "test"):
