@@ -97,7 +97,9 @@ def test_the_real_loop_gives_fakes_the_scores_they_must_get(
     assert trainer.callback_metrics["test/study_auroc"] == pytest.approx(auroc)
     assert trainer.callback_metrics["test/study_accuracy"] == pytest.approx(accuracy)
     predictions = pd.read_csv(tmp_path / "predictions.csv")
-    assert list(predictions.columns) == ["study_id", "patient_id", "split", "fold", "label", "logit", "probability"]
+    columns = ["study_id", "patient_id", "split", "fold", "target", "label", "logit", "probability"]
+    assert list(predictions.columns) == columns
+    assert set(predictions["target"]) == {"idh"}
     assert sorted(predictions["study_id"]) == sorted(
         s.study_id for k in ("validation", "test") for s in data.studies[k]
     )

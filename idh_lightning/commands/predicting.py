@@ -12,7 +12,7 @@ from rich.console import Console
 
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
-from idh_lightning.cohort import NewStudy, Target
+from idh_lightning.cohort import NewStudy
 from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
@@ -95,8 +95,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         if settings["dicom_output"] and selections[answer.study_id].taken:
             _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
-    ensemble = predictor.ensemble
-    _summarise(answers, output, ensemble.notices, ensemble.threshold, ensemble.target)
+    _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
     return answers
 
 
@@ -155,13 +154,12 @@ def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Resul
         Console().print(f"{'DICOM':>16}  {file}", soft_wrap=True, highlight=False)
 
 
-def _summarise(
-    answers: Sequence[StudyPrediction], output: Path, said: Sequence[str], threshold: float, target: Target
-) -> None:
+def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str], threshold: float) -> None:
     """Print a row for each study, without the notices of the network, which were said above the table.
 
     A call that differs from one at a half is told with its threshold.
     """
+    target = answers[0].target
     headings = ("study", "status", target.chance, "interval", "called", "cannot be excluded", "why, and what to know")
     table = FittingTable(target.title, headings, ("study", headings[-1]), headings[1:])
     for one in answers:
