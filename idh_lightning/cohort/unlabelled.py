@@ -180,6 +180,11 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
             yield _new(next(iter(groups)) if len(groups) == 1 and next(iter(groups)) else own, merged)
     for parent, merged in alone.items():
         yield _new(parent.name, merged)
+    _tell(unread, unused)
+
+
+def _tell(unread: Sequence[str], unused: Sequence[str]) -> None:
+    """Warn of images whose names state no sequence: of folders that hold no others, and beside others."""
     if unused:
         logger.warning(
             "Not used, since their names state no sequence: %s%s. If one is needed, name it: flair=... t1=... t1c=... "

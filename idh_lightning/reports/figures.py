@@ -255,20 +255,23 @@ def scores_by_group(
     *,
     threshold: float | None = None,
     narrow: bool = False,
+    target: Target = IDH,
 ) -> Figure:
-    """P(mutant) of each patient, one line for each group and class: where scores are shifted, a threshold is too.
+    """Probability of each patient, one line for each group and class: where scores are shifted, a threshold is too.
 
     Args:
-        probabilities: [N], P(mutant).
-        labels: [N], 0 wildtype, 1 mutant.
+        probabilities: [N], of the positive class.
+        labels: [N], 0 and 1.
         groups: [N], names.
         areas: Group -> ROC-AUC, which stands under its name.
-        threshold: From which P(mutant) is called mutant; None where there is no common one.
+        threshold: From which a patient is called positive; None where there is no common one.
         narrow: For a telephone.
+        target: Names the classes.
     """
     names = sorted(groups.unique())
     figure, axes = new_axes(style.NARROW if narrow else 7.8, 1.6 + 0.62 * len(names))
-    looks = ((0, style.WILDTYPE_COLOUR, "o", "wildtype"), (1, style.MUTANT_COLOUR, "D", "mutant"))
+    negative, positive = target.classes
+    looks = ((0, style.WILDTYPE_COLOUR, "o", negative), (1, style.MUTANT_COLOUR, "D", positive))
     for label, colour, marker, word in looks:
         for position, name in enumerate(names):
             scores = np.sort(probabilities[(groups == name) & (labels == label)].to_numpy(dtype=float))
@@ -287,7 +290,7 @@ def scores_by_group(
     ]
     axes.set_yticks(range(len(names)), lines, parse_math=False)
     axes.set_ylim(len(names) - 0.45, -0.55)
-    dress(axes, "Scores by site", "name, patients, ROC-AUC", grid="x", xlabel="P(mutant)", xlim=(-0.02, 1.02))
+    dress(axes, "Scores by site", "name, patients, ROC-AUC", grid="x", xlabel=target.chance, xlim=(-0.02, 1.02))
     figure.legend(loc="outside lower center", ncols=1 if narrow else 3, frameon=False)
     return figure
 

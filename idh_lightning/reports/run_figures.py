@@ -196,14 +196,16 @@ def _sites(run: ReportedRun) -> _Drawn:
     groups = run.node("subgroups", "site", "groups") or {}
     areas = {name: area for name, found in groups.items() if (area := as_estimate(found.get("auroc"))) is not None}
     threshold = run.number("operating_point", "threshold")  # none where each fold has its own
-    drawn = partial(figures.scores_by_group, people["probability"], people["label"], sites, areas, threshold=threshold)
+    scores = people["probability"], people["label"], sites, areas
+    drawn = partial(figures.scores_by_group, *scores, threshold=threshold, target=run.target)
+    negative, positive = run.target.classes
     middles = (
-        f"{site}: {np.median(rows[rows['label'] == 0]['probability']):.2f} in wildtypes, "
-        f"{np.median(rows[rows['label'] == 1]['probability']):.2f} in mutants"
+        f"{site}: {np.median(rows[rows['label'] == 0]['probability']):.2f} of {negative} patients, "
+        f"{np.median(rows[rows['label'] == 1]['probability']):.2f} of {positive} ones"
         for site, rows in people.groupby(sites)
         if rows["label"].nunique() == 2
     )
-    return drawn, "P(mutant) of each test patient by site; medians: " + "; ".join(middles) + "."
+    return drawn, f"{run.target.chance} of each test patient by site; medians: " + "; ".join(middles) + "."
 
 
 def _known(rows: Iterable[tuple[str, object]]) -> _Rows:
