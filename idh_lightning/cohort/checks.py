@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ def build_cohort(
     follow-ups.
     """
     studies = sorted(studies, key=lambda study: study.study_id)
-    faults = [*faults, *_label_conflicts(studies, target), *_shared_files(studies)]
+    faults = [*faults, *_label_conflicts(studies, target), *_shared_files(studies), *_patients_alike(studies)]
     told = {fault.patient_id for fault in faults if fault.check == "patient_in_two_places"}
     marked, warnings = _mark_follow_ups(studies, told)
     faulty = {fault.study_id for fault in faults if fault.severity == "error"}
@@ -269,6 +270,22 @@ def _shared_files(studies: Sequence[Study]) -> list[Fault]:
         for path, using in users.items()
         if len(using) > 1
         for study in {study.study_id: study for study, _ in using}.values()
+    ]  # fmt: skip
+
+
+def _patients_alike(studies: Sequence[Study]) -> list[Fault]:
+    """Warning for each person who may have been given several identifiers, which a split would take for several."""
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        spellings[re.sub(r"[\W_]+", "", study.patient_id.casefold())].add(study.patient_id)
+    return [
+        Fault(
+            where="cohort", check="patients_alike", severity="warning", found=f"{' and '.join(sorted(ids))} count as "
+            f"{len(ids)} patients", expected="one spelling for one person, who must not be in training and test",
+            remedy="If they are one person, write the identifier one way in the table.",
+        )
+        for ids in spellings.values()
+        if len(ids) > 1
     ]  # fmt: skip
 
 

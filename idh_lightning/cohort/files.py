@@ -79,9 +79,9 @@ def files_named(text: str, root: Path) -> list[Path]:
     """
     if not text:
         return []
-    if not os.path.isfile(root / text):
+    if not os.path.isfile(root / from_home(text)):
         text = text.replace("\\", "/")  # as Windows writes it
-    path = unwrapped(root / text)
+    path = unwrapped(root / from_home(text))
     if os.path.isfile(path) or not re.search(r"[*?[]", text) or "**" in text or "\0" in text:
         return [path]
     try:

@@ -54,6 +54,14 @@ class Table(Reader):
         must = {s: self.column(s) for s in wanted or sequences}
         require_columns(table.columns, self._matched, must, path)
         yield from unused_images(table, self._matched, path)
+        sessions = person in table and person != name and re.search(r"ses|visit|scan|exam|time", name, re.IGNORECASE)
+        if sessions and table.groupby(name)[person].nunique().max() > 1:
+            table = table.assign(**{name: table[person] + "_" + table[name]})
+            yield Fault(
+                where=path.name, check="sessions_as_studies", severity="warning", expected="a name for each study",
+                found=f"column {name!r} has the same names for several patients",
+                remedy=f"None needed: a study is called by {person!r} and {name!r}.",
+            )  # fmt: skip
         if person not in table:
             yield Fault(
                 where=path.name, check="no_patient_column", severity="warning", expected=f"a column {person!r}",

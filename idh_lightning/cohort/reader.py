@@ -36,6 +36,7 @@ LEAKING = re.compile(
 reader refuses them as age or sex, which are the only columns that a model may ever see."""
 
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_OTHER_FOLLOW_UP = "Correct the table, or leave the column out if it says another thing: cohort.columns.follow_up=null"
 _TRUTHS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False)}
 _UNSTATED = {"", "unknown", "n/a", "na", "nan", "not available", "unspecified"}
 
@@ -263,7 +264,8 @@ class Reader(ABC):
         if mask is None:
             report(
                 "ambiguous_mask" if len(row.mask) > 1 else "missing_mask", problem, "one NIfTI file with the tumour",
-                "Name or leave in place exactly one." if row.mask
+                f"Name or leave in place exactly one; if {self.column('mask')!r} holds none: cohort.columns.mask=null"
+                if row.mask
                 else "None needed: the study is used, but its explanations cannot be scored.",
                 error=bool(row.mask),
             )  # fmt: skip
@@ -273,7 +275,7 @@ class Reader(ABC):
         for key, text, value, expected, remedy in (
             ("age", row.age, age, "years between 0 and 120", unknown.format("age")),
             ("sex", row.sex, sex, "F, M, female or male", unknown.format("sex")),
-            ("follow_up", row.follow_up, follow_up, "true, false or nothing", "Correct the table."),
+            ("follow_up", row.follow_up, follow_up, "true, false or nothing", _OTHER_FOLLOW_UP),
         ):
             if value is None and text.casefold() not in _UNSTATED:
                 report(f"unknown_{key}", f"{key} is {text[:80]!r}", expected, remedy, error=key == "follow_up")

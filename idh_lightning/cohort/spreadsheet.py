@@ -224,8 +224,8 @@ def describe_columns(header: Iterable[str], found: Mapping[str, str], wanted: It
 
 
 def _plain(name: str) -> str:
-    """Return a name without case, spaces and other marks but +, which says contrast."""
-    return re.sub(r"[^\w+]+|_", "", name.casefold())
+    """Return a name without case, spaces and other marks but + after T1, which says contrast; T2* is no T2."""
+    return re.sub(r"[^\w+]+|_", "", name.casefold().replace("t2*", "t2star"))
 
 
 def _usual(name: str, role: str) -> bool:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Cohort, Exclusion
 from idh_lightning.cohort.leakage import MEANS
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.evaluation import (
     DevelopmentCohort,
@@ -120,10 +121,10 @@ def without_seen(
     if lacking := [
         f"  {study.study_id}: {why}" for study in cohort.studies if (why := checkpoint.lacking(study.files))
     ]:
-        names = ",".join(row.split(":")[0].strip() for row in lacking)
+        names = [study.study_id for study in cohort.studies if checkpoint.lacking(study.files)]
         raise CohortError(
             f"cohort {cohort.name}: {len(lacking)} studies cannot be judged.\n" + "\n".join(lacking) + "\nOr leave "
-            f"them out with cohort.exclude=[{names}]."
+            f"them out with {to_paste('cohort.exclude', names)}"
         )
     fingerprints = {study.study_id: list(store.open(study).fingerprints.values()) for study in cohort.studies}
     _, development = checkpoint.reported()
@@ -136,8 +137,8 @@ def without_seen(
         raise CohortError(
             f"cohort {cohort.name}: {len(found)} studies of {len(patients)} patients were used to train or choose "
             f"{checkpoint.file}; expected patients that it has not seen.\n" + "\n".join(rows) + "\nLeave them out with "
-            f"cohort.exclude=[{','.join(patients)}], or all at once with seen=exclude. If the two cohorts merely "
-            "number their patients alike, compare the images only: seen_by=[image]."
+            f"{to_paste('cohort.exclude', list(patients))}, or all at once with seen=exclude. If the two cohorts "
+            "merely number their patients alike, compare the images only: seen_by=[image]."
         )
     left = cohort.without(
         Exclusion(study_id=s.study.study_id, patient_id=s.study.patient_id, reason=s.reason) for s in found

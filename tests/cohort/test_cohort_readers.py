@@ -477,8 +477,40 @@ def test_a_table_may_say_which_study_is_a_follow_up(tmp_path: Path) -> None:
     frame.to_csv(path, index=False)
     assert {study.study_id: study.follow_up for study in read(Table(table=path)).studies} == {"a": True, "b": False}
     frame.assign(follow_up=["later", ""]).to_csv(path, index=False)
-    with pytest.raises(CohortError, match=r"study a: follow_up is 'later'; expected true, false or nothing"):
+    with pytest.raises(CohortError, match=r"study a: follow_up is 'later'; expected true, false or nothing") as refused:
         read(Table(table=path))
+    assert "cohort.columns.follow_up=null" in str(refused.value)
+
+
+def test_sessions_that_are_called_alike_for_every_patient_make_studies_with_the_patient(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path).drop(columns="study_id").assign(patient_id=["P1", "P2"], session="ses-0")
+    frame.to_csv(path, index=False)
+    cohort = read(Table(table=path))
+    assert [study.study_id for study in cohort.studies] == ["P1_ses-0", "P2_ses-0"]
+    assert "sessions_as_studies" in {fault.check for fault in cohort.faults}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"), [("P03", "p03", True), ("P 03", "P_03", True), ("P3", "P4", False)]
+)
+def test_patients_who_may_be_one_person_are_told(tmp_path: Path, first: str, second: str, alike: bool) -> None:
+    path = table_cohort(tmp_path)
+    pd.read_csv(path).assign(patient_id=[first, second]).to_csv(path, index=False)
+    cohort = read(Table(table=path))
+    assert len({study.patient_id for study in cohort.studies}) == 2
+    assert ("patients_alike" in {fault.check for fault in cohort.faults}) == alike
+
+
+def test_a_path_may_begin_at_home_and_a_susceptibility_image_is_no_t2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "cohort"))
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path)
+    frame["FLAIR"] = "~/" + frame["FLAIR"]
+    frame.assign(**{"T2*": frame["FLAIR"]}).to_csv(path, index=False)
+    assert read(Table(table=path)).sequences == ("FLAIR", "T1")
 
 
 @pytest.mark.parametrize(
