@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,7 @@ class StudyPrediction:
         map_file: NIfTI on the grid of the study's own FLAIR, or None.
         tumour_file: The tumour found, 0 and 1, on the same grid, or None.
         page: study.html, or None.
+        files: Sequence -> image that the network has seen.
         elapsed_s: Wall clock, with its share of the preparation.
     """
 
@@ -64,6 +65,7 @@ class StudyPrediction:
     map_file: Path | None = None
     tumour_file: Path | None = None
     page: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
     elapsed_s: float = 0.0
 
     @property
@@ -110,6 +112,9 @@ def write_tables(answers: Sequence[StudyPrediction], ensemble: Ensemble, confide
         "threshold": ensemble.threshold,
         "confidence": confidence,
         "coverage": ensemble.coverage,
-        "studies": [{**row, "members": list(one.members)} for row, one in zip(rows, answers, strict=True)],
+        "studies": [
+            {**row, "members": list(one.members), "files": {name: str(file) for name, file in one.files.items()}}
+            for row, one in zip(rows, answers, strict=True)
+        ],
     }
     write_json(output / "predictions.json", content)

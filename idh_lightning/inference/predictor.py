@@ -211,8 +211,8 @@ class Predictor:
         output: ResultFolder | None,
     ) -> dict[str, Any]:
         """Fields of a prediction that tell of its map and its tumour, which are written where there is a folder."""
-        fields: dict[str, Any] = {}
         seen = {name: study.files[name] for name in self.ensemble.sequences if name in study.files}
+        fields: dict[str, Any] = {"files": seen}
         if output is not None:
             fields["map_file"] = output.file(study.study_id, "map")
             output.describe(study.study_id, "map", seen, stored.found.sequence)

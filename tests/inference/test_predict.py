@@ -553,6 +553,9 @@ def test_the_command_writes_a_row_for_every_study_and_its_status_says_that_one_f
     (answered,) = (study for study in told["studies"] if study["status"] == "answered")
     assert (tmp_path / "out" / answered["map"]).is_file()
     assert (tmp_path / "out" / answered["page"]).is_file()
+    assert answered["files"] == {one: str(patient / f"patient_{one}.nii.gz") for one in SEQUENCES}, (
+        "what was used is said"
+    )
     assert "Traceback" not in done.stdout + done.stderr
 
 
