@@ -9,9 +9,10 @@ import math
 import shlex
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 
@@ -335,6 +336,9 @@ def _keywords(
     except (NameError, TypeError, AttributeError):  # types that only a type checker can read
         parameters = inspect.signature(called).parameters.values()
     kinds = {one.name: one.annotation for one in parameters if one.annotation is not inspect.Parameter.empty}
+    if isinstance(called, type) and any(isinstance(kind, str) for kind in kinds.values()):
+        with suppress(NameError):  # fields of a parent class are annotated in its own module
+            kinds |= {name: kind for name, kind in get_type_hints(called).items() if name in kinds}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None, kinds
     return tuple(parameter.name for parameter in parameters if parameter.name != "self"), kinds

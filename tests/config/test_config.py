@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
-from idh_lightning.config.checks import CONF_DIR, check_config
+from idh_lightning.config.checks import CONF_DIR, _keywords, check_config, dotted_keys
 from idh_lightning.errors import CohortError, ConfigError, exits_with_message
 
 CHOICES = {"model": "efficientnet_b7", "cohort": "phantom"}
@@ -91,3 +92,21 @@ def test_an_error_that_is_not_ours_passes_through() -> None:
 
     with pytest.raises(KeyError):
         fails()
+
+
+def test_the_kind_of_every_setting_of_this_project_can_be_read() -> None:
+    """Else its values are not checked, and nobody hears of it."""
+    targets = {
+        value
+        for file in CONF_DIR.rglob("*.yaml")
+        for key, value in dotted_keys(yaml.safe_load(file.read_text())).items()
+        if key.endswith("_target_") and str(value).startswith("idh_lightning.")
+    }
+    unread = {
+        f"{target}: {name}"
+        for target in targets
+        for name, kind in _keywords(target, "", {})[1].items()
+        if isinstance(kind, str)
+    }
+    assert len(targets) > 30
+    assert unread == set()

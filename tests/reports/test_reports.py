@@ -119,7 +119,11 @@ def make_run(
         {
             "study_id": ["UCSF-PDGM-0900", "UCSF-PDGM-0901", HOSTILE if hostile else "UCSF-PDGM-0902"],
             "patient_id": ["UCSF-PDGM-0900", "UCSF-PDGM-0901", "UCSF-PDGM-0902"],
-            "reason": ["unknown_label: IDH is 'pending'", "missing_sequence: no T2", "unknown_label: IDH is ''"],
+            "reason": [
+                f"unknown_label: {target.marker} is 'pending'",
+                "missing_sequence: no T2",
+                "unknown_label: is ''",
+            ],
         }
     ).to_csv(folder / "exclusions.csv", index=False)
     pd.DataFrame(
