@@ -29,7 +29,7 @@ from idh_lightning.files import atomic_write, locked
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-BANK_FORMAT = 6
+BANK_FORMAT = 7
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 _View = tuple[str, int, int | None]
@@ -141,9 +141,7 @@ class FeatureBankDataModule(IDHDataModule):
         key = {
             "format": BANK_FORMAT,
             "stem": _digest(network),
-            "arithmetic": str(
-                network.stem_dtype(device, to_train=True)
-            ),  # "auto" is another precision on another machine
+            "arithmetic": str(network.stem_dtype(device, to_train=True)),  # "auto" is another one on another machine
             "device": device,
             "cut": network.trainable_from,
             "augmentation": augmentation_settings,

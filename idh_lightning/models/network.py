@@ -374,7 +374,8 @@ class StemTailNetwork(nn.Module):
                 hidden = stage(hidden)
         features = hidden.float().contiguous()
         if self.locator is not None:
-            fine, vote = located(volumes, segmentation(self.locator, volumes, self.sequences))
+            rounded = dtype if device == "cpu" and self.stem_precision == "auto" else torch.float32
+            fine, vote = located(volumes, segmentation(self.locator, volumes, self.sequences, rounded))
             finer = space_to_depth(fine, features.shape[2:], self._ratio)
             votes = vote[:, None, None, None, None].expand(-1, -1, *features.shape[2:])
             features = torch.cat([features, finer, votes], dim=1)

@@ -75,6 +75,18 @@ def test_a_cpu_predicts_in_float32_and_rounds_at_most_what_it_trains_on(
     assert torch.equal(rounded, exact.stem(volumes())) == (not has_bfloat16)
 
 
+def test_where_features_to_train_on_are_rounded_so_is_the_tumour_in_them_by_little(
+    small_network: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idh_lightning.models.fast.precision.cpu_has", lambda *_: True)
+    network = small_network(locator="pretrained").eval()
+    x = volumes(edge=33)
+    exact, rounded = (network.answer(network.stem(x, to_train=each)).tumour for each in (False, True))
+    assert 0 < float((exact - rounded).abs().max()) < 0.05
+    network.stem_precision = "float32"
+    assert torch.equal(network.answer(network.stem(x, to_train=True)).tumour, exact)
+
+
 def moved(network: StemTailNetwork) -> StemTailNetwork:
     """Give every BatchNorm statistics and weights of its own, as training would."""
     generator = torch.Generator().manual_seed(7)
