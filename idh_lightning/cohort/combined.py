@@ -11,6 +11,8 @@ from typing import Literal
 from idh_lightning.cohort.checks import build_cohort
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
+from idh_lightning.cohort.targets import TARGETS, Target
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import CohortError, ConfigError
 
 
@@ -49,10 +51,10 @@ class Combined:
                 raise CohortError(_placed(str(error), source)) from error
         targets = {source: cohort.target for source, cohort in cohorts.items()}
         if len(set(targets.values())) > 1:
-            told = ", ".join(f"{source} {target.name}" for source, target in targets.items())
+            told = "; ".join(f"{name}: {one.name}, {' or '.join(one.classes)}" for name, one in targets.items())
             raise ConfigError(
                 f"cohort.readers: targets differ ({told}); expected one. Give all the same: "
-                + " ".join(f"cohort.readers.{source}.target={next(iter(targets.values())).name}" for source in targets)
+                + " ".join(_paste(source, next(iter(targets.values()))) for source in targets)
             )
         enough = any if self.missing == "zero" else all
         used = tuple(s for s in SEQUENCES if enough(s in cohort.sequences for cohort in cohorts.values()))
@@ -102,6 +104,13 @@ def _identifiers(cohort: Cohort) -> set[str]:
     """Return every study identifier that a cohort mentions."""
     records: tuple[Study | Exclusion | Fault, ...] = (*cohort.studies, *cohort.exclusions, *cohort.faults)
     return {record.study_id for record in records if record.study_id is not None}
+
+
+def _paste(source: str, target: Target) -> str:
+    """Settings that give a source a target, to paste."""
+    known = target.name in TARGETS
+    line = to_paste(f"cohort.readers.{source}.target", target.name)
+    return line if known else f"{line} {to_paste(f'cohort.readers.{source}.classes', target.classes)}"
 
 
 def _rename(cohort: Cohort, names: Mapping[str, str], source: str) -> Cohort:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +158,16 @@ class LeaveSiteOut(_DrawnSplit):
         if lost := [study.study_id for study in cohort.studies if not _carried(study, self.site)]:
             raise SplitError(
                 f"cohort {cohort.name}: no {self.site} for {_some(lost)}; expected one for every study. Fill the "
-                "column in, or leave these studies out (exclude)."
+                f"column in, or leave these studies out: {to_paste('cohort.exclude', lost)}"
+            )
+        spellings: dict[str, set[str]] = defaultdict(set)
+        for study in cohort.studies:
+            named = _carried(study, self.site)
+            spellings[" ".join(unicodedata.normalize("NFKC", named).casefold().split())].add(named)
+        if alike := sorted(map(ascii, next((each for each in spellings.values() if len(each) > 1), ()))):
+            raise SplitError(
+                f"cohort {cohort.name}: {' and '.join(alike)} in the column {self.site!r}; expected one spelling of a "
+                "site, else it would be tested by a network that learnt from it. Correct the table"
             )
         labels = {study.patient_id: study.label for study in cohort.studies}
         counts = pd.crosstab(pd.Series(self._homes(cohort)), pd.Series(labels)).reindex(columns=[0, 1], fill_value=0)
@@ -164,9 +175,10 @@ class LeaveSiteOut(_DrawnSplit):
         if len(tested) < 2:
             words = cohort.target.classes
             told = "; ".join(f"{site}: {row[0]} {words[0]}, {row[1]} {words[1]}" for site, row in counts.iterrows())
+            fewer = "Lower split.minimum_group, join" if self.minimum_group > 1 else "Join"
             raise SplitError(
-                f"cohort {cohort.name}: {len(tested)} sites with enough patients of both labels ({told}); expected two "
-                "or more. Lower split.minimum_group, join small sites in the table, or take split=kfold"
+                f"cohort {cohort.name}: too few sites with enough patients of both labels ({len(tested)}; {told}); "
+                f"expected two or more. {fewer} small sites in the table, or take split=kfold"
             )
         if self.folds != len(tested) or not 0 <= self.fold < self.folds:
             raise SplitError(

@@ -67,8 +67,15 @@ def join(
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA."""
-    return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
+    """CSV table of a run with its identifiers as text: 0012 is not 12, and a patient may be called NA.
+
+    So are the columns that a cohort carries, such as sites: 01 is not 1, and only what is empty is not known.
+    """
+    columns = pd.read_csv(path, nrows=0).columns
+    if not {"split", "follow_up"} <= set(columns):
+        return pd.read_csv(path, converters={"study_id": str, "patient_id": str, "run": str})
+    text = {name: str for name in columns if name not in ("label", "fold", "age_years", "follow_up")}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def per_patient(studies: pd.DataFrame) -> pd.DataFrame:

@@ -17,11 +17,11 @@ BIDS_VERSION = "1.10.0"
 _FLAT = {"map": "_cam.nii.gz", "tumour": "_tumour.nii.gz", "picture": ".png", "page": ".html"}
 """Kind of file -> end of its name; others, DICOM, are _<kind>."""
 
-_BIDS_IMAGES = {"map": "space-orig_desc-idh_cam", "tumour": "space-orig_desc-tumour_mask"}
+_BIDS_IMAGES = {"map": "space-orig_desc-attribution_cam", "tumour": "space-orig_desc-tumour_mask"}
 """Entities and suffix. BIDS has no suffix for a map of attribution, so that `cam` stands in .bidsignore."""
 
 _WORDS = {
-    "map": "Where the network looks for IDH status: 0 to 1, relative to the greatest value of the study",
+    "map": "Where the network looks: 0 to 1, relative to the greatest value of the study",
     "tumour": "Tumour as a network found it: 0 and 1. Nobody has checked it",
 }
 
@@ -77,7 +77,7 @@ class ResultFolder:
                     "expected names that differ in those. Rename one, or leave output_layout out."
                 )
         description: dict[str, object] = {
-            "Name": "IDH mutation status predicted from MRI; research software, not for clinical use",
+            "Name": "Predictions from MRI by idh_lightning; research software, not for clinical use",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "idh_lightning", "Version": idh_lightning.__version__}],

@@ -232,13 +232,25 @@ def test_a_cohort_that_names_no_site_is_refused_with_the_columns_that_it_has(col
         LeaveSiteOut(seed=0)(replace(cohort, studies=studies))
 
 
+@pytest.mark.parametrize("other", ["köln", "Ko\u0308ln", " Köln", "KÖLN"])
+def test_two_spellings_of_a_site_are_refused_since_one_would_teach_the_other(other: str) -> None:
+    cohort = cohort_of([0, 1] * 30, sites=["Köln", "Köln", "B", "B", other, other] * 10)
+    if other.strip() == "Köln":
+        assert LeaveSiteOut(seed=0, folds=2).sites(cohort) == ["B", "Köln"]
+        return
+    with pytest.raises(SplitError, match="expected one spelling of a site"):
+        LeaveSiteOut(seed=0, folds=3)(cohort)
+
+
 def test_sites_that_cannot_be_left_out_are_refused_with_the_remedy() -> None:
     cohort = cohort_of([0, 1] * 30, sites=["A", "A", "B", "B", "C", "C"] * 10)
     with pytest.raises(SplitError, match=r"3 sites to test: A, B, C; expected one fold for each. Add split.folds=3$"):
         LeaveSiteOut(seed=0, folds=2)(cohort)
     with pytest.raises(SplitError, match=r"fold 3 of 3, and 3 sites"):
         LeaveSiteOut(seed=0, folds=3, fold=3)(cohort)
-    with pytest.raises(SplitError, match=r"0 sites with enough patients .*A: 10 wildtype, 10 mutant.*two or more"):
+    with pytest.raises(
+        SplitError, match=r"too few sites with .*\(0; A: 10 wildtype, 10 mutant.*Lower split.minimum_group"
+    ):
         LeaveSiteOut(seed=0, minimum_group=11)(cohort)
     with pytest.raises(SplitError, match=r"no site for P0001v0; expected one for every study"):
         LeaveSiteOut(seed=0)(cohort_of([0, 1] * 30, sites=["A", " "] + ["B", "C"] * 29))

@@ -188,8 +188,18 @@ def test_a_table_without_the_column_of_the_target_is_refused_by_its_name(tmp_pat
 def test_sources_of_a_combination_have_one_target(tmp_path: Path) -> None:
     path = table_of(tmp_path, "idh", ["mutant", "wildtype"], mgmt=["methylated", "unmethylated"])
     readers = {"one": Table(table=path), "two": Table(table=path, target="mgmt")}
-    with pytest.raises(ConfigError, match=r"targets differ \(one idh, two mgmt\).*cohort.readers.two.target=idh"):
+    with pytest.raises(
+        ConfigError, match=r"differ \(one: idh, wildtype or mutant; two: mgmt, .*readers.two.target=idh"
+    ):
         Combined(readers=readers).read()
+    turned = {
+        name: Table(table=path, target="mgmt_told", classes=classes, columns={"mgmt_told": "mgmt"})
+        for name, classes in (("one", ["methylated", "unmethylated"]), ("two", ["unmethylated", "methylated"]))
+    }
+    with pytest.raises(
+        ConfigError, match=r"readers.two.target=mgmt_told 'cohort.readers.two.classes=\[methylated,unme"
+    ):
+        Combined(readers=turned).read()
     assert Combined(readers={"two": readers["two"]}).read().target.name == "mgmt"
 
 

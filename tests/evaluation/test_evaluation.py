@@ -26,7 +26,7 @@ from idh_lightning.evaluation.cross_validation import compare_runs, pool
 from idh_lightning.evaluation.discrimination import auroc_delong
 from idh_lightning.evaluation.measurement import Measurement, age_bands, group_names
 from idh_lightning.evaluation.postprocessing import Baseline, fit_baseline
-from idh_lightning.evaluation.predictions import join
+from idh_lightning.evaluation.predictions import join, read_table
 
 GRADE, DIAGNOSIS = "WHO CNS Grade", "Final pathologic diagnosis (WHO 2021)"
 
@@ -767,3 +767,22 @@ def test_age_alone_reaches_the_known_area_in_the_real_cohort():
     found = auroc_delong(patients["label"].to_numpy(), baseline.logits(patients))
     assert found["n"] == 495
     assert (round(found["value"], 3), round(found["low"], 3), round(found["high"], 3)) == (0.905, 0.871, 0.939)
+
+
+def test_sites_stay_the_text_that_they_are_in_the_table_of_a_cohort(tmp_path: Path) -> None:
+    sites = ["01", "1", "NA", "", "10", "n/a"]
+    table = pd.DataFrame(
+        {
+            "study_id": [f"00{number}" for number in range(6)], "patient_id": [f"0{number}" for number in range(6)],
+            "label": [0, 1, 0, 1, 0, 1], "split": "test", "fold": 0, "age_years": [1.5, None, 3, 4, 5, 6], "sex": "F",
+            "follow_up": [True, False] * 3, "site": sites,
+        }
+    )  # fmt: skip
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    found = read_table(tmp_path / "cohort.csv")
+    assert list(group_names(found["site"])) == ["01", "1", "NA", "unknown", "10", "n/a"]
+    pd.testing.assert_frame_equal(
+        found.drop(columns="site"), table.drop(columns="site"), check_dtype=False, check_column_type=False
+    )
+    assert found["follow_up"].dtype == bool
+    assert found["age_years"].dtype == float

@@ -49,7 +49,7 @@ def test_results_as_bids_derivatives_are_valid_the_same_and_say_what_they_come_f
     results = ResultFolder(tmp_path / "bids", bids=True, source=tmp_path / "raw")
     (answer,) = predictor.answers(studies, results)
     place = tmp_path / "bids" / "sub-01" / "ses-2" / "anat"
-    assert answer.map_file == place / "sub-01_ses-2_space-orig_desc-idh_cam.nii.gz"
+    assert answer.map_file == place / "sub-01_ses-2_space-orig_desc-attribution_cam.nii.gz"
     assert answer.map_file.read_bytes() == flat.map_file.read_bytes()
     assert answer.page == tmp_path / "bids" / "sub-01_ses-2.html"
     assert answer.page.read_text() == flat.page.read_text()
