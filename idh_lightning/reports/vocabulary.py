@@ -155,7 +155,7 @@ CALIBRATION_METHODS = {"platt": "Platt scaling", "temperature": "temperature sca
 
 UNLIKE = {
     "same image": "two sequences are one image",
-    "sequence identity": "sequences likely exchanged",
+    "sequence identity": "sequences that may be exchanged",
     "orientation": "the head may lie turned",
     "least voxel edge": "voxel size",
     "greatest voxel edge": "slice thickness",
