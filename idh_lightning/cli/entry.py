@@ -317,10 +317,8 @@ def _unknown_keys(name: str, overrides: Sequence[Override]) -> Iterator[_WrongOv
         key, text = one.key_or_group, str(one.input_line)
         if key in known or one.is_add() or one.is_force_add() or key.startswith("hydra/"):
             continue
-        group, chosen = (
-            key.partition(".")[0],
-            next((each for each in choices if each.key_or_group == key.partition(".")[0]), None),
-        )
+        group = key.partition(".")[0]
+        chosen = next((each for each in choices if each.key_or_group == group), None)
         elsewhere = [f"{group}={choice}" for choice in choices_with(key)] if group in groups else []
         if elsewhere:
             yield _of_another_choice(one, elsewhere, chosen)

@@ -118,13 +118,11 @@ def without_seen(
     They are recognised by `means`, some of "patient_id" and "image". Unless they are to be excluded, with the reason, a
     CohortError lists all of them with the remedy.
     """
-    if lacking := [
-        f"  {study.study_id}: {why}" for study in cohort.studies if (why := checkpoint.lacking(study.files))
-    ]:
-        names = [study.study_id for study in cohort.studies if checkpoint.lacking(study.files)]
+    if lacking := {s.study_id: why for s in cohort.studies if (why := checkpoint.lacking(s.files))}:
+        rows = [f"  {name}: {why}" for name, why in lacking.items()]
         raise CohortError(
-            f"cohort {cohort.name}: {len(lacking)} studies cannot be judged.\n" + "\n".join(lacking) + "\nOr leave "
-            f"them out with {to_paste('cohort.exclude', names)}"
+            f"cohort {cohort.name}: {len(lacking)} studies cannot be judged.\n" + "\n".join(rows) + "\nOr leave "
+            f"them out with {to_paste('cohort.exclude', list(lacking))}"
         )
     fingerprints = {study.study_id: list(store.open(study).fingerprints.values()) for study in cohort.studies}
     _, development = checkpoint.reported()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -82,7 +83,7 @@ class ResultFolder:
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "idh_lightning", "Version": idh_lightning.__version__}],
         }
-        if dataset := self._dataset():
+        if dataset := self._dataset:
             description["DatasetLinks"] = {"raw": dataset.as_uri()}
         write_json(self.folder / "dataset_description.json", description)
         write_text(self.folder / ".bidsignore", "\n".join(_IGNORED) + "\n")
@@ -107,6 +108,7 @@ class ResultFolder:
             sidecar["Type"] = "Lesion"
         write_json(Path(str(self.file(study_id, kind)).removesuffix(".nii.gz") + ".json"), sidecar)
 
+    @cached_property
     def _dataset(self) -> Path | None:
         """Root of the BIDS dataset that the images belong to, or None."""
         if self.source is None:
@@ -115,7 +117,7 @@ class ResultFolder:
         return next((each for each in (source, *source.parents) if (each / "dataset_description.json").is_file()), None)
 
     def _uri(self, path: Path) -> str:
-        dataset, path = self._dataset(), path.absolute()
+        dataset, path = self._dataset, path.absolute()
         if dataset is not None and path.is_relative_to(dataset):
             return f"bids:raw:{quote(path.relative_to(dataset).as_posix())}"
         return path.as_uri()
