@@ -73,7 +73,6 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     results = ResultFolder(
         output, bids=settings["output_layout"] == "bids", source=None if source is None else Path(source)
     )
-    results.begin()
     grouped = by_study(series, Path(source)) if series else {}
     if settings["dicom_output"] and not any(one.frames for one in series):
         raise ConfigError(
@@ -82,13 +81,13 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         )
     sequences = predictor.ensemble.sequences
     selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
+    results.begin(list(selections))
     if series:
         unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
         _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
         chunks = _converted(selections, output / "dicom")
     else:
         chunks = iter([predictor.found(files or source)])
-    results.begin(list(selections))
     answers = []
     for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
         answers.append(answer)

@@ -59,7 +59,7 @@ class ResultFolder:
         place = self.folder / subject / session / "anat"
         return place / (f"{name}_{_BIDS_IMAGES[kind]}.nii.gz" if kind in _BIDS_IMAGES else f"{name}_{kind}")
 
-    def begin(self, study_ids: Sequence[str] = ()) -> None:
+    def begin(self, study_ids: Sequence[str]) -> None:
         """Make the folder; of BIDS derivatives, write what describes them.
 
         Raises:
