@@ -37,6 +37,9 @@ _TEMPLATE_ZERO = (72, 98, 98)
 
 LOBES: tuple[str, ...] = ("frontal", "temporal", "parietal", "occipital", "insular")
 
+ANYWHERE = "anywhere"
+"""In place of a lobe: all of the white matter, brain stem and cerebellum with it."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -103,14 +106,20 @@ def load_template(blur_mm: float = 0.0) -> Template:
     return Template(white * inside, grey * inside, inside.astype(np.float32))
 
 
+@lru_cache(maxsize=2)
+def white_matter_points(depth_mm: float) -> _Floats:
+    """Points [N, 3] in white matter, further than `depth_mm` below the surface of the brain: template coordinates."""
+    template, step = load_template(), 2
+    sparse = (slice(None, None, step),) * 3
+    below_mm = step * distance_transform_edt(template.brain[sparse] > 0)
+    index = np.argwhere((template.white[sparse] > 0.6) & (below_mm > depth_mm))
+    return (step * index - np.array(_TEMPLATE_ZERO)).astype(np.float32)
+
+
 @lru_cache(maxsize=1)
 def tumour_seeds() -> dict[tuple[str, str], _Floats]:
     """Points where a tumour may start, (lobe, side) -> [N, 3]: template coordinates in deep enough white matter."""
-    template, step = load_template(), 2
-    sparse = (slice(None, None, step),) * 3
-    depth_mm = step * distance_transform_edt(template.brain[sparse] > 0)
-    index = np.argwhere((template.white[sparse] > 0.6) & (depth_mm > 12))
-    position = (step * index - np.array(_TEMPLATE_ZERO)).astype(np.float32)
+    position = white_matter_points(12.0)
     lobe = lobe_of(*position.T)
     return {
         (name, side): position[(lobe == number) & (position[:, 2] * sign > 0)]

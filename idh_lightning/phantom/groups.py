@@ -11,6 +11,7 @@ import pandas as pd
 
 from idh_lightning.cohort.labels import MUTANT, WILDTYPE
 from idh_lightning.errors import ConfigError
+from idh_lightning.phantom.anatomy import ANYWHERE
 from idh_lightning.phantom.lesion import Signs
 
 CONTROLS: tuple[str, ...] = ("natural", "null", "trivial", "shortcut")
@@ -109,6 +110,7 @@ GROUPS: tuple[Group, ...] = tuple(
 
 _WATER_SD = 0.06
 _VOLUME_RANGE_ML = (18.0, 220.0)
+_WIDE_VOLUME_ML = (1.5, 160.0, 420.0)
 # Vasogenic oedema comes with a leaky barrier, so its share hangs on enhancement first and on the group only a little:
 # wide in most wildtype and scant in most mutant tumours, without telling more than enhancement already tells.
 _OEDEMA_SHARE = {True: 0.55, False: 0.18}
@@ -230,11 +232,15 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
 
 
 def draw_signs(label: int, rng: np.random.Generator) -> Signs:
-    """Latent signs of one patient of a class, whose groups are as frequent as in UCSF-PDGM v5."""
+    """Latent signs of one patient of a class, wider than patients are, so that a network learns from them to find any.
+
+    The groups of the class are equally frequent, the tumour lies anywhere in white matter, it may be small or fill
+    most of a hemisphere, and tissue and shape stray from the table of groups.
+    """
     groups = [group for group in GROUPS if group.label == label]
-    shares = np.array([group.count for group in groups], dtype=float)
-    row = _draw_group(groups[rng.choice(len(groups), p=shares / shares.sum())], 1, rng).assign(mark=False)
-    return Signs.of(row.iloc[0].to_dict())
+    row = _draw_group(groups[rng.integers(len(groups))], 1, rng).iloc[0].to_dict()
+    volume_ml = float(np.exp(rng.triangular(*np.log(_WIDE_VOLUME_ML))))
+    return Signs.of(row | {"mark": False, "lobe": ANYWHERE, "volume_ml": volume_ml, "variety": 1.0})
 
 
 def list_studies(

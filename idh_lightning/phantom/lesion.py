@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import IntFlag
 from typing import Any
 
@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from idh_lightning.phantom.anatomy import Anatomy, Push, smooth_field, tumour_seeds
+from idh_lightning.phantom.anatomy import ANYWHERE, Anatomy, Push, smooth_field, tumour_seeds, white_matter_points
 
 _Floats = NDArray[np.float32]
 _Labels = NDArray[np.uint8]
@@ -46,7 +46,10 @@ MARK_RADIUS_MM = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Signs:
-    """The latent signs of one study that shape its images: the columns of draw_patients with these names."""
+    """The latent signs of one study that shape its images: the columns of draw_patients with these names.
+
+    `variety`, which the table need not have, is by how much its tumour and its tissues stray from their usual look.
+    """
 
     enhancing: bool
     ring_necrosis: bool
@@ -61,13 +64,14 @@ class Signs:
     oedema_share: float
     water: float
     mark: bool
+    variety: float = 0.0
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Signs:
         """Signs in a row of a table of patients or studies."""
         found = {}
         for each in fields(cls):
-            value = row[each.name]
+            value = row[each.name] if each.default is MISSING else row.get(each.name, each.default)
             found[each.name] = value.item() if hasattr(value, "item") else value
         return cls(**found)
 
@@ -103,7 +107,8 @@ def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
     """Tumour foci: the main one, in the lobe and hemisphere of the signs, and one or two further ones if multifocal."""
     oedema = signs.volume_ml * signs.oedema_share
     core = signs.volume_ml - oedema
-    main = Focus(rng.choice(tumour_seeds()[signs.lobe, signs.side]), core, oedema)
+    seeds = white_matter_points(4.0) if signs.lobe == ANYWHERE else tumour_seeds()[signs.lobe, signs.side]
+    main = Focus(rng.choice(seeds), core, oedema)
     foci = [main]
     if signs.multifocal:
         everywhere = np.concatenate(list(tumour_seeds().values()))
@@ -153,7 +158,13 @@ def grow_lesion(
         evidence[parts[name] > 0.5] |= np.uint8(code)
     if not signs.ring_necrosis:
         evidence &= ~np.uint8(SignMasks.RING_NECROSIS)
-    return Lesion(parts, _segment(parts), evidence)
+    labels = _segment(parts, 0.5 - 0.2 * signs.variety)
+    if signs.variety:
+        # Infiltrated tissue is part brain still.
+        density = np.float32(1 - signs.variety * rng.uniform(0, 0.5))
+        for name in ("oedema", "solid"):
+            parts[name] *= density
+    return Lesion(parts, labels, evidence)
 
 
 _PARTS = ("oedema", "solid", "mismatch", "rim", "enhancing", "necrosis", "cyst", "mark")
@@ -168,12 +179,12 @@ _EVIDENCE_OF_PART = {
 }
 
 
-def _segment(parts: dict[str, _Floats]) -> _Labels:
-    """Label of the tumour tissue that prevails in each voxel that is at least half tumour."""
+def _segment(parts: dict[str, _Floats], least: float) -> _Labels:
+    """Label of the tumour tissue that prevails in each voxel of which at least the share `least` is tumour."""
     core = parts["solid"] + parts["mismatch"] + parts["rim"] + parts["necrosis"] + parts["cyst"]
     stack = np.stack([core, parts["oedema"], parts["enhancing"]])
     labels = np.array([NECROTIC_OR_SOLID, OEDEMA, ENHANCING], dtype=np.uint8)[stack.argmax(axis=0)]
-    return np.where(stack.sum(axis=0) >= 0.5, labels, 0).astype(np.uint8)
+    return np.where(stack.sum(axis=0) >= least, labels, 0).astype(np.uint8)
 
 
 def _grow_focus(
@@ -181,7 +192,7 @@ def _grow_focus(
 ) -> dict[str, _Floats]:
     """Fractions of the tissues of one focus, by name."""
     radius = focus.radius_mm
-    depth = _core_depth(anatomy, focus, scale, signs.sharp_margin, rng)
+    depth = _core_depth(anatomy, focus, scale, signs, rng)
     core = _inside(depth, 0.5 if signs.sharp_margin else 2.6)
     result: dict[str, _Floats] = {}
 
@@ -220,7 +231,8 @@ def _grow_focus(
 
     tumour = np.asarray(sum(result.values(), np.zeros_like(core)))
     seed = np.unravel_index(int(np.argmax(depth)), depth.shape)
-    oedema = _oedema(anatomy, np.clip(tumour + core, 0, 1), seed, focus.oedema_ml, rng)
+    cortex = float(signs.variety * rng.random()) if signs.variety else 0.0
+    oedema = _oedema(anatomy, np.clip(tumour + core, 0, 1), seed, focus.oedema_ml, cortex, rng)
     # What is left of the core is infiltrated tissue without a solid part; it looks like oedema.
     result["oedema"] = np.asarray(oedema + core, dtype=np.float32)
     return result
@@ -228,7 +240,7 @@ def _grow_focus(
 
 def _cyst(anatomy: Anatomy, focus: Focus, scale: float, depth: _Floats, rng: np.random.Generator) -> _Floats:
     """Fraction of cyst: at the edge of the core, so that it shows beside a ring or a solid part, and big enough."""
-    radius = float(np.clip(rng.uniform(0.5, 0.65) * focus.radius_mm, 8.0, 20.0))
+    radius = float(np.clip(rng.uniform(0.5, 0.65) * focus.radius_mm, min(8.0, 0.8 * focus.radius_mm), 20.0))
     centre = focus.centre_mm + _direction(rng) * np.float32(0.6 * focus.radius_mm / scale)
     wobble = 0.06 * radius * smooth_field(anatomy.grid, 20, rng)
     ball = radius - _distance(anatomy, centre) * scale + wobble
@@ -249,40 +261,48 @@ def _part_depth(
     return np.asarray(inner - _level(inner, anatomy.brain, share * focus.core_ml / anatomy.grid.voxel_ml))
 
 
-def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, sharp: bool, rng: np.random.Generator) -> _Floats:
+def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, signs: Signs, rng: np.random.Generator) -> _Floats:
     """Depth below the core's surface in mm, [D, H, W], such that the core has its volume."""
     radius = focus.radius_mm
     axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    stretch = np.exp(rng.normal(0, 0.12, 3))
+    stretch = np.exp(rng.normal(0, 0.12 * (1 + signs.variety), 3))
     form = (axes * (stretch / stretch.prod() ** (1 / 3))) @ axes.T
     squares = [_along(anatomy, focus.centre_mm, row) ** 2 for row in form.astype(np.float32)]
     depth = np.float32(radius) - np.float32(scale) * np.sqrt(squares[0] + squares[1] + squares[2])
-    roughness = 0.07 if sharp else 0.16
+    roughness = (0.07 if signs.sharp_margin else 0.16) * (1 + signs.variety)
     depth += np.float32(roughness * radius) * smooth_field(anatomy.grid, max(14.0, 1.2 * radius), rng)
-    if not sharp:
+    if not signs.sharp_margin:
         depth += np.float32(1.6) * smooth_field(anatomy.grid, 10.0, rng)
     # Gliomas stop at the ventricle, the falx and the tentorium.
     depth -= 14 * _ventricle(anatomy)
     side = np.float32(np.sign(focus.centre_mm[2]))
     depth -= 0.8 * np.clip(-side * anatomy.x, 0, None) + 6 * ((side * anatomy.x < 0) & (anatomy.white < 0.5))
-    depth -= 20 * ((anatomy.z < -14) & (anatomy.y > 38))
+    if signs.lobe != ANYWHERE:
+        depth -= 20 * ((anatomy.z < -14) & (anatomy.y > 38))
     depth[~anatomy.brain] = -1e3
     return np.asarray(depth - _level(depth, anatomy.brain, focus.core_ml / anatomy.grid.voxel_ml), dtype=np.float32)
 
 
 def _oedema(
-    anatomy: Anatomy, tumour: _Floats, seed: tuple[np.intp, ...], volume_ml: float, rng: np.random.Generator
+    anatomy: Anatomy,
+    tumour: _Floats,
+    seed: tuple[np.intp, ...],
+    volume_ml: float,
+    cortex: float,
+    rng: np.random.Generator,
 ) -> _Floats:
-    """Fraction of oedema: fluid spreads from the core, which white matter conducts and cortex does not.
+    """Fraction of oedema: fluid spreads from the core, which white matter conducts and cortex hardly.
+
+    `cortex`, 0..1, is by how much more than hardly.
 
     Source: arrival time by fast marching (Sethian 1996), with the speed given by the share of white matter.
     """
     fingers = np.exp(0.35 * smooth_field(anatomy.grid, 18, rng))
-    speed = (0.01 + anatomy.white**2 + 0.03 * anatomy.grey) * fingers
+    speed = (0.01 + anatomy.white**2 + (0.03 + 0.5 * cortex) * anatomy.grey) * fingers
     speed = np.where(tumour > 0.3, 60.0, np.where(anatomy.brain, speed, 0.0)).astype(np.float32)
     image = sitk.GetImageFromArray(speed)
     image.SetSpacing([anatomy.grid.spacing_mm] * 3)
-    takes = (anatomy.white + 0.1 * anatomy.grey) * (1 - tumour) * anatomy.brain
+    takes = (anatomy.white + (0.1 + 0.9 * cortex) * anatomy.grey) * (1 - tumour) * anatomy.brain
     marching = sitk.FastMarchingImageFilter()
     marching.SetTrialPoints([[int(i) for i in reversed(seed)]])
     for latest in (25.0, 60.0):  # most oedemas are full by 15, and to 60 takes 2.6 times as long
@@ -296,6 +316,16 @@ def _oedema(
         if front < latest - 10:  # what comes ten later has no oedema
             break
     return np.asarray(takes * _inside(np.float32(front) - np.minimum(arrival, 1e3), 0.8), dtype=np.float32)
+
+
+def gliosis(anatomy: Anatomy, rng: np.random.Generator) -> _Floats:
+    """Fraction of white matter that shines on FLAIR and T2 as it does with age: caps around ventricles, and spots."""
+    wide = gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5)
+    near = gaussian_filter(wide, rng.uniform(1.0, 4.0) / anatomy.grid.spacing_mm, truncate=2.5)
+    caps = np.clip((near - rng.uniform(0.25, 0.6)) / 0.1, 0, 1)
+    spots = np.clip((smooth_field(anatomy.grid, rng.uniform(8, 20), rng) - rng.uniform(2.0, 4.0)) / 0.5, 0, 1)
+    deep = gaussian_filter(anatomy.white, 3.0 / anatomy.grid.spacing_mm, truncate=2.5) > 0.6
+    return np.asarray(np.clip(caps + spots * deep, 0, 1) * anatomy.brain, dtype=np.float32)
 
 
 def _inside(depth: _Floats, softness_mm: float) -> _Floats:

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.phantom.anatomy import Grid, draw_pose, field_grid, make_anatomy, smooth_field
-from idh_lightning.phantom.lesion import Signs, grow_lesion, place_foci
+from idh_lightning.phantom.lesion import Signs, gliosis, grow_lesion, place_foci
 from idh_lightning.phantom.physics import TISSUES, Tissue, signals
 
 _Floats = NDArray[np.float32]
@@ -56,7 +56,12 @@ def render_study(
     # Normal tissue makes room for the tumour.
     left = 1 - np.clip(np.asarray(sum(lesion.parts.values())), 0, 1)
     parts = {name: getattr(anatomy, name) * left for name in ("white", "grey", "csf", "vein")} | lesion.parts
-    images = _scan(parts, anatomy.brain, anatomy.grid, _draw_tissues(signs.water, tissue_rng), tissue_rng, scanner_rng)
+    if signs.variety:
+        parts["gliosis"] = gliosis(anatomy, tissue_rng) * parts["white"]
+        parts["white"] = parts["white"] - parts["gliosis"]
+    levels = _stray(signals(_draw_tissues(signs.water, tissue_rng)), signs.variety, tissue_rng)
+    uneven = 0.09 + float(signs.variety * tissue_rng.uniform(0, 0.25)) if signs.variety else 0.09
+    images = _scan(parts, anatomy.brain, anatomy.grid, levels, uneven, tissue_rng, scanner_rng)
     window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
 
     def whole(values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -79,24 +84,41 @@ def _draw_tissues(water: float, rng: np.random.Generator) -> dict[str, Tissue]:
         tissues[name] = tissues[name].watered(water)
     uptake = float(np.clip(rng.normal(1.0, 0.15), 0.7, 1.4))
     tissues["enhancing"] = replace(tissues["enhancing"], agent_mm=tissues["enhancing"].agent_mm * uptake)
+    tissues["gliosis"] = TISSUES["oedema"]
     return tissues
+
+
+def _stray(
+    levels: dict[str, dict[str, float]], variety: float, rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """Signals by sequence and tissue, off by random shares, and with more or less contrast of white and grey matter."""
+    if not variety:
+        return levels
+    strayed = {}
+    for sequence, of in levels.items():
+        off = np.exp(rng.normal(0, 0.1 * variety, len(of))), rng.normal(0, 0.04 * variety * of["white"], len(of))
+        new = {name: abs(level * factor + more) for (name, level), factor, more in zip(of.items(), *off, strict=True)}
+        new["grey"] = new["white"] + (of["grey"] - of["white"]) * (1 - variety * rng.uniform(-0.2, 0.9))
+        strayed[sequence] = new
+    return strayed
 
 
 def _scan(
     parts: dict[str, _Floats],
     brain: NDArray[np.bool_],
     grid: Grid,
-    tissues: dict[str, Tissue],
+    signals_of: dict[str, dict[str, float]],
+    unevenness: float,
     tissue_rng: np.random.Generator,
     scanner_rng: np.random.Generator,
 ) -> dict[str, NDArray[np.int16]]:
     """Images by sequence: the mixed signals seen through bias field, slice profile, gain and noise."""
     # Living tumour is uneven; the mismatch core and fluid are not.
     uneven = sum(parts[name] for name in ("solid", "enhancing", "necrosis", "oedema"))
-    texture = 1 + np.float32(0.09) * uneven * smooth_field(grid, 9.0, tissue_rng)
+    texture = 1 + np.float32(unevenness) * uneven * smooth_field(grid, 9.0, tissue_rng)
     there = {name: part for name, part in parts.items() if part.any()}
     images = {}
-    for sequence, levels in signals(tissues).items():
+    for sequence, levels in signals_of.items():
         image = sum(np.float32(levels[name]) * part for name, part in there.items()) * texture
         image *= np.exp(np.float32(scanner_rng.uniform(0.02, 0.08)) * smooth_field(grid, 160.0, scanner_rng))
         thickness_mm = scanner_rng.choice(_SLICE_MM[sequence])

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
@@ -19,7 +20,7 @@ from idh_lightning.callbacks.provenance import git_commit
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data.synthetic import SyntheticGliomas
 from idh_lightning.files import write_json
-from idh_lightning.models.segmentation import TumourSegmenter, save_segmenter
+from idh_lightning.models.segmentation import TumourSegmenter
 from idh_lightning.runs.locating import LocatorData, LocatorTraining
 from idh_lightning.runs.pretrained import DrawnStudy, write_pretrained
 from idh_lightning.runs.rehearsal import make_trainer, optimizer_of
@@ -47,8 +48,8 @@ CARD = """# Tumour segmenter with dense vote
 def pretrain(config: DictConfig) -> dict[str, Any]:
     """Teach a locator on synthetic gliomas, write its weights and a card, and return the scores.
 
-    `locator.safetensors` and `locator.json` are written at the end of each epoch. With `checkpoint=last` the training
-    goes on from `checkpoints/last.ckpt`, where there is one.
+    The weights are averaged over the latest steps. `locator.json` and `checkpoints/last.ckpt` are written at the end of
+    each epoch; with `checkpoint=last` the training goes on from there. The weights come last, into `pretrained`.
     """
     folder, plan = Path(config.paths.run), config.pretraining
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -61,6 +62,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         batch_size=int(plan.batch_size),
         workers=int(plan.workers),
     )
+    averaging = EMAWeightAveraging(decay=float(plan.averaging))
     model = LocatorTraining(
         TumourSegmenter(),
         optimizer=optimizer_of(config),
@@ -74,6 +76,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     trainer = make_trainer(
         config.trainer,
         callbacks=[
+            averaging,
             keep,
             card,
             Provenance(run_folder=folder, known={"cohort": "synthetic gliomas, rendered as asked for"}),
@@ -116,7 +119,7 @@ def _drawn(gliomas: SyntheticGliomas) -> list[DrawnStudy]:
 
 
 class Card(lightning.pytorch.callbacks.Callback):
-    """Writes the weights of a locator after each epoch, and beside them how they were learnt."""
+    """Writes after each epoch how a locator has been learnt so far, and how well it does."""
 
     def __init__(self, folder: Path, recipe: Any) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class Card(lightning.pytorch.callbacks.Callback):
         self._began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write both files, each in one step."""
+        """Write the file in one step."""
         if not trainer.is_global_zero:
             return
         now = time.perf_counter()
@@ -145,8 +148,6 @@ class Card(lightning.pytorch.callbacks.Callback):
                 "preprocessing": self.recipe["data"]["preprocessing"],
             },
         )
-        segmenter: Any = pl_module.segmenter
-        save_segmenter(segmenter, self.folder / "locator.safetensors", {"learnt_from": "synthetic gliomas alone"})
 
     def text(self) -> str:
         """Model card of the network, in Markdown."""

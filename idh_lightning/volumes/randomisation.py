@@ -34,6 +34,7 @@ class Randomisation:
         coarse: Probability that a sequence loses resolution along one axis.
         coarsest: Largest factor of that loss.
         saturated: Probability that the brightest part of a sequence is cut off, as in 8 bits.
+        residue: Probability that pieces of a rim around the brain are left, as a poor brain extraction leaves them.
         dropped: Probability that each sequence is missing; the first or the last is kept, where one of them is there.
     """
 
@@ -50,6 +51,7 @@ class Randomisation:
     coarse: float = 0.3
     coarsest: float = 3.0
     saturated: float = 0.0
+    residue: float = 0.0
     dropped: Sequence[float] = (0.15, 0.15, 0.15, 0.15)
 
     def __call__(
@@ -66,6 +68,10 @@ class Randomisation:
         volume = torch.where(inside, moved[:-2] / moved[-1].clamp_min(0.5), 0.0)
         if self.tumour:
             volume = volume + self._uneven_tumour(moved[-2], len(volume), rng)
+        if rng.random() < self.residue:
+            rim = _rim(inside, rng)
+            volume = torch.where(rim, torch.stack([_patchy(rim.shape, rng) for _ in volume]), volume)
+            inside = inside | rim
         volume = torch.stack([self._rescanned(one, rng) for one in volume])
         volume[torch.from_numpy(self._missing(absent, rng))] = 0
         return torch.where(inside, volume, 0.0), (moved[-2] > 0.5).float(), inside.float()
@@ -117,6 +123,17 @@ class Randomisation:
         if missing[first_and_last].all() and len(there := first_and_last[~absent[first_and_last]]):
             missing[rng.choice(there)] = False
         return missing
+
+
+def _rim(brain: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pieces [D, H, W], bool, of what lies within a voxel or two outside a brain."""
+    width = 1 + 2 * int(rng.integers(1, 3))
+    grown = functional.max_pool3d(brain[None, None].float(), width, stride=1, padding=width // 2)[0, 0] > 0.5
+    return grown & ~brain & (smooth_noise(brain.shape, 8, rng) > rng.uniform(0, 1.5))
+
+
+def _patchy(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    return rng.normal(0, 1.5) + smooth_noise(shape, 10, rng)
 
 
 def smooth_noise(shape: Sequence[int], points: int, rng: np.random.Generator) -> Tensor:

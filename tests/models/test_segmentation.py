@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from idh_lightning.data.synthetic import SyntheticGliomas
 from idh_lightning.errors import ModelError
@@ -191,12 +192,12 @@ def test_a_segmenter_learns_one_bright_tumour_in_a_few_steps() -> None:
 
 @pytest.fixture(scope="module")
 def gliomas() -> SyntheticGliomas:
-    preprocessing = Preprocessing(grid=(17, 23, 17), missing="zero")
-    return SyntheticGliomas(length=24, seed=3, preprocessing=preprocessing, spacing_mm=6.0, views=2, window=3)
+    preprocessing = Preprocessing(grid=(33, 43, 33), missing="zero")
+    return SyntheticGliomas(length=24, seed=3, preprocessing=preprocessing, spacing_mm=4.0, views=2, window=3)
 
 
 def test_a_synthetic_glioma_is_a_function_of_seed_and_index(gliomas: SyntheticGliomas) -> None:
-    other = SyntheticGliomas(length=24, seed=3, preprocessing=gliomas.preprocessing, spacing_mm=6.0, views=2, window=3)
+    other = SyntheticGliomas(length=24, seed=3, preprocessing=gliomas.preprocessing, spacing_mm=4.0, views=2, window=3)
     late = other[9]  # asked for first
     for found, expected in zip(late, gliomas[9], strict=True):
         assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
@@ -209,7 +210,7 @@ def test_synthetic_gliomas_have_both_labels_a_tumour_in_the_brain_and_nothing_ou
     drawn = [gliomas[index] for index in range(len(gliomas))]
     assert {one.labels for one in drawn} == {0, 1}
     for one in drawn:
-        assert one.volumes.shape == (4, 17, 23, 17)
+        assert one.volumes.shape == (4, 33, 43, 33)
         assert torch.isfinite(one.volumes).all()
         assert one.masks.any()
         assert not (one.masks.bool() & ~one.brains.bool()).any()
@@ -220,6 +221,23 @@ def test_synthetic_gliomas_have_both_labels_a_tumour_in_the_brain_and_nothing_ou
 def test_an_index_beyond_the_end_is_refused(gliomas: SyntheticGliomas) -> None:
     with pytest.raises(IndexError):
         gliomas[24]
+
+
+def test_a_residue_lies_around_the_brain_alone() -> None:
+    still = {name: 0.0 for name in ("degrees", "scale", "shift", "gain", "offset", "bend", "shading", "cloud", "noise")}
+    brain = torch.zeros(15, 20, 15)
+    brain[4:11, 5:15, 4:11] = 1
+    volume, mask = torch.stack([brain] * 4), torch.zeros_like(brain)
+    near = functional.max_pool3d(brain[None], 5, stride=1, padding=2)[0] > 0
+    for seed in range(5):
+        rest = Randomisation(**still, coarse=0, residue=1, dropped=(0, 0, 0, 0))  # type: ignore[arg-type]
+        changed, _, inside = rest(volume, mask, brain, np.random.default_rng(seed))
+        added = inside.bool() & ~brain.bool()
+        assert 0 < added.sum() < (near & ~brain.bool()).sum()
+        assert not (added & ~near).any()
+        assert bool((inside.bool() | ~brain.bool()).all())
+        assert bool((changed[:, added] != 0).all())
+        assert torch.allclose(changed[:, brain.bool()], volume[:, brain.bool()])
 
 
 def test_no_randomisation_leaves_the_volume_as_it_is() -> None:

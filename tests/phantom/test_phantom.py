@@ -23,9 +23,27 @@ from idh_lightning.cohort import MUTANT, SEQUENCES, WILDTYPE
 from idh_lightning.errors import CohortError, ConfigError
 from idh_lightning.phantom import CONTROLS, GROUPS, SIGNS, PhantomCohort, SignMasks, draw_patients, read_signs
 from idh_lightning.phantom.__main__ import main
-from idh_lightning.phantom.anatomy import Push, draw_pose, field_grid, make_anatomy, smooth_field, tumour_seeds
-from idh_lightning.phantom.groups import CLINICAL_COLUMNS, group_sizes, list_studies
-from idh_lightning.phantom.lesion import ENHANCING, NECROTIC_OR_SOLID, OEDEMA, Focus, Signs, grow_lesion
+from idh_lightning.phantom.anatomy import (
+    ANYWHERE,
+    Push,
+    draw_pose,
+    field_grid,
+    lobe_of,
+    make_anatomy,
+    smooth_field,
+    tumour_seeds,
+)
+from idh_lightning.phantom.groups import CLINICAL_COLUMNS, draw_signs, group_sizes, list_studies
+from idh_lightning.phantom.lesion import (
+    ENHANCING,
+    NECROTIC_OR_SOLID,
+    OEDEMA,
+    Focus,
+    Signs,
+    gliosis,
+    grow_lesion,
+    place_foci,
+)
 from idh_lightning.phantom.physics import TISSUES, signal
 from idh_lightning.phantom.render import Images, render_study
 
@@ -318,6 +336,53 @@ def test_oedema_follows_white_matter_and_spares_cortex() -> None:
     oedema = lesion.parts["oedema"]
     assert (oedema * anatomy.white).sum() / oedema.sum() > 0.75
     assert oedema.sum() * anatomy.grid.voxel_ml == pytest.approx(60, rel=0.2)
+
+
+def test_patients_for_pretraining_are_wider_than_the_table() -> None:
+    rng = np.random.default_rng(0)
+    signs = {label: [draw_signs(label, rng) for _ in range(300)] for label in (WILDTYPE, MUTANT)}
+    volumes = np.array([one.volume_ml for some in signs.values() for one in some])
+    assert volumes.min() < 5
+    assert volumes.max() > 250
+    assert {one.variety for some in signs.values() for one in some} == {1.0}
+    # Two thirds of the mutants, but half of the wildtypes, are of grade 2 or 3, of which a quarter and half enhance:
+    # every group is as frequent as the others of its class.
+    enhancing = {label: np.mean([one.enhancing for one in some]) for label, some in signs.items()}
+    assert enhancing[WILDTYPE] == pytest.approx((0.95 + 0.5) / 2, abs=0.08)
+    assert enhancing[MUTANT] == pytest.approx((0.25 + 0.85 + 0.4) / 3, abs=0.08)
+    # The tumour may lie anywhere, below the tentorium too.
+    centres = np.array([place_foci(one, rng)[0].centre_mm for some in signs.values() for one in some])
+    assert set(lobe_of(*centres.T)) == {-1, 0, 1, 2, 3, 4}
+    assert ((centres[:, 0] < -20) & (centres[:, 1] > 45)).any()
+
+
+@pytest.mark.parametrize("volume_ml", [3.0, 250.0])
+def test_a_tumour_of_any_size_may_lie_anywhere(volume_ml: float) -> None:
+    images = rendered(replace(PLAIN, lobe=ANYWHERE, cyst=True, volume_ml=volume_ml, variety=1.0))
+    assert (images.labels > 0).sum() * 0.027 == pytest.approx(volume_ml, rel=0.6)
+
+
+def test_variety_changes_the_contrast_of_healthy_tissue() -> None:
+    def grey_over_white(variety: float, seed: int) -> float:
+        images = rendered(replace(PLAIN, volume_ml=20.0, variety=variety), seed=seed)
+        t1 = images.sequences["T1"].astype(float)
+        healthy = t1[(t1 > 0) & (images.labels == 0)]
+        return float(np.quantile(healthy, 0.3) / np.quantile(healthy, 0.9))
+
+    usual, varied = ([grey_over_white(variety, seed) for seed in range(5)] for variety in (0.0, 1.0))
+    assert np.ptp(varied) > 3 * np.ptp(usual)
+
+
+def test_gliosis_is_white_matter_by_the_ventricles_and_in_spots() -> None:
+    field, rng = field_grid(3.0), np.random.default_rng(0)
+    anatomy = make_anatomy(field, draw_pose(rng), [], rng)
+    shares = [gliosis(anatomy, np.random.default_rng(seed)) for seed in range(10)]
+    assert min(share.min() for share in shares) >= 0
+    assert max(share.max() for share in shares) <= 1
+    sizes_ml = [(share * anatomy.white).sum() * anatomy.grid.voxel_ml for share in shares]
+    assert max(sizes_ml) > 5
+    assert max(sizes_ml) < 60
+    assert not np.any(shares[0][~anatomy.brain])
 
 
 @pytest.mark.parametrize("volume_ml", [25.0, 60.0, 150.0])

@@ -51,9 +51,11 @@ def test_pretraining_writes_weights_and_a_card_that_says_how(undisturbed: Path) 
     assert card["preprocessing"]["grid"] == [17, 23, 17]
     shipped = Checkpoint.pretrained(undisturbed / "pretrained")
     assert "python -m idh_lightning.train experiment=pretrain_locator" in str(shipped.model_card)
-    expected = load_segmenter(undisturbed / "locator.safetensors").state_dict()
+    state = torch.load(undisturbed / "checkpoints" / "last.ckpt", weights_only=True)
+    averaged, latest = state["state_dict"], state["current_model_state"]
     for name, tensor in shipped.network().locator.state_dict().items():  # type: ignore[union-attr]
-        assert torch.equal(tensor, expected[name]), name
+        assert torch.equal(tensor, averaged[f"segmenter.{name}"].half().float()), name
+    assert not all(torch.equal(averaged[name], latest[name]) for name in averaged)
 
 
 def test_a_pretraining_that_was_stopped_comes_to_the_same_weights(
@@ -73,7 +75,9 @@ def test_a_pretraining_that_was_stopped_comes_to_the_same_weights(
     assert json.loads((folder / "locator.json").read_text(encoding="utf-8"))["steps"] == 2
     monkeypatch.undo()
     train(settings(folder, "checkpoint=last"))
-    expected, found = (load_segmenter(run / "locator.safetensors").state_dict() for run in (undisturbed, folder))
+    expected, found = (
+        load_segmenter(run / "pretrained" / "locator.safetensors").state_dict() for run in (undisturbed, folder)
+    )
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
 
