@@ -224,7 +224,7 @@ def test_an_index_beyond_the_end_is_refused(gliomas: SyntheticGliomas) -> None:
 
 
 def test_a_residue_lies_around_the_brain_alone() -> None:
-    still = {name: 0.0 for name in ("degrees", "scale", "shift", "gain", "offset", "bend", "shading", "cloud", "noise")}
+    still = dict.fromkeys(("degrees", "scale", "shift", "gain", "offset", "bend", "shading", "cloud", "noise"), 0.0)
     brain = torch.zeros(15, 20, 15)
     brain[4:11, 5:15, 4:11] = 1
     volume, mask = torch.stack([brain] * 4), torch.zeros_like(brain)
