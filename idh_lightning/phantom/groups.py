@@ -234,13 +234,16 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
 def draw_signs(label: int, rng: np.random.Generator) -> Signs:
     """Latent signs of one patient of a class, wider than patients are, so that a network learns from them to find any.
 
-    The groups of the class are equally frequent, the tumour lies anywhere in white matter, it may be small or fill
-    most of a hemisphere, and tissue and shape stray from the table of groups.
+    Rare groups of the class are more frequent than in UCSF-PDGM v5 (by the root of their counts), every other tumour
+    lies anywhere in white matter, it may be small or fill most of a hemisphere, and tissue and shape stray from the
+    table of groups.
     """
     groups = [group for group in GROUPS if group.label == label]
-    row = _draw_group(groups[rng.integers(len(groups))], 1, rng).iloc[0].to_dict()
+    shares = np.sqrt([group.count for group in groups])
+    row = _draw_group(groups[rng.choice(len(groups), p=shares / shares.sum())], 1, rng).iloc[0].to_dict()
+    lobe = ANYWHERE if rng.random() < 0.5 else row["lobe"]
     volume_ml = float(np.exp(rng.triangular(*np.log(_WIDE_VOLUME_ML))))
-    return Signs.of(row | {"mark": False, "lobe": ANYWHERE, "volume_ml": volume_ml, "variety": 1.0})
+    return Signs.of(row | {"mark": False, "lobe": lobe, "volume_ml": volume_ml, "variety": 1.0})
 
 
 def list_studies(
