@@ -60,7 +60,7 @@ def _series_of(frames: list[Frame]) -> list[Series]:
 
 def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series:
     first, middle = frames[0].header, frames[len(frames) // 2]
-    places = len(_places(frames)) if frames[0].position else len(frames)
+    places = len(_places(frames)) if all(one.placed for one in frames) else len(frames)
     problem = problem or next((one.header.problem for one in frames if one.header.problem), "")
     guess, why = guess_sequence(
         first.description,
@@ -105,7 +105,7 @@ def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series
 
 def _parts(frames: list[Frame]) -> list[Part]:
     """Volumes in the frames of a series; one part with a problem where they are none or too many."""
-    if any(one.position is None or one.orientation is None or one.spacing_mm is None for one in frames):
+    if not all(one.placed for one in frames):
         return [("", frames, "its planes have no place (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)")]
     parts: list[Part] = []
     grids = _grids(frames)
