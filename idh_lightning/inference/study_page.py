@@ -19,11 +19,11 @@ from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.panels import cam_panel, cross_mm, registration_panel, tumour_planes
+from idh_lightning.reports.panels import brain_panel, cam_panel, cross_mm, registration_panel, tumour_planes
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
 from idh_lightning.volumes import Geometry, StoredVolume
-from idh_lightning.volumes.mapping import pair_around
+from idh_lightning.volumes.mapping import head_around, pair_around
 from idh_lightning.volumes.registration import Registration
 
 
@@ -100,12 +100,20 @@ def write_page(
         checkpoints=[str(member.file) for member in ensemble.members],
         cohorts=cohorts,
         picture=_source(png),
+        brain=_brain_picture(study, stored) if stored.found.extracted else None,
         registrations=pairs,
         viewer=viewer,
     )
     path = output.file(answer.study_id, "page")
     write_text(path, page)
     return path
+
+
+def _brain_picture(study: Study, stored: StoredVolume) -> dict[str, str]:
+    """Words about a brain that was extracted, and its outline on the head as the source of an image."""
+    figure = brain_panel(*head_around(study.files[stored.found.sequence], stored), "")
+    words = f"A brain of {stored.found.volume_ml:.0f} mL was found in the head of {stored.found.sequence}"
+    return {"words": words, "picture": _source(_png(figure))}
 
 
 def _registration_picture(study: Study, registration: Registration, stored: StoredVolume) -> dict[str, str]:

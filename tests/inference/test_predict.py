@@ -319,13 +319,15 @@ def test_a_head_whose_brain_was_extracted_is_answered_like_the_others_with_a_not
     predictor: Predictor, tmp_path: Path, brains_at_once: None
 ) -> None:
     write_study(tmp_path / "new", "patient", seed=100, mask=False, skull=True)
-    (answer,) = predictor.answers(new_studies(tmp_path / "new" / "patient"))
+    (answer,) = predictor.answers(new_studies(tmp_path / "new" / "patient"), tmp_path / "out")
     assert answer.status == "answered", (answer.reasons, answer.warnings)
     assert answer.unlike == ()
     assert answer.prediction_set is not None
     (note,) = answer.warnings
     assert "a brain of" in note
     assert "was extracted from it" in note
+    (volume,) = re.findall(r'alt="A brain of (\d+) mL was found in the head of FLAIR"', answer.page.read_text())
+    assert f"a brain of {volume} mL" in note
 
 
 def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
@@ -335,6 +337,7 @@ def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
     assert answer.unlike == ()
     assert answer.prediction_set is not None
     assert "Classes that cannot be excluded at 90% coverage" in text_of(answer.page.read_text())
+    assert "brain that was extracted" not in answer.page.read_text()
 
 
 def test_the_page_says_that_it_is_not_for_clinical_use_and_when_the_patients_were_synthetic(
