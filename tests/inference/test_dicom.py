@@ -172,6 +172,16 @@ def test_two_time_points_are_two_volumes(kind: str, tmp_path: Path) -> None:
     assert_is(volume(second, tmp_path), LUMP + 7)
 
 
+def test_the_images_without_weighting_of_a_diffusion_series_are_no_t2(tmp_path: Path) -> None:
+    """Though their echo is long and the description says nothing."""
+    made = [slice_ for b in (0.0, 1000.0) for slice_ in classic(LUMP, SeriesDescription="brain", DiffusionBValue=b)]
+    series, _ = dicom_series(save(made, tmp_path))
+    assert [(one.part, one.guess, one.why) for one in series] == [
+        ("b-value 0.0", "", "diffusion, b = 1000"),
+        ("b-value 1000.0", "", "diffusion, b = 1000"),
+    ]
+
+
 def test_a_course_in_time_is_one_row_that_is_not_used(tmp_path: Path) -> None:
     made = [dataset for time in range(12) for dataset in classic(LUMP[:9], TemporalPositionIdentifier=time)]
     assert "12 images at each place, told apart by time point" in only(save(made, tmp_path)).problem
