@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +215,36 @@ def test_echoes_of_one_number_get_letters_and_four_dimensions_are_told(tmp_path:
         ("5", "T2", True),
     ]
     assert list(unread) == ["no JSON sidecar beside it"]
+
+
+def peak_mb(run: Path, patients: Path) -> float:  # noqa: F811
+    """Most memory that the command has had resident for the studies of a folder."""
+    code = (
+        "import resource, runpy\ntry:\n    runpy.run_module('idh_lightning.predict', run_name='__main__')\n"
+        "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    settings = (f"checkpoint={run}", f"input={patients}", f"output={patients}_out", "confirm=true")
+    said = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, check=True, encoding="utf-8")
+    assert len(pd.read_csv(f"{patients}_out/predictions.csv")["probability"].dropna()) == len([*patients.iterdir()])
+    return int(said.stdout.split()[-1]) / 1024
+
+
+@pytest.mark.slow
+def test_an_archive_of_three_times_as_many_patients_takes_hardly_more_memory(
+    run: Path,  # noqa: F811
+    nifti: Path,
+    tmp_path: Path,
+) -> None:
+    images = {
+        name: sitk.DICOMOrient(sitk.ReadImage(str(nifti / f"patient_{name}.nii.gz")), "LPS") for name in SEQUENCES
+    }
+    for many in (8, 24):
+        for patient in range(many):
+            for number, (name, image) in enumerate(images.items(), start=1):
+                made = slices_of(image, number, StudyInstanceUID=f"1.2.{patient}", **TAGS[name])
+                save(made, tmp_path / str(many) / f"patient{patient}" / str(number))
+    few, more = (peak_mb(run, tmp_path / str(many)) for many in (8, 24))
+    assert more < 1.1 * few, (few, more)
 
 
 GRIDS = {
