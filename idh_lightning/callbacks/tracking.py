@@ -133,7 +133,7 @@ class Tracker(WandbLogger):
     def _predictions(self) -> wandb.Table:
         """Predictions as far as they may leave, each beside its panel where images may."""
         wandb, predictions = _wandb(), read_table(self.run_folder / "predictions.csv")
-        table: wandb.Table = wandb.Table(dataframe=self._with_allowed_names(predictions))
+        table = wandb.Table(dataframe=self._with_allowed_names(predictions))
         if self.images:
             panels = {file.stem: str(file) for file in (self.run_folder / "figures" / "cam").glob("*.png")}
             shown = [wandb.Image(panels[name]) if name in panels else None for name in predictions["study_id"]]
