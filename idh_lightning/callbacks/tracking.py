@@ -130,7 +130,7 @@ class Tracker(WandbLogger):
             artefact.add_file(str(self.run_folder / "checkpoints" / "best.ckpt"))
             run.log_artifact(artefact, aliases=["best", "latest"])  # the names that Lightning gives
 
-    def _predictions(self) -> wandb.Table:
+    def _predictions(self) -> Any:
         """Predictions as far as they may leave, each beside its panel where images may."""
         wandb, predictions = _wandb(), read_table(self.run_folder / "predictions.csv")
         table = wandb.Table(dataframe=self._with_allowed_names(predictions))
