@@ -51,7 +51,7 @@ _KINDS: dict[str, Any] = {
     "confirm": bool,
     "withhold": bool,
     "figures": bool,
-    "format": Literal["onnx", "torch_export"],
+    "format": Literal["onnx", "torch_export", "hub", "monai_bundle"],
     "output_layout": Literal["flat", "bids"],
     "studies_of": Literal["train", "validation", "test"],
     "seen": Literal["error", "exclude"],

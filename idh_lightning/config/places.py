@@ -35,7 +35,7 @@ def refuse_absent_places(config: Mapping[str, Any]) -> None:
 def _absent_places(config: Mapping[str, Any]) -> Iterator[str]:
     for key, kind, value in _named(config):
         for place in value if isinstance(value, list) else [value]:
-            named = isinstance(place, str) and place not in (SHIPPED, "last")
+            named = isinstance(place, str) and place not in (SHIPPED, "last") and not place.startswith("hf://")
             if named and not os.path.exists(os.path.expanduser(place)):
                 yield f"{key}: {place[:300]}: {_EXPECTED[kind]}. Correct {key}."
 

@@ -224,11 +224,11 @@ def _state(config: DictConfig, folder: Path) -> tuple[RunState, Path | None]:
     training of its own begins with the weights.
     """
     go_on = config.checkpoint == "last"
-    other = Path(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
+    other = str(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
     start = None if other is None else weights_of(other)
     adopting = other is not None and start is None
     if other is not None and adopting and is_first_process():
-        copy_training_state(other, folder)
+        copy_training_state(Path(other), folder)
     state = RunState(folder, go_on=go_on or adopting)
     if is_first_process() and go_on:
         state.clean()
