@@ -86,6 +86,7 @@ _EXAMPLES: dict[str, str] = {
     "cohort.folder": "/data/cohort",
     "cohort.table": "/data/cohort.csv",
     "split.file": "/data/cohort.csv",
+    "model.weights": "/data/resnet_10_23dataset.pth",
     "input": "/data/new_patient",
 }
 """Mandatory keys -> a value as it may look; of runs the newest ones of the working folder are named."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from idh_lightning.errors import ModelError
 from idh_lightning.hub import UnreachableError, hub_file
+from idh_lightning.models.encoders import MedicalNetEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +115,15 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
 
     A classifier of another number of classes is left as it was initialised.
     """
+    if isinstance(network, MedicalNetEncoder):
+        weights = {network.renamed(name): one for name, one in weights.items()}
     fitted: dict[str, Tensor] = {}
     for name, wanted in network.state_dict().items():
         if name not in weights:
             if name.startswith("classifier.") or name.endswith("num_batches_tracked"):
                 continue
             raise ModelError(
-                f"{source}: tensor '{name}' is absent; expected the weights of this EfficientNet. "
+                f"{source}: tensor '{name}' is absent; expected the weights of this encoder. "
                 "Give weights of the same model.backbone."
             )
         found = inflate(weights[name], tuple(wanted.shape))
