@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.labels import UNDECIDED, normalise
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
@@ -38,6 +36,8 @@ class Aliases:
 
     def persons(self, records: Iterable[Study | Exclusion | Fault]) -> dict[str, tuple[str, ...]]:
         """Patient of some records -> all names of the person, those of patients here first."""
+        from scipy.cluster.hierarchy import DisjointSet  # here, since few have such a table
+
         known = {name for row in self.rows for name in row}
         own = [
             (r.patient_id, *getattr(r, "aliases", ()), *{canonical_patient(r.study_id or "")} & known)

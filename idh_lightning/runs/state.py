@@ -15,10 +15,8 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
-from idh_lightning.checkpoint import HUB_FILES, Checkpoint
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
-from idh_lightning.hub import HUB
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +153,9 @@ def weights_of(place: str | Path) -> Path | None:
     Raises:
         CheckpointError: If there is neither.
     """
+    from idh_lightning.checkpoint import HUB_FILES, Checkpoint  # here, since help comes without torch
+    from idh_lightning.hub import HUB
+
     other = Path(place)
     if str(place).startswith(HUB) or (other / HUB_FILES[0]).is_file():
         return Checkpoint.locate(place)
