@@ -352,7 +352,7 @@ def test_auto_weights_fall_back_and_say_so(small_network: Maker, monkeypatch: py
         small_network(weights="tf_efficientnet_b0.ns_jft_in1k")
 
 
-def unreachable_cache(*_: object) -> None:
+def unreachable_cache(*_: object, **__: object) -> None:
     return None
 
 
