@@ -125,6 +125,12 @@ def records_of(file: Path) -> Iterator[Any]:
             yield record
 
 
+def settings_told(records: list[Any]) -> dict[str, Any]:
+    """Settings in the records of a run, without what W&B says of itself."""
+    updates = [update for record in records for update in (*record.run.config.update, *record.config.update)]
+    return {update.key: json.loads(update.value_json) for update in updates if not update.key.startswith("_")}
+
+
 @pytest.mark.slow
 def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
     files = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
@@ -134,7 +140,7 @@ def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
         (run,) = (record.run for record in records if record.HasField("run"))
         assert run.run_group == sweep.name
         assert run.display_name == f"phantom fold={run.job_type.removeprefix('fold ')}"
-        told = {update.key: json.loads(update.value_json) for update in run.config.update}
+        told = settings_told(records)
         assert told["split.folds"] == 2
         assert told["optimizer.lr"] > 0
         assert not any(isinstance(value, dict) for value in told.values()), "columns of parallel coordinates are flat"
@@ -570,9 +576,7 @@ def test_wandb_is_told_what_its_panels_need_and_images_names_and_weights_only_by
     records = list(records_of(file))
     (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.display_name, run.run_group, run.job_type) == ("phantom seed=1", "search", "optimizer.lr=0.1")
-    updates = [update for record in records for update in (*record.run.config.update, *record.config.update)]
-    told = {update.key: json.loads(update.value_json) for update in updates if not update.key.startswith("_")}
-    assert told == {"optimizer.lr": 0.1, "seed": 1}
+    assert settings_told(records) == {"optimizer.lr": 0.1, "seed": 1}
     updates = [update for record in records for update in record.summary.update]
     summary = {update.key or "/".join(update.nested_key): json.loads(update.value_json) for update in updates}
     assert summary["test/auroc/value"] == 0.75
