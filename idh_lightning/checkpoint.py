@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import zipfile
 from collections.abc import Collection, Mapping
@@ -13,7 +14,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from idh_lightning.attribution import Method
 from idh_lightning.cohort import Cohort, DevelopmentPatients, Target
@@ -21,16 +23,30 @@ from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
-from idh_lightning.files import atomic_write
+from idh_lightning.files import atomic_write, write_text
+from idh_lightning.hub import HUB, UnreachableError, hub_file
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
 from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, load_segmenter, segmenter_of
 from idh_lightning.ood import OutOfDistributionDetector
+from idh_lightning.volumes import Preprocessing
 
 CHECKPOINT_FORMAT = 3
 """Number of the layout of a checkpoint; 1 was that of version 0.1, and 2 had a locator that learnt with the tail."""
 
 DESCRIPTION = "pretrained.json"
 """File beside the shipped weights that holds all else of their checkpoint."""
+
+_CALLED: Mapping[str, Any] = {
+    "idh_lightning.attribution": object,
+    "idh_lightning.models": nn.Module,
+    "idh_lightning.objectives": nn.Module,
+    "idh_lightning.volumes": Preprocessing,
+    "torch.nn": nn.Module,
+}
+"""Packages whose classes a recipe may call, below these."""
+
+HUB_FILES = ("config.json", "model.safetensors")
+"""Files of a checkpoint as the hub has them: all but the weights, and these."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,11 +81,16 @@ class Checkpoint:
     def locate(path: str | Path) -> Path:
         """File of a checkpoint: the path, the best.ckpt of a run folder, or the weights that "pretrained" names.
 
-        A CheckpointError if there is none.
+        Of a folder as `write_folder` leaves it, at the hub (hf://owner/name) or here, it is config.json. A
+        CheckpointError if there is none.
         """
         if str(path) == SHIPPED:
             return PRETRAINED
+        if str(path).startswith(HUB):
+            return _downloaded(str(path))
         path = Path(path)
+        if path.is_dir() and all((path / name).is_file() for name in HUB_FILES):
+            return path / HUB_FILES[0]
         file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
         if not file.is_file():
             raise CheckpointError(
@@ -88,6 +109,8 @@ class Checkpoint:
             return cls.pretrained()
         file = cls.locate(path)
         try:
+            if file.name == HUB_FILES[0]:
+                return cls._of_content(file, _content_in(file.parent))
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     if broken := archive.testzip():  # torch reads on over what does not fit its check sum
@@ -156,6 +179,21 @@ class Checkpoint:
 
     def write(self) -> None:
         """Put the checkpoint in the place of its file, in one step."""
+        with atomic_write(self.file) as temporary:
+            torch.save(self._content(), temporary)
+
+    def write_folder(self, folder: Path) -> None:
+        """Write the checkpoint as the hub has it: HUB_FILES, weights as safetensors and all else as JSON."""
+        content = self._content()
+        weights = {name: one.contiguous().clone() for name, one in content.pop("state_dict").items()}
+        with atomic_write(folder / HUB_FILES[1]) as temporary:
+            save_file(weights, temporary)
+            content["weights_sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        text = json.dumps(content, indent=1, default=Tensor.tolist, allow_nan=False)
+        write_text(folder / HUB_FILES[0], text + "\n")
+
+    def _content(self) -> dict[str, Any]:
+        """Content for `_of_content`: primitives and tensors."""
         content: dict[str, Any] = {
             "format": CHECKPOINT_FORMAT,
             "recipe": self.recipe,
@@ -168,8 +206,7 @@ class Checkpoint:
             content[name] = None if part is None else part.to_dict()
         covariance = self.calibration_covariance
         content["calibration_covariance"] = None if covariance is None else np.asarray(covariance).tolist()
-        with atomic_write(self.file) as temporary:
-            torch.save(content, temporary)
+        return content
 
     @property
     def target(self) -> Target:
@@ -271,16 +308,47 @@ def _unusable(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file}: cannot be used ({said}); expected a checkpoint of this project. Give another one.")
 
 
+def _downloaded(place: str) -> Path:
+    """Local config.json of hf://owner/name, its weights beside it."""
+    name, _, revision = place.removeprefix(HUB).partition("@")
+    try:
+        described, _ = (hub_file(name, one, revision or None) for one in HUB_FILES)
+        return described
+    except UnreachableError as error:
+        raise CheckpointError(
+            f"{place}: cannot be had ({error}); expected a model at the hub that `export format=hub` wrote, and a "
+            "network or a copy in its cache. Copy its folder here from where there is one and give checkpoint=FOLDER."
+        ) from error
+
+
+def _content_in(folder: Path) -> dict[str, Any]:
+    """Content of a folder as `write_folder` leaves it."""
+    described, weights = (folder / name for name in HUB_FILES)
+    content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+    if content["weights_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+        raise CheckpointError(
+            f"{described}: describes other weights than {weights.name}; expected both from one writing. Write or "
+            "download both again."
+        )
+    return content | {"state_dict": load_file(weights)}
+
+
 def _refuse_foreign_targets(section: Any, file: Path) -> None:
-    """Refuse a recipe that would call anything but this package or torch.nn: a checkpoint may come from anywhere."""
+    """Refuse a recipe that would call anything but classes made for it: a checkpoint may come from anywhere."""
     if isinstance(section, Mapping):
-        target = section.get("_target_", "idh_lightning.")
-        if not (isinstance(target, str) and target.startswith(("idh_lightning.", "torch.nn."))):
+        if "_target_" in section and not _is_ours(section["_target_"]):
             raise CheckpointError(
-                f"{file}: its recipe would call '{target}'; expected classes of idh_lightning or torch.nn. "
-                "Use a checkpoint that this project wrote."
+                f"{file}: its recipe would call '{section['_target_']}'; expected classes of idh_lightning or "
+                "torch.nn. Use a checkpoint that this project wrote."
             )
         section = list(section.values())
     if isinstance(section, list | tuple):
         for value in section:
             _refuse_foreign_targets(value, file)
+
+
+def _is_ours(target: Any) -> bool:
+    """Whether a recipe may call a name. A path through a module will not do: it may lead on, as files.os.system."""
+    package, _, name = str(target).rpartition(".")
+    found = getattr(importlib.import_module(package), name, None) if package in _CALLED else None
+    return isinstance(found, type) and issubclass(found, _CALLED[package])

@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import WandbLogger
 if TYPE_CHECKING:
     import wandb
 
+from idh_lightning.config.checks import dotted_keys
 from idh_lightning.errors import ConfigError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
@@ -103,11 +104,15 @@ class Tracker(WandbLogger):
         return self._experiment
 
     def log_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """Record the configuration without folders, files and identifiers of excluded patients."""
-        self.log_hyperparams(without_places(recipe))
+        """Record the configuration without folders, files and identifiers of excluded patients.
+
+        Keys are flat, `optimizer.lr`, as in a sweep that W&B leads: what parallel coordinates and importance offer.
+        """
+        keys = dotted_keys(without_places(recipe))
+        self.log_hyperparams({key: value for key, value in keys.items() if not isinstance(value, Mapping)})
 
     def log_results(self, metrics: Mapping[str, Any]) -> None:
-        """Record metrics.json, figures, predictions and, where allowed, Grad-CAM panels and the model."""
+        """Record metrics.json, figures, predictions and, where allowed, their panels and the model."""
         wandb, run = _wandb(), self.experiment
         for split in ("validation", "test"):
             for name, entry in metrics.get(split, {}).items():
@@ -117,16 +122,23 @@ class Tracker(WandbLogger):
         for name in _FIGURES:
             if (file := self.run_folder / "figures" / f"{name}.png").is_file():
                 run.log({f"figures/{name}": wandb.Image(str(file))})
-        predictions = read_table(self.run_folder / "predictions.csv")
-        run.log({"predictions": wandb.Table(dataframe=self._with_allowed_names(predictions))})
-        if self.images:
-            panels = sorted((self.run_folder / "figures" / "cam").glob("*.png"))
-            run.log({"grad_cam": [wandb.Image(str(file), caption=file.stem) for file in panels]})
+        run.log({"predictions": self._predictions()})
         if self.model:
-            scores = {name: entry for name, entry in metrics.get("test", {}).items() if isinstance(entry, Mapping)}
-            artefact = wandb.Artifact(f"model-{self.version}", type="model", metadata=scores)
+            scores = {f"test/{name}": one["value"] for name, one in metrics.get("test", {}).items() if "value" in one}
+            metadata = scores | {"target": metrics.get("target", {}).get("name")}
+            artefact = wandb.Artifact(f"model-{self.version}", type="model", metadata=metadata)
             artefact.add_file(str(self.run_folder / "checkpoints" / "best.ckpt"))
-            run.log_artifact(artefact)
+            run.log_artifact(artefact, aliases=["best", "latest"])  # the names that Lightning gives
+
+    def _predictions(self) -> Any:
+        """Predictions as far as they may leave, each beside its panel where images may."""
+        wandb, predictions = _wandb(), read_table(self.run_folder / "predictions.csv")
+        table = wandb.Table(dataframe=self._with_allowed_names(predictions))
+        if self.images:
+            panels = {file.stem: str(file) for file in (self.run_folder / "figures" / "cam").glob("*.png")}
+            shown = [wandb.Image(panels[name]) if name in panels else None for name in predictions["study_id"]]
+            table.add_column("panel", shown, optional=True)
+        return table
 
     def _with_allowed_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
         if self.identifiers:
@@ -165,7 +177,7 @@ def wandb_logger(
     `save_dir` holds W&B's own files, which `wandb sync` can upload later; project, name, group and job_type are
     `wandb.init`'s. For mode see `tracking_mode`. Grad-CAM panels, which show slices and the name of the study, are
     recorded with `images`, study and patient identifiers instead of keyed hashes with `identifiers`, and best.ckpt as
-    an artefact with `model`.
+    an artefact with `model`, under the aliases best and latest.
 
     Raises:
         ConfigError: If images are allowed and identifiers are not; and see `tracking_mode`.

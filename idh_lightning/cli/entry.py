@@ -40,6 +40,7 @@ from idh_lightning.config.checks import (
     takes,
     wrong_choice,
 )
+from idh_lightning.config.instantiation import silence_hydra
 from idh_lightning.config.places import refuse_absent_places
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
@@ -147,16 +148,6 @@ def silence_library_warnings() -> None:
         logging.disable(logging.INFO)  # the first of several processes speaks for all
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def silence_hydra() -> None:
-    """Hide what Hydra 1.4 says of calls that Hydra 1.3 needs as they are."""
-    for message in (
-        "The version_base parameter is deprecated",
-        r"register_new_resolver\(\) is deprecated",
-        r"hydra\.utils\.instantiate\(\) resolved _target_=",
-    ):
-        warnings.filterwarnings("ignore", message=rf"\s*{message}")
 
 
 def _product(*factors: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 import pandas as pd
@@ -33,14 +34,21 @@ def build_cohort(
     faults: Iterable[Fault] = (),
     notes: Iterable[str] = (),
     target: Target = IDH,
+    persons: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Cohort:
     """Return the cohort of some studies after comparing them with each other.
 
     A study with an error of its own, here or in `faults`, is not among the studies of the cohort. Of each patient only
     one study (the first by identifier of those that are not follow-ups already) stays unmarked; the others become
-    follow-ups.
+    follow-ups. A patient among `persons` gets the first of the names there, and the others as aliases.
     """
-    studies = sorted(studies, key=lambda study: study.study_id)
+    studies = [
+        replace(study, patient_id=first, aliases=tuple(others))
+        for study in sorted(studies, key=lambda study: study.study_id)
+        for first, *others in [persons.get(study.patient_id, (study.patient_id,))]
+    ]
+    exclusions = [replace(e, patient_id=persons.get(e.patient_id, (e.patient_id,))[0]) for e in exclusions]
+    faults = [replace(f, patient_id=persons.get(f.patient_id or "", (f.patient_id,))[0]) for f in faults]
     faults = [*faults, *_label_conflicts(studies, target), *_shared_files(studies), *_patients_alike(studies)]
     told = {fault.patient_id for fault in faults if fault.check == "patient_in_two_places"}
     marked, warnings = _mark_follow_ups(studies, told)

@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from idh_lightning.cohort.aliases import read_aliases
 from idh_lightning.cohort.checks import build_cohort
 from idh_lightning.cohort.reader import Reader
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
@@ -22,19 +24,22 @@ class Combined:
 
     The source of a study is carried as `cohort`, and as `site`, by which splits are stratified, where its table has no
     site of its own. Studies that have the same identifier
-    in two sources are told apart by the name of their source. A patient in two sources is one patient.
+    in two sources are told apart by the name of their source. A patient in two sources is one patient, under two
+    names if `aliases` says so.
 
     Attributes:
         readers: Name of the source -> its reader.
         name: For tables and titles.
         on_error: As for a single cohort; that of the readers is not used.
         missing: "error" for the sequences that all sources have, "zero" for those that any has.
+        aliases: Table of persons with several names, see `read_aliases`; None for none.
     """
 
     readers: Mapping[str, Reader]
     name: str = "combined"
     on_error: Literal["raise", "exclude"] = "raise"
     missing: Literal["error", "zero"] = "error"
+    aliases: str | Path | None = None
 
     def read(self) -> Cohort:
         """Return the combined cohort with all that is wrong about it; see `Reader.read`.
@@ -43,7 +48,7 @@ class Combined:
         """
         if not self.readers:
             raise ConfigError("cohort.readers: none; expected at least one. Add one under a name of its source.")
-        cohorts = {}
+        aliases, cohorts = read_aliases(self.aliases), {}
         for source, reader in self.readers.items():
             try:
                 cohorts[source] = reader.read()
@@ -69,6 +74,7 @@ class Combined:
             _rename(cohort, {i: f"{source}-{i}" for i in _identifiers(cohort) if seen[i] > 1}, source)
             for source, cohort in cohorts.items()
         ]
+        persons = aliases.persons(record for cohort in renamed for record in _records(cohort))
         unused = Fault(
             where=f"cohort {self.name}", check="unused_sequence", found=offers, expected="the same sequences in all",
             remedy=f"None needed: only {', '.join(used)} are used. To use all, let studies lack some: "
@@ -87,9 +93,14 @@ class Combined:
             faults=[
                 *(fault for cohort in renamed for fault in cohort.faults if fault.check != "follow_ups"),
                 *([unused] if any(set(cohort.sequences) - set(used) for cohort in renamed) else []),
+                *aliases.faults(persons),
             ],
-            notes=[f"{source}: {note}" for source, cohort in cohorts.items() for note in cohort.notes],
+            notes=[
+                *(f"{source}: {note}" for source, cohort in cohorts.items() for note in cohort.notes),
+                *aliases.notes,
+            ],
             target=next(iter(targets.values())),
+            persons=persons,
         )
 
 
@@ -102,8 +113,11 @@ def _placed(text: str, source: str) -> str:
 
 def _identifiers(cohort: Cohort) -> set[str]:
     """Return every study identifier that a cohort mentions."""
-    records: tuple[Study | Exclusion | Fault, ...] = (*cohort.studies, *cohort.exclusions, *cohort.faults)
-    return {record.study_id for record in records if record.study_id is not None}
+    return {record.study_id for record in _records(cohort) if record.study_id is not None}
+
+
+def _records(cohort: Cohort) -> tuple[Study | Exclusion | Fault, ...]:
+    return (*cohort.studies, *cohort.exclusions, *cohort.faults)
 
 
 def _paste(source: str, target: Target) -> str:

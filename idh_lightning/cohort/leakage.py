@@ -53,7 +53,7 @@ class DevelopmentPatients:
 
     Attributes:
         salt: Random, of this checkpoint.
-        patients: Split -> hashes of the patients' identifiers.
+        patients: Split -> hashes of the patients' identifiers, all those of a patient who has several.
         images: Split -> hashes of the images' voxels.
         earlier: Those of the network whose weights the training began with, who are known by their images alone, since
             another cohort may have other patients under the same identifiers.
@@ -72,7 +72,7 @@ class DevelopmentPatients:
         images: dict[str, set[str]] = defaultdict(set)
         for study in studies:
             split = splits[study.study_id]
-            patients[split].add(_of_patient(canonical_patient(study.patient_id), salt))
+            patients[split].update(_of_names(study, salt))
             images[split].update(_of_image(name, salt) for name in fingerprints[study.study_id])
         return cls(salt=salt, patients=dict(patients), images=dict(images))
 
@@ -99,7 +99,7 @@ class DevelopmentPatients:
         for study in studies:
             found: dict[str, tuple[Mapping[str, Set[str]], set[str]]] = {}
             if "patient_id" in means and study.patient_id not in known:
-                found["patient_id"] = (self.patients, {_of_patient(canonical_patient(study.patient_id), self.salt)})
+                found["patient_id"] = (self.patients, _of_names(study, self.salt))
             if "image" in means:
                 found["image"] = (self.images, {_of_image(name, self.salt) for name in fingerprints[study.study_id]})
             for how, (table, hashes) in found.items():
@@ -127,6 +127,10 @@ class DevelopmentPatients:
         known = {kind: {s: frozenset(hashes) for s, hashes in state[kind].items()} for kind in ("patients", "images")}
         earlier = state.get("earlier")
         return cls(salt=state["salt"], **known, earlier=None if earlier is None else cls.from_dict(earlier))
+
+
+def _of_names(study: Study, salt: str) -> set[str]:
+    return {_of_patient(canonical_patient(name), salt) for name in (study.patient_id, *study.aliases)}
 
 
 def _of_patient(patient_id: str, salt: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
+from idh_lightning.cohort.aliases import read_aliases
 from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
@@ -87,6 +88,7 @@ class Reader(ABC):
             differs from the default of the layout.
         sequences: The sequences to use, or None for all that the layout has.
         missing: "error" if a study must have all of them, "zero" if a study may lack some.
+        aliases: Table of persons with several names, see `read_aliases`; None for none.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Reader(ABC):
     columns: Mapping[str, str] = field(default_factory=dict)
     sequences: Sequence[str] | None = None
     missing: Literal["error", "zero"] = "error"
+    aliases: str | Path | None = None
 
     default_columns: ClassVar[Mapping[str, str]] = {}
     spellings: ClassVar[Mapping[str, Mapping[str, str]]] = {}
@@ -191,6 +194,7 @@ class Reader(ABC):
 
         A CohortError is raised only if the table, the folder or the label column is not there at all.
         """
+        aliases = read_aliases(self.aliases)
         self._notes = []
         studies: list[Study] = []
         faults: list[Fault] = []
@@ -205,9 +209,7 @@ class Reader(ABC):
             if hits:
                 unused = unused - hits
                 study_id = item.study_id or item.where
-                exclusions[study_id] = Exclusion(
-                    study_id=study_id, patient_id=item.patient_id or study_id, reason="listed in cohort.exclude"
-                )
+                exclusions[study_id] = _listed(study_id, item.patient_id or study_id)
             elif isinstance(item, Fault):
                 faults.append(item)
             else:
@@ -216,9 +218,15 @@ class Reader(ABC):
                 studies += [study] if study is not None else []
         faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         wanted = self.sequences or sequences or SEQUENCES
+        persons = aliases.persons([*studies, *exclusions.values(), *faults])
+        for study in studies:
+            if persons[study.patient_id][0] in spellings:
+                exclusions[study.study_id] = _listed(study.study_id, study.patient_id)
         return build_cohort(
-            name=self.name, sequences=[name for name in SEQUENCES if name in wanted], studies=studies,
-            exclusions=exclusions.values(), faults=faults, notes=self._notes, target=self._target,
+            name=self.name, sequences=[name for name in SEQUENCES if name in wanted],
+            studies=[study for study in studies if study.study_id not in exclusions], exclusions=exclusions.values(),
+            faults=[*faults, *aliases.faults(persons)], notes=[*self._notes, *aliases.notes], target=self._target,
+            persons=persons,
         )  # fmt: skip
 
     def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
@@ -343,6 +351,10 @@ def _age(text: str) -> float | None:
     match = re.fullmatch(r"[>≥]?=?\s*(\d{1,3}(?:[.,]\d+)?)\+?", text, re.ASCII)
     years = float(match[1].replace(",", ".")) if match else -1.0
     return years if 0 <= years <= 120 else None
+
+
+def _listed(study_id: str, patient_id: str) -> Exclusion:
+    return Exclusion(study_id=study_id, patient_id=patient_id, reason="listed in cohort.exclude")
 
 
 def _spellings(text: str) -> set[str]:

@@ -28,6 +28,7 @@ class Study:
         follow_up: True for any session after the patient's first.
         carried: Further columns of the table (grade, diagnosis, MGMT ...) for subgroup analysis. They leak the
             label and never reach a model.
+        aliases: Other names of the person.
     """
 
     study_id: str
@@ -39,6 +40,7 @@ class Study:
     sex: str | None = None
     follow_up: bool = False
     carried: Mapping[str, object] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ _KINDS: dict[str, Any] = {
     "confirm": bool,
     "withhold": bool,
     "figures": bool,
-    "format": Literal["onnx", "torch_export"],
+    "format": Literal["onnx", "torch_export", "hub", "monai_bundle"],
     "output_layout": Literal["flat", "bids"],
     "studies_of": Literal["train", "validation", "test"],
     "seen": Literal["error", "exclude"],
@@ -86,6 +86,7 @@ _EXAMPLES: dict[str, str] = {
     "cohort.folder": "/data/cohort",
     "cohort.table": "/data/cohort.csv",
     "split.file": "/data/cohort.csv",
+    "model.weights": "/data/resnet_10_23dataset.pth",
     "input": "/data/new_patient",
 }
 """Mandatory keys -> a value as it may look; of runs the newest ones of the working folder are named."""

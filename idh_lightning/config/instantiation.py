@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
@@ -22,7 +23,19 @@ def instantiate_section(section: Any, **settings: Any) -> Any:
     With `_partial_=True`, its constructor: what is no primitive goes there directly, since Hydra would turn data
     classes among its keyword arguments into configuration.
     """
-    return instantiate(section, _convert_="all", **settings)
+    with warnings.catch_warnings():
+        silence_hydra()
+        return instantiate(section, _convert_="all", **settings)
+
+
+def silence_hydra() -> None:
+    """Hide what Hydra 1.4 says of calls that Hydra 1.3 needs as they are."""
+    for message in (
+        "The version_base parameter is deprecated",
+        r"register_new_resolver\(\) is deprecated",
+        r"hydra\.utils\.instantiate\(\) resolved _target_=",
+    ):
+        warnings.filterwarnings("ignore", message=rf"\s*{message}")
 
 
 def optimizer_settings(name: str) -> dict[str, Any]:

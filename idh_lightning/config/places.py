@@ -18,6 +18,7 @@ _EXPECTED: Mapping[str, str] = {
     "input": "no such folder; expected a folder with the images of one study or of many, or a table",
     "cohort.table": "no such file; expected the table of the cohort",
     "cohort.folder": "no such folder; expected the studies of the cohort",
+    "cohort.aliases": "no such file; expected a table of the names that persons have",
     "split.file": "no such file; expected the cohort.csv of a run, or a table like it",
     "checkpoint": "there is no such file; expected a checkpoint: a run folder or a .ckpt",
     "runs": "there is no such folder; expected a run folder, or a folder that holds some",
@@ -34,7 +35,7 @@ def refuse_absent_places(config: Mapping[str, Any]) -> None:
 def _absent_places(config: Mapping[str, Any]) -> Iterator[str]:
     for key, kind, value in _named(config):
         for place in value if isinstance(value, list) else [value]:
-            named = isinstance(place, str) and place not in (SHIPPED, "last")
+            named = isinstance(place, str) and place not in (SHIPPED, "last") and not place.startswith("hf://")
             if named and not os.path.exists(os.path.expanduser(place)):
                 yield f"{key}: {place[:300]}: {_EXPECTED[kind]}. Correct {key}."
 
@@ -51,7 +52,7 @@ def _of_cohort(path: str, section: Any) -> Iterator[tuple[str, str, Any]]:
     if not isinstance(section, Mapping) or section.get("_target_") == _WRITTEN:
         return
     for key, value in section.items():
-        if key in ("table", "folder"):
+        if key in ("table", "folder", "aliases"):
             yield f"{path}.{key}", f"cohort.{key}", value
         else:
             yield from _of_cohort(f"{path}.{key}", value)

@@ -55,12 +55,14 @@ def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
 def _series_of(frames: list[Frame]) -> list[Series]:
     parts = _parts(frames)
     letters = [""] if len(parts) == 1 else "abcdefgh"
-    return [_series(*part, letter) for part, letter in zip(parts, letters, strict=False)]
+    b_value = max(frame.b_value or 0.0 for frame in frames)
+    return [_series(*part, letter, b_value) for part, letter in zip(parts, letters, strict=False)]
 
 
-def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series:
+def _series(part: str, frames: list[Frame], problem: str, letter: str, b_value: float) -> Series:
+    """One part of a series; its greatest b-value makes diffusion of all parts, also of that without weighting."""
     first, middle = frames[0].header, frames[len(frames) // 2]
-    places = len(_places(frames)) if frames[0].position else len(frames)
+    places = len(_places(frames)) if all(one.placed for one in frames) else len(frames)
     problem = problem or next((one.header.problem for one in frames if one.header.problem), "")
     guess, why = guess_sequence(
         first.description,
@@ -68,7 +70,7 @@ def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series
         slices=places,
         image_type=middle.image_type,
         scanning_sequence=middle.scanning_sequence,
-        b_value=middle.b_value,
+        b_value=b_value,
         echo_ms=middle.echo_ms,
         repetition_ms=middle.repetition_ms,
         inversion_ms=middle.inversion_ms,
@@ -105,7 +107,7 @@ def _series(part: str, frames: list[Frame], problem: str, letter: str) -> Series
 
 def _parts(frames: list[Frame]) -> list[Part]:
     """Volumes in the frames of a series; one part with a problem where they are none or too many."""
-    if any(one.position is None or one.orientation is None or one.spacing_mm is None for one in frames):
+    if not all(one.placed for one in frames):
         return [("", frames, "its planes have no place (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)")]
     parts: list[Part] = []
     grids = _grids(frames)

@@ -107,6 +107,11 @@ class Frame:
     is_3d: bool | None
     marks: Mapping[str, Hashable] = field(repr=False)
 
+    @property
+    def placed(self) -> bool:
+        """Whether its tags say where its pixels lie."""
+        return None not in (self.position, self.orientation, self.spacing_mm)
+
 
 @contextmanager
 def pydicom_silenced() -> Iterator[None]:
@@ -166,8 +171,9 @@ def _read(path: Path) -> tuple[list[Frame], str]:
     kind = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == _DIRECTORY:
         return [], _absent_of_directory(path)
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        return [], f"no image: {UID(kind).name}" if kind else "not DICOM"
+    name = UID(kind).name
+    if not dataset.get("Rows") or not dataset.get("Columns") or (name != kind and "Image" not in name):
+        return [], f"no image: {name}" if kind else "not DICOM"
     number = int(dataset.get("NumberOfFrames") or 1)
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])

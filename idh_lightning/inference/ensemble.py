@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.checkpoint import HUB_FILES, Checkpoint
 from idh_lightning.cohort import Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Calibrator, PostProcessing
+from idh_lightning.hub import HUB
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.models import StemTailNetwork, tumour_probability
 from idh_lightning.ood import OutOfDistributionDetector
@@ -198,7 +199,7 @@ class Ensemble:
 
 
 def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Checkpoints that a setting names: a run, a file, a folder of runs, "pretrained", or several of these.
+    """Checkpoints that a setting names: a run, a file, a folder of runs, "pretrained", hf://..., or several of these.
 
     Raises:
         CheckpointError: If there is none.
@@ -207,9 +208,12 @@ def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
         found = [path for one in checkpoint for path in checkpoints_in(one)]
     elif str(checkpoint) == SHIPPED:
         found = [Path(SHIPPED)]
+    elif str(checkpoint).startswith(HUB):
+        found = [Checkpoint.locate(checkpoint)]
     else:
         place = Path(checkpoint)
-        runs = [place] if not place.is_dir() or (place / "checkpoints").is_dir() else sorted(place.iterdir())
+        single = not place.is_dir() or any((place / name).exists() for name in ("checkpoints", *HUB_FILES))
+        runs = [place] if single else sorted(place.iterdir())
         found = [run for run in runs if len(runs) == 1 or (run / "checkpoints" / "best.ckpt").is_file()]
     if not found:
         raise CheckpointError(

@@ -20,11 +20,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from idh_lightning.checkpoint import Checkpoint
-from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
 from idh_lightning.inference.ensemble import Member
+from idh_lightning.inference.sharing import FolderFormat, beside, share
 from idh_lightning.models.fast.convolutions import restore_convolutions
 from idh_lightning.volumes import VolumeStore
 
@@ -70,11 +70,13 @@ class PortableNetwork(nn.Module):
 
 def export_checkpoint(config: DictConfig) -> None:
     """Export what a configuration names, and say where."""
-    path = export(Path(config.checkpoint), Path(config.output) if config.output else None, form=config.format)
+    path = Path(config.output) if config.output else None
+    write = share if config.format in get_args(FolderFormat) else export
+    path = write(config.checkpoint, path, form=config.format)
     Console().print(f"{path}", soft_wrap=True, highlight=False)
 
 
-def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx") -> Path:
+def export(checkpoint: str | Path, path: Path | None = None, *, form: Format = "onnx") -> Path:
     """Write the network of a checkpoint as one file, compare it with ours, and return its path.
 
     The file carries, as JSON under the name `idh_lightning`: preprocessing, sequences, calibration, operating point,
@@ -85,8 +87,8 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     its test studies are still in the store, the file is run on them and compared with predictions.csv as well.
 
     Args:
-        checkpoint: A run folder, a .ckpt, or "pretrained" for the network in the package.
-        path: By default model.onnx or model.pt2 beside the checkpoint; of "pretrained" in the working folder.
+        checkpoint: A run folder, a .ckpt, "pretrained" for the network in the package, or hf://owner/name.
+        path: By default model.onnx or model.pt2 beside the .ckpt; of another checkpoint in the working folder.
         form: "onnx", or "torch_export" for `torch.export.load`.
 
     Raises:
@@ -95,7 +97,8 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
         ModelError: If the file would give other probabilities than the network, or than the run did.
     """
     if form not in get_args(Format):
-        raise ConfigError(f"format: found '{form}'; expected one of {', '.join(get_args(Format))}. Correct it.")
+        known = ", ".join((*get_args(Format), *get_args(FolderFormat)))
+        raise ConfigError(f"format: found '{form}'; expected one of {known}. Correct it.")
     if path is not None and path.suffix != EXPORT_SUFFIXES[form]:
         raise ConfigError(
             f"output: found {path}; expected a file that ends in {EXPORT_SUFFIXES[form]}, as format={form} gives. "
@@ -104,8 +107,7 @@ def export(checkpoint: Path, path: Path | None = None, *, form: Format = "onnx")
     if form == "onnx":
         _require_packages()
     member = Member.of(Checkpoint.read(checkpoint))
-    beside = Path() if str(checkpoint) == SHIPPED else member.file.parent  # never into the package
-    path = path or beside / f"model{EXPORT_SUFFIXES[form]}"
+    path = path or beside(member.file) / f"model{EXPORT_SUFFIXES[form]}"
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
     shape = (2, len(member.recipe["sequences"]), *edges)

@@ -25,7 +25,7 @@ from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
-from idh_lightning.inference.study_page import write_page
+from idh_lightning.inference.study_page import write_page, write_registrations
 from idh_lightning.models.locator import segmenting_once
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import (
@@ -52,6 +52,9 @@ WITHHOLDING = ("lost_part", "poor_registration", "repeated_sequence", "small_bra
 
 QUIET = ("duplicate_image", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
+
+OF_REGISTRATION = ("disagreeing_fields_of_view", "poor_registration")
+"""Checks of the images that refuse a study for where its sequences lie."""
 
 NOTES = ("registered", "skull_not_stripped")
 """Checks of the images that are told among the warnings and flag nothing."""
@@ -161,11 +164,19 @@ class Predictor:
             return {"status": "failed", "reasons": (new.problem,)}
         if unfit := self._unfit(study):
             return {"status": "failed", "reasons": (unfit,)}
-        errors = [str(fault) for fault in faults if fault.severity == "error" and fault.check not in QUIET]
+        errors = [fault for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
-            return {"status": "failed", "reasons": tuple(errors)}
+            pictures = self._pictures_of_refused(study, errors, output)
+            return {"status": "failed", "reasons": (*map(str, errors), *pictures)}
         with segmenting_once():
             return self._answer_of_stored(new, study, faults, store.open(study), output)
+
+    def _pictures_of_refused(self, study: Study, errors: Sequence[Fault], output: ResultFolder | None) -> Iterator[str]:
+        """Sentence on the pictures of a refused study's registrations, where these are at fault."""
+        if output is not None and any(fault.check in OF_REGISTRATION for fault in errors):
+            found = self.ensemble.preprocessing.registrations(study, self.ensemble.sequences)
+            if paths := write_registrations(study, found, output):
+                yield f"How its sequences were registered is shown in {', '.join(path.name for path in paths)}."
 
     def _answer_of_stored(
         self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: ResultFolder | None

@@ -22,7 +22,7 @@ def _words(*patterns: str) -> re.Pattern[str]:
 
 _OTHER = {
     "diffusion": _words(
-        r"\w*diffusion\w*", "diff", r"e?dwi\w*", "dti", "dki", "dsi", "noddi", "ivim", "e?adc", "apparent",
+        r"\w*diffusion\w*", "diff", r"e?dwi\w*", r"dti\w*", "dki", "dsi", "noddi", "ivim", "e?adc", "apparent",
         r"tensor\w*", "fa", r"col\w*fa", r"\w*trace\w?", r"b ?=? ?\d{2,4}", r"\d{2,4} ?b", "b0", r"\d+dirs?", r"dir\d+",
         "dir",
     ),

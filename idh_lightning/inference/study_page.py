@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from idh_lightning.inference.ensemble import Ensemble
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.reports.page import badges, render
-from idh_lightning.reports.panels import cam_panel, cross_mm, registration_panel, tumour_planes
+from idh_lightning.reports.panels import brain_panel, cam_panel, cross_mm, registration_panel, tumour_planes
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
-from idh_lightning.volumes import StoredVolume
-from idh_lightning.volumes.mapping import pair_around
+from idh_lightning.volumes import Geometry, StoredVolume
+from idh_lightning.volumes.mapping import head_around, pair_around
 from idh_lightning.volumes.registration import Registration
 
 
@@ -99,6 +100,7 @@ def write_page(
         checkpoints=[str(member.file) for member in ensemble.members],
         cohorts=cohorts,
         picture=_source(png),
+        brain=_brain_picture(study, stored) if stored.found.extracted else None,
         registrations=pairs,
         viewer=viewer,
     )
@@ -107,11 +109,32 @@ def write_page(
     return path
 
 
+def _brain_picture(study: Study, stored: StoredVolume) -> dict[str, str]:
+    """Words about a brain that was extracted, and its outline on the head as the source of an image."""
+    figure = brain_panel(*head_around(study.files[stored.found.sequence], stored), "")
+    words = f"A brain of {stored.found.volume_ml:.0f} mL was found in the head of {stored.found.sequence}"
+    return {"words": words, "picture": _source(_png(figure))}
+
+
 def _registration_picture(study: Study, registration: Registration, stored: StoredVolume) -> dict[str, str]:
     """Words about a registered sequence, and its picture as the source of an image."""
     fixed, moving = study.files[registration.reference], study.files[registration.sequence]
-    figure = registration_panel(*pair_around(fixed, moving, registration, stored), "")
+    figure = registration_panel(*pair_around(fixed, moving, registration, stored.grid), "")
     return {"words": registration.words, "picture": _source(_png(figure))}
+
+
+def write_registrations(study: Study, registrations: Sequence[Registration], output: ResultFolder) -> list[Path]:
+    """Write pictures of the sequences of a study that has no page, as registered, and return their paths."""
+    picture = output.file(study.study_id, "picture")
+    paths = []
+    for one in registrations:
+        fixed, moving = study.files[one.reference], study.files[one.sequence]
+        grid = Geometry.of(sitk.DICOMOrient(sitk.ReadImage(str(fixed)), "LPS"))
+        figure = registration_panel(*pair_around(fixed, moving, one, grid), f"{study.study_id}: {one.words}")
+        paths.append(picture.with_name(f"{picture.stem}_{one.sequence}_registered.png"))
+        with atomic_write(paths[-1]) as temporary:
+            temporary.write_bytes(_png(figure))
+    return paths
 
 
 def _png(figure: Figure) -> bytes:

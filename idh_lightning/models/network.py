@@ -1,4 +1,4 @@
-"""3D EfficientNet with a frozen stem and a trainable tail."""
+"""3D encoder with a frozen stem and a trainable tail."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from idh_lightning.cohort.study import SEQUENCES
 from idh_lightning.errors import ModelError
 from idh_lightning.models import surgery
 from idh_lightning.models.cells import GridPosition, cell_means, coarsen, depth_to_space, space_to_depth
-from idh_lightning.models.fast.convolutions import correct_padding, layout, swap_convolutions
+from idh_lightning.models.encoders import MedicalNetEncoder, encoder
+from idh_lightning.models.fast.convolutions import layout, swap_convolutions
 from idh_lightning.models.fast.fused import FusedStem, can_fuse
 from idh_lightning.models.fast.precision import Precision, arithmetic, dtype_of, precision_on_cpu
 from idh_lightning.models.initialisation import steady_initialisation
 from idh_lightning.models.locator import CELL, TUMOUR, located, segmentation, tumour_cells
 from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead
 from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, VoteHead, load_segmenter
-from idh_lightning.models.timm3d import timm_3d
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
 STEM_CHUNK = 4
@@ -71,7 +71,7 @@ class TailInput(NamedTuple):
 
 
 class StemTailNetwork(nn.Module):
-    """A timm_3d EfficientNet cut at one module: everything before it is frozen, it and everything after learns.
+    """A 3D EfficientNet or ResNet cut at one module: everything before it is frozen, it and everything after learns.
 
     The stem runs without a graph, in eval mode (its BatchNorm statistics never move) and in the precision and memory
     layout that are fastest for it; the tail is an ordinary network. What this saves is the memory of the stem's
@@ -103,7 +103,7 @@ class StemTailNetwork(nn.Module):
         """Build the network and load its weights.
 
         Args:
-            backbone: An EfficientNet of timm_3d, without a tag.
+            backbone: An EfficientNet of timm_3d, without a tag, or one of MEDICALNET.
             sequences: Names of the MRI sequences that the channels of the volumes are.
             trainable_from: Name of the first trainable module, for example "blocks.5" (two last stages and head),
                 "blocks.6.2" (two last MBConv blocks and head), or "conv_stem" to train everything.
@@ -126,16 +126,8 @@ class StemTailNetwork(nn.Module):
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
         """
         super().__init__()
-        if "efficientnet" not in backbone or not timm_3d.is_model(backbone):
-            raise ModelError(
-                f"model.backbone: found '{backbone}'; expected an EfficientNet of timm_3d. "
-                f"Choose one of: {', '.join(timm_3d.list_models('*efficientnet_b*'))}."
-            )
-        self.network = timm_3d.create_model(
-            backbone, in_chans=len(sequences), num_classes=2, drop_rate=drop_rate, drop_path_rate=drop_path_rate
-        )
-        correct_padding(self.network)
-        if weights != LATER:
+        self.network = encoder(backbone, len(sequences), drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        if weights != LATER and not isinstance(self.network, MedicalNetEncoder):
             steady_initialisation(self.network)
         # timm draws a classifier of two outputs from +-0.7, which over 2560 features makes logits of tens at the start.
         nn.init.normal_(self.network.classifier.weight, std=0.01)
@@ -150,7 +142,7 @@ class StemTailNetwork(nn.Module):
         self._stem_names, self._tail_names = surgery.cut_names(self.network, trainable_from)
         self.missing_sequence_embedding: nn.Linear | None = None
         if missing == "zero":
-            first = self._module((*self._tail_names, "bn2")[0])
+            first = self._module((*self._tail_names, "classifier")[0])
             self.missing_sequence_embedding = nn.Linear(len(sequences), surgery.channels_in(first), bias=False)
             nn.init.zeros_(self.missing_sequence_embedding.weight)
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}

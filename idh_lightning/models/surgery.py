@@ -1,4 +1,4 @@
-"""Surgery on timm EfficientNets: where they are cut, which blocks run and how, and where the cells of a layer lie."""
+"""Surgery on encoders: where they are cut, which blocks run and how, and where the cells of a layer lie."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def cut_names(network: nn.Module, trainable_from: str) -> tuple[list[str], list[
     """
     stages = [f"blocks.{name}" for name, _ in network.get_submodule("blocks").named_children()]
     coarse = ["conv_stem", "bn1", *stages, "conv_head", "bn2"]
+    coarse = [name for name in coarse if not isinstance(network.get_submodule(name), nn.Identity)]
     if trainable_from in (*coarse, "classifier"):
         position = [*coarse, "classifier"].index(trainable_from)
         return coarse[:position], coarse[position:]
@@ -44,7 +45,9 @@ def cut_names(network: nn.Module, trainable_from: str) -> tuple[list[str], list[
 
 def channels_in(module: nn.Module) -> int:
     """Number of channels that a module of the network takes."""
-    first = next(inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm))
+    first = next(inner for inner in module.modules() if isinstance(inner, nn.Conv3d | _BatchNorm | nn.Linear))
+    if isinstance(first, nn.Linear):
+        return first.in_features
     return first.in_channels if isinstance(first, nn.Conv3d) else first.num_features
 
 
@@ -88,11 +91,14 @@ def cell_geometry(network: nn.Module, layer: str, size: int) -> tuple[float, flo
         if reached and not inside:
             break
         reached = reached or inside
-        if isinstance(module, nn.Conv3d):
-            reach, stride = module.dilation[0] * (module.kernel_size[0] - 1), module.stride[0]
-            same = getattr(module, "same", False)
-            after = -(-size // stride) if same else (size + 2 * int(module.padding[0]) - reach - 1) // stride + 1
-            before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else int(module.padding[0])
+        if isinstance(module, nn.Conv3d | nn.MaxPool3d) and ".downsample." not in name:  # beside the convolutions
+            kernel, stride, padding, dilation = (
+                int(value[0] if isinstance(value, tuple) else value)
+                for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+            )
+            reach, same = dilation * (kernel - 1), getattr(module, "same", False)
+            after = -(-size // stride) if same else (size + 2 * padding - reach - 1) // stride + 1
+            before = max((after - 1) * stride + reach + 1 - size, 0) // 2 if same else padding
             offset += step * (reach / 2 - before)
             step, size = step * stride, after
     return offset, float(step), size

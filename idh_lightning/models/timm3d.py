@@ -15,7 +15,16 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Conv3dSame", "DepthwiseSeparableConv", "InvertedResidual", "SqueezeExcite", "timm_3d"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "Conv3dSame",
+    "DepthwiseSeparableConv",
+    "InvertedResidual",
+    "ResNet",
+    "SqueezeExcite",
+    "timm_3d",
+]
 
 _UNREACHED = ("torchvision", "wandb", "timm")
 
@@ -78,3 +87,4 @@ with _without(_UNREACHED), warnings.catch_warnings():
     import timm_3d
     from timm_3d.layers.conv2d_same import Conv3dSame
     from timm_3d.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+    from timm_3d.models.resnet import BasicBlock, Bottleneck, ResNet

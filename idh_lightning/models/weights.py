@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import pickle
-import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from idh_lightning.errors import ModelError
+from idh_lightning.hub import UnreachableError, hub_file
+from idh_lightning.models.encoders import MedicalNetEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +75,7 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
             )
         try:
             file = _download(source)
-        except _UnreachableError as error:
+        except UnreachableError as error:
             if requested != "auto":
                 raise ModelError(
                     f"model.weights: {requested} cannot be had ({error}); expected a reachable hub or a filled cache. "
@@ -118,13 +115,15 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
 
     A classifier of another number of classes is left as it was initialised.
     """
+    if isinstance(network, MedicalNetEncoder):
+        weights = {network.renamed(name): one for name, one in weights.items()}
     fitted: dict[str, Tensor] = {}
     for name, wanted in network.state_dict().items():
         if name not in weights:
             if name.startswith("classifier.") or name.endswith("num_batches_tracked"):
                 continue
             raise ModelError(
-                f"{source}: tensor '{name}' is absent; expected the weights of this EfficientNet. "
+                f"{source}: tensor '{name}' is absent; expected the weights of this encoder. "
                 "Give weights of the same model.backbone."
             )
         found = inflate(weights[name], tuple(wanted.shape))
@@ -158,10 +157,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     return weights
 
 
-class _UnreachableError(OSError):
-    """The weights are neither in the local cache nor to be had from the hub."""
-
-
 def _download(name: str) -> Path:
     """Local file of a timm tag, from the cache or the hub, without waiting for a network that is absent."""
     import timm
@@ -172,15 +167,4 @@ def _download(name: str) -> Path:
             f"model.weights: timm knows no weights for '{name}'; expected one of "
             f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*'))}. Correct the tag."
         )
-    cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
-    host = urlparse(huggingface_hub.constants.ENDPOINT).hostname or ""
-    try:
-        if not getproxies():
-            # The hub's client retries for most of a minute before it gives up; a name that does not resolve is final.
-            socket.getaddrinfo(host, 443)
-        return Path(huggingface_hub.hf_hub_download(config.hf_hub_id, "model.safetensors"))
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        said = "its address is not found" if isinstance(error, socket.gaierror) else str(error).partition("\n")[0]
-        raise _UnreachableError(f"no answer from the hub: {said}") from error
+    return hub_file(config.hf_hub_id, "model.safetensors")

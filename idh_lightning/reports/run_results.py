@@ -160,8 +160,8 @@ def _subgroups(run: ReportedRun) -> ReportTable | None:
         if len(section.get("groups", {})) > 1:
             rows.append([f"largest gap, {words}", "", "", *(gap_in_words(section.get("gaps"), key) for key in _CALLS)])
     caption = (
-        "Groups of test patients; “within” compares only patients of the same group; the interval of the largest gap "
-        "holds for all pairs of groups together"
+        "Groups of test patients; “within” compares only patients of the same group; the largest gap in sensitivity is "
+        "the difference in equal opportunity; the interval of a gap holds for all pairs of groups together"
     )
     return ReportTable(caption, _calls_head(run), rows) if rows else None
 

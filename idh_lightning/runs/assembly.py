@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, StopTogether, Tracker, WholeCheckpointIO
+from idh_lightning.callbacks.tracking import without_places
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
 from idh_lightning.cohort import IDH, TARGETS, target_of
@@ -222,11 +224,11 @@ def _state(config: DictConfig, folder: Path) -> tuple[RunState, Path | None]:
     training of its own begins with the weights.
     """
     go_on = config.checkpoint == "last"
-    other = Path(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
+    other = str(config.checkpoint) if "fit" in config.stages and config.checkpoint and not go_on else None
     start = None if other is None else weights_of(other)
     adopting = other is not None and start is None
     if other is not None and adopting and is_first_process():
-        copy_training_state(other, folder)
+        copy_training_state(Path(other), folder)
     state = RunState(folder, go_on=go_on or adopting)
     if is_first_process() and go_on:
         state.clean()
@@ -401,9 +403,27 @@ def _logger(config: DictConfig, section: DictConfig) -> Logger | None:
         return made
     settings: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if settings["group"] is None and hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        settings["group"] = Path(hydra.sweep.dir).name
-    if settings["job_type"] is None and "folds" in config.split:
-        settings["job_type"] = f"fold {config.fold}"
+    varied: dict[str, str] = {}
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        settings["group"] = settings["group"] or Path(hydra.sweep.dir).name
+        varied = varied_here(Path(hydra.sweep.dir), list(hydra.overrides.task))
+    chosen = [text for key, text in varied.items() if key not in ("seed", "fold")]
+    fold = [f"fold {config.fold}"] if "folds" in config.split else []
+    settings["name"] = settings["name"] or " ".join([str(config.name), *varied.values()])
+    settings["job_type"] = settings["job_type"] or " ".join(chosen or fold) or None
     tracker: Logger | None = instantiate_section(settings, _partial_=True)(run_folder=Path(config.paths.run))
     return tracker
+
+
+def varied_here(sweep_folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Settings of a run that its sweep varies -> "key=value" without places and identities, by the run's overrides."""
+    sweep: Any = OmegaConf.load(sweep_folder / "multirun.yaml")
+    parser = OverridesParser.create()
+    asked = {one.key_or_group: one for one in parser.parse_overrides(list(sweep.hydra.overrides.task))}
+    varied: dict[str, str] = {}
+    for one in parser.parse_overrides(list(overrides)):
+        key = one.key_or_group
+        if key not in asked or asked[key].is_sweep_override():
+            told = without_places({key.rpartition(".")[2]: getattr(one.value(), "text", one.value())})
+            varied.update((key, f"{key}={value}") for value in told.values())
+    return varied

@@ -143,15 +143,22 @@ class RunState:
             (self.run_folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
 
 
-def weights_of(other: Path) -> Path | None:
+def weights_of(place: str | Path) -> Path | None:
     """Return the checkpoint whose weights are to be trained on, with a schedule of their own; None to go on instead.
 
     Args:
-        other: A `.ckpt`, or the folder of a run: of a finished one best.ckpt, of another one the training goes on.
+        place: A `.ckpt`, the folder of a run (of a finished one best.ckpt, of another one the training goes on), or a
+            checkpoint as the hub has it: hf://owner/name or a folder.
 
     Raises:
         CheckpointError: If there is neither.
     """
+    from idh_lightning.checkpoint import HUB_FILES, Checkpoint  # here, since help comes without torch
+    from idh_lightning.hub import HUB
+
+    other = Path(place)
+    if str(place).startswith(HUB) or (other / HUB_FILES[0]).is_file():
+        return Checkpoint.locate(place)
     if other.is_file() and other.name != "last.ckpt":
         return other
     source = other if other.is_dir() else other.parent.parent

@@ -105,7 +105,8 @@ def check_brain(brain_ml: float, stripped: bool, place: Place) -> Iterator[Fault
             "skull_not_stripped",
             f"the head is there with skull and scalp; a brain of {brain_ml:.0f} mL was extracted from it",
             "a skull-stripped image, or a brain that was found whole",
-            "Look at its picture, for `prepare` with figures=true: all of the brain should be there, and nothing else.",
+            "Look at its picture (on the page of the study; of `prepare`, with figures=true): all of the brain should "
+            "be there, and nothing else.",
             "warning",
         )  # fmt: skip
 

@@ -105,7 +105,7 @@ def head_around(
     Returns:
         Head, brain and tumour (None without a mask), each [d, h, w] in LPS order, and their affine to RAS mm.
     """
-    close = _close_grid(stored, step_mm)
+    close = _close_grid(stored.grid, step_mm)
 
     def shown(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
         return np.asarray(close.resampled(stored.grid.image(np.asarray(mask, np.float32)), sitk.sitkLinear) > 0.5)
@@ -115,31 +115,30 @@ def head_around(
 
 
 def pair_around(
-    fixed: Path, moving: Path, registration: Registration, stored: StoredVolume, step_mm: float = 1.5
+    fixed: Path, moving: Path, registration: Registration, grid: Geometry, step_mm: float = 1.5
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Two sequences of a study as they are in their files, on the field of view of the store's grid.
+    """Two sequences of a study as they are in their files, on the field of view of a grid.
 
     Args:
         fixed: NIfTI file of the sequence on which the other one was laid.
         moving: NIfTI file of the one that was registered.
         registration: Of it.
-        stored: The study.
+        grid: In LPS order.
         step_mm: Voxel edge of what is returned.
 
     Returns:
         Fixed image, moving image where its header has it, and where it was laid, each [d, h, w] in LPS order, and their
         affine to RAS mm.
     """
-    close = _close_grid(stored, step_mm)
+    close = _close_grid(grid, step_mm)
     images = [sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (fixed, moving)]
     before = close.resampled(images[1], sitk.sitkLinear)
     after = close.resampled(images[1], sitk.sitkLinear, transform_of(registration.affine))
     return close.resampled(images[0], sitk.sitkLinear), before, after, close.affine_ras
 
 
-def _close_grid(stored: StoredVolume, step_mm: float) -> Geometry:
-    """Grid of this voxel edge over the field of view of the store's grid."""
-    grid = stored.grid
+def _close_grid(grid: Geometry, step_mm: float) -> Geometry:
+    """Grid of this voxel edge over the field of view of another."""
     size = [max(1, round(n * mm / step_mm)) for n, mm in zip(grid.size, grid.spacing_mm, strict=True)]
     affine = grid.affine.copy()
     affine[:3, :3] *= step_mm / np.array(grid.spacing_mm)

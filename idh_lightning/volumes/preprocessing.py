@@ -189,6 +189,14 @@ class Preprocessing:
             faults=tuple(faults),
         )
 
+    def registrations(self, study: Study, sequences: Sequence[str] = SEQUENCES) -> tuple[Registration, ...]:
+        """Registrations of a study's sequences, also those for which it is refused."""
+        files = {name: study.files[name] for name in sequences if name in study.files}
+        images, _, _ = _read(study, files, sequences, self.missing)
+        reference = reference_of(images, sequences)
+        brain, _ = find_brain(images[reference])
+        return bring_to_one_grid(study, images, reference, brain, self.registration).registrations
+
     def normalised(
         self,
         sequences: Mapping[str, NDArray[np.float32] | None],

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import yaml
 
 from idh_lightning.config.checks import CONF_DIR, _keywords, check_config, dotted_keys
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CohortError, ConfigError, exits_with_message
 
 CHOICES = {"model": "efficientnet_b7", "cohort": "phantom"}
@@ -13,6 +16,13 @@ GOOD: dict[str, object] = {
     "monitor": {"metric": "val/study_auroc", "mode": "max"},
     "objective": {"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 2.0},
 }
+
+
+def test_what_hydra_says_of_itself_is_kept_from_those_who_make_a_section_from_python() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        instantiate_section({"_target_": "idh_lightning.objectives.FocalLoss", "gamma": 1.0})
+    assert not told
 
 
 def test_a_good_configuration_passes() -> None:

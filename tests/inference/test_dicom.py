@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.fileset import FileSet
 from pydicom.filewriter import write_dataset
+from pydicom.uid import RawDataStorage
 from tiny_dicom import (
     OBLIQUE,
     ORIGIN_MM,
@@ -169,6 +170,16 @@ def test_two_time_points_are_two_volumes(kind: str, tmp_path: Path) -> None:
     assert (first.part, second.part) == ("time 1 of 2", "time 2 of 2")
     assert_is(volume(first, tmp_path), LUMP)
     assert_is(volume(second, tmp_path), LUMP + 7)
+
+
+def test_the_images_without_weighting_of_a_diffusion_series_are_no_t2(tmp_path: Path) -> None:
+    """Though their echo is long and the description says nothing."""
+    made = [slice_ for b in (0.0, 1000.0) for slice_ in classic(LUMP, SeriesDescription="brain", DiffusionBValue=b)]
+    series, _ = dicom_series(save(made, tmp_path))
+    assert [(one.part, one.guess, one.why) for one in series] == [
+        ("b-value 0.0", "", "diffusion, b = 1000"),
+        ("b-value 1000.0", "", "diffusion, b = 1000"),
+    ]
 
 
 def test_a_course_in_time_is_one_row_that_is_not_used(tmp_path: Path) -> None:
@@ -347,11 +358,22 @@ def test_images_of_another_kind_are_named(tags: dict[str, str], words: str, tmp_
     assert words in only(save(classic(LUMP, **tags), tmp_path)).problem
 
 
-def test_images_without_a_place_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_those", [slice(None), slice(5, 6)])
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_images_without_a_place_are_named(keyword: str, of_those: slice, tmp_path: Path) -> None:
     made = classic(LUMP)
-    for dataset in made:
-        del dataset.ImagePositionPatient
-    assert "no place" in only(save(made, tmp_path)).problem
+    for dataset in made[of_those]:
+        delattr(dataset, keyword)
+    one = only(save(made, tmp_path))
+    assert "no place" in one.problem
+    assert one.slices == len(LUMP)
+
+
+def test_raw_data_beside_the_image_in_its_series_is_no_image_though_it_has_rows_and_columns(tmp_path: Path) -> None:
+    folder = save([enhanced(frames_of(LUMP))], tmp_path / "dicom")
+    save([base(SOPClassUID=RawDataStorage, Rows=40, Columns=32, NumberOfFrames=1)], folder, "RAW")
+    assert_is(volume(only(folder), tmp_path), LUMP)
+    assert [*dicom_series(folder)[1]] == ["no image: Raw Data Storage"]
 
 
 def test_pixels_that_end_early_are_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny_checkpoint import settings_of, tiny_cohort, write_checkpoint
-from tiny_studies import ras_affine, write_study
+from tiny_studies import ras_affine, rotation, write_study
 
 import idh_lightning
 from idh_lightning.checkpoint import Checkpoint
@@ -81,6 +81,25 @@ def test_the_probability_is_that_of_the_network_itself(predictor: Predictor, pat
     with torch.no_grad():
         logits = predictor.ensemble.members[0].network(torch.from_numpy(image)[None])[0]
     assert answer.probability == pytest.approx(float(torch.sigmoid(logits[1] - logits[0])), abs=1e-6)
+
+
+@pytest.mark.parametrize("output", [True, False])
+def test_a_registration_that_is_refused_has_a_picture_and_no_number(
+    output: bool, predictor: Predictor, patient: Path, tmp_path: Path
+) -> None:
+    """Of another head, whose header turns it by 90 degrees."""
+    other = write_study(tmp_path, "other", seed=7, sequences=["T1c"], mask=False)
+    image = nib.load(other.files["T1c"])
+    turn = np.eye(4)
+    turn[:3, :3] = rotation(90, 0)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine), patient / "patient_T1c.nii.gz")
+    (answer,) = predictor.answers(new_studies(patient), tmp_path / "out" if output else None)
+    assert (answer.status, answer.probability) == ("failed", None)
+    assert "the quality of this is" in answer.reasons[0]
+    assert len(answer.reasons) == (2 if output else 1)
+    if output:
+        assert answer.reasons[1] == "How its sequences were registered is shown in patient_T1c_registered.png."
+        assert (tmp_path / "out" / "patient_T1c_registered.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # What studies are found
@@ -300,13 +319,15 @@ def test_a_head_whose_brain_was_extracted_is_answered_like_the_others_with_a_not
     predictor: Predictor, tmp_path: Path, brains_at_once: None
 ) -> None:
     write_study(tmp_path / "new", "patient", seed=100, mask=False, skull=True)
-    (answer,) = predictor.answers(new_studies(tmp_path / "new" / "patient"))
+    (answer,) = predictor.answers(new_studies(tmp_path / "new" / "patient"), tmp_path / "out")
     assert answer.status == "answered", (answer.reasons, answer.warnings)
     assert answer.unlike == ()
     assert answer.prediction_set is not None
     (note,) = answer.warnings
     assert "a brain of" in note
     assert "was extracted from it" in note
+    (volume,) = re.findall(r'alt="A brain of (\d+) mL was found in the head of FLAIR"', answer.page.read_text())
+    assert f"a brain of {volume} mL" in note
 
 
 def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
@@ -316,6 +337,7 @@ def test_a_study_like_the_training_ones_keeps_its_conformal_statement(
     assert answer.unlike == ()
     assert answer.prediction_set is not None
     assert "Classes that cannot be excluded at 90% coverage" in text_of(answer.page.read_text())
+    assert "brain that was extracted" not in answer.page.read_text()
 
 
 def test_the_page_says_that_it_is_not_for_clinical_use_and_when_the_patients_were_synthetic(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,3 +215,87 @@ def test_echoes_of_one_number_get_letters_and_four_dimensions_are_told(tmp_path:
         ("5", "T2", True),
     ]
     assert list(unread) == ["no JSON sidecar beside it"]
+
+
+def peak_mb(run: Path, patients: Path) -> float:  # noqa: F811
+    """Most memory that the command has had resident for the studies of a folder."""
+    code = (
+        "import resource, runpy\ntry:\n    runpy.run_module('idh_lightning.predict', run_name='__main__')\n"
+        "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    settings = (f"checkpoint={run}", f"input={patients}", f"output={patients}_out", "confirm=true")
+    said = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, check=True, encoding="utf-8")
+    assert len(pd.read_csv(f"{patients}_out/predictions.csv")["probability"].dropna()) == len([*patients.iterdir()])
+    return int(said.stdout.split()[-1]) / 1024
+
+
+@pytest.mark.slow
+def test_an_archive_of_three_times_as_many_patients_takes_hardly_more_memory(
+    run: Path,  # noqa: F811
+    nifti: Path,
+    tmp_path: Path,
+) -> None:
+    images = {
+        name: sitk.DICOMOrient(sitk.ReadImage(str(nifti / f"patient_{name}.nii.gz")), "LPS") for name in SEQUENCES
+    }
+    for many in (8, 24):
+        for patient in range(many):
+            for number, (name, image) in enumerate(images.items(), start=1):
+                made = slices_of(image, number, StudyInstanceUID=f"1.2.{patient}", **TAGS[name])
+                save(made, tmp_path / str(many) / f"patient{patient}" / str(number))
+    few, more = (peak_mb(run, tmp_path / str(many)) for many in (8, 24))
+    assert more < 1.1 * few, (few, more)
+
+
+GRIDS = {
+    "FLAIR": ("LPS", (1.0, 1.0, 5.0)),
+    "T1": ("LIP", (1.0, 1.0, 4.0)),
+    "T1c": ("PIR", (1.0, 1.0, 1.0)),
+    "T2": ("LPS", (1.0, 1.0, 3.0)),
+}
+"""Directions of columns, rows and slices, and voxels in mm: axial, coronal, sagittal, axial."""
+
+
+def head_on_four_grids(folder: Path) -> dict[str, sitk.Image]:
+    """A real head with its skull, of a patient who moved before T1c; T2, which is lacking, is made of the others."""
+    images = {
+        name: sitk.ReadImage(str(next(folder.glob(f"*_{name}.nii.gz"))), sitk.sitkFloat32)
+        for name in ("FLAIR", "T1", "T1c")
+    }
+    images["T2"] = (images["FLAIR"] + 200 - images["T1"]) * sitk.Cast(images["FLAIR"] > 10, sitk.sitkFloat32)
+    centre = images["FLAIR"].TransformContinuousIndexToPhysicalPoint([n / 2 for n in images["FLAIR"].GetSize()])
+    moved = sitk.Euler3DTransform(centre, 0.0, 0.05, 0.03, (2.0, -3.0, 1.0))
+    found = {}
+    for name, (axes, spacing_mm) in GRIDS.items():
+        image = sitk.DICOMOrient(images[name], axes)
+        size = [round(n * mm / to) for n, mm, to in zip(image.GetSize(), image.GetSpacing(), spacing_mm, strict=True)]
+        move = moved if name == "T1c" else sitk.Transform()
+        grid = size, move, sitk.sitkLinear, image.GetOrigin(), spacing_mm, image.GetDirection()
+        found[name] = sitk.Cast(sitk.Resample(image, *grid) * 10, sitk.sitkInt16)
+    return found
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_head_on_four_grids_has_the_answer_of_its_nifti_files_in_a_minute(tmp_path: Path) -> None:
+    """By the network in the package: a minute of one core, whatever else runs beside."""
+    images = head_on_four_grids(Path(os.environ["IDH_REAL_DATA"]) / "tcga_lgg" / "TCGA-DU-7010")
+    (tmp_path / "nifti").mkdir()
+    for number, (name, image) in enumerate(images.items(), start=1):
+        save(slices_of(image, number, **TAGS[name]), tmp_path / "dicom" / str(number))
+        sitk.WriteImage(image, str(tmp_path / "nifti" / f"head_{name}.nii.gz"))
+    before = os.times()
+    said = command(f"input={tmp_path / 'dicom'}", "confirm=true", "output=out", folder=tmp_path)
+    after = os.times()
+    assert said.returncode == 0, said.stdout + said.stderr
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 60
+    (answer,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["studies"]
+    (expected,) = Predictor("pretrained").predict(tmp_path / "nifti")
+    assert answer["probability"] == pytest.approx(expected.probability, abs=0.01)
+    words = " ".join(answer["warnings"])
+    assert all(f"{name} lay on another grid" in words for name in ("T1", "T1c", "T2"))
+    page = (tmp_path / "out" / answer["page"]).read_text()
+    pictures = re.findall(r'<img src="data:image/png;base64,[^"]{9000,}" alt="([^"]*)"', page)
+    assert [words.split(" ")[0] for words in pictures] == ["Sequences", "A", "T1", "T1c", "T2"]
+    assert "was found in the head of FLAIR" in pictures[1]

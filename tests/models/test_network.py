@@ -343,7 +343,7 @@ def test_auto_weights_fall_back_and_say_so(small_network: Maker, monkeypatch: py
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
-    monkeypatch.setattr("idh_lightning.models.weights.getproxies", dict)
+    monkeypatch.setattr("idh_lightning.hub.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", unreachable_cache)
     origin = small_network(weights="auto").weights_origin
     assert (origin.source, origin.pretrained) == ("none", False)
@@ -352,7 +352,7 @@ def test_auto_weights_fall_back_and_say_so(small_network: Maker, monkeypatch: py
         small_network(weights="tf_efficientnet_b0.ns_jft_in1k")
 
 
-def unreachable_cache(*_: object) -> None:
+def unreachable_cache(*_: object, **__: object) -> None:
     return None
 
 

@@ -26,7 +26,7 @@ from scipy.special import expit
 from idh_lightning.cli.tables import number as printed
 from idh_lightning.cohort import IDH, TARGETS, Study, Target, target_of
 from idh_lightning.errors import EvaluationError, ExplanationError
-from idh_lightning.evaluation import Evaluation
+from idh_lightning.evaluation import Evaluation, covariate_shift, covariate_summary
 from idh_lightning.reports.drawing import panel_title
 from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.panels import CROSS, cam_panel, plane_words, save_cam_panel, tumour_planes
@@ -590,13 +590,50 @@ def checklist_of(page: str) -> dict[str, str | None]:
     return {items: None if "for you to write" in answer else answer for items, answer in answers.items()}
 
 
-def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order(report: Path) -> None:
+TRIPOD_AI = (
+    "1 2 3a 3b 3c 4 5a 5b 6a 6b 6c 7 8a 8b 8c 9a 9b 9c 10 11 12a 12b 12c 12d 12e 12f 12g 13 14 15 16 17 18a 18b 18c "
+    "18d 18e 18f 19 20a 20b 20c 21 22 23a 23b 24 25 26 27a 27b 27c"
+)
+
+
+def test_the_checklist_has_the_44_items_of_claim_2024_in_their_order_and_all_52_of_tripod_ai(report: Path) -> None:
     rows = checklist_of(report.read_text())
     numbers = [int(items.split(",")[0].removeprefix("CLAIM ")) for items in rows if items.startswith("CLAIM")]
     assert numbers == list(range(1, 45))
+    tripod = [one for items in rows for one in re.findall(r"\d+[a-g]?", items.partition("TRIPOD+AI")[2])]
+    assert set(tripod) == set(TRIPOD_AI.split())
+    assert {one for one in tripod if tripod.count(one) > 1} == {"12c"}, "how it is built, and how it is trained"
     answered = {items.split(",")[0] for items, answer in rows.items() if answer is not None}
     assert {"CLAIM 12", "CLAIM 19", "CLAIM 21", "CLAIM 32", "CLAIM 33", "CLAIM 35", "CLAIM 38", "CLAIM 43"} <= answered
-    assert "44 items of CLAIM (2024 update)" in Parsed(report.read_text()).text
+    assert "44 items of CLAIM (2024 update) and the 52 of TRIPOD+AI (2024)" in Parsed(report.read_text()).text
+
+
+def test_the_checklist_tells_results_from_calls_and_names_the_gap_in_equal_opportunity(report: Path) -> None:
+    page = report.read_text()
+    rows, metrics = checklist_of(page), json.loads((report.parent / "metrics.json").read_text())
+    results, calls = str(rows["CLAIM 37, TRIPOD+AI 23a"]), str(rows["CLAIM 38"])
+    assert f"ROC-AUC {metrics['test']['auroc']['value']:.2f} (" in results
+    assert f"sensitivity (recall) {metrics['test']['sensitivity']['value']:.2f} (" in calls
+    gap = metrics["subgroups"]["age"]["gaps"]["specificity"]
+    between = " against ".join(gap["groups"])
+    fair = str(rows["TRIPOD+AI 14"])
+    assert re.search(rf"Largest gap by age: sensitivity \(equal opportunity\) .*; specificity \+.*, {between};", fair)
+    assert "the largest gap in sensitivity is the difference in equal opportunity" in Parsed(page).text
+    threshold = metrics["operating_point"]["threshold"]
+    assert f"Called mutant from {threshold:.2f} on" in str(rows["TRIPOD+AI 12g and 15"])
+
+
+def test_the_checklist_says_how_patients_of_another_cohort_differ(run_folder: Path) -> None:
+    content, cohort = (json.loads((run_folder / "metrics.json").read_text()), pd.read_csv(run_folder / "cohort.csv"))
+    volumes = cohort[["study_id"]].assign(brain_ml=np.arange(len(cohort)) % 7)
+    there = covariate_summary(cohort.assign(age_years=cohort["age_years"] + 20), volumes)
+    external = {"trained_on": "elsewhere", "n_train": 9, "left_out": 0, "seen_by": ["patient_id"], "why": "no results"}
+    content["external"] = external | {"shift": covariate_shift(there, covariate_summary(cohort, volumes))}
+    del content["validation"]
+    (run_folder / "metrics.json").write_text(json.dumps(content))
+    rows = checklist_of(write_report(run_folder).read_text())
+    assert str(rows["TRIPOD+AI 16 and 20c"]).startswith("They differ (p below 0.05) in age, years; see the table")
+    assert str(rows["TRIPOD+AI 12f and 24"]).startswith("No: threshold and calibration")
 
 
 def test_the_checklist_and_the_provenance_speak_in_words_not_in_values_of_a_program(run_folder: Path) -> None:
@@ -609,7 +646,7 @@ def test_the_checklist_and_the_provenance_speak_in_words_not_in_values_of_a_prog
     (run_folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     (run_folder / "provenance.json").write_text(json.dumps(provenance))
     answers = checklist_of(write_report(run_folder).read_text())
-    assert answers["CLAIM 9, TRIPOD+AI 7"] == "edge mm none."
+    assert answers["CLAIM 9, TRIPOD+AI 7 and 12b"] == "edge mm none."
     assert answers["CLAIM 22, TRIPOD+AI 12c"] == "Net: checkpoint tail no."
     assert answers["CLAIM 26"] == "The epoch with the lowest val/loss."
     assert str(answers["CLAIM 12, TRIPOD+AI 11"]).startswith("No study may lack a sequence. Age is unknown in")

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import wandb
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from idh_lightning.callbacks import tracking
@@ -34,6 +36,7 @@ from idh_lightning.commands.sweep import SweepReport
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import ConfigError, EvaluationError, SplitError
 from idh_lightning.reports.course_figures import curve, parallel_coordinates
+from idh_lightning.runs import assembly
 from idh_lightning.runs.resuming import expanded
 from idh_lightning.runs.state import keep_recipe
 from idh_lightning.runs.sweeps import (
@@ -122,6 +125,12 @@ def records_of(file: Path) -> Iterator[Any]:
             yield record
 
 
+def settings_told(records: list[Any]) -> dict[str, Any]:
+    """Settings in the records of a run, without what W&B says of itself."""
+    updates = [update for record in records for update in (*record.run.config.update, *record.config.update)]
+    return {update.key: json.loads(update.value_json) for update in updates if not update.key.startswith("_")}
+
+
 @pytest.mark.slow
 def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
     files = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
@@ -130,6 +139,11 @@ def test_wandb_is_told_everything_but_who(sweep: Path) -> None:
         records = list(records_of(file))
         (run,) = (record.run for record in records if record.HasField("run"))
         assert run.run_group == sweep.name
+        assert run.display_name == f"phantom fold={run.job_type.removeprefix('fold ')}"
+        told = settings_told(records)
+        assert told["split.folds"] == 2
+        assert told["optimizer.lr"] > 0
+        assert not any(isinstance(value, dict) for value in told.values()), "columns of parallel coordinates are flat"
         jobs.add(run.job_type)
         logged = [
             {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -529,6 +543,70 @@ def test_a_server_that_takes_no_connection_or_never_answers_is_known_at_once(mon
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # which answers 501
         threading.Thread(target=server.handle_request, daemon=True).start()
         assert tracking._unreachable(f"http://127.0.0.1:{server.server_port}") == ""
+
+
+def finished_run(folder: Path) -> dict[str, Any]:
+    """Write what the end of a run leaves for W&B: two studies, one of them with a panel; return its metrics."""
+    (folder / "figures" / "cam").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    Image.new("RGB", (4, 3)).save(folder / "figures" / "cam" / "S1.png")
+    rows = {"study_id": ["S1", "S2"], "patient_id": ["P1", "P2"], "split": "test", "probability": [0.9, 0.2]}
+    pd.DataFrame(rows).to_csv(folder / "predictions.csv", index=False)
+    area = {"value": 0.75, "low": 0.5, "high": 1.0, "n": 2}
+    return {"target": {"name": "idh"}, "test": {"auroc": area, "ece": {"value": None, "low": None, "high": None}}}
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_wandb_is_told_what_its_panels_need_and_images_names_and_weights_only_by_leave(
+    allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    metrics = finished_run(tmp_path / "run")
+    tracker = tracking.wandb_logger(
+        run_folder=tmp_path / "run", save_dir=str(tmp_path), mode="offline", name="phantom seed=1", group="search",
+        job_type="optimizer.lr=0.1", images=allowed, identifiers=allowed, model=allowed,
+    )  # fmt: skip
+    assert tracker is not None
+    tracker.log_recipe({"optimizer": {"lr": 0.1}, "seed": 1, "paths": {"run": "/home/me"}})
+    tracker.log_results(metrics)
+    tracking.finish_tracking()
+    wandb.teardown()  # only then the file is whole
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records = list(records_of(file))
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert (run.display_name, run.run_group, run.job_type) == ("phantom seed=1", "search", "optimizer.lr=0.1")
+    assert settings_told(records) == {"optimizer.lr": 0.1, "seed": 1}
+    updates = [update for record in records for update in record.summary.update]
+    summary = {update.key or "/".join(update.nested_key): json.loads(update.value_json) for update in updates}
+    assert summary["test/auroc/value"] == 0.75
+    assert not any("ece" in key for key in summary), "what was not computed is no zero"
+    table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    artefacts = {record.artifact.type: record.artifact for record in records if record.HasField("artifact")}
+    kept = [entry.path for entry in artefacts["run_table"].manifest.contents]
+    if not allowed:
+        assert "panel" not in table["columns"]
+        assert not {"S1", "S2", "P1", "P2"} & {value for row in rows for value in row.values()}
+        assert set(artefacts) == {"run_table"}
+        assert not [path for path in kept if path.endswith(".png")]
+        return
+    assert [(row["study_id"], row["panel"]) for row in rows] == [("S1", "Image"), ("S2", None)]
+    assert [Path(path).name for path in kept if path.endswith(".png")] == ["S1.png"]
+    assert set(artefacts["model"].aliases) == {"best", "latest"}
+    assert json.loads(artefacts["model"].metadata) == {"test/auroc": 0.75, "test/ece": None, "target": "idh"}
+
+
+def test_a_run_of_a_sweep_is_called_by_what_is_varied_and_by_no_place_and_no_patient(tmp_path: Path) -> None:
+    task = ["model=efficientnet_b0", "seed=0,1", "cohort.table=/a/x.csv,/b/y.csv", "cohort.exclude=[P1],[P2]"]
+    OmegaConf.save({"hydra": {"overrides": {"task": task}}}, tmp_path / "multirun.yaml")
+    here = ["model=efficientnet_b0", "seed=1", "cohort.table='/b/y.csv'", "cohort.exclude=[P2]", "optimizer.lr=0.1"]
+    assert assembly.varied_here(tmp_path, here) == {
+        "seed": "seed=1",
+        "cohort.table": "cohort.table=(a path)",
+        "cohort.exclude": "cohort.exclude=1 studies or patients",
+        "optimizer.lr": "optimizer.lr=0.1",  # of hydra.sweeper.params
+    }
 
 
 def test_wandb_is_not_given_a_setting_that_it_only_warns_of(

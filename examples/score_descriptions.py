@@ -1,0 +1,28 @@
+"""How often the description of a series alone tells its sequence: python examples/score_descriptions.py TABLE.csv.
+
+The table has the columns `description` and `truth`: FLAIR, T1, T1c, T2 or other.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd
+
+from idh_lightning.inference.sequence_guess import UNSTATED, guess_sequence
+
+
+def main(file: str) -> None:
+    """Print what is guessed beside what is true, and the T1c that are called T1 without a doubt."""
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    guesses = [guess_sequence(description) for description in table["description"]]
+    table["guess"] = [guess or "other" for guess, _ in guesses]
+    table["doubted"] = [UNSTATED in why for _, why in guesses]
+    print(pd.crosstab(table["truth"], table["guess"]))
+    print(f"{(table['truth'] == table['guess']).sum()} of {len(table)} right")
+    missed = table.query("truth == 'T1c' and guess == 'T1' and not doubted")
+    print(f"T1c called T1 without a doubt: {len(missed)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,209 @@
+"""Checkpoints as folders for the Hugging Face Hub and for MONAI: the same predictions, nothing that runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from tiny_checkpoint import tiny_cohort, write_checkpoint
+from tiny_studies import write_study
+
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cohort import SEQUENCES, Study
+from idh_lightning.config.places import SHIPPED
+from idh_lightning.errors import CheckpointError, ConfigError
+from idh_lightning.inference import HubModel, Predictor, StudyPrediction
+from idh_lightning.inference.sharing import share
+from idh_lightning.runs.state import weights_of
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the network in the package."""
+    return share(SHIPPED, tmp_path_factory.mktemp("shared") / "hub")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return write_study(tmp_path_factory.mktemp("study"), "head", seed=1)
+
+
+def probabilities(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.randn(2, 4, 49, 65, 49, generator=torch.Generator().manual_seed(1)))
+    return found
+
+
+def equal(ours: Checkpoint, theirs: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same, bit by bit."""
+    one, other = ours._content(), theirs._content()
+    weights, others = one.pop("state_dict"), other.pop("state_dict")
+    same = weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+    return same and json.dumps(one, default=torch.Tensor.tolist) == json.dumps(other, default=torch.Tensor.tolist)
+
+
+def answer(place: str | Path, study: Study) -> StudyPrediction:
+    (found,) = Predictor(place, withhold=False).predict(dict(study.files))
+    return replace(found, elapsed_s=0)
+
+
+def test_the_folder_is_in_the_layout_of_the_hub_and_has_a_card(shared: Path) -> None:
+    assert sorted(file.name for file in shared.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = ModelCard.load(shared / "README.md")
+    assert card.data.tags == ["medical", "mri", "glioma", "idh"]
+    assert "checkpoint=FOLDER" in card.text
+
+
+def test_a_folder_holds_all_that_the_checkpoint_does_and_answers_as_it_does(shared: Path, study: Study) -> None:
+    assert equal(Checkpoint.read(SHIPPED), Checkpoint.read(shared))
+    assert weights_of(shared) == shared / "config.json"
+    ours, theirs = answer(SHIPPED, study), answer(shared, study)
+    assert theirs == ours
+    assert theirs.probability is not None
+
+
+@pytest.mark.slow
+def test_a_run_with_every_part_is_shared_whole_and_again_from_its_folder(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "cohort", 12)
+    run = write_checkpoint(tmp_path / "run", cohort)
+    folder = share(run)
+    assert folder == run / "checkpoints" / "hub"
+    assert equal(Checkpoint.read(run), Checkpoint.read(folder))
+    assert answer(folder, cohort[-1]) == answer(run, cohort[-1])
+    again = share(folder, tmp_path / "again")
+    assert (again / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_the_hub_mixin_loads_and_saves_the_folder(shared: Path, tmp_path: Path) -> None:
+    model = HubModel.from_pretrained(shared)
+    ours = HubModel(Checkpoint.read(SHIPPED))
+    assert torch.equal(probabilities(model), probabilities(ours))
+    model.save_pretrained(tmp_path / "again")
+    for file in shared.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_monai_loads_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = pytest.importorskip("monai.bundle", reason="monai is not installed")
+    folder = share(SHIPPED, tmp_path / "idh", form="monai_bundle")
+    expected = probabilities(HubModel(Checkpoint.read(SHIPPED)))
+    config = str(folder / "configs" / "inference.json")
+    workflow = bundle.create_workflow(config_file=config, workflow_type="inference", bundle_root=str(folder))
+    assert torch.equal(probabilities(workflow.network_def), expected)
+    monkeypatch.chdir(folder)
+    loaded = bundle.load("idh", bundle_dir=tmp_path, workflow_type="inference", device="cpu")
+    assert torch.equal(probabilities(loaded), expected)
+    assert workflow.parser.get_parsed_content("_meta_::network_data_format::inputs::image")["num_channels"] == 4
+    assert Predictor(folder / "models").ensemble.sequences == SEQUENCES
+
+
+def test_a_changed_file_or_one_that_would_run_code_is_refused(shared: Path, tmp_path: Path) -> None:
+    weights = (shared / "model.safetensors").read_bytes()
+    content = json.loads((shared / "config.json").read_text())
+    for target in ("os.system", "idh_lightning.files.os.system", "torch.nn.functional.importlib.import_module",
+                   "idh_lightning.volumes.VolumeStore", "idh_lightning.models.load_weights"):  # fmt: skip
+        folder = tmp_path / target
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+        content["recipe"]["objective"] = {"_target_": target}
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=f"would call '{target}'"):
+            Checkpoint.read(folder)
+    (folder / "model.safetensors").write_bytes(weights[:-4] + b"abcd")
+    with pytest.raises(CheckpointError, match=r"describes other weights than model\.safetensors"):
+        Checkpoint.read(folder)
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        share(SHIPPED, tmp_path)
+
+
+@pytest.fixture
+def hub(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Hub that has the shared folder as owner/name, for a client with an empty cache; the paths asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            name = self.path.rpartition("/")[2]
+            known = self.path.startswith("/owner/name/resolve/") and (shared / name).is_file()
+            content = (shared / name).read_bytes() if known else b""
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(content)))
+            if known:
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0123456789" * 4)
+            else:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = huggingface_hub.constants
+    for name, value in (
+        ("ENDPOINT", address),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_CACHE", str(tmp_path / "cache")),
+        ("HF_HUB_OFFLINE", False),
+    ):
+        monkeypatch.setattr(constants, name, value)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_checkpoint_is_had_from_the_hub_once_and_then_from_the_cache(
+    hub: list[str], shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = probabilities(HubModel.from_pretrained(shared))
+    checkpoint = Checkpoint.read("hf://owner/name")
+    assert torch.equal(probabilities(HubModel(checkpoint)), expected)
+    number = len(hub)
+    assert number
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert Predictor("hf://owner/name").ensemble.members[0].file == checkpoint.file
+    assert weights_of("hf://owner/name") == checkpoint.file
+    assert len(hub) == number
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("hf://owner/other", "the hub has no model of this name, or it is private"),
+        ("hf://owner/na me", "no name of a model"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_in_one_sentence(hub: list[str], place: str, told: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Predictor(place)
+    assert str(caught.value).startswith(f"{place}: cannot be had ({told}")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_the_remedy_is_a_folder(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://nowhere.invalid")
+    with pytest.raises(CheckpointError, match=r"its address is not found.*give checkpoint=FOLDER"):
+        Checkpoint.read("hf://owner/name")
+    assert not hub
