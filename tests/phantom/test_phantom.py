@@ -374,11 +374,12 @@ def test_variety_changes_the_contrast_of_healthy_tissue() -> None:
 def test_gliosis_is_white_matter_by_the_ventricles_and_in_spots() -> None:
     field, rng = field_grid(3.0), np.random.default_rng(0)
     anatomy = make_anatomy(field, draw_pose(rng), [], rng)
-    shares = [gliosis(anatomy, np.random.default_rng(seed)) for seed in range(10)]
+    shares = [gliosis(anatomy, np.random.default_rng(seed)) for seed in range(30)]
     assert min(share.min() for share in shares) >= 0
     assert max(share.max() for share in shares) <= 1
     sizes_ml = [(share * anatomy.white).sum() * anatomy.grid.voxel_ml for share in shares]
-    assert max(sizes_ml) > 5
+    assert max(sizes_ml) > 3
+    assert min(sizes_ml) < 1
     assert max(sizes_ml) < 60
     assert not np.any(shares[0][~anatomy.brain])
 
