@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,16 +28,19 @@ _KIND = (
     "FrameAcquisitionDateTime", "DimensionIndexValues",
 )  # fmt: skip
 _SERIES = (
-    "SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
     "InstanceNumber", "SeriesDescription", "ProtocolName", "Manufacturer", "ContrastBolusAgent",
     "ContrastBolusAgentSequence", "AcquisitionDateTime", "AcquisitionDate", "SeriesDate", "SeriesTime",
     "ContentDate", "ContentTime",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
     "DimensionIndexSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_GE_COMPONENT, _GE_B, _SIEMENS_B = (0x0043, 0x102F), (0x0043, 0x1039), (0x0019, 0x100C)
-_PRIVATE = (_GE_COMPONENT, _GE_B, _SIEMENS_B)
+_GE_COMPONENT, _SIEMENS_B, _CREATOR = (0x0043, 0x102F), (0x0019, 0x100C), (0x0019, 0x0010)
+_PRIVATE = (_GE_COMPONENT, _SIEMENS_B, _CREATOR)
 _WANTED: list[Any] = [*_WHERE, *_TIMES, *_SCALE, *_KIND, *_SERIES, *_PRIVATE]
+_SQUARE = 0.02
+"""How far directions may be from length 1 and from right angles: those of vendors are rounded."""
+
 _COMPONENTS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
 
 
@@ -46,7 +50,7 @@ class FileHeader:
 
     Attributes:
         path: The file.
-        study_uid: StudyInstanceUID.
+        study_uid: StudyInstanceUID, with PatientID: where identifiers were removed, patients may share the former.
         series_uid: SeriesInstanceUID, or a name made of the folder where there is none.
         number: SeriesNumber.
         description: SeriesDescription, or ProtocolName where there is none.
@@ -109,8 +113,13 @@ class Frame:
 
     @property
     def placed(self) -> bool:
-        """Whether its tags say where its pixels lie."""
-        return None not in (self.position, self.orientation, self.spacing_mm)
+        """Whether its tags say where its pixels lie, by directions of length 1 at right angles."""
+        if self.position is None or self.orientation is None or self.spacing_mm is None:
+            return False
+        along, down = self.orientation[:3], self.orientation[3:]
+        lean = abs(sum(a * b for a, b in zip(along, down, strict=True)))
+        uneven = max(abs(math.hypot(*axis) - 1) for axis in (along, down))
+        return max(lean, uneven) < _SQUARE and min(self.spacing_mm) > 0
 
 
 @contextmanager
@@ -205,15 +214,23 @@ def _header(dataset: Dataset, path: Path, syntax: UID, kind: str) -> FileHeader:
     time = text("AcquisitionTime", "SeriesTime", "ContentTime")
     return FileHeader(
         path=path,
-        study_uid=text("StudyInstanceUID"),
+        study_uid=" ".join(filter(None, (text("PatientID"), text("StudyInstanceUID")))),
         series_uid=series,
-        number=text("SeriesNumber"),
+        number=_as_typed(text("SeriesNumber")),
         description=text("SeriesDescription", "ProtocolName"),
         modality=text("Modality"),
         contrast=bool(agents) or agent not in ("", "no", "none", "n", "0", "without", "no contrast"),
         acquired=text("AcquisitionDateTime") or (f"{date}{time}" if time else ""),
         problem=_problem(dataset, syntax, kind),
     )
+
+
+def _as_typed(number: str) -> str:
+    """Number as people type it, without the zeros or the plus sign before it that a file may hold."""
+    try:
+        return str(int(number))
+    except ValueError:
+        return number
 
 
 def _problem(dataset: Dataset, syntax: UID, kind: str) -> str:
@@ -260,12 +277,13 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
 
     def numbers(keyword: str, length: int) -> tuple[float, ...] | None:
         found = value(keyword)
-        return tuple(map(float, found)) if found is not None and len(found) == length else None
+        whole = found is not None and len(found) == length and all(map(math.isfinite, map(float, found)))
+        return tuple(map(float, found)) if whole else None
 
     image_type = _several(value("FrameType", "ImageType"))
     echo, inversion = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes")
     stated = number("DiffusionBValue")
-    b_value = _private(dataset, _SIEMENS_B) if stated is None else stated
+    b_value = _siemens_b(dataset) if stated is None else stated
     pulse = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}.get(str(value("EchoPulseSequence")), ())
     planar = ("EP",) if str(value("EchoPlanarPulseSequence")) == "YES" else ()
     acquisition, time = str(value("MRAcquisitionType") or ""), value("FrameAcquisitionDateTime", "AcquisitionTime")
@@ -315,6 +333,12 @@ def _private(dataset: Dataset, tag: tuple[int, int]) -> float | None:
         return float(dataset[tag].value)
     except (TypeError, ValueError):
         return None
+
+
+def _siemens_b(dataset: Dataset) -> float | None:
+    """B-value by Siemens, whose element another vendor may use for something else."""
+    creator = str(dataset[_CREATOR].value).upper() if _CREATOR in dataset else "SIEMENS"
+    return _private(dataset, _SIEMENS_B) if creator.startswith("SIEMENS") else None
 
 
 def _component(dataset: Dataset, stated: Any, image_type: tuple[str, ...]) -> str:

@@ -249,6 +249,9 @@ def test_a_file_that_is_there_twice_counts_once_and_is_told(tmp_path: Path) -> N
     (one,), unread = dicom_series(tmp_path / "dicom")
     assert one.problem == ""
     assert len(unread["there twice"]) == 3
+    for prefix in "AB":
+        save([enhanced(frames_of(LUMP), SOPInstanceUID="1.2.3.4.5")], tmp_path / "enhanced", prefix)
+    assert len(dicom_series(tmp_path / "enhanced")[1]["there twice"]) == 1
 
 
 def test_files_without_preamble_are_read(tmp_path: Path) -> None:
@@ -367,6 +370,54 @@ def test_images_without_a_place_are_named(keyword: str, of_those: slice, tmp_pat
     one = only(save(made, tmp_path))
     assert "no place" in one.problem
     assert one.slices == len(LUMP)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"origin": (float("nan"), 0.0, 0.0)},
+        {"spacing": (0.0, 2.5, 5.0)},
+        {"orientation": (2.0, 0.0, 0.0, 0.0, 2.0, 0.0)},
+        {"orientation": (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)},
+    ],
+    ids=["no number", "no edge", "too long", "parallel"],
+)
+def test_places_that_are_none_are_named_and_the_others_are_read(tags: dict[str, tuple], tmp_path: Path) -> None:
+    save(classic(LUMP, SeriesInstanceUID="1.2.3.5", SeriesNumber=5, **tags), tmp_path / "dicom", "ODD")
+    good, odd = dicom_series(save(classic(LUMP), tmp_path / "dicom"))[0]
+    assert "no place that can be used" in odd.problem
+    assert_is(volume(good, tmp_path), LUMP)
+
+
+def test_edges_that_differ_in_their_last_digits_make_one_volume(tmp_path: Path) -> None:
+    made = classic(LUMP, spacing=(2.50051, 2.50051, 5.0))
+    for dataset in made[::2]:
+        dataset.PixelSpacing = [2.50049, 2.50049]
+    assert only(save(made, tmp_path)).slices == len(LUMP)
+
+
+def test_an_element_of_another_vendor_is_no_b_value(tmp_path: Path) -> None:
+    made = classic(LUMP)
+    for creator, guess in (("ACME 1.0", "T2"), ("SIEMENS MR HEADER", "")):
+        for dataset in made:
+            dataset.add_new((0x0019, 0x0010), "LO", creator)
+            dataset.add_new((0x0019, 0x100C), "IS", "12")
+        assert only(save(made, tmp_path)).guess == guess
+
+
+@pytest.mark.parametrize("absent", ["PatientID", "StudyInstanceUID", ""])
+def test_patients_of_one_study_identifier_are_two_studies(absent: str, tmp_path: Path) -> None:
+    for patient in "AB":
+        made = classic(LUMP, PatientID=patient, SeriesInstanceUID=f"1.2.3.{ord(patient)}")
+        for dataset in made if absent else []:
+            delattr(dataset, absent)
+        save(made, tmp_path, patient)
+    assert len({one.study_uid for one in dicom_series(tmp_path)[0]}) == (1 if absent == "PatientID" else 2)
+
+
+@pytest.mark.parametrize("stored", ["007", "+7", "7"])
+def test_a_series_is_called_by_its_number_however_it_is_stored(stored: str, tmp_path: Path) -> None:
+    assert only(save(classic(LUMP, SeriesNumber=stored), tmp_path)).number == "7"
 
 
 def test_raw_data_beside_the_image_in_its_series_is_no_image_though_it_has_rows_and_columns(tmp_path: Path) -> None:
