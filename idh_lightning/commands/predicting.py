@@ -83,8 +83,9 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
     results.begin(list(selections))
     if series:
-        unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
-        _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
+        taken = {name for selection in selections.values() for name in selection.taken}
+        guessed = [] if settings["confirm"] else [name for name in sequences if name in taken and name not in files]
+        _show_series(selections, unread, output, source=source, guessed=guessed)
         chunks = _converted(selections, output / "dicom")
     else:
         chunks = iter([predictor.found(files or source)])
@@ -119,7 +120,7 @@ def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
 
 
 def _show_series(
-    selections: Sequence[Selection],
+    selections: Mapping[str, Selection],
     unread: Mapping[str, Sequence[Path]],
     output: Path,
     *,
@@ -128,15 +129,20 @@ def _show_series(
 ) -> None:
     """Show which series are taken for which sequence; stop where some are guessed and nobody has confirmed them."""
     console = Console()
-    console.print(series_table(selections))
-    for sentence in (*files_unread(unread), *(note for selection in selections for note in selection.notes)):
+    for study_id, selection in selections.items():
+        console.print(series_table(study_id, selection))
+        for sentence in (*selection.problems, *selection.notes):
+            console.print(f"{study_id}: {sentence}", soft_wrap=True, highlight=False)
+    for sentence in files_unread(unread):
         console.print(sentence, soft_wrap=True, highlight=False)
     write_series(selections, unread, output / "series.csv")
     if guessed:
+        first = next(iter(selections.values()))
+        numbers = " ".join(f"{name.lower()}={one.number}" for name, one in first.taken.items() if one.number)
         raise ConfigError(
             f"input: {source} holds series, and which is {', '.join(guessed)} was guessed from their tags; expected "
-            "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
-            "t2=4."
+            "your word for it. Look at the table, then add confirm=true, or name them by number"
+            f"{f': {numbers}' if numbers else ''}."
         )
 
 
