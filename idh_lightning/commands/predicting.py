@@ -13,6 +13,7 @@ from rich.console import Console
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
+from idh_lightning.cohort.files import NIFTI, walk
 from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
@@ -112,11 +113,25 @@ def _converted(selections: Mapping[str, Selection], folder: Path) -> Iterator[li
 
 
 def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
-    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none."""
+    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none.
+
+    Raises:
+        CohortError: If there is DICOM without an image, and no NIfTI file, or a file that is neither DICOM nor a table.
+    """
     if place.suffix.lower() in (*TABLES, ".gz", ".nii") or not place.exists():
         return [], {}
     series, unread = dicom_series(place)
-    return (series, unread) if series or not place.is_dir() else sidecar_series(place)
+    if series:
+        return series, unread
+    if place.is_dir():
+        told = {reason: files for reason, files in unread.items() if reason != "not DICOM"}
+        if not told or any(name.lower().endswith(NIFTI) for _, _, names in walk(place) for name in names):
+            return sidecar_series(place)
+        unread = told
+    raise CohortError(
+        f"{place}: {' '.join(files_unread(unread))} Expected DICOM images of MR, or a table ({', '.join(TABLES)}). Name "
+        "a folder with such images as input; unpack an archive first."
+    )
 
 
 def _show_series(

@@ -22,7 +22,8 @@ from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.commands import predicting
-from idh_lightning.commands.predicting import _converted
+from idh_lightning.commands.predicting import _converted, _series_in
+from idh_lightning.errors import CohortError
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.dicom import dicom_series
 from idh_lightning.inference.series import by_study, new_study_of_series, select
@@ -197,6 +198,18 @@ def test_a_folder_of_other_files_holds_no_series(tmp_path: Path) -> None:
     series, unread = dicom_series(tmp_path)
     assert series == []
     assert list(unread) == ["not DICOM"]
+
+
+def test_dicom_without_an_image_is_told_by_its_reason_unless_there_is_nifti(nifti: Path, tmp_path: Path) -> None:
+    report = tmp_path / "reports"
+    save([base(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")], report)
+    with pytest.raises(CohortError, match=r"1 file not used: no image: Basic Text SR.*unpack an archive first"):
+        _series_in(report)
+    (tmp_path / "study.zip").write_bytes(b"PK")
+    with pytest.raises(CohortError, match=r"study\.zip: 1 file not used: not DICOM"):
+        _series_in(tmp_path / "study.zip")
+    (report / "nifti").symlink_to(nifti)
+    assert _series_in(report) == ([], {})
 
 
 def test_sidecars_count_only_where_no_name_states_a_sequence(converted: Path, nifti: Path, tmp_path: Path) -> None:
