@@ -93,7 +93,7 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     answers = []
     for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
         answers.append(answer)
-        if settings["dicom_output"] and selections[answer.study_id].taken:
+        if settings["dicom_output"] and answer.map_file is not None:
             _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
@@ -129,8 +129,8 @@ def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
             return sidecar_series(place)
         unread = told
     raise CohortError(
-        f"{place}: {' '.join(files_unread(unread))} Expected DICOM images of MR, or a table ({', '.join(TABLES)}). Name "
-        "a folder with such images as input; unpack an archive first."
+        f"{place}: {' '.join(files_unread(unread))} Expected DICOM images of MR, or a table ({', '.join(TABLES)}). "
+        "Name a folder with such images as input; unpack an archive first."
     )
 
 

@@ -43,12 +43,12 @@ def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
     letters after its number. Files of one series may lie in several folders, and a file may be there twice.
     """
     frames, unread = frames_in(folder)
-    groups: dict[tuple[str, str], dict[str, Frame]] = defaultdict(dict)
+    groups: dict[tuple[str, str], dict[Hashable, Frame]] = defaultdict(dict)
     for frame in frames:
-        known = groups[frame.header.study_uid, frame.header.series_uid]
-        if frame.uid in known and frame.index == 0:
+        known, key = groups[frame.header.study_uid, frame.header.series_uid], (frame.uid, frame.position)
+        if key in known and frame.index == 0:
             unread.setdefault("there twice", []).append(frame.header.path)
-        known.setdefault(frame.uid, frame)
+        known.setdefault(key, frame)
     found = [one for group in groups.values() for one in _series_of(list(group.values()))]
     return sorted(found, key=lambda one: one.order), unread
 

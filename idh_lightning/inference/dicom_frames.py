@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
@@ -16,6 +17,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from idh_lightning.cohort.files import walk
+from idh_lightning.inference.sequence_guess import agent_stated
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _WHERE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
@@ -125,9 +127,15 @@ class Frame:
 @contextmanager
 def pydicom_silenced() -> Iterator[None]:
     """Keep pydicom from warning of every value that breaks a rule of the standard: what matters is checked here."""
+    log = logging.getLogger("pydicom")
+    level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def frames_in(folder: Path) -> tuple[list[Frame], dict[str, list[Path]]]:
@@ -209,7 +217,6 @@ def _header(dataset: Dataset, path: Path, syntax: UID, kind: str) -> FileHeader:
 
     series = text("SeriesInstanceUID") or f"{path.parent} {text('SeriesNumber')} {text('SeriesDescription')}"
     agents = dataset.get("ContrastBolusAgentSequence") or []
-    agent = text("ContrastBolusAgent").lower()
     date = text("AcquisitionDate", "SeriesDate", "ContentDate")
     time = text("AcquisitionTime", "SeriesTime", "ContentTime")
     return FileHeader(
@@ -219,10 +226,18 @@ def _header(dataset: Dataset, path: Path, syntax: UID, kind: str) -> FileHeader:
         number=_as_typed(text("SeriesNumber")),
         description=text("SeriesDescription", "ProtocolName"),
         modality=text("Modality"),
-        contrast=bool(agents) or agent not in ("", "no", "none", "n", "0", "without", "no contrast"),
+        contrast=agent_stated(text("ContrastBolusAgent")) or (bool(agents) and _administered(dataset)),
         acquired=text("AcquisitionDateTime") or (f"{date}{time}" if time else ""),
         problem=_problem(dataset, syntax, kind),
     )
+
+
+def _administered(dataset: Dataset) -> bool:
+    """Whether no functional group denies that the agent of an Enhanced image was given."""
+    frames = [*(dataset.get(f"{which}FunctionalGroupsSequence") or [] for which in ("Shared", "PerFrame"))]
+    usages = [one for groups in frames for item in groups for one in item.get("ContrastBolusUsageSequence") or []]
+    stated = {str(one.get("ContrastBolusAgentAdministered") or "") for one in usages}
+    return stated != {"NO"}
 
 
 def _as_typed(number: str) -> str:

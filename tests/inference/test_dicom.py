@@ -35,6 +35,7 @@ from tiny_dicom import (
 from idh_lightning.errors import CohortError
 from idh_lightning.inference import dicom as module
 from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.dicom_frames import pydicom_silenced
 from idh_lightning.inference.series import Series, files_unread
 
 LUMP = lump()
@@ -413,6 +414,42 @@ def test_patients_of_one_study_identifier_are_two_studies(absent: str, tmp_path:
             delattr(dataset, absent)
         save(made, tmp_path, patient)
     assert len({one.study_uid for one in dicom_series(tmp_path)[0]}) == (1 if absent == "PatientID" else 2)
+
+
+@pytest.mark.parametrize(
+    ("agent", "given"),
+    [
+        ("Gadovist 7 ml", True), ("造影剂", True), ("KEIN KM", False), ("no contrast given", False), ("-", False),
+        ("Not Applicable", False), ("0.0", False), ("NONE", False),
+    ],
+)  # fmt: skip
+def test_free_text_for_no_agent_is_no_contrast(agent: str, given: bool, tmp_path: Path) -> None:
+    assert (
+        only(save(classic(LUMP, ContrastBolusAgent=agent, SpecificCharacterSet="ISO_IR 192"), tmp_path)).contrast
+        == given
+    )
+
+
+@pytest.mark.parametrize(("stated", "given"), [("YES", True), ("NO", False), ("", True)])
+def test_an_enhanced_image_made_before_its_agent_was_given_has_no_contrast(
+    stated: str, given: bool, tmp_path: Path
+) -> None:
+    image = enhanced(frames_of(LUMP), ContrastBolusAgentSequence=group(CodeMeaning="Gadobutrol"))
+    if stated:
+        usage = group(ContrastBolusAgentNumber=1, ContrastBolusAgentAdministered=stated)
+        image.SharedFunctionalGroupsSequence[0].ContrastBolusUsageSequence = usage
+    assert only(save([image], tmp_path)).contrast == given
+
+
+def test_one_identifier_for_all_images_loses_none(tmp_path: Path) -> None:
+    assert_is(volume(only(save(classic(LUMP, SOPInstanceUID="1.2.3.5"), tmp_path / "in")), tmp_path), LUMP)
+
+
+def test_values_that_break_a_rule_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pydicom_silenced():
+        save(classic(LUMP, StudyInstanceUID="1.2.patient"), tmp_path)
+        dicom_series(tmp_path)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("stored", ["007", "+7", "7"])
