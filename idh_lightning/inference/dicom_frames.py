@@ -292,13 +292,12 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
 
     def numbers(keyword: str, length: int) -> tuple[float, ...] | None:
         found = value(keyword)
-        whole = found is not None and len(found) == length and all(map(math.isfinite, map(float, found)))
-        return tuple(map(float, found)) if whole else None
+        each = tuple(map(float, found)) if found is not None and len(found) == length else (math.nan,)
+        return each if all(map(math.isfinite, each)) else None
 
     image_type = _several(value("FrameType", "ImageType"))
     echo, inversion = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes")
-    stated = number("DiffusionBValue")
-    b_value = _siemens_b(dataset) if stated is None else stated
+    b_value = _siemens_b(dataset) if (stated := number("DiffusionBValue")) is None else stated
     pulse = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}.get(str(value("EchoPulseSequence")), ())
     planar = ("EP",) if str(value("EchoPlanarPulseSequence")) == "YES" else ()
     acquisition, time = str(value("MRAcquisitionType") or ""), value("FrameAcquisitionDateTime", "AcquisitionTime")

@@ -96,7 +96,7 @@ class Series:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What a user may call it: its number, its identifier, and this with the letter of its number."""
+        """Names by which a user may call it: its number, its identifier, and this with the letter of its number."""
         letter = self.number[len(self.number.rstrip(_LETTERS)) :]
         return self.number, self.uid, f"{self.uid}{letter}"
 
@@ -157,7 +157,7 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
         wanted = named.get(sequence)
         fitting = [one for one in settled.values() if _fits(one, sequence, named)]
         usable = sorted((one for one in fitting if not one.problem), key=lambda one: [*one.drawbacks.values()])
-        best = [one for one in usable if one.drawbacks == usable[0].drawbacks]
+        best = [one for one in usable if wanted or one.drawbacks == usable[0].drawbacks]
         if len(best) == 1:
             taken[sequence] = best[0]
             for other in usable[1:]:
@@ -196,7 +196,7 @@ def _key(settled: Mapping[int, Series], one: Series) -> int:
 
 
 def _own_name(one: Series, others: Sequence[Series]) -> str:
-    """What to call a series so that no other one is meant."""
+    """Name of a series by which no other one is meant."""
     alone = (name for name in one.names if name and sum(name in other.names for other in others) == 1)
     return next(alone, one.uid)
 

@@ -167,6 +167,13 @@ def test_two_with_one_number_are_named_by_their_identifiers() -> None:
     assert select(some, named={"T2": "1.2.9"}, sequences=["T2"]).taken["T2"].uid == "1.2.9"
 
 
+def test_a_number_that_two_series_have_names_neither_however_they_differ() -> None:
+    some = [series("4", "FLAIR", is_3d=True, uid="1.2.8"), series("4", "T2 TSE", uid="1.2.9")]
+    found = select(some, named={"T2": "4"}, sequences=["T2"])
+    assert found.taken == {}
+    assert "1.2.8" in found.problems[0]
+
+
 def test_a_series_named_for_one_sequence_is_guessed_to_be_no_other() -> None:
     some = [series("7", "T1 SE"), series("8", "T1 SE"), series("4", "T2 TSE")]
     found = select(some, named={"T1c": "8"}, sequences=["T1", "T1c", "T2"])
