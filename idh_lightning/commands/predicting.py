@@ -13,6 +13,7 @@ from rich.console import Console
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
+from idh_lightning.cohort.files import NIFTI, walk
 from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CohortError, ConfigError
@@ -83,15 +84,16 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
     selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
     results.begin(list(selections))
     if series:
-        unnamed = [] if settings["confirm"] else [name for name in sequences if name not in files]
-        _show_series([*selections.values()], unread, output, source=source, guessed=unnamed)
+        taken = {name for selection in selections.values() for name in selection.taken}
+        guessed = [] if settings["confirm"] else [name for name in sequences if name in taken and name not in files]
+        _show_series(selections, unread, output, source=source, guessed=guessed)
         chunks = _converted(selections, output / "dicom")
     else:
         chunks = iter([predictor.found(files or source)])
     answers = []
     for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
         answers.append(answer)
-        if settings["dicom_output"] and selections[answer.study_id].taken:
+        if settings["dicom_output"] and answer.map_file is not None:
             _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
     write_tables(answers, predictor.ensemble, predictor.confidence, output)
     _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
@@ -111,15 +113,29 @@ def _converted(selections: Mapping[str, Selection], folder: Path) -> Iterator[li
 
 
 def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
-    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none."""
+    """Series of a DICOM folder, file or DICOMDIR, or of NIfTI files with sidecars, and what is not read; else none.
+
+    Raises:
+        CohortError: If there is DICOM without an image, and no NIfTI file, or a file that is neither DICOM nor a table.
+    """
     if place.suffix.lower() in (*TABLES, ".gz", ".nii") or not place.exists():
         return [], {}
     series, unread = dicom_series(place)
-    return (series, unread) if series or not place.is_dir() else sidecar_series(place)
+    if series:
+        return series, unread
+    if place.is_dir():
+        told = {reason: files for reason, files in unread.items() if reason != "not DICOM"}
+        if not told or any(name.lower().endswith(NIFTI) for _, _, names in walk(place) for name in names):
+            return sidecar_series(place)
+        unread = told
+    raise CohortError(
+        f"{place}: {' '.join(files_unread(unread))} Expected DICOM images of MR, or a table ({', '.join(TABLES)}). "
+        "Name a folder with such images as input; unpack an archive first."
+    )
 
 
 def _show_series(
-    selections: Sequence[Selection],
+    selections: Mapping[str, Selection],
     unread: Mapping[str, Sequence[Path]],
     output: Path,
     *,
@@ -128,15 +144,20 @@ def _show_series(
 ) -> None:
     """Show which series are taken for which sequence; stop where some are guessed and nobody has confirmed them."""
     console = Console()
-    console.print(series_table(selections))
-    for sentence in (*files_unread(unread), *(note for selection in selections for note in selection.notes)):
+    for study_id, selection in selections.items():
+        console.print(series_table(study_id, selection))
+        for sentence in (*selection.problems, *selection.notes):
+            console.print(f"{study_id}: {sentence}", soft_wrap=True, highlight=False)
+    for sentence in files_unread(unread):
         console.print(sentence, soft_wrap=True, highlight=False)
     write_series(selections, unread, output / "series.csv")
     if guessed:
+        first = next(iter(selections.values()))
+        numbers = " ".join(f"{name.lower()}={one.number}" for name, one in first.taken.items() if one.number)
         raise ConfigError(
             f"input: {source} holds series, and which is {', '.join(guessed)} was guessed from their tags; expected "
-            "your word for it. Look at the table, then add confirm=true, or name them by number: flair=5 t1=3 t1c=8 "
-            "t2=4."
+            "your word for it. Look at the table, then add confirm=true, or name them by number"
+            f"{f': {numbers}' if numbers else ''}."
         )
 
 

@@ -28,6 +28,7 @@ MOST_PARTS = 8
 
 _SAME_PLACE_MM = 0.05
 _SAME_DIRECTION = 0.005
+_SAME_SPACING_MM = 0.001
 _UNEVEN = 0.1
 _SIDEWAYS_MM = 1.0
 
@@ -42,12 +43,12 @@ def dicom_series(folder: Path) -> tuple[list[Series], dict[str, list[Path]]]:
     letters after its number. Files of one series may lie in several folders, and a file may be there twice.
     """
     frames, unread = frames_in(folder)
-    groups: dict[tuple[str, str], dict[str, Frame]] = defaultdict(dict)
+    groups: dict[tuple[str, str], dict[Hashable, Frame]] = defaultdict(dict)
     for frame in frames:
-        known = groups[frame.header.study_uid, frame.header.series_uid]
-        if frame.uid in known:
+        known, key = groups[frame.header.study_uid, frame.header.series_uid], (frame.uid, frame.position)
+        if key in known and frame.index == 0:
             unread.setdefault("there twice", []).append(frame.header.path)
-        known.setdefault(frame.uid, frame)
+        known.setdefault(key, frame)
     found = [one for group in groups.values() for one in _series_of(list(group.values()))]
     return sorted(found, key=lambda one: one.order), unread
 
@@ -108,7 +109,8 @@ def _series(part: str, frames: list[Frame], problem: str, letter: str, b_value: 
 def _parts(frames: list[Frame]) -> list[Part]:
     """Volumes in the frames of a series; one part with a problem where they are none or too many."""
     if not all(one.placed for one in frames):
-        return [("", frames, "its planes have no place (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)")]
+        tags = "ImagePositionPatient, ImageOrientationPatient, PixelSpacing"
+        return [("", frames, f"its planes have no place that can be used ({tags})")]
     parts: list[Part] = []
     grids = _grids(frames)
     for index, grid in enumerate(grids, start=1):
@@ -123,14 +125,14 @@ def _grids(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Frames with the same direction, size, spacing and stack."""
     grids: list[tuple[NDArray[np.float64], Hashable, list[Frame]]] = []
     for frame in frames:
-        direction = np.array(frame.orientation)
-        rest = (frame.shape, np.round(np.array(frame.spacing_mm), 3).tobytes(), frame.marks.get("stack"))
+        lengths = np.array([*(frame.orientation or ()), *(frame.spacing_mm or ())])
+        rest = (frame.shape, frame.marks.get("stack"))
         for known, others, members in grids:
-            if others == rest and np.abs(known - direction).max() < _SAME_DIRECTION:
+            if others == rest and (np.abs(known - lengths) < [_SAME_DIRECTION] * 6 + [_SAME_SPACING_MM] * 2).all():
                 members.append(frame)
                 break
         else:
-            grids.append((direction, rest, [frame]))
+            grids.append((lengths, rest, [frame]))
     return [members for _, _, members in grids]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from idh_lightning.cohort.files import walk
+from idh_lightning.inference.sequence_guess import agent_stated
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _WHERE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
@@ -27,16 +30,19 @@ _KIND = (
     "FrameAcquisitionDateTime", "DimensionIndexValues",
 )  # fmt: skip
 _SERIES = (
-    "SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
     "InstanceNumber", "SeriesDescription", "ProtocolName", "Manufacturer", "ContrastBolusAgent",
     "ContrastBolusAgentSequence", "AcquisitionDateTime", "AcquisitionDate", "SeriesDate", "SeriesTime",
     "ContentDate", "ContentTime",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
     "DimensionIndexSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_GE_COMPONENT, _GE_B, _SIEMENS_B = (0x0043, 0x102F), (0x0043, 0x1039), (0x0019, 0x100C)
-_PRIVATE = (_GE_COMPONENT, _GE_B, _SIEMENS_B)
+_GE_COMPONENT, _SIEMENS_B, _CREATOR = (0x0043, 0x102F), (0x0019, 0x100C), (0x0019, 0x0010)
+_PRIVATE = (_GE_COMPONENT, _SIEMENS_B, _CREATOR)
 _WANTED: list[Any] = [*_WHERE, *_TIMES, *_SCALE, *_KIND, *_SERIES, *_PRIVATE]
+_SQUARE = 0.02
+"""How far directions may be from length 1 and from right angles: those of vendors are rounded."""
+
 _COMPONENTS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
 
 
@@ -46,7 +52,7 @@ class FileHeader:
 
     Attributes:
         path: The file.
-        study_uid: StudyInstanceUID.
+        study_uid: StudyInstanceUID, with PatientID: where identifiers were removed, patients may share the former.
         series_uid: SeriesInstanceUID, or a name made of the folder where there is none.
         number: SeriesNumber.
         description: SeriesDescription, or ProtocolName where there is none.
@@ -109,16 +115,27 @@ class Frame:
 
     @property
     def placed(self) -> bool:
-        """Whether its tags say where its pixels lie."""
-        return None not in (self.position, self.orientation, self.spacing_mm)
+        """Whether its tags say where its pixels lie, by directions of length 1 at right angles."""
+        if self.position is None or self.orientation is None or self.spacing_mm is None:
+            return False
+        along, down = self.orientation[:3], self.orientation[3:]
+        lean = abs(sum(a * b for a, b in zip(along, down, strict=True)))
+        uneven = max(abs(math.hypot(*axis) - 1) for axis in (along, down))
+        return max(lean, uneven) < _SQUARE and min(self.spacing_mm) > 0
 
 
 @contextmanager
 def pydicom_silenced() -> Iterator[None]:
     """Keep pydicom from warning of every value that breaks a rule of the standard: what matters is checked here."""
+    log = logging.getLogger("pydicom")
+    level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def frames_in(folder: Path) -> tuple[list[Frame], dict[str, list[Path]]]:
@@ -200,20 +217,35 @@ def _header(dataset: Dataset, path: Path, syntax: UID, kind: str) -> FileHeader:
 
     series = text("SeriesInstanceUID") or f"{path.parent} {text('SeriesNumber')} {text('SeriesDescription')}"
     agents = dataset.get("ContrastBolusAgentSequence") or []
-    agent = text("ContrastBolusAgent").lower()
     date = text("AcquisitionDate", "SeriesDate", "ContentDate")
     time = text("AcquisitionTime", "SeriesTime", "ContentTime")
     return FileHeader(
         path=path,
-        study_uid=text("StudyInstanceUID"),
+        study_uid=" ".join(filter(None, (text("PatientID"), text("StudyInstanceUID")))),
         series_uid=series,
-        number=text("SeriesNumber"),
+        number=_as_typed(text("SeriesNumber")),
         description=text("SeriesDescription", "ProtocolName"),
         modality=text("Modality"),
-        contrast=bool(agents) or agent not in ("", "no", "none", "n", "0", "without", "no contrast"),
+        contrast=agent_stated(text("ContrastBolusAgent")) or (bool(agents) and _administered(dataset)),
         acquired=text("AcquisitionDateTime") or (f"{date}{time}" if time else ""),
         problem=_problem(dataset, syntax, kind),
     )
+
+
+def _administered(dataset: Dataset) -> bool:
+    """Whether no functional group denies that the agent of an Enhanced image was given."""
+    frames = [*(dataset.get(f"{which}FunctionalGroupsSequence") or [] for which in ("Shared", "PerFrame"))]
+    usages = [one for groups in frames for item in groups for one in item.get("ContrastBolusUsageSequence") or []]
+    stated = {str(one.get("ContrastBolusAgentAdministered") or "") for one in usages}
+    return stated != {"NO"}
+
+
+def _as_typed(number: str) -> str:
+    """Number as people type it, without the zeros or the plus sign before it that a file may hold."""
+    try:
+        return str(int(number))
+    except ValueError:
+        return number
 
 
 def _problem(dataset: Dataset, syntax: UID, kind: str) -> str:
@@ -260,12 +292,12 @@ def _frame(dataset: Dataset, shared: Dataset, own: Dataset, header: FileHeader, 
 
     def numbers(keyword: str, length: int) -> tuple[float, ...] | None:
         found = value(keyword)
-        return tuple(map(float, found)) if found is not None and len(found) == length else None
+        each = tuple(map(float, found)) if found is not None and len(found) == length else (math.nan,)
+        return each if all(map(math.isfinite, each)) else None
 
     image_type = _several(value("FrameType", "ImageType"))
     echo, inversion = number("EchoTime", "EffectiveEchoTime"), number("InversionTime", "InversionTimes")
-    stated = number("DiffusionBValue")
-    b_value = _private(dataset, _SIEMENS_B) if stated is None else stated
+    b_value = _siemens_b(dataset) if (stated := number("DiffusionBValue")) is None else stated
     pulse = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}.get(str(value("EchoPulseSequence")), ())
     planar = ("EP",) if str(value("EchoPlanarPulseSequence")) == "YES" else ()
     acquisition, time = str(value("MRAcquisitionType") or ""), value("FrameAcquisitionDateTime", "AcquisitionTime")
@@ -315,6 +347,12 @@ def _private(dataset: Dataset, tag: tuple[int, int]) -> float | None:
         return float(dataset[tag].value)
     except (TypeError, ValueError):
         return None
+
+
+def _siemens_b(dataset: Dataset) -> float | None:
+    """B-value by Siemens, whose element another vendor may use for something else."""
+    creator = str(dataset[_CREATOR].value).upper() if _CREATOR in dataset else "SIEMENS"
+    return _private(dataset, _SIEMENS_B) if creator.startswith("SIEMENS") else None
 
 
 def _component(dataset: Dataset, stated: Any, image_type: tuple[str, ...]) -> str:

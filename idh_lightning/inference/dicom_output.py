@@ -41,6 +41,12 @@ _EQUIPMENT = {"manufacturer": NAME, "manufacturer_model_name": NAME, "device_ser
 
 SERIES_NUMBERS = {"tumour": 9101, "map": 9102, "summary": 9103}
 
+_OFTEN_ABSENT = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+"""Tags that may be empty but must be there, and that de-identified files often lack."""
+
 _A4_INCHES = (8.27, 11.69)
 
 
@@ -71,19 +77,28 @@ def write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Path |
     with pydicom_silenced():
         files = list(dict.fromkeys(frame.header.path for frame in frames))
         sources = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
-        if "FrameOfReferenceUID" not in sources[0]:
+        if not sources[0].get("FrameOfReferenceUID"):
             raise CohortError(
                 f"{files[0]}: states no FrameOfReferenceUID, to which results in DICOM must refer; expected one. Use "
                 "the NIfTI files."
             )
+        for keyword in _OFTEN_ABSENT:
+            if keyword not in sources[0]:
+                setattr(sources[0], keyword, "")
         make = {"tumour": _segmentation, "map": _parametric_map}
-        made = {
-            what: make[what](sources, sitk.GetArrayFromImage(image), _placed(frames) | _EQUIPMENT | _identity(what))
-            for what, image in images.items()
-        }
-        made["summary"] = _encapsulated(
-            sources[0], _summary_pdf(answer, output.file(answer.study_id, "picture")), answer.target.title
-        )
+        try:
+            made = {
+                what: make[what](sources, sitk.GetArrayFromImage(image), _placed(frames) | _EQUIPMENT | _identity(what))
+                for what, image in images.items()
+            }
+            made["summary"] = _encapsulated(
+                sources[0], _summary_pdf(answer, output.file(answer.study_id, "picture")), answer.target.title
+            )
+        except Exception as error:  # whatever a library makes of tags that break a rule
+            raise CohortError(
+                f"{files[0]}: results in DICOM cannot refer to it ({type(error).__name__}: {error}); expected a series "
+                "that highdicom can refer to. Use the NIfTI files."
+            ) from error
         written = []
         for what, dataset in made.items():
             written.append(output.file(answer.study_id, f"{what}.dcm"))

@@ -176,7 +176,8 @@ class Predictor:
         if output is not None and any(fault.check in OF_REGISTRATION for fault in errors):
             found = self.ensemble.preprocessing.registrations(study, self.ensemble.sequences)
             if paths := write_registrations(study, found, output):
-                yield f"How its sequences were registered is shown in {', '.join(path.name for path in paths)}."
+                names = ", ".join(str(path.relative_to(output.folder)) for path in paths)
+                yield f"How its sequences were registered is shown in {names}."
 
     def _answer_of_stored(
         self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: ResultFolder | None

@@ -103,14 +103,17 @@ _NOT_OF_CONTRAST = re.compile(
     r"biops\w*|treat\w*|resect\w*|scan)|posterior|(?<![a-z])w ?/? ?(?:and|&)? ?w ?/? ?o(?:ut)?(?![a-z])"
 )
 _WITHOUT = _words(
-    rf"(?:ohne|vor|sans|ss|sin|sem|senza|zonder|voor|avant|prima|antes(?: de)?|without|w ?/? ?o|no|non|pre|before|utan|"
-    rf"fore|bez|s/)[ ./-]*(?:{_AGENT})", "-(?:c|km|gd)",
+    rf"(?:ohne|keine?|vor|sans|ss|sin|sem|senza|zonder|voor|avant|prima|antes(?: de)?|without|w ?/? ?o|no|non|pre|"
+    rf"before|utan|fore|bez|s/)[ ./-]*(?:{_AGENT})", "-(?:c|km|gd)",
     "pre", r"nati[vf]\w{0,2}", "nat", r"basale?", "blanco", r"unenh\w*", "plain", "c-", r"sinc", r"pre ?c\w*",
     r"pregad\w*", "w ?/? ?o",
 )  # fmt: skip
 _WITH = _words(
     _AGENT, r"\w*post", r"post\w*", "pos", "ce", r"[a-z]?ce", r"enh\w*", r"poscontr\w*", r"apos", r"apres", r"c[+]",
 )  # fmt: skip
+_NO_AGENT = re.compile(
+    r"no?|none|n/?a|not (?:applicable|given|used|applied)|without|keine?s?|nein|aucun|nessuno|ningun[oa]?|geen"
+)
 _AGENT_NAMED = _words(r"gd|gad\w*|km|mdc|civ|contrast\w*|kontrast\w*|inject\w*")
 _PLUS = re.compile(r"[+] ?(?:c|gd|gad\w*|km|k|ce|mdc|civ|contr\w*)(?![a-z])|(?<![a-z])[ck][+]|t1w?[+]")
 
@@ -175,6 +178,12 @@ def contrast_stated(description: str) -> bool | None:
     if left != text:
         return None if given else False
     return True if given else None
+
+
+def agent_stated(agent: str) -> bool:
+    """Whether a ContrastBolusAgent, which is free text, names one; "NONE" and "-" do not."""
+    named = any(map(str.isalpha, agent)) and not _NO_AGENT.fullmatch(agent.strip().lower())
+    return named and contrast_stated(agent) is not False
 
 
 def _no_anatomy(text: str, image_type: Sequence[str], scanning_sequence: str, b_value: float | None) -> str:

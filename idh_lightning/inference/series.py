@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,8 @@ THIN_MM = 1.6
 """Slices that thin are taken for a 3D acquisition where the tags do not say."""
 
 T1_WEIGHTED = ("T1", "T1c")
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +86,19 @@ class Series:
     @property
     def order(self) -> tuple[str, int, str, str]:
         """Its place among others: by study, then by number."""
-        digits = self.number.rstrip("abcdefghijklmnopqrstuvwxyz")
+        digits = self.number.rstrip(_LETTERS)
         return self.study_uid, int(digits) if digits.isdigit() else 0, self.uid, self.number
 
     @property
     def name(self) -> str:
         """Its number and description, for messages."""
         return f"{self.number} ({', '.join(filter(None, (self.description or 'no description', self.part)))})"
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Names by which a user may call it: its number, its identifier, and this with the letter of its number."""
+        letter = self.number[len(self.number.rstrip(_LETTERS)) :]
+        return self.number, self.uid, f"{self.uid}{letter}"
 
     @property
     def extent_mm(self) -> float:
@@ -136,7 +146,8 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
 
     Args:
         series: Of one study.
-        named: Sequence -> number or uid of a series, where the user says so; else the guess counts.
+        named: Sequence -> number or uid of a series, where the user says so, which is then taken for no other sequence;
+            else the guess counts.
         sequences: Which are needed.
     """
     settled = {id(one): one for one in settle_contrast(series)}
@@ -144,9 +155,9 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
     problems, notes = [], []
     for sequence in sequences:
         wanted = named.get(sequence)
-        fitting = [one for one in settled.values() if _fits(one, sequence, wanted)]
+        fitting = [one for one in settled.values() if _fits(one, sequence, named)]
         usable = sorted((one for one in fitting if not one.problem), key=lambda one: [*one.drawbacks.values()])
-        best = [one for one in usable if one.drawbacks == usable[0].drawbacks]
+        best = [one for one in usable if wanted or one.drawbacks == usable[0].drawbacks]
         if len(best) == 1:
             taken[sequence] = best[0]
             for other in usable[1:]:
@@ -155,11 +166,13 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
             if best[0].doubt and not wanted:
                 notes.append(f"{sequence} is series {best[0].name}: {best[0].doubt}. Look at it, or name another.")
         elif best:
-            listed = ", ".join(f"{one.name}{f' {one.uid}' if _shares_number(one, best) else ''}" for one in best)
-            remedy = f"Name one, for example {sequence.lower()}={best[0].number}"
-            if _shares_number(best[0], best):
-                remedy = f"Name one by its identifier, for example {sequence.lower()}={best[0].uid}"
-            problems.append(f"{len(best)} series could be {sequence}: {listed}. {remedy}")
+            own = [_own_name(one, series) for one in best]
+            listed = ", ".join(
+                f"{one.name}{'' if name == one.number else f' {name}'}" for one, name in zip(best, own, strict=True)
+            )
+            how = "" if own[0] == best[0].number else " by its identifier"
+            setting = shlex.quote(f"{sequence.lower()}={own[0]}")
+            problems.append(f"{len(best)} series could be {sequence}: {listed}. Name one{how}, for example {setting}")
         elif fitting:
             listed = "; ".join(f"{one.name}: {one.problem}" for one in fitting)
             problems.append(f"no series that could be {sequence} can be used: {listed}, or name another one")
@@ -171,16 +184,21 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
     return Selection(series=tuple(settled.values()), taken=taken, problems=tuple(problems), notes=tuple(notes))
 
 
-def _fits(one: Series, sequence: str, wanted: str | None) -> bool:
-    return wanted in (one.number, one.uid) if wanted else one.guess == sequence
+def _fits(one: Series, sequence: str, named: Mapping[str, str]) -> bool:
+    """Whether a series is the one named for a sequence, or is guessed to be it and named for no other one."""
+    if wanted := named.get(sequence):
+        return wanted in one.names
+    return one.guess == sequence and not set(one.names).intersection(named.values())
 
 
 def _key(settled: Mapping[int, Series], one: Series) -> int:
     return next(key for key, other in settled.items() if other is one)
 
 
-def _shares_number(one: Series, others: Sequence[Series]) -> bool:
-    return sum(other.number == one.number for other in others) > 1
+def _own_name(one: Series, others: Sequence[Series]) -> str:
+    """Name of a series by which no other one is meant."""
+    alone = (name for name in one.names if name and sum(name in other.names for other in others) == 1)
+    return next(alone, one.uid)
 
 
 def _first_difference(best: Series, other: Series) -> str:
@@ -253,25 +271,30 @@ def new_study_of_series(selection: Selection, folder: Path, *, study_id: str) ->
 
 
 def by_study(series: Sequence[Series], folder: Path) -> dict[str, list[Series]]:
-    """Series of each study, under a name that can be part of a file name: where it can be, that of its folder."""
+    """Series of each study, under a name that can be part of a file name: where it can be, that of its folder.
+
+    Where a folder holds several studies, that of the folder in it follows.
+    """
     studies: dict[str, list[Series]] = defaultdict(list)
     for one in series:
         studies[one.study_uid].append(one)
     top = folder.absolute() if folder.is_dir() else folder.absolute().parent
     if len(studies) == 1 and names_a_file(top.name):
         return {top.name: list(series)}
-    names = [{(one.folder.absolute().relative_to(top).parts or ("",))[0] for one in some} for some in studies.values()]
-    own = [min(each) for each in names if len(each) == 1]
-    if len(set(own)) == len(studies) and all(map(names_a_file, own)):
-        return dict(zip(own, studies.values(), strict=True))
+    places = [Path(os.path.commonpath([one.folder.absolute() for one in some])) for some in studies.values()]
+    parts = [place.relative_to(top).parts if place.is_relative_to(top) else () for place in places]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        own = ["_".join(each[:depth]) for each in parts]
+        if len(set(own)) == len(studies) and all(map(names_a_file, own)):
+            return dict(zip(own, studies.values(), strict=True))
     return {f"study_{index + 1:03d}": theirs for index, theirs in enumerate(studies.values())}
 
 
-def series_table(selections: Sequence[Selection]) -> FittingTable:
-    """Table of the series found, their guessed sequences and which are taken, for the screen."""
+def series_table(study_id: str, selection: Selection) -> FittingTable:
+    """Table of a study's series, their guessed sequences and which are taken, for the screen."""
     headings = ("number", "description", "slices", "TE, ms", "TR, ms", "TI, ms", "contrast", "guess", "taken", "why")
-    table = FittingTable("Series", headings, ("description", "why"), ("contrast", "guess", "taken"))
-    for row in _rows(selections):
+    table = FittingTable(f"Series of {study_id}", headings, ("description", "why"), ("contrast", "guess", "taken"))
+    for row in _rows(study_id, selection):
         why = "; ".join(filter(None, (row["problem"], row["why"], row["doubt"] and f"in doubt: {row['doubt']}")))
         description = ", ".join(filter(None, (row["description"], row["part"])))
         times = (row[name] for name in ("echo_ms", "repetition_ms", "inversion_ms"))
@@ -280,10 +303,11 @@ def series_table(selections: Sequence[Selection]) -> FittingTable:
     return table
 
 
-def write_series(selections: Sequence[Selection], unread: Mapping[str, Sequence[Path]], path: Path) -> None:
+def write_series(selections: Mapping[str, Selection], unread: Mapping[str, Sequence[Path]], path: Path) -> None:
     """Write series.csv: every series with what became of it, and every file that was not read, with the reason."""
     others = [{"file": str(file), "problem": reason} for reason, files in unread.items() for file in files]
-    write_text(path, pd.DataFrame([*_rows(selections), *others]).to_csv(index=False))
+    rows = [row for study_id, selection in selections.items() for row in _rows(study_id, selection)]
+    write_text(path, pd.DataFrame([*rows, *others]).to_csv(index=False))
 
 
 def files_unread(unread: Mapping[str, Sequence[Path]]) -> list[str]:
@@ -294,19 +318,18 @@ def files_unread(unread: Mapping[str, Sequence[Path]]) -> list[str]:
     ]
 
 
-def _rows(selections: Sequence[Selection]) -> list[dict[str, str]]:
+def _rows(study_id: str, selection: Selection) -> list[dict[str, str]]:
     rows = []
-    for selection in selections:
-        taken = {id(one): sequence for sequence, one in selection.taken.items()}
-        for one in selection.series:
-            times = {name: getattr(one, name) for name in ("echo_ms", "repetition_ms", "inversion_ms")}
-            rows.append(
-                {"number": one.number, "uid": one.uid, "description": one.description, "part": one.part}
-                | {"slices": str(one.slices)}
-                | {name: "" if ms is None else f"{ms:g}" for name, ms in times.items()}
-                | {"contrast": "yes" if one.contrast else "", "guess": one.guess, "taken": taken.get(id(one), "")}
-                | {"why": one.why, "doubt": one.doubt, "problem": one.problem, "file": str(one.folder)}
-            )
+    taken = {id(one): sequence for sequence, one in selection.taken.items()}
+    for one in selection.series:
+        times = {name: getattr(one, name) for name in ("echo_ms", "repetition_ms", "inversion_ms")}
+        rows.append(
+            {"study_id": study_id, "number": one.number, "uid": one.uid, "description": one.description}
+            | {"part": one.part, "slices": str(one.slices)}
+            | {name: "" if ms is None else f"{ms:g}" for name, ms in times.items()}
+            | {"contrast": "yes" if one.contrast else "", "guess": one.guess, "taken": taken.get(id(one), "")}
+            | {"why": one.why, "doubt": one.doubt, "problem": one.problem, "file": str(one.folder)}
+        )
     return rows
 
 

@@ -11,7 +11,7 @@ import nibabel as nib
 
 from idh_lightning.cohort.files import NIFTI, walk
 from idh_lightning.cohort.unlabelled import sequence_of
-from idh_lightning.inference.sequence_guess import guess_sequence
+from idh_lightning.inference.sequence_guess import agent_stated, guess_sequence
 from idh_lightning.inference.series import Series
 from idh_lightning.volumes.reading import header_geometry
 
@@ -77,11 +77,11 @@ def _series(path: Path, stem: str, tags: dict[str, Any]) -> Series:
     acquisition = text("MRAcquisitionType")
     echo_ms, repetition_ms = milliseconds("EchoTime"), milliseconds("RepetitionTime")
     inversion_ms = milliseconds("InversionTime")
-    agent = text("ContrastBolusIngredient", "ContrastBolusAgent")
+    given = agent_stated(text("ContrastBolusIngredient", "ContrastBolusAgent"))
     slices = int(header.shape[2]) if len(header.shape) > 2 else 1
     guess, why = guess_sequence(
         description,
-        contrast=bool(agent),
+        contrast=given,
         slices=slices,
         image_type=tuple(map(str, image_type)) if isinstance(image_type, list) else (),
         scanning_sequence=text("ScanningSequence"),
@@ -96,7 +96,7 @@ def _series(path: Path, stem: str, tags: dict[str, Any]) -> Series:
         description=description,
         slices=slices,
         folder=path.parent,
-        contrast=bool(agent),
+        contrast=given,
         acquired=text("AcquisitionDateTime", "AcquisitionTime"),
         is_3d=acquisition.startswith("3D") if acquisition else None,
         derived="DERIVED" in map(str, image_type),

@@ -151,7 +151,8 @@ def check_registration(found: Registration, place: Place) -> Fault:
             "poor_registration", found.words, f"a quality of {POOR:g} at least",
             f"Check that the file shows the same head in the same session as {found.reference}, with the orientation "
             "right in its header. If so, register it with another tool (ANTs or FSL FLIRT, say) and name that file, or "
-            "set data.registration=never where the headers are right; else leave the sequence or the study out.",
+            "where the headers are right, `prepare` and `train` with data.registration=never; else leave the sequence "
+            "or the study out.",
             "error" if found.quality < FAILED else "warning",
         )  # fmt: skip
     return place.fault(

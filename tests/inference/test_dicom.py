@@ -35,6 +35,7 @@ from tiny_dicom import (
 from idh_lightning.errors import CohortError
 from idh_lightning.inference import dicom as module
 from idh_lightning.inference.dicom import dicom_series
+from idh_lightning.inference.dicom_frames import pydicom_silenced
 from idh_lightning.inference.series import Series, files_unread
 
 LUMP = lump()
@@ -249,6 +250,9 @@ def test_a_file_that_is_there_twice_counts_once_and_is_told(tmp_path: Path) -> N
     (one,), unread = dicom_series(tmp_path / "dicom")
     assert one.problem == ""
     assert len(unread["there twice"]) == 3
+    for prefix in "AB":
+        save([enhanced(frames_of(LUMP), SOPInstanceUID="1.2.3.4.5")], tmp_path / "enhanced", prefix)
+    assert len(dicom_series(tmp_path / "enhanced")[1]["there twice"]) == 1
 
 
 def test_files_without_preamble_are_read(tmp_path: Path) -> None:
@@ -367,6 +371,90 @@ def test_images_without_a_place_are_named(keyword: str, of_those: slice, tmp_pat
     one = only(save(made, tmp_path))
     assert "no place" in one.problem
     assert one.slices == len(LUMP)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"origin": (float("nan"), 0.0, 0.0)},
+        {"spacing": (0.0, 2.5, 5.0)},
+        {"orientation": (2.0, 0.0, 0.0, 0.0, 2.0, 0.0)},
+        {"orientation": (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)},
+    ],
+    ids=["no number", "no edge", "too long", "parallel"],
+)
+def test_places_that_are_none_are_named_and_the_others_are_read(tags: dict[str, tuple], tmp_path: Path) -> None:
+    save(classic(LUMP, SeriesInstanceUID="1.2.3.5", SeriesNumber=5, **tags), tmp_path / "dicom", "ODD")
+    good, odd = dicom_series(save(classic(LUMP), tmp_path / "dicom"))[0]
+    assert "no place that can be used" in odd.problem
+    assert_is(volume(good, tmp_path), LUMP)
+
+
+def test_edges_that_differ_in_their_last_digits_make_one_volume(tmp_path: Path) -> None:
+    made = classic(LUMP, spacing=(2.50051, 2.50051, 5.0))
+    for dataset in made[::2]:
+        dataset.PixelSpacing = [2.50049, 2.50049]
+    assert only(save(made, tmp_path)).slices == len(LUMP)
+
+
+def test_an_element_of_another_vendor_is_no_b_value(tmp_path: Path) -> None:
+    made = classic(LUMP)
+    for creator, guess in (("ACME 1.0", "T2"), ("SIEMENS MR HEADER", "")):
+        for dataset in made:
+            dataset.add_new((0x0019, 0x0010), "LO", creator)
+            dataset.add_new((0x0019, 0x100C), "IS", "12")
+        assert only(save(made, tmp_path)).guess == guess
+
+
+@pytest.mark.parametrize("absent", ["PatientID", "StudyInstanceUID", ""])
+def test_patients_of_one_study_identifier_are_two_studies(absent: str, tmp_path: Path) -> None:
+    for patient in "AB":
+        made = classic(LUMP, PatientID=patient, SeriesInstanceUID=f"1.2.3.{ord(patient)}")
+        for dataset in made if absent else []:
+            delattr(dataset, absent)
+        save(made, tmp_path, patient)
+    assert len({one.study_uid for one in dicom_series(tmp_path)[0]}) == (1 if absent == "PatientID" else 2)
+
+
+@pytest.mark.parametrize(
+    ("agent", "given"),
+    [
+        ("Gadovist 7 ml", True), ("造影剂", True), ("KEIN KM", False), ("no contrast given", False), ("-", False),
+        ("Not Applicable", False), ("0.0", False), ("NONE", False),
+    ],
+)  # fmt: skip
+def test_free_text_for_no_agent_is_no_contrast(agent: str, given: bool, tmp_path: Path) -> None:
+    assert (
+        only(save(classic(LUMP, ContrastBolusAgent=agent, SpecificCharacterSet="ISO_IR 192"), tmp_path)).contrast
+        == given
+    )
+
+
+@pytest.mark.parametrize(("stated", "given"), [("YES", True), ("NO", False), ("", True)])
+def test_an_enhanced_image_made_before_its_agent_was_given_has_no_contrast(
+    stated: str, given: bool, tmp_path: Path
+) -> None:
+    image = enhanced(frames_of(LUMP), ContrastBolusAgentSequence=group(CodeMeaning="Gadobutrol"))
+    if stated:
+        usage = group(ContrastBolusAgentNumber=1, ContrastBolusAgentAdministered=stated)
+        image.SharedFunctionalGroupsSequence[0].ContrastBolusUsageSequence = usage
+    assert only(save([image], tmp_path)).contrast == given
+
+
+def test_one_identifier_for_all_images_loses_none(tmp_path: Path) -> None:
+    assert_is(volume(only(save(classic(LUMP, SOPInstanceUID="1.2.3.5"), tmp_path / "in")), tmp_path), LUMP)
+
+
+def test_values_that_break_a_rule_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pydicom_silenced():
+        save(classic(LUMP, StudyInstanceUID="1.2.patient"), tmp_path)
+        dicom_series(tmp_path)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("stored", ["007", "+7", "7"])
+def test_a_series_is_called_by_its_number_however_it_is_stored(stored: str, tmp_path: Path) -> None:
+    assert only(save(classic(LUMP, SeriesNumber=stored), tmp_path)).number == "7"
 
 
 def test_raw_data_beside_the_image_in_its_series_is_no_image_though_it_has_rows_and_columns(tmp_path: Path) -> None:

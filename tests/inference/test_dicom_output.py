@@ -170,3 +170,25 @@ def test_predict_writes_them_when_asked_and_refuses_where_there_is_no_dicom(run:
     (summary,) = (tmp_path / "out").glob("*_summary.dcm")
     heat = pydicom.dcmread(summary.with_name(summary.name.replace("_summary", "_map")))
     assert heat.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.1"
+
+
+def test_results_refer_to_a_patient_of_whom_only_the_images_were_left(tmp_path: Path) -> None:
+    absent = {"PatientID", *PATIENT} - {"FrameOfReferenceUID"}
+    made = classic(VOXELS, **PATIENT)
+    for dataset in made:
+        for keyword in absent:
+            delattr(dataset, keyword)
+    save(made, tmp_path / "in")
+    ((series,), _) = dicom_series(tmp_path / "in")
+    for file in write_dicom(predicted(series, tmp_path / "out"), [series], tmp_path / "out"):
+        assert pydicom.dcmread(file).PatientSex == ""
+
+
+@pytest.mark.parametrize("what", ["several multi-frame files", "odd tags"])
+def test_a_series_that_nothing_can_refer_to_has_its_answer_and_a_reason(what: str, tmp_path: Path) -> None:
+    frames = frames_of(VOXELS)
+    parts = [enhanced(some, **PATIENT) for some in (frames[:12], frames[12:])]
+    save(parts if what != "odd tags" else classic(VOXELS, **PATIENT | {"PatientSex": "U"}), tmp_path / "in")
+    ((series,), _) = dicom_series(tmp_path / "in")
+    with pytest.raises(CohortError, match=r"cannot refer to it \(.*Use the NIfTI files"):
+        write_dicom(predicted(series, tmp_path / "out"), [series], tmp_path / "out")

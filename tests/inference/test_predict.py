@@ -31,6 +31,7 @@ from idh_lightning.errors import CheckpointError, CohortError
 from idh_lightning.evaluation import Calibrator
 from idh_lightning.inference import Predictor, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
+from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.runs import assembly
 from idh_lightning.runs.assembly import take_target_over
 
@@ -83,9 +84,9 @@ def test_the_probability_is_that_of_the_network_itself(predictor: Predictor, pat
     assert answer.probability == pytest.approx(float(torch.sigmoid(logits[1] - logits[0])), abs=1e-6)
 
 
-@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("output", ["flat", "bids", ""])
 def test_a_registration_that_is_refused_has_a_picture_and_no_number(
-    output: bool, predictor: Predictor, patient: Path, tmp_path: Path
+    output: str, predictor: Predictor, patient: Path, tmp_path: Path
 ) -> None:
     """Of another head, whose header turns it by 90 degrees."""
     other = write_study(tmp_path, "other", seed=7, sequences=["T1c"], mask=False)
@@ -93,13 +94,15 @@ def test_a_registration_that_is_refused_has_a_picture_and_no_number(
     turn = np.eye(4)
     turn[:3, :3] = rotation(90, 0)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine), patient / "patient_T1c.nii.gz")
-    (answer,) = predictor.answers(new_studies(patient), tmp_path / "out" if output else None)
+    results = ResultFolder(tmp_path / "out", bids=output == "bids") if output else None
+    (answer,) = predictor.answers(new_studies(patient), results)
     assert (answer.status, answer.probability) == ("failed", None)
     assert "the quality of this is" in answer.reasons[0]
     assert len(answer.reasons) == (2 if output else 1)
     if output:
-        assert answer.reasons[1] == "How its sequences were registered is shown in patient_T1c_registered.png."
-        assert (tmp_path / "out" / "patient_T1c_registered.png").read_bytes()[:4] == b"\x89PNG"
+        name = answer.reasons[1].removeprefix("How its sequences were registered is shown in ").removesuffix(".")
+        assert name.endswith("_T1c_registered.png")
+        assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
 
 
 # What studies are found

@@ -22,7 +22,8 @@ from tiny_studies import write_study
 
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.commands import predicting
-from idh_lightning.commands.predicting import _converted
+from idh_lightning.commands.predicting import _converted, _series_in
+from idh_lightning.errors import CohortError
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.dicom import dicom_series
 from idh_lightning.inference.series import by_study, new_study_of_series, select
@@ -111,6 +112,7 @@ def test_guesses_are_shown_and_used_only_when_confirmed(
     assert "MPRAGE" in asked.stdout
     assert not (tmp_path / "out" / "predictions.csv").exists()
     named = [f"{name.lower()}={number}" for number, name in enumerate(SEQUENCES, start=1)]
+    assert f"name them by number: {' '.join(named)}." in asked.stderr
     said = command(f"checkpoint={run}", f"input={dicom}", "output=out", *named, folder=tmp_path)
     assert said.returncode == 0, said.stdout + said.stderr
     assert (tmp_path / "out" / "dicom" / "patient_FLAIR.nii.gz").is_file()
@@ -134,6 +136,7 @@ def test_what_is_not_used_is_listed_with_the_reason(
     assert "no image: Basic Text SR" in asked.stdout
     table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str, keep_default_na=False)
     assert list(table.loc[table["taken"] != "", "number"]) == ["1", "2", "3", "4"]
+    assert set(table.loc[table["taken"] != "", "study_id"]) == {"both"}
     (diffusion,) = table.loc[table["number"] == "9", "why"]
     assert "diffusion" in diffusion
     assert {Path(file).name for file in table.loc[table["number"] == "", "file"]} == {"notes.txt", "SR0000.dcm"}
@@ -160,6 +163,9 @@ def test_studies_are_called_as_their_folders_where_each_has_its_own(tmp_path: Pa
         save(classic(np.ones((9, 8, 8)), StudyInstanceUID=name, SeriesInstanceUID=f"{name}.1"), tmp_path / name / "1")
     series, _ = dicom_series(tmp_path)
     assert sorted(by_study(series, tmp_path)) == ["anna", "berta"]
+    save(classic(np.ones((9, 8, 8)), StudyInstanceUID="later", SeriesInstanceUID="later.1"), tmp_path / "anna" / "2")
+    series, _ = dicom_series(tmp_path)
+    assert sorted(by_study(series, tmp_path)) == ["anna_1", "anna_2", "berta_1"]
 
 
 def test_studies_of_an_archive_are_converted_a_few_at_a_time_also_one_that_holds_nothing_of_use(
@@ -192,6 +198,18 @@ def test_a_folder_of_other_files_holds_no_series(tmp_path: Path) -> None:
     series, unread = dicom_series(tmp_path)
     assert series == []
     assert list(unread) == ["not DICOM"]
+
+
+def test_dicom_without_an_image_is_told_by_its_reason_unless_there_is_nifti(nifti: Path, tmp_path: Path) -> None:
+    report = tmp_path / "reports"
+    save([base(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")], report)
+    with pytest.raises(CohortError, match=r"1 file not used: no image: Basic Text SR.*unpack an archive first"):
+        _series_in(report)
+    (tmp_path / "study.zip").write_bytes(b"PK")
+    with pytest.raises(CohortError, match=r"study\.zip: 1 file not used: not DICOM"):
+        _series_in(tmp_path / "study.zip")
+    (report / "nifti").symlink_to(nifti)
+    assert _series_in(report) == ([], {})
 
 
 def test_sidecars_count_only_where_no_name_states_a_sequence(converted: Path, nifti: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -164,6 +165,45 @@ def test_two_with_one_number_are_named_by_their_identifiers() -> None:
     (problem,) = select(some, named={}, sequences=["T2"]).problems
     assert problem.endswith("Name one by its identifier, for example t2=1.2.8")
     assert select(some, named={"T2": "1.2.9"}, sequences=["T2"]).taken["T2"].uid == "1.2.9"
+
+
+def test_a_number_that_two_series_have_names_neither_however_they_differ() -> None:
+    some = [series("4", "FLAIR", is_3d=True, uid="1.2.8"), series("4", "T2 TSE", uid="1.2.9")]
+    found = select(some, named={"T2": "4"}, sequences=["T2"])
+    assert found.taken == {}
+    assert "1.2.8" in found.problems[0]
+
+
+def test_a_series_named_for_one_sequence_is_guessed_to_be_no_other() -> None:
+    some = [series("7", "T1 SE"), series("8", "T1 SE"), series("4", "T2 TSE")]
+    found = select(some, named={"T1c": "8"}, sequences=["T1", "T1c", "T2"])
+    assert {name: one.number for name, one in found.taken.items()} == {"T1": "7", "T1c": "8", "T2": "4"}
+    assert found.problems == ()
+    assert [*select(some[:1], named={"T1c": "1.2.7"}, sequences=["T1", "T1c"]).taken] == ["T1c"]
+
+
+ECHOES = [series(f"4{letter}", "T2 TSE", uid=uid) for uid in ("1.2.8", "1.2.9") for letter in "ab"]
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        [series("4", "T2 TSE"), series("4", "FLAIR", uid="1.2.5"), series("5", "T2 TSE")],
+        [series("", "T2 TSE"), series("4", "T2 TSE")],
+        ECHOES,
+        [series("a", "T2 TSE", uid="converted (1) T2"), series("b", "T2 TSE", uid="converted (2) T2")],
+        [series("4", "T2 TSE", uid="converted (1) T2"), series("4", "T2 TSE", uid="converted (2) T2")],
+    ],
+    ids=["another sequence has its number", "no number", "echoes", "letters alone", "names with spaces"],
+)
+def test_the_name_that_is_told_means_one_series_as_a_shell_reads_it(some: list[Series]) -> None:
+    (problem,) = select(some, named={}, sequences=["T2"]).problems
+    (pasted,) = shlex.split(problem.partition("for example ")[2])
+    name = pasted.removeprefix("t2=")
+    assert name
+    found = select(some, named={"T2": name}, sequences=["T2"])
+    assert found.problems == ()
+    assert found.taken["T2"].guess == "T2"
 
 
 def test_one_that_cannot_be_used_says_why() -> None:

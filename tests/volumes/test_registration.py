@@ -155,7 +155,7 @@ def test_another_head_whose_header_turns_it_is_refused_with_the_name_of_its_file
     (fault,) = refused.value.faults
     assert (fault.check, fault.severity) == ("poor_registration", "error")
     assert "T1c.nii.gz" in fault.where
-    assert "data.registration=never" in fault.remedy
+    assert "`prepare` and `train` with data.registration=never" in fault.remedy  # `predict` has no such setting
 
 
 def test_quality_is_what_a_move_loses_and_tells_a_right_place_from_a_wrong_one(tmp_path):
