@@ -89,7 +89,13 @@ class Checkpoint:
         if str(path).startswith(HUB):
             return _downloaded(str(path))
         path = Path(path)
-        if path.is_dir() and all((path / name).is_file() for name in HUB_FILES):
+        there = [name for name in HUB_FILES if (path / name).is_file()]
+        if len(there) == 1 and not (path / "checkpoints").is_dir():
+            (absent,) = set(HUB_FILES) - set(there)
+            raise CheckpointError(
+                f"{path / absent}: there is no such file; expected it beside {there[0]}. Download or copy it as well."
+            )
+        if len(there) == len(HUB_FILES):
             return path / HUB_FILES[0]
         file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
         if not file.is_file():

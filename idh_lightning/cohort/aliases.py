@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.labels import UNDECIDED, normalise
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
@@ -78,7 +79,7 @@ def read_aliases(file: str | Path | None) -> Aliases:
     """
     if file is None:
         return Aliases()
-    path = Path(file)
+    path = from_home(file)
     try:
         table = read_spreadsheet(path)
     except CohortError as error:

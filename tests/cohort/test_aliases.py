@@ -140,6 +140,12 @@ def test_a_table_that_names_nobody_or_joins_by_bare_numbers_is_refused(tmp_path:
     assert told in str(caught.value)
 
 
+def test_a_table_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "map.csv", MAP)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(read_aliases("~/map.csv").rows) == 2
+
+
 def test_a_table_of_which_no_name_occurs_is_told(tmp_path: Path) -> None:
     rows = {"a": ("A", "mutant"), "b": ("B", "wildtype")}
     cohort = table(tmp_path / "t", rows, aliases=written(tmp_path / "map.csv", MAP)).read()
