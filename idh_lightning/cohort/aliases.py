@@ -107,11 +107,11 @@ def read_aliases(file: str | Path | None) -> Aliases:
                     f"{path}, row {line}: {name} stands in {column!r}, elsewhere in {places[name]!r}; expected names "
                     "that no other person has in another collection. Write the collection before such numbers."
                 )
-            for other, there in row.items():
-                beside[name, there].add(other)
-            if there := [place for place in columns if len(beside[name, place]) > _MOST_NAMES]:
+            for other, place in row.items():
+                beside[name, str(place)].add(other)
+            if many := [place for place in columns if len(beside[name, place]) > _MOST_NAMES]:
                 raise CohortError(
-                    f"{path}: {name!r} in {column!r} goes with {len(beside[name, there[0]])} or more in {there[0]!r}; "
+                    f"{path}: {name!r} in {column!r} goes with {len(beside[name, many[0]])} or more in {many[0]!r}; "
                     "expected the names of one person in a row. Empty the cells that hold no name, and leave a column "
                     "of sites, sessions or the like out of the table."
                 )
