@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from idh_lightning.files import atomic_write, write_text
 from idh_lightning.hub import HUB, UnreachableError, hub_file
 from idh_lightning.models import LATER, StemTailNetwork, WeightsOrigin
 from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, load_segmenter, segmenter_of
+from idh_lightning.models.weights import torch_content
 from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.volumes import Preprocessing
 
@@ -89,7 +89,13 @@ class Checkpoint:
         if str(path).startswith(HUB):
             return _downloaded(str(path))
         path = Path(path)
-        if path.is_dir() and all((path / name).is_file() for name in HUB_FILES):
+        there = [name for name in HUB_FILES if (path / name).is_file()]
+        if len(there) == 1 and not (path / "checkpoints").is_dir():
+            (absent,) = set(HUB_FILES) - set(there)
+            raise CheckpointError(
+                f"{path / absent}: there is no such file; expected it beside {there[0]}. Download or copy it as well."
+            )
+        if len(there) == len(HUB_FILES):
             return path / HUB_FILES[0]
         file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
         if not file.is_file():
@@ -111,11 +117,7 @@ class Checkpoint:
         try:
             if file.name == HUB_FILES[0]:
                 return cls._of_content(file, _content_in(file.parent))
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:
-                    if broken := archive.testzip():  # torch reads on over what does not fit its check sum
-                        raise ValueError(f"{broken} in it does not fit its check sum")
-            return cls._of_content(file, torch.load(file, map_location="cpu", weights_only=True))
+            return cls._of_content(file, torch_content(file))
         except CheckpointError:
             raise
         except Exception as error:  # of any kind, where the file holds anything else
@@ -302,10 +304,10 @@ def _restored(kind: Any, state: Any) -> Any:
 
 
 def _unusable(file: Path, error: Exception) -> CheckpointError:
-    said = f"{type(error).__name__}: {error}"
-    if "weights_only" in said:  # torch advises to load it all the same, and so to run what is in it
-        said = "it holds other objects than tensors and plain values"
-    return CheckpointError(f"{file}: cannot be used ({said}); expected a checkpoint of this project. Give another one.")
+    return CheckpointError(
+        f"{file}: cannot be used ({type(error).__name__}: {error}); expected a checkpoint of this project. "
+        "Give another one."
+    )
 
 
 def _downloaded(place: str) -> Path:

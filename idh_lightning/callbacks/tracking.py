@@ -7,6 +7,7 @@ import hmac
 import logging
 import netrc
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -194,16 +195,28 @@ def wandb_logger(
     return Tracker(run_folder=run_folder, save_dir=save_dir, note=note, **allowed, **settings)
 
 
-def without_places(recipe: Any) -> Any:
-    """Configuration without places and identities: paths, file names, identifiers of excluded patients."""
+def without_places(recipe: Any, key: str = "") -> Any:
+    """Configuration, or the value of a key, without places and identities: paths, files, excluded patients."""
     if isinstance(recipe, Mapping):
-        kept = {key: without_places(value) for key, value in recipe.items() if key not in ("paths", "checkpoint")}
-        if isinstance(kept.get("exclude"), list):
-            kept["exclude"] = f"{len(kept['exclude'])} studies or patients"
-        return kept
+        kept = {name: value for name, value in recipe.items() if name not in ("paths", "checkpoint")}
+        return {name: without_places(value, str(name)) for name, value in kept.items()}
     if isinstance(recipe, list):
-        return [without_places(value) for value in recipe]
-    return "(a path)" if isinstance(recipe, str) and "/" in recipe else recipe
+        many = f"{len(recipe)} studies or patients"
+        return many if key == "exclude" else [without_places(value, key) for value in recipe]
+    place = isinstance(recipe, str) and (key in _PLACES or _PLACE.search(recipe)) and not _METRIC.fullmatch(recipe)
+    return "(a path)" if place else recipe
+
+
+_PLACES = ("table", "folder", "file", "aliases", "save_dir")
+"""Settings that name a file or folder, which may lie in the working folder."""
+
+_PLACE = re.compile(
+    r"[/\\]|\.(csv|tsv|xlsx?|parquet|json|pth?|pt2|ckpt|onnx|safetensors|bin|nii(\.gz)?)$", re.IGNORECASE
+)
+"""What tells that a text names one."""
+
+_METRIC = re.compile(r"(train|val)/\w+")
+"""Name of a metric in a log."""
 
 
 _MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")

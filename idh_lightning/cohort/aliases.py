@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.identity import canonical_patient
 from idh_lightning.cohort.labels import UNDECIDED, normalise
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
@@ -17,6 +19,9 @@ _OF_NAMES = re.compile(
     r"brats[ _-]?(gli|(20)?\d\d)|(.*[ _])?(id|patient|subject|participant|person|alias)[ _]?\d*", re.IGNORECASE
 )
 """Columns of names: those of the BraTS challenges and of identifiers."""
+
+_MOST_NAMES = 10
+"""Names in one collection that a person may have; a site or a word for "none" has more."""
 
 _GROUP = "duplicate_group_id"
 """Column by which a manifest of gliostitch tells the sessions of one person."""
@@ -74,7 +79,7 @@ def read_aliases(file: str | Path | None) -> Aliases:
     """
     if file is None:
         return Aliases()
-    path = Path(file)
+    path = from_home(file)
     try:
         table = read_spreadsheet(path)
     except CohortError as error:
@@ -91,6 +96,7 @@ def read_aliases(file: str | Path | None) -> Aliases:
             "of names to end in _id."
         )
     places: dict[str, str] = {}
+    beside: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     rows = []
     for line, cells in table[columns].iterrows():
         row = {canonical_patient(cell): name for name, cell in cells.items() if normalise(cell) not in UNDECIDED}
@@ -100,5 +106,13 @@ def read_aliases(file: str | Path | None) -> Aliases:
                 raise CohortError(
                     f"{path}, row {line}: {name} stands in {column!r}, elsewhere in {places[name]!r}; expected names "
                     "that no other person has in another collection. Write the collection before such numbers."
+                )
+            for other, place in row.items():
+                beside[name, str(place)].add(other)
+            if many := [place for place in columns if len(beside[name, place]) > _MOST_NAMES]:
+                raise CohortError(
+                    f"{path}: {name!r} in {column!r} goes with {len(beside[name, many[0]])} or more in {many[0]!r}; "
+                    "expected the names of one person in a row. Empty the cells that hold no name, and leave a column "
+                    "of sites, sessions or the like out of the table."
                 )
     return Aliases(rows=rows, notes=[f"{path.name}: {len(rows)} persons under several names, in {', '.join(columns)}."])

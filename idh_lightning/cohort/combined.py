@@ -107,7 +107,9 @@ class Combined:
 def _placed(text: str, source: str) -> str:
     """Return a message with the settings of one source where they stand in the configuration of the combination."""
     return re.sub(
-        r"\bcohort\.(?=(target|classes|vocabulary|columns|exclude|table|folder)\b)", f"cohort.readers.{source}.", text
+        r"\bcohort\.(?=(target|classes|vocabulary|columns|exclude|table|folder|aliases)\b)",
+        f"cohort.readers.{source}.",
+        text,
     )
 
 

@@ -32,14 +32,15 @@ def cut_names(network: nn.Module, trainable_from: str) -> tuple[list[str], list[
         position = [*coarse, "classifier"].index(trainable_from)
         return coarse[:position], coarse[position:]
     for position, stage in enumerate(coarse):
-        blocks = network.get_submodule(stage).named_children() if stage in stages else ()
-        members = [f"{stage}.{name}" for name, _ in blocks]
+        if stage not in stages:
+            continue
+        members = [f"{stage}.{name}" for name, _ in network.get_submodule(stage).named_children()]
         if trainable_from in members:
             inner = members.index(trainable_from)
             return coarse[:position] + members[:inner], members[inner:] + coarse[position + 1 :]
     raise ModelError(
         f"model.trainable_from: found '{trainable_from}'; expected one of {', '.join([*coarse, 'classifier'])}, "
-        "or a block such as 'blocks.6.2'. Correct the name."
+        f"or a block such as '{members[-1]}'. Correct the name."
     )
 
 

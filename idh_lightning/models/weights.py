@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,12 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
     import timm  # here, since it takes a second and most networks come with their weights
 
     source, file = f"{backbone}.{tag}" if requested == "auto" else requested, Path(requested)
+    if isinstance(network, MedicalNetEncoder) and not file.is_file():
+        depth = backbone.removeprefix("medicalnet_resnet")
+        raise ModelError(
+            f"model.weights: found '{requested}', which is no file; expected one of MedicalNet, such as "
+            f"resnet_{depth}_23dataset.pth, or none. Name a file that exists, or start untrained: model.weights=none"
+        )
     if requested == "auto" or not file.is_file():
         if requested != "auto" and not timm.is_model(requested.split(".")[0]):
             raise ModelError(
@@ -134,19 +141,43 @@ def _fit(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
                 f"{source}: tensor '{name}' has shape {tuple(weights[name].shape)}; expected one that fits "
                 f"{tuple(wanted.shape)}. Give weights of the same model.backbone."
             )
-    adapted = [name for name, tensor in fitted.items() if tensor.shape != weights[name].shape]
+    if strange := [name for name in weights if name.startswith("blocks.") and name not in network.state_dict()]:
+        raise ModelError(
+            f"{source}: tensor '{strange[0]}' has no place in this encoder; expected the weights of one as deep. "
+            "Give weights of the same model.backbone."
+        )
+    if broken := [name for name, tensor in fitted.items() if not tensor.isfinite().all()]:
+        raise ModelError(f"{source}: tensor '{broken[0]}' is not finite; expected numbers. Download the file again.")
     network.load_state_dict(fitted, strict=False)
-    return f"{len(adapted)} 2D convolutions inflated to 3D" if adapted else ""
+    flat = sum(weights[name].ndim == 4 for name in fitted)
+    spread = sum(weights[name].shape[1] != one.shape[1] for name, one in fitted.items() if one.ndim == 5)
+    notes = {"2D convolutions inflated to 3D": flat, "convolution spread over other input channels": spread}
+    return ", ".join(f"{number} {note}" for note, number in notes.items() if number)
+
+
+def torch_content(file: Path) -> Any:
+    """Content of a file of `torch.save`, tensors and plain values alone; a ValueError if it is damaged or holds others.
+
+    Of what is no such file at all, another error may come.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if broken := archive.testzip():  # torch reads on over what does not fit its check sum
+                raise ValueError(f"{broken} in it does not fit its check sum")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch advises to load it all the same, and so to run what is in it
+        raise ValueError("it holds other objects than tensors and plain values") from error
 
 
 def _read(file: Path) -> dict[str, Tensor]:
     loaded: Any
     try:
-        safe = file.suffix == ".safetensors"
-        loaded = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, KeyError) as error:
+        loaded = load_file(file) if file.suffix == ".safetensors" else torch_content(file)
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, KeyError, zipfile.BadZipFile) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise ModelError(
-            f"{file}: cannot be read as weights ({error}); expected tensors only. Give a .safetensors or .pt file."
+            f"{file}: cannot be read as weights ({said}); expected tensors only. Give a .safetensors or .pt file."
         ) from error
     weights: dict[str, Tensor] = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     for prefix in ("network.network.", "module.", "network."):

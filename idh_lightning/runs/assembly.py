@@ -424,6 +424,8 @@ def varied_here(sweep_folder: Path, overrides: Sequence[str]) -> dict[str, str]:
     for one in parser.parse_overrides(list(overrides)):
         key = one.key_or_group
         if key not in asked or asked[key].is_sweep_override():
-            told = without_places({key.rpartition(".")[2]: getattr(one.value(), "text", one.value())})
-            varied.update((key, f"{key}={value}") for value in told.values())
+            *groups, last = key.split(".")
+            value = without_places({last: getattr(one.value(), "text", one.value())})
+            if "paths" not in groups and value:
+                varied[key] = f"{key}={value[last]}"
     return varied

@@ -24,6 +24,7 @@ from idh_lightning.config.checks import check_config
 from idh_lightning.config.instantiation import NO_GPU, instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError, IDHError
 from idh_lightning.models import LATER
+from idh_lightning.models.encoders import MEDICALNET
 
 
 def check(config: DictConfig) -> None:
@@ -114,7 +115,8 @@ def _schedule(config: DictConfig) -> None:
 
 def _sketch(config: DictConfig, method: Any) -> None:
     """Make the network in outline, and find in it the layers that are to be explained."""
-    weights = LATER if config.model.weights == "auto" else config.model.weights  # auto takes what there is
+    automatic = config.model.weights == "auto" and config.model.backbone not in MEDICALNET
+    weights = LATER if automatic else config.model.weights  # auto takes what there is
     chosen = (config.get("cohort") or {}).get("sequences") or ()
     sequences = [name for name in SEQUENCES if name in chosen] or SEQUENCES
     with torch.device("meta"), warnings.catch_warnings():

@@ -129,6 +129,8 @@ def test_persons_are_the_connected_names(rows: list[list[str]], patients: list[s
     [
         ("BraTS2021,grade\nBraTS2021_00001,4\n", "columns of names: BraTS2021 among 'BraTS2021', 'grade'"),
         ("a_id,b_id\n12,X\nY,12\n", "12 stands in 'b_id', elsewhere in 'a_id'"),
+        ("a_id,site_id\n" + "".join(f"P{n},X\n" for n in range(12)), "'X' in 'site_id' goes with 11 or more in 'a_id'"),
+        ("a_id,b_id\n" + "".join(f"no,P{n}\n" for n in range(12)), "'no' in 'a_id' goes with 11 or more in 'b_id'"),
     ],
 )
 def test_a_table_that_names_nobody_or_joins_by_bare_numbers_is_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -138,12 +140,22 @@ def test_a_table_that_names_nobody_or_joins_by_bare_numbers_is_refused(tmp_path:
     assert told in str(caught.value)
 
 
+def test_a_table_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "map.csv", MAP)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(read_aliases("~/map.csv").rows) == 2
+
+
 def test_a_table_of_which_no_name_occurs_is_told(tmp_path: Path) -> None:
     rows = {"a": ("A", "mutant"), "b": ("B", "wildtype")}
     cohort = table(tmp_path / "t", rows, aliases=written(tmp_path / "map.csv", MAP)).read()
     told = [fault.found for fault in cohort.faults if fault.check == "unused_aliases"]
     assert len(told) == 1
     assert told[0].endswith("in BraTS2021, BraTS2018, Local ID. None of the 2 patients is among them")
+    combined = Combined(readers={"one": table(tmp_path / "t", rows, aliases=tmp_path / "map.csv")}).read()
+    assert [fault.where for fault in combined.faults if fault.check == "unused_aliases"] == [
+        "cohort.readers.one.aliases"
+    ]
 
 
 @pytest.mark.parametrize(("known_then", "known_now"), [(True, False), (False, True)])

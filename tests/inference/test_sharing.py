@@ -123,6 +123,12 @@ def test_a_changed_file_or_one_that_would_run_code_is_refused(shared: Path, tmp_
         Checkpoint.read(folder)
 
 
+def test_of_a_folder_that_lacks_a_file_the_file_is_named(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((shared / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file; expected it beside config"):
+        Predictor(tmp_path)
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match="holds other files"):

@@ -94,6 +94,7 @@ def test_a_file_of_medicalnet_gives_its_features(backbone: str, tmp_path: Path) 
     expected = reference(state, volumes)
     assert float((network.stem(volumes) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     assert network.weights_origin.source == str(file)
+    assert network.weights_origin.note == "1 convolution spread over other input channels"
 
 
 def test_a_file_of_another_depth_is_refused(tmp_path: Path) -> None:
@@ -102,6 +103,42 @@ def test_a_file_of_another_depth_is_refused(tmp_path: Path) -> None:
         made("medicalnet_resnet50", weights=str(tmp_path / "resnet_10.pth"))
     with pytest.raises(ModelError, match="medicalnet_resnet10, medicalnet_resnet50"):
         made("medicalnet_resnet18")
+    deeper = medicalnet_file(tmp_path / "resnet_10.pth", "medicalnet_resnet10")
+    deeper |= {name.replace("layer3.0", "layer3.1"): one for name, one in deeper.items() if "layer3.0" in name}
+    torch.save(deeper, tmp_path / "deeper.pth")  # as a file of depth 101 holds all that depth 50 has
+    with pytest.raises(ModelError, match=r"'blocks\.2\.1\..*has no place"):
+        made(weights=str(tmp_path / "deeper.pth"))
+
+
+def test_a_file_that_is_damaged_or_no_file_at_all_is_told_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "resnet_10.pth"
+    state = medicalnet_file(file, "medicalnet_resnet10")
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2  # in the weights, of which torch checks nothing
+    content[middle : middle + 3] = bytes(255 - byte for byte in content[middle : middle + 3])
+    (tmp_path / "damaged.pth").write_bytes(content)
+    state["conv1.weight"][0, 0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for name, told in {
+        "damaged": "does not fit its check sum", "nan": "'conv_stem.weight' is not finite", "empty": "EOFError",
+        "pointer": "it holds other objects than tensors and plain values", "absent": "resnet_10_23dataset.pth, or none",
+    }.items():  # fmt: skip
+        with pytest.raises(ModelError, match=told) as caught:
+            made(weights=str(tmp_path / f"{name}.pth"))
+        assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"found 'auto', which is no file.*resnet_50_23dataset\.pth"):
+        made("medicalnet_resnet50", weights="auto")
+
+
+@pytest.mark.parametrize("backbone", ["medicalnet_resnet10", "tf_efficientnet_b0"])
+def test_the_block_that_a_wrong_cut_names_is_there(backbone: str) -> None:
+    with pytest.raises(ModelError, match="trainable_from") as caught:
+        StemTailNetwork(backbone=backbone, trainable_from="blocks.9", weights="none")
+    block = str(caught.value).partition("such as '")[2].partition("'")[0]
+    assert StemTailNetwork(backbone=backbone, trainable_from=block, weights="none").weights_origin.source == "none"
 
 
 @pytest.mark.parametrize("cut", ["bn1", "blocks.1", "blocks.3", "blocks.3.0", "classifier"])

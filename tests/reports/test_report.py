@@ -132,6 +132,7 @@ def test_a_folder_of_folds_is_pooled_into_one_report(sweep: Path, tmp_path: Path
         assert (both["predicted"] == both["predicted_own"]).all()
     page = (tmp_path / "report.html").read_text()
     assert "On 200 patients, each judged in the one of 2 folds that left them out" in page
+    assert "Every setting is in .hydra/config.yaml of the folder of each fold" in page
     assert "Does it depend on the fold?" in page
     assert "came to no predictions" in page, "the failed job is told"
     assert HOSTILE not in page

@@ -632,7 +632,9 @@ def test_the_checklist_says_how_patients_of_another_cohort_differ(run_folder: Pa
     del content["validation"]
     (run_folder / "metrics.json").write_text(json.dumps(content))
     rows = checklist_of(write_report(run_folder).read_text())
-    assert str(rows["TRIPOD+AI 16 and 20c"]).startswith("They differ (p below 0.05) in age, years; see the table")
+    assert str(rows["TRIPOD+AI 16 and 20c"]).startswith("They differ (p below 0.05) in: age, years. See the table")
+    assert "chosen before this test" in str(rows["TRIPOD+AI 12g and 15"])
+    assert "the checkpoint that the command names carries" in str(rows["CLAIM 43, TRIPOD+AI 18e, 18f and 22"])
     assert str(rows["TRIPOD+AI 12f and 24"]).startswith("No: threshold and calibration")
 
 
@@ -650,6 +652,11 @@ def test_the_checklist_and_the_provenance_speak_in_words_not_in_values_of_a_prog
     assert answers["CLAIM 22, TRIPOD+AI 12c"] == "Net: checkpoint tail no."
     assert answers["CLAIM 26"] == "The epoch with the lowest val/loss."
     assert str(answers["CLAIM 12, TRIPOD+AI 11"]).startswith("No study may lack a sequence. Age is unknown in")
+    assert str(answers["CLAIM 8, TRIPOD+AI 6b"]).startswith("Studies with the sequences asked for")
+    (run_folder / ".hydra" / "config.yaml").write_text("data: {missing: zero}\nsplit: {_target_: a.LeaveSiteOut}\n")
+    answers = checklist_of(write_report(run_folder).read_text())
+    assert str(answers["CLAIM 8, TRIPOD+AI 6b"]).startswith("Studies with one or more of the sequences asked for")
+    assert str(answers["TRIPOD+AI 16 and 20c"]).startswith("Both are of one cohort but of other sites")
     table = provenance_table(read_run(run_folder))
     assert table is not None
     assert list(map(tuple, table.rows)) == [

@@ -475,6 +475,20 @@ def test_no_folder_and_no_excluded_patient_is_in_what_wandb_is_told() -> None:
         {"paths": {"run": "/home/me/x"}, "cohort": {"folder": "/data/hospital", "exclude": ["P1", "P2"], "patients": 3}}
     )
     assert told == {"cohort": {"folder": "(a path)", "exclude": "2 studies or patients", "patients": 3}}
+    here = {
+        "cohort": {"table": "smith.csv", "aliases": "names"},
+        "model": {"weights": "smith.pth", "locator": "x.safetensors"},
+    }
+    here |= {
+        "split": {"file": "smith"},
+        "monitor": {"metric": "val/loss"},
+        "optimizer": {"_target_": "torch.optim.AdamW"},
+    }
+    assert without_places(here) == {
+        "cohort": {"table": "(a path)", "aliases": "(a path)"},
+        "model": {"weights": "(a path)", "locator": "(a path)"}, "split": {"file": "(a path)"},
+        "monitor": {"metric": "val/loss"}, "optimizer": {"_target_": "torch.optim.AdamW"},
+    }  # fmt: skip
 
 
 def test_images_that_bear_names_need_leave_for_names(tmp_path: Path) -> None:
@@ -599,13 +613,16 @@ def test_wandb_is_told_what_its_panels_need_and_images_names_and_weights_only_by
 
 def test_a_run_of_a_sweep_is_called_by_what_is_varied_and_by_no_place_and_no_patient(tmp_path: Path) -> None:
     task = ["model=efficientnet_b0", "seed=0,1", "cohort.table=/a/x.csv,/b/y.csv", "cohort.exclude=[P1],[P2]"]
+    task += ["split.file=x.csv,y.csv", "paths.data=smith,jones"]
     OmegaConf.save({"hydra": {"overrides": {"task": task}}}, tmp_path / "multirun.yaml")
     here = ["model=efficientnet_b0", "seed=1", "cohort.table='/b/y.csv'", "cohort.exclude=[P2]", "optimizer.lr=0.1"]
+    here += ["split.file=y.csv", "paths.data=jones"]
     assert assembly.varied_here(tmp_path, here) == {
         "seed": "seed=1",
         "cohort.table": "cohort.table=(a path)",
         "cohort.exclude": "cohort.exclude=1 studies or patients",
         "optimizer.lr": "optimizer.lr=0.1",  # of hydra.sweeper.params
+        "split.file": "split.file=(a path)",
     }
 
 
