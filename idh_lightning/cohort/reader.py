@@ -216,12 +216,13 @@ class Reader(ABC):
                 sequences |= set(item.files)
                 study = self._study(item, faults)
                 studies += [study] if study is not None else []
-        faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         wanted = self.sequences or sequences or SEQUENCES
         persons = aliases.persons([*studies, *exclusions.values(), *faults])
         for study in studies:
-            if persons[study.patient_id][0] in spellings:
+            if hits := {spellings[name] for name in persons[study.patient_id] if name in spellings}:
+                unused -= hits
                 exclusions[study.study_id] = _listed(study.study_id, study.patient_id)
+        faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
         return build_cohort(
             name=self.name, sequences=[name for name in SEQUENCES if name in wanted],
             studies=[study for study in studies if study.study_id not in exclusions], exclusions=exclusions.values(),
