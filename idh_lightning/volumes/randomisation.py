@@ -68,7 +68,7 @@ class Randomisation:
         volume = torch.where(inside, moved[:-2] / moved[-1].clamp_min(0.5), 0.0)
         if self.tumour:
             volume = volume + self._uneven_tumour(moved[-2], len(volume), rng)
-        if rng.random() < self.residue:
+        if self.residue and rng.random() < self.residue:
             rim = _rim(inside, rng)
             volume = torch.where(rim, torch.stack([_patchy(rim.shape, rng) for _ in volume]), volume)
             inside = inside | rim

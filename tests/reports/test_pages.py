@@ -52,7 +52,7 @@ def study_page(folder: Path) -> Path:
     )  # fmt: skip
     page = render(
         "study.html.j2", title=f"{LONG}: IDH status from MRI", badges=badges("phantom"), answer=answer,
-        registrations=[],
+        registrations=[], brain={"words": f"A brain of 1300 mL was found in {LONG}", "picture": "data:,"},
         files={"FLAIR": f"{LONG}.nii.gz"}, reference="FLAIR", sets={}, threshold=0.4, confidence=0.95, coverage=0.9,
         checkpoints=[f"/outputs/{LONG}/checkpoints/best.ckpt"], cohorts=["phantom"], picture="data:,", viewer=None,
         threshold_from="chosen on validation patients", notices=[f"Learnt from {LONG} only."],
