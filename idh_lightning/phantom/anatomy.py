@@ -113,7 +113,7 @@ def white_matter_points(depth_mm: float) -> _Floats:
     sparse = (slice(None, None, step),) * 3
     below_mm = step * distance_transform_edt(template.brain[sparse] > 0)
     index = np.argwhere((template.white[sparse] > 0.6) & (below_mm > depth_mm))
-    return (step * index - np.array(_TEMPLATE_ZERO)).astype(np.float32)
+    return np.asarray(step * index - np.array(_TEMPLATE_ZERO), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
