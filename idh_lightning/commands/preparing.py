@@ -93,7 +93,7 @@ def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None
             with atomic_write(folder / f"{study.study_id}_brain.png") as temporary:
                 figure.savefig(temporary, dpi=90)
         for one in stored.registrations:
-            pair = pair_around(study.files[one.reference], study.files[one.sequence], one, stored.grid)
+            pair = pair_around(study.files, one, stored.grid)
             figure = registration_panel(*pair, f"{study.study_id}: {one.words}")
             with atomic_write(folder / f"{study.study_id}_{one.sequence}_registered.png") as temporary:
                 figure.savefig(temporary, dpi=90)

@@ -118,8 +118,7 @@ def _brain_picture(study: Study, stored: StoredVolume) -> dict[str, str]:
 
 def _registration_picture(study: Study, registration: Registration, stored: StoredVolume) -> dict[str, str]:
     """Words about a registered sequence, and its picture as the source of an image."""
-    fixed, moving = study.files[registration.reference], study.files[registration.sequence]
-    figure = registration_panel(*pair_around(fixed, moving, registration, stored.grid), "")
+    figure = registration_panel(*pair_around(study.files, registration, stored.grid), "")
     return {"words": registration.words, "picture": _source(_png(figure))}
 
 
@@ -128,9 +127,8 @@ def write_registrations(study: Study, registrations: Sequence[Registration], out
     picture = output.file(study.study_id, "picture")
     paths = []
     for one in registrations:
-        fixed, moving = study.files[one.reference], study.files[one.sequence]
-        grid = Geometry.of(sitk.DICOMOrient(sitk.ReadImage(str(fixed)), "LPS"))
-        figure = registration_panel(*pair_around(fixed, moving, one, grid), f"{study.study_id}: {one.words}")
+        grid = Geometry.of(sitk.DICOMOrient(sitk.ReadImage(str(study.files[one.reference])), "LPS"))
+        figure = registration_panel(*pair_around(study.files, one, grid), f"{study.study_id}: {one.words}")
         paths.append(picture.with_name(f"{picture.stem}_{one.sequence}_registered.png"))
         with atomic_write(paths[-1]) as temporary:
             temporary.write_bytes(_png(figure))

@@ -320,8 +320,7 @@ def _oedema(
 
 def gliosis(anatomy: Anatomy, rng: np.random.Generator) -> _Floats:
     """Fraction of white matter that shines on FLAIR and T2 as it does with age: caps around ventricles, and spots."""
-    wide = gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5)
-    near = gaussian_filter(wide, rng.uniform(1.0, 4.0) / anatomy.grid.spacing_mm, truncate=2.5)
+    near = gaussian_filter(_wide_fluid(anatomy), rng.uniform(1.0, 4.0) / anatomy.grid.spacing_mm, truncate=2.5)
     caps = np.clip((near - rng.uniform(0.25, 0.6)) / 0.1, 0, 1)
     spots = np.clip((smooth_field(anatomy.grid, rng.uniform(8, 20), rng) - rng.uniform(2.0, 4.0)) / 0.5, 0, 1)
     deep = gaussian_filter(anatomy.white, 3.0 / anatomy.grid.spacing_mm, truncate=2.5) > 0.6
@@ -342,8 +341,12 @@ def _level(depth: _Floats, brain: NDArray[np.bool_], voxels: float) -> np.float3
 
 def _ventricle(anatomy: Anatomy) -> _Floats:
     """Wide spaces of fluid, 0..1: the ventricles and cisterns but not the sulci."""
-    wide = gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5)
-    return np.asarray(np.clip((wide - 0.35) / 0.3, 0, 1), dtype=np.float32)
+    return np.asarray(np.clip((_wide_fluid(anatomy) - 0.35) / 0.3, 0, 1), dtype=np.float32)
+
+
+def _wide_fluid(anatomy: Anatomy) -> _Floats:
+    """Fluid, 0..1, blurred until the sulci are hardly seen."""
+    return np.asarray(gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5))
 
 
 def _direction(rng: np.random.Generator) -> _Floats:

@@ -18,6 +18,9 @@ _Floats = NDArray[np.float32]
 _WATERED = ("solid", "mismatch", "rim", "oedema")
 """The compartments that the latent `water` makes darker on T1 and brighter on T2."""
 
+_UNEVENNESS = 0.09
+"""Standard deviation of the signal within living tumour, as a share of it."""
+
 _T1_SLICES_MM, _T2_SLICES_MM = (1.0, 1.2, 2.0), (1.2, 2.0, 3.0, 4.0)
 _SLICE_MM = {"FLAIR": _T2_SLICES_MM, "T1": _T1_SLICES_MM, "T1c": _T1_SLICES_MM, "T2": _T2_SLICES_MM}
 
@@ -60,8 +63,10 @@ def render_study(
         parts["gliosis"] = gliosis(anatomy, tissue_rng) * parts["white"]
         parts["white"] = parts["white"] - parts["gliosis"]
     levels = _stray(signals(_draw_tissues(signs.water, tissue_rng)), signs.variety, tissue_rng)
-    uneven = 0.09 + float(signs.variety * tissue_rng.uniform(0, 0.25)) if signs.variety else 0.09
-    images = _scan(parts, anatomy.brain, anatomy.grid, levels, uneven, tissue_rng, scanner_rng)
+    unevenness = _UNEVENNESS
+    if signs.variety:
+        unevenness += signs.variety * tissue_rng.uniform(0, 0.25)
+    images = _scan(parts, anatomy.brain, anatomy.grid, levels, unevenness, tissue_rng, scanner_rng)
     window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
 
     def whole(values: NDArray[np.generic]) -> NDArray[np.generic]:

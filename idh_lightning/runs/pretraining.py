@@ -62,7 +62,6 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         batch_size=int(plan.batch_size),
         workers=int(plan.workers),
     )
-    averaging = EMAWeightAveraging(decay=float(plan.averaging))
     model = LocatorTraining(
         TumourSegmenter(),
         optimizer=optimizer_of(config),
@@ -76,7 +75,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     trainer = make_trainer(
         config.trainer,
         callbacks=[
-            averaging,
+            EMAWeightAveraging(decay=float(plan.averaging)),
             keep,
             card,
             Provenance(run_folder=folder, known={"cohort": "synthetic gliomas, rendered as asked for"}),

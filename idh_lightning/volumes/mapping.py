@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -115,14 +116,13 @@ def head_around(
 
 
 def pair_around(
-    fixed: Path, moving: Path, registration: Registration, grid: Geometry, step_mm: float = 1.5
+    files: Mapping[str, Path], registration: Registration, grid: Geometry, step_mm: float = 1.5
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
     """Two sequences of a study as they are in their files, on the field of view of a grid.
 
     Args:
-        fixed: NIfTI file of the sequence on which the other one was laid.
-        moving: NIfTI file of the one that was registered.
-        registration: Of it.
+        files: Sequence -> NIfTI file.
+        registration: Of one of them on another.
         grid: In LPS order.
         step_mm: Voxel edge of what is returned.
 
@@ -131,10 +131,12 @@ def pair_around(
         affine to RAS mm.
     """
     close = _close_grid(grid, step_mm)
-    images = [sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (fixed, moving)]
-    before = close.resampled(images[1], sitk.sitkLinear)
-    after = close.resampled(images[1], sitk.sitkLinear, transform_of(registration.affine))
-    return close.resampled(images[0], sitk.sitkLinear), before, after, close.affine_ras
+    fixed, moving = (
+        sitk.ReadImage(str(files[name]), sitk.sitkFloat32) for name in (registration.reference, registration.sequence)
+    )
+    before = close.resampled(moving, sitk.sitkLinear)
+    after = close.resampled(moving, sitk.sitkLinear, transform_of(registration.affine))
+    return close.resampled(fixed, sitk.sitkLinear), before, after, close.affine_ras
 
 
 def _close_grid(grid: Geometry, step_mm: float) -> Geometry:
