@@ -5,7 +5,7 @@ The table has the columns `description` and `truth`: FLAIR, T1, T1c, T2 or other
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import pandas as pd
 
@@ -25,4 +25,6 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", metavar="TABLE.csv")
+    main(parser.parse_args().table)

@@ -7,9 +7,9 @@ that fits best. Volumes are turned to the same order of axes first; nothing is i
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,4 +84,7 @@ def main(program: str, folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", metavar="DCM2NIIX")
+    parser.add_argument("folders", metavar="FOLDER", nargs="+")
+    main(**vars(parser.parse_args()))

@@ -18,6 +18,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tiny_checkpoint import tiny_cohort, write_checkpoint
+from tiny_dicom import classic, lump, save
 
 from idh_lightning.cli.entry import composed
 from idh_lightning.config.checks import CONF_DIR, check_config
@@ -173,15 +174,24 @@ def test_console_commands_lead_to_functions_and_are_those_of_the_package() -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.stem)
 def test_an_example_runs(script: Path, tmp_path: Path) -> None:
-    arguments = []
+    arguments: list[str | Path] = []
+    outcome = ""
     if script.stem == "predict_one_study":
         studies = tiny_cohort(tmp_path / "studies")
         write_checkpoint(tmp_path / "run", studies)
-        arguments = [str(tmp_path / "run"), str(studies[0].files["FLAIR"].parent)]
-    command = [sys.executable, str(script), *arguments]
+        arguments = [tmp_path / "run", studies[0].files["FLAIR"].parent]
+    elif script.stem == "score_descriptions":
+        arguments = [ROOT / "tests" / "inference" / "series_descriptions.csv"]
+        outcome = "T1c called T1 without a doubt: 0"
+    elif script.stem == "score_dicom":
+        save(classic(lump(), SeriesDescription="AX FLAIR"), tmp_path / "series")
+        arguments = [Path(sys.executable).with_name("dcm2niix"), tmp_path / "series"]
+        outcome = "one of the four sequences: 1 of 1 volumes as dcm2niix has them"
+    command = [sys.executable, script, *arguments]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
+    assert outcome in ended.stdout
 
 
 def told(file: Path) -> str:
