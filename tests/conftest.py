@@ -21,6 +21,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # for fixtures of a module, which are made before the one above
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--damaged", type=int, default=0, help="how many damaged inputs to predict; every kind at least")
     parser.addoption("--kills", type=int, default=1, help="at how many random moments a run is killed")

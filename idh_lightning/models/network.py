@@ -35,6 +35,9 @@ On an H200 in float16, two studies at 128^3 took 16 ms together and 26 ms one af
 """
 
 
+HALF_WEIGHT = 100
+"""Training patients of whom a branch has learnt when it counts half as much as the dense vote."""
+
 ENTRY = "entry"
 """Layer that only passes on what enters the tail: the stem's features, gated where there is a locator."""
 
@@ -45,8 +48,8 @@ class NetworkOutput(NamedTuple):
     Attributes:
         logits: [B, 2], float32: wildtype, mutant.
         tumour: [B, d, h, w], float32: probability of tumour in each cell of the tumour map; None without a locator.
-        branch_logits: `logits` is their mean; each [B, 2] and to be taught on its own: the deep layers' logits, and
-            with a locator those of the radiomics head and of the dense vote.
+        branch_logits: `logits` is their weighted mean; each [B, 2] and to be taught on its own: the deep layers'
+            logits, and with a locator those of the radiomics head and of the dense vote.
     """
 
     logits: Tensor
@@ -81,7 +84,9 @@ class StemTailNetwork(nn.Module):
     multiplied by that: the classifier sees the tumour and its surroundings, and how sure the locator is of each cell is
     half of the explanation (see `attribution.Evidence`). A linear radiomics head beside the deep layers judges what the
     tumour is like there, where it lies and how large it is, and each voxel of it votes for mutant or wildtype; the
-    logits are the mean of the three branches. Prediction needs no mask.
+    logits are a mean of the three branches. The vote has learnt from thousands of synthetic patients before, the other
+    two from n training patients alone, and their weight in it is n / (n + 100) of that of the vote. Prediction needs no
+    mask.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class StemTailNetwork(nn.Module):
         checkpoint_tail: bool = False,
         missing: Literal["error", "zero"] = "error",
         locator: str | TumourSegmenter | None = None,
+        training_patients: int | None = None,
     ) -> None:
         """Build the network and load its weights.
 
@@ -121,6 +127,8 @@ class StemTailNetwork(nn.Module):
             missing: "zero" if a study may lack a sequence: the stem then tells the tail which channels are all zero.
             locator: Segmentation network that finds the tumour: "pretrained", a file of `save_segmenter`, or the
                 network itself. None for no locator.
+            training_patients: Number of those that deep layers and radiomics head learn from, where the vote has learnt
+                before; None if all three count the same.
 
         Raises:
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
@@ -148,6 +156,8 @@ class StemTailNetwork(nn.Module):
         self._traced: dict[tuple[str, int], tuple[float, float, int]] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
+        n = training_patients
+        self.weight_of_learnt = 1.0 if n is None else n / (n + HALF_WEIGHT)
         self._add_locator(locator)
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -248,7 +258,7 @@ class StemTailNetwork(nn.Module):
         return TailInput(deep, tissue, tumour[:, 0], vote[:, 0, 0, 0, 0].float())
 
     def classify(self, entry: TailInput) -> NetworkOutput:
-        """Logits of the branches, and their mean."""
+        """Logits of the branches, and their weighted mean."""
         with self._tail_arithmetic(entry.deep):
             hidden = entry.deep
             lighter = self.checkpoint_tail and self.training and torch.is_grad_enabled()
@@ -263,7 +273,8 @@ class StemTailNetwork(nn.Module):
         with torch.autocast(device, enabled=False):  # with their gains, their gradients leave the range of float16
             differences = self.radiomics(entry.tissue, entry.tumour), self.vote(entry.vote)
         branches = (deep, *(torch.stack([-difference, difference], 1) / 2 for difference in differences))
-        return NetworkOutput(torch.stack(branches).mean(0), entry.tumour, branches)
+        learnt, (_, read, voted) = self.weight_of_learnt, branches
+        return NetworkOutput((learnt * (deep + read) + voted) / (2 * learnt + 1), entry.tumour, branches)
 
     def parts(self) -> list[nn.Module]:
         """Modules whose weights are of different scales: deep layers, embedding, and the heads beside them."""

@@ -302,13 +302,17 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
     given: dict[str, Any] = {} if start is None else {"weights": LATER}
     if start is not None and config.model.locator is not None:
         given["locator"] = start.locator()
+    # The voxels of the package have learnt to vote on IDH alone.
+    patients = _training_patients(prepared, start) if prepared.cohort.target == IDH else None
+    given["training_patients"] = patients
     network = instantiate_section(config.model, _partial_=True)(sequences=prepared.cohort.sequences, **given)
     if start is not None:
         start.require_target(prepared.cohort.target)
         network.weights_origin = WeightsOrigin(**start.recipe["weights"])
     elif prepared.cohort.target != IDH and network.vote is not None and "locate" not in config.stages:
-        network.vote.silence()  # the voxels have learnt to vote on IDH
+        network.vote.silence()
     recipe = _recipe(config, prepared, network.weights_origin)
+    recipe["model"]["training_patients"] = patients
     model = IDHClassifier(
         network=network,
         objective=instantiate_section(config.objective),
@@ -329,6 +333,12 @@ def classifier(config: DictConfig, prepared: PreparedCohort, start: Checkpoint |
             )
         start.load_into(network)
     return model
+
+
+def _training_patients(prepared: PreparedCohort, start: Checkpoint | None) -> int:
+    """Number of patients that a training learns from, or that the checkpoint which it begins with did, if more."""
+    before = 0 if start is None else start.recipe["model"].get("training_patients") or 0
+    return max(before, len({study.patient_id for study in prepared.by_split["train"]}))
 
 
 def classifier_of(checkpoint: Checkpoint) -> IDHClassifier:

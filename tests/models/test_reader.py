@@ -111,6 +111,10 @@ def test_the_logits_are_the_mean_of_all_opinions(small_network: Maker) -> None:
     answer = network.answer(network.stem(x))
     deep, read, voted = answer.branch_logits
     torch.testing.assert_close(answer.logits, (deep + read + voted) / 3)
+    few = with_an_opinion(small_network(locator=threshold_locator(0.0), training_patients=25), x)
+    few.load_state_dict(network.state_dict())
+    # 25 / (25 + 100) of the weight of the vote.
+    torch.testing.assert_close(few(x), (0.2 * deep + 0.2 * read + voted) / 1.4)
     assert (read[:, 1] - read[:, 0]).std() > 0
     assert len(small_network().answer(small_network().stem(x)).branch_logits) == 1
 
