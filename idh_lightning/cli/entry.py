@@ -10,7 +10,8 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 import hydra
@@ -129,6 +130,12 @@ def composed(name: str, overrides: Sequence[str], *, hydra_too: bool = False) ->
             config = compose(name, overrides=list(overrides), return_hydra_config=hydra_too)
     GlobalHydra.instance().clear()
     return config
+
+
+@cache
+def _defaults(name: str) -> DictConfig:
+    """Configuration of a command without overrides, to be read and not changed."""
+    return composed(name, [], hydra_too=True)
 
 
 def silence_library_warnings() -> None:
@@ -290,7 +297,8 @@ def _unknown_keys(name: str, overrides: Sequence[Override]) -> Iterator[_WrongOv
     for one in overrides:
         is_choice = (CONF_DIR / one.key_or_group).is_dir() or one.key_or_group.startswith("hydra/")
         (choices if is_choice and one.package is None else others).append(one)
-    groups = {str(group) for group in composed(name, [], hydra_too=True).hydra.runtime.choices}
+    config = _defaults(name)
+    groups = {str(group) for group in config.hydra.runtime.choices}
     for one in [one for one in choices if not (one.is_add() or one.key_or_group in groups)]:
         if not one.key_or_group.startswith("hydra/"):
             choices.remove(one)
@@ -298,10 +306,8 @@ def _unknown_keys(name: str, overrides: Sequence[Override]) -> Iterator[_WrongOv
             group = one.key_or_group
             words = f"{group}: {name} makes no such choice; expected one of {listed}. Leave {one.input_line} out."
             yield _WrongOverride(str(one.input_line), words)
-    try:
-        config = composed(name, [_first(one) for one in choices], hydra_too=True)
-    except (HydraException, OmegaConfBaseException):
-        config = composed(name, [], hydra_too=True)
+    with suppress(HydraException, OmegaConfBaseException):
+        config = composed(name, [_first(one) for one in choices], hydra_too=True) if choices else config
     plain: Any = OmegaConf.to_container(config, resolve=False)
     known = [*dotted_keys(plain), *(folder.name for folder in CONF_DIR.iterdir() if folder.is_dir())]
     for one in others:

@@ -193,7 +193,7 @@ class Predictor:
         damaged = any(doubt.check in WITHHOLDING for doubt in doubts if doubt.withheld)
         notices = (*self.ensemble.notices, *new.notes)
         told = [doubt.text for doubt in doubts if not doubt.withheld]
-        cam = self.ensemble.map(stored)
+        cam = self.ensemble.map(stored) if output is not None else None
         files = self._written(cam, tumour, stored, study, output)
         unlike = tuple(dict.fromkeys(name_of_check(doubt.check) for doubt in doubts if doubt.unlike))
         answer: dict[str, Any] = {"status": "withheld", "reasons": tuple(withheld), "warnings": (*notices, *told)}
@@ -207,7 +207,7 @@ class Predictor:
             if unlike:
                 answer["prediction_set"] = None
         answer |= {"unlike": unlike, **files}
-        if output is not None:
+        if output is not None and cam is not None:
             full = StudyPrediction(study_id=new.study_id, target=self.ensemble.target, **answer)
             answer["draw"] = lambda: {
                 "page": write_page(full, study, stored, cam, tumour, self.ensemble, output, confidence=self.confidence)
@@ -216,7 +216,7 @@ class Predictor:
 
     def _written(
         self,
-        cam: NDArray[np.float32],
+        cam: NDArray[np.float32] | None,
         tumour: NDArray[np.float32] | None,
         stored: StoredVolume,
         study: Study,
@@ -225,7 +225,7 @@ class Predictor:
         """Fields of a prediction that tell of its map and its tumour, which are written where there is a folder."""
         seen = {name: study.files[name] for name in self.ensemble.sequences if name in study.files}
         fields: dict[str, Any] = {"files": seen}
-        if output is not None:
+        if output is not None and cam is not None:
             fields["map_file"] = output.file(study.study_id, "map")
             output.describe(study.study_id, "map", seen, stored.found.sequence)
             write_map(cam * (np.asarray(stored.brain) > 0), stored, fields["map_file"])

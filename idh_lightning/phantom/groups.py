@@ -193,9 +193,9 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
         weights = np.array(list(shares.values()), dtype=float)
         return rng.choice(np.array(list(shares), dtype=object), size=size, p=weights / weights.sum())
 
-    table = pd.DataFrame({"group": [group.name] * size, "label": group.label})
+    table: dict[str, Any] = {"group": [group.name] * size, "label": group.label}
     for sign in SIGNS:
-        among = table["enhancing"].to_numpy() if sign == "ring_necrosis" else None
+        among = table["enhancing"] if sign == "ring_necrosis" else None
         table[sign] = quota(getattr(group, sign), among)
     table["lobe"] = np.where(table["frontal"], "frontal", choice(_OTHER_LOBES))
     table["side"] = choice({"left": 1, "right": 1})
@@ -203,7 +203,7 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
     spread = np.sqrt(np.log1p((sd / mean) ** 2))
     volume = rng.lognormal(np.log(mean) - spread**2 / 2, spread, size)
     table["volume_ml"] = np.clip(volume, *_VOLUME_RANGE_ML).round(1)
-    share = table["enhancing"].map(_OEDEMA_SHARE).to_numpy(dtype=float) + group.oedema_shift
+    share = np.where(table["enhancing"], _OEDEMA_SHARE[True], _OEDEMA_SHARE[False]) + group.oedema_shift
     table["oedema_share"] = np.clip(rng.normal(share, _OEDEMA_SD), 0.05, 0.75).round(3)
     table["water"] = np.clip(rng.normal(group.water, _WATER_SD, size), -0.15, 0.2).round(3)
 
@@ -213,9 +213,10 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
     table["WHO CNS Grade"] = choice({str(grade): share for grade, share in group.grades.items()}).astype(int)
     table["Final pathologic diagnosis (WHO 2021)"] = group.diagnosis
     table["MGMT status"] = choice(_MGMT)
-    index = pd.Series(rng.integers(1, 18, size).astype(str))
-    table["MGMT index"] = index.where(table["MGMT status"] == "positive", "unknown")
-    table.loc[table["MGMT status"] == "negative", "MGMT index"] = "0"
+    index = rng.integers(1, 18, size).astype(str)
+    table["MGMT index"] = np.select(
+        [table["MGMT status"] == "positive", table["MGMT status"] == "negative"], [index, "0"], "unknown"
+    )
     table["1p/19q"] = choice(_ARMS["codeleted" in group.diagnosis])
     table["IDH"] = choice(_MUTATIONS) if mutant else "wildtype"
     # Exponential survival with the group's median, seen until a follow-up of one to eight years ends.
@@ -226,9 +227,7 @@ def _draw_group(group: Group, size: int, rng: np.random.Generator) -> pd.DataFra
     table["EOR"] = choice({"GTR": 0.5, "STR": 0.39, "biopsy": 0.11})
     table["Biopsy prior to imaging"] = choice({"No": 0.86, "Yes": 0.14})
     # Synthetic patients belong to no other collection.
-    for column in CLINICAL_COLUMNS[-3:]:
-        table[column] = ""
-    return table
+    return pd.DataFrame(table | dict.fromkeys(CLINICAL_COLUMNS[-3:], ""))
 
 
 def draw_signs(label: int, rng: np.random.Generator) -> Signs:

@@ -163,9 +163,9 @@ def turning_case(run: ReportedRun) -> tuple[Call, Markup] | None:
     """
     path = run.folder / "figures" / "brain_3d.gif"
     path.unlink(missing_ok=True)
-    for call in calls_of(run):
+    for call in (call for call in calls_of(run) if call.label == 1 and call.right):
         files, cam, mask = _images(run, call.study_id)
-        if call.label == 1 and call.right and files and cam is not None and mask is not None:
+        if files and cam is not None and mask is not None:
             break
     else:
         return None

@@ -73,7 +73,7 @@ class ReportedRun:
         """Name of the cohort that the network was trained on."""
         return str(self.provenance.get("trained_on") or self.provenance.get("cohort", ""))
 
-    @property
+    @cached_property
     def target(self) -> Target:
         """Target that the run predicts."""
         return Target.of_record(self.metrics.get("target") or self.provenance.get("target"))

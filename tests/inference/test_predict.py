@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from same_process import run_here
 from tiny_checkpoint import settings_of, tiny_cohort, write_checkpoint
 from tiny_studies import ras_affine, rotation, write_study
 
@@ -32,6 +33,7 @@ from idh_lightning.evaluation import Calibrator
 from idh_lightning.inference import Predictor, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.result_files import ResultFolder
+from idh_lightning.predict import main
 from idh_lightning.runs import assembly
 from idh_lightning.runs.assembly import take_target_over
 
@@ -377,11 +379,15 @@ def test_folders_whose_images_cannot_be_told_apart_by_name_are_said_not_to_be_re
 
 
 def test_members_of_an_ensemble_are_averaged_and_their_disagreement_widens_the_interval(
-    run: Path, cohort: list[Study], patient: Path
+    run: Path, patient: Path
 ) -> None:
-    second = write_checkpoint(run.parent / "second", cohort, seed=1)
+    second = Path(shutil.copytree(run, run.parent / "second"))
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["state_dict"]["network.network.classifier.bias"] += torch.tensor([1.0, -1.0])
+    torch.save(content, second / "checkpoints" / "best.ckpt")
     both = Predictor([run, second])
     single = [Predictor(one).predict(patient)[0] for one in (run, second)]
+    assert abs(single[0].probability - single[1].probability) > 0.05
     for ensemble in (both, Predictor(run.parent)):
         (answer,) = ensemble.predict(patient)
         assert answer.members == pytest.approx([one.probability for one in single])
@@ -543,6 +549,11 @@ def test_views_are_the_same_each_time_and_hold_the_study_in_place() -> None:
 
 
 def command(*overrides: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_here(main, *overrides, folder=folder)
+
+
+def command_apart(*overrides: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "idh_lightning.predict", *overrides],
         cwd=folder,
@@ -566,7 +577,7 @@ def test_the_command_writes_a_row_for_every_study_and_its_status_says_that_one_f
     broken = patient.parent / "broken"
     shutil.copytree(patient, broken)
     (broken / "patient_T2.nii.gz").write_bytes((broken / "patient_T2.nii.gz").read_bytes()[:2000])
-    done = command(f"checkpoint={run}", f"input={patient.parent}", "output=out", folder=tmp_path)
+    done = command_apart(f"checkpoint={run}", f"input={patient.parent}", "output=out", folder=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "out" / "predictions.csv", index_col="study_id")
     assert sorted(table["status"]) == ["answered", "failed"]

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
-from test_predict import cohort, command, predictor, run  # noqa: F401 - fixtures
+from test_predict import cohort, command, command_apart, predictor, run  # noqa: F401 - fixtures
 from tiny_dicom import base, classic, save
 from tiny_studies import write_study
 
@@ -303,7 +303,7 @@ def test_a_head_on_four_grids_has_the_answer_of_its_nifti_files_in_a_minute(tmp_
         save(slices_of(image, number, **TAGS[name]), tmp_path / "dicom" / str(number))
         sitk.WriteImage(image, str(tmp_path / "nifti" / f"head_{name}.nii.gz"))
     before = os.times()
-    said = command(f"input={tmp_path / 'dicom'}", "confirm=true", "output=out", folder=tmp_path)
+    said = command_apart(f"input={tmp_path / 'dicom'}", "confirm=true", "output=out", folder=tmp_path)
     after = os.times()
     assert said.returncode == 0, said.stdout + said.stderr
     used = after.children_user + after.children_system - before.children_user - before.children_system

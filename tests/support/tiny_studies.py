@@ -1,6 +1,8 @@
 """A made-up head, defined in patient space and written on whatever grid a test asks for."""
 
+import gzip
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -79,14 +81,29 @@ def sequence_values(name, points, *, seed=0, skull=False):
     return np.where(in_brain(points), values, np.where(scalp, 800.0, noise))
 
 
-def write(path, values, affine, dtype=np.int16):
-    """Write voxels [i, j, k] as NIfTI with sform and qform."""
+def nifti(values, affine, dtype=np.int16):
+    """Return voxels [i, j, k] as NIfTI with sform and qform."""
     image = nib.Nifti1Image(np.asarray(values).astype(dtype), affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
+    return image
+
+
+def write(path, values, affine, dtype=np.int16):
+    """Write voxels [i, j, k] as NIfTI with sform and qform."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
+    nib.save(nifti(values, affine, dtype), path)
     return path
+
+
+@lru_cache(maxsize=512)
+def _compressed(name, affine, size, seed, skull):
+    """Return the content of a compressed file of one sequence, or of the mask; many tests ask for the same."""
+    affine = np.array(affine)
+    points = points_mm(affine, size)
+    if name == "mask":
+        return gzip.compress(nifti(in_tumour(points), affine, np.uint8).to_bytes(), 1, mtime=0)
+    return gzip.compress(nifti(sequence_values(name, points, seed=seed, skull=skull), affine).to_bytes(), 1, mtime=0)
 
 
 def write_study(
@@ -104,15 +121,12 @@ def write_study(
 ) -> Study:
     """Write a study and return its record; `others` gives single sequences (affine, size) of their own."""
     affine = ras_affine() if affine is None else affine
-    files = {}
-    for name in sequences:
+    place = folder / study_id
+    place.mkdir(parents=True, exist_ok=True)
+    files = {name: place / f"{study_id}_{name}.nii.gz" for name in sequences}
+    mask_file = place / f"{study_id}_seg.nii.gz" if mask else None
+    for name, file in (files | ({"mask": mask_file} if mask_file else {})).items():
         own_affine, own_size = (others or {}).get(name, (affine, size))
-        values = sequence_values(name, points_mm(own_affine, own_size), seed=seed, skull=skull)
-        files[name] = write(folder / study_id / f"{study_id}_{name}.nii.gz", values, own_affine)
-    mask_file = None
-    if mask:
-        own_affine, own_size = (others or {}).get("mask", (affine, size))
-        tumour = in_tumour(points_mm(own_affine, own_size))
-        mask_file = write(folder / study_id / f"{study_id}_seg.nii.gz", tumour, own_affine, np.uint8)
+        file.write_bytes(_compressed(name, tuple(map(tuple, own_affine)), tuple(own_size), seed, skull))
     record = {"patient_id": study_id, "label": 1} | record
     return Study(study_id=study_id, files=files, mask=mask_file, **record)
