@@ -116,10 +116,7 @@ class Reader(ABC):
         ):
             if value not in choices:
                 raise ConfigError(f"cohort.{key}: {value!r}; expected one of {choices}. Correct the setting.")
-        if isinstance(self.exclude, str):
-            raise ConfigError(
-                f"cohort.exclude: {self.exclude!r}; expected a list. Write cohort.exclude=[{self.exclude}]."
-            )
+        refuse_single_name(self.exclude)
         if unknown := [name for name in self.sequences or () if name not in SEQUENCES]:
             raise ConfigError(f"cohort.sequences: {unknown}; expected a choice of {SEQUENCES}. Correct the setting.")
         chosen = target_of(self.target, self.classes)
@@ -200,7 +197,7 @@ class Reader(ABC):
         faults: list[Fault] = []
         exclusions: dict[str, Exclusion] = {}
         unused = {str(text).strip() for text in self.exclude}
-        spellings = {form: text for text in unused for form in _spellings(text)}
+        spellings = spellings_of(unused)
         sequences: set[str] = set()
         known: set[str] = set()
         for item in self.found():
@@ -222,21 +219,12 @@ class Reader(ABC):
             if hits := {spellings[name] for name in persons[study.patient_id] if name in spellings}:
                 unused -= hits
                 exclusions[study.study_id] = _listed(study.study_id, study.patient_id)
-        faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
+        faults += [unused_exclusion(text, known, self.name) for text in sorted(unused)]
         return build_cohort(
             name=self.name, sequences=[name for name in SEQUENCES if name in wanted],
             studies=[study for study in studies if study.study_id not in exclusions], exclusions=exclusions.values(),
             faults=[*faults, *aliases.faults(persons)], notes=[*self._notes, *aliases.notes], target=self._target,
             persons=persons,
-        )  # fmt: skip
-
-    def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
-        """Return the fault of an entry of cohort.exclude that names no study and no patient."""
-        near = difflib.get_close_matches(text, [name for name in known if name], n=3, cutoff=0.7)
-        return Fault(
-            where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
-            expected=f"identifiers of the cohort {self.name}",
-            remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
         )  # fmt: skip
 
     def _study(self, row: CohortRow, faults: list[Fault]) -> Study | None:
@@ -320,6 +308,32 @@ class Reader(ABC):
         return files
 
 
+def refuse_single_name(exclude: Sequence[str]) -> None:
+    """Raise a ConfigError if cohort.exclude is one name instead of a list."""
+    if isinstance(exclude, str):
+        raise ConfigError(
+            f"cohort.exclude: {exclude!r}; expected a list. Write {to_paste('cohort.exclude', [exclude])}"
+        )
+
+
+def spellings_of(names: Iterable[str]) -> dict[str, str]:
+    """Every spelling of the names in cohort.exclude -> the name as it stands there."""
+    parsed = {text: parse_ucsf_pdgm(text) for text in names}
+    return {form: text for text, ucsf in parsed.items() for form in (text, *([ucsf.study_id] if ucsf else []))}
+
+
+def unused_exclusion(text: str, known: Iterable[str], cohort: str) -> Fault:
+    """Fault of an entry of cohort.exclude that names no study and no patient of a cohort."""
+    names = [name for name in known if name]
+    near = sorted(name for name in names if name.endswith(f"-{text}"))  # one that several sources of a cohort have
+    near = near[:3] or difflib.get_close_matches(text, names, n=3, cutoff=0.7)
+    return Fault(
+        where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
+        expected=f"identifiers of the cohort {cohort}",
+        remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
+    )  # fmt: skip
+
+
 def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd.Series[str]]) -> Fault:
     """Return the fault of a study that stands in a table more than once; a warning where its rows say the same."""
     same = all(row.equals(rows[0]) for row in rows)
@@ -356,8 +370,3 @@ def _age(text: str) -> float | None:
 
 def _listed(study_id: str, patient_id: str) -> Exclusion:
     return Exclusion(study_id=study_id, patient_id=patient_id, reason="listed in cohort.exclude")
-
-
-def _spellings(text: str) -> set[str]:
-    ucsf = parse_ucsf_pdgm(text)
-    return {text, ucsf.study_id} if ucsf else {text}

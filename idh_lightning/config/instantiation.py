@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.places import in_source
 from idh_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def instantiate_section(section: Any, **settings: Any) -> Any:
     """
     with warnings.catch_warnings():
         silence_hydra()
+        for source, reader in (section.get("readers") or {}).items():
+            try:
+                instantiate(reader, _convert_="all")
+            except ConfigError as error:
+                raise ConfigError(in_source(str(error), source)) from error
         return instantiate(section, _convert_="all", **settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,17 @@ _EXPECTED: Mapping[str, str] = {
     "runs": "there is no such folder; expected a run folder, or a folder that holds some",
 }
 """Setting -> what is said of a path in it that does not exist."""
+
+_OF_A_SOURCE = re.compile(
+    r"\bcohort\.(?=(target|classes|vocabulary|columns|table|folder|aliases|exclude|sequences|bias_corrected|patients"
+    r"|spacing_mm|seed|workers|control|missing_sequence)\b)"
+)
+"""Before the settings that each source of a combined cohort has of its own."""
+
+
+def in_source(text: str, source: str) -> str:
+    """Message with the settings of one source where they stand in the configuration of a combined cohort."""
+    return _OF_A_SOURCE.sub(f"cohort.readers.{source}.", text)
 
 
 def refuse_absent_places(config: Mapping[str, Any]) -> None:
