@@ -28,6 +28,7 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
 from idh_lightning.cohort import IDH, TARGETS, target_of
 from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.places import without_folders
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
@@ -340,7 +341,7 @@ def classifier_of(checkpoint: Checkpoint) -> IDHClassifier:
 def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin) -> dict[str, Any]:
     """Settings that a checkpoint must carry so that nothing else is needed to use it, in primitives."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return {
+    recipe: dict[str, Any] = {
         "model": plain["model"],
         "objective": plain["objective"],
         "preprocessing": plain["data"]["preprocessing"],
@@ -352,6 +353,7 @@ def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin)
         "seed": plain["seed"],
         "fold": plain["fold"],
     }
+    return {key: without_folders(part) for key, part in recipe.items()}
 
 
 def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator[Tensor]:
