@@ -21,7 +21,7 @@ from idh_lightning.cohort.aliases import read_aliases
 from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
-from idh_lightning.cohort.labels import normalise
+from idh_lightning.cohort.labels import normalise, unstated
 from idh_lightning.cohort.spreadsheet import describe_columns, match_columns, read_spreadsheet, require_columns
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.cohort.targets import TARGETS, Target, target_of
@@ -39,7 +39,6 @@ reader refuses them as age or sex, which are the only columns that a model may e
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _OTHER_FOLLOW_UP = "Correct the table, or leave the column out if it says another thing: cohort.columns.follow_up=null"
 _TRUTHS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False)}
-_UNSTATED = {"", "unknown", "n/a", "na", "nan", "not available", "unspecified"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ class Reader(ABC):
         rest = [name for name in table.columns if name not in found.values()]
         found |= match_columns(rest, {role: name for role, name in wanted.items() if role not in named}, path)
         must = {role: wanted[role] for role in ("study_id", self.target)}
-        require_columns(table.columns, found, {**must, **named}, path)
+        require_columns(table.columns, found, {**must, **named}, path, read_as=table.attrs["read_as"])
         if twice := [role for role in found if role != self.target and found[role] == found[self.target]]:
             raise CohortError(
                 f"{path}: column {found[self.target]!r} is {self.target} and {twice[0]}; expected a column of its own, "
@@ -244,8 +243,9 @@ class Reader(ABC):
                 "unusable_id", f"the study is called {row.study_id[:80]!r}",
                 "at most 128 letters, digits, dots, dashes and underscores", "Rename the study in the table.",
             )  # fmt: skip
-        if not row.patient_id:
-            report("no_patient", "no patient identifier", "one, since patients are split", "Add it to the table.")
+        if unstated(row.patient_id):
+            said = f"the patient is called {row.patient_id!r}" if row.patient_id else "no patient identifier"
+            report("no_patient", said, "an identifier, since patients are split", "Add it to the table.")
         label = 0
         try:
             label = self._target.label_of(row.label)
@@ -274,7 +274,7 @@ class Reader(ABC):
             ("sex", row.sex, sex, "F, M, female or male", unknown.format("sex")),
             ("follow_up", row.follow_up, follow_up, "true, false or nothing", _OTHER_FOLLOW_UP),
         ):
-            if value is None and text.casefold() not in _UNSTATED:
+            if value is None and not unstated(text):
                 report(f"unknown_{key}", f"{key} is {text[:80]!r}", expected, remedy, error=key == "follow_up")
         faults += found
         if any(fault.severity == "error" for fault in found):

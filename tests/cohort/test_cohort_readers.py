@@ -622,6 +622,35 @@ def test_an_excel_table_is_read_with_its_leading_zeros(tmp_path: Path) -> None:
     assert (study.study_id, study.patient_id, study.age_years) == ("0012", "0012", 51.5)
 
 
+def test_of_an_excel_file_the_sheet_with_the_studies_is_read(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path).with_suffix(".xlsx")
+    book = openpyxl.Workbook()
+    book.active.title = "readme"
+    book.active.append(["Please read", "before use"])
+    sheet = book.create_sheet("data")
+    sheet.append(["Case ID", "idh", "FLAIR"])
+    sheet.append(["A1", "wildtype", "images/a_flair.nii.gz"])
+    book.save(path)
+    cohort = read(Table(table=path))
+    assert [study.study_id for study in cohort.studies] == ["A1"]
+    assert "Excel sheet 'data'; other sheets are not read: readme" in cohort.notes[0]
+    sheet["A1"] = "Fall"
+    book.save(path)
+    with pytest.raises(
+        CohortError, match=r"'Please read', 'before use'. This is Excel sheet 'readme'; .* data: put the"
+    ):
+        Table(table=path).read()
+
+
+def test_a_parquet_table_whose_numbered_index_has_a_name_names_its_studies(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path).drop(columns=["study_id", "patient_id"], errors="ignore")
+    frame.index = pd.RangeIndex(len(frame), name="study_id")
+    frame.to_parquet(path.with_suffix(".parquet"))
+    cohort = read(Table(table=path.with_suffix(".parquet")))
+    assert [study.study_id for study in cohort.studies] == ["0", "1"]
+
+
 def test_identifiers_keep_their_zeros_and_underscores(tmp_path: Path) -> None:
     path = table_cohort(tmp_path)
     pd.read_csv(path).assign(study_id=["0012", "12_1"], patient_id=["1e3", "007"]).to_csv(path, index=False)
@@ -874,6 +903,18 @@ def test_a_wrong_setting_of_a_source_is_named_where_it_stands(setting: str, told
     with pytest.raises(ConfigError) as refused:
         instantiate_section(config.cohort)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["NA", "unknown", "--", "NULL"])
+def test_a_word_for_nothing_is_no_patient(tmp_path: Path, word: str) -> None:
+    reader = two_tables(tmp_path, f"S0,{word},mutant S1,{word},wildtype S2,P,mutant", "T0,Q,mutant")["one"]
+    cohort = reader.read()
+    assert {fault.study_id for fault in cohort.faults if fault.check == "no_patient"} == {"S0", "S1"}
+    assert [study.study_id for study in cohort.studies] == ["S2"]
+    ucsf = write_ucsf_cohort(tmp_path / "ucsf", 5)
+    ucsf.table["person"] = word
+    cohort = ucsf.reader(columns={"patient_id": "person"}).read()
+    assert len({study.patient_id for study in cohort.studies}) == 5
 
 
 def test_a_combination_of_nothing_is_refused(tmp_path: Path) -> None:
