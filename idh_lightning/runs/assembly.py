@@ -37,7 +37,7 @@ from idh_lightning.models import LATER, WeightsOrigin
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.locating import FineTuning
-from idh_lightning.runs.preparation import PreparedCohort, Screen, prepare_cohort
+from idh_lightning.runs.preparation import Inspection, PreparedCohort, Screen, prepare_cohort
 from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_of
 from idh_lightning.runs.state import RunState, copy_training_state, weights_of
 from idh_lightning.volumes import VolumeStore
@@ -172,7 +172,9 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
     )
 
 
-def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: Screen | None = None) -> PreparedCohort:
+def prepare_configured(
+    config: DictConfig, *, must_split: bool = True, screen: Screen | None = None, inspect: Inspection | None = None
+) -> PreparedCohort:
     """Cohort of a configuration, prepared; see `prepare_cohort`."""
     return prepare_cohort(
         instantiate_section(config.cohort),
@@ -181,6 +183,7 @@ def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: S
         Path(config.paths.run),
         must_split=must_split,
         screen=screen,
+        inspect=inspect,
     )
 
 
