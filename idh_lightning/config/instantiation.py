@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
@@ -21,12 +22,15 @@ NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia
 def instantiate_section(section: Any, **settings: Any) -> Any:
     """Object that a section of the configuration describes, with further settings.
 
+    What is wrong with a source of a combined cohort is told of the settings of that source.
+
     With `_partial_=True`, its constructor: what is no primitive goes there directly, since Hydra would turn data
     classes among its keyword arguments into configuration.
     """
     with warnings.catch_warnings():
         silence_hydra()
-        for source, reader in (section.get("readers") or {}).items():
+        sources = section.get("readers") if isinstance(section, Mapping) else None
+        for source, reader in (sources or {}).items():
             try:
                 instantiate(reader, _convert_="all")
             except ConfigError as error:
