@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from idh_lightning.attribution import Method
 from idh_lightning.cohort import Cohort, DevelopmentPatients, Target
 from idh_lightning.config.instantiation import instantiate_section
-from idh_lightning.config.places import SHIPPED
+from idh_lightning.config.places import SHIPPED, absolute_paths, without_folders
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import DevelopmentCohort, PostProcessing
 from idh_lightning.files import atomic_write, write_text
@@ -55,7 +55,8 @@ class Checkpoint:
 
     Attributes:
         file: Where it lies.
-        recipe: Settings of the network, its objective, its preprocessing and its maps; cohort and sequences, seed.
+        recipe: Settings of the network, its objective, its preprocessing and its maps; cohort and sequences, seed. Of
+            files that the training began with it has the names, not the folders.
         state_dict: Weights, by the names that the LightningModule gives them.
         ood_detector: Fitted on the training studies; None before the end of the fit, and where these were too few.
         post_processing: Calibration, threshold and prediction sets; None before the report of the run.
@@ -165,17 +166,19 @@ class Checkpoint:
                 f"format {CHECKPOINT_FORMAT}. Train again, or use it with the version that wrote it."
             )
         _refuse_foreign_targets(content["recipe"], file)
-        covariance = content.get("calibration_covariance")
+        covariance, card = content.get("calibration_covariance"), content.get("model_card")
+        for path in absolute_paths(content["recipe"]):  # of a checkpoint that was written with them
+            card = card and card.replace(path, without_folders(path))
         return cls(
             file=file,
-            recipe=content["recipe"],
+            recipe=without_folders(content["recipe"]),
             state_dict=content["state_dict"],
             ood_detector=_restored(OutOfDistributionDetector, content.get("ood_detector")),
             post_processing=_restored(PostProcessing, content.get("post_processing")),
             calibration_covariance=None if covariance is None else np.array(covariance, dtype=float),
             development=_restored(DevelopmentCohort, content.get("development")),
             earlier=_restored(DevelopmentPatients, content.get("earlier")),
-            model_card=content.get("model_card"),
+            model_card=card,
             notice=content.get("notice", ""),
         )
 

@@ -44,6 +44,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Temporary folder of the same name, which becomes `path`, new or empty till then, in one step at the end.
+
+    After an exception there is none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as name:
+        temporary = Path(name, path.name)
+        temporary.mkdir()
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
     with atomic_write(path) as temporary:

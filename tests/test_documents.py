@@ -181,8 +181,10 @@ def test_an_example_runs(script: Path, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "run", studies)
         arguments = [tmp_path / "run", studies[0].files["FLAIR"].parent]
     elif script.stem == "score_descriptions":
-        arguments = [ROOT / "tests" / "inference" / "series_descriptions.csv"]
-        outcome = "T1c called T1 without a doubt: 0"
+        made_up = (ROOT / "tests" / "inference" / "series_descriptions.csv").read_text(encoding="utf-8")
+        (tmp_path / "table.csv").write_text(f"{made_up}AX PD/T2 FSE,T2 (dual echo)\n", encoding="utf-8")
+        arguments = [tmp_path / "table.csv"]
+        outcome = "164 of 166 right\nT1c called T1 without a doubt: 0"
     elif script.stem == "score_dicom":
         save(classic(lump(), SeriesDescription="AX FLAIR"), tmp_path / "series")
         arguments = [Path(sys.executable).with_name("dcm2niix"), tmp_path / "series"]

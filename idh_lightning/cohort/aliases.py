@@ -10,7 +10,7 @@ from pathlib import Path
 
 from idh_lightning.cohort.files import from_home
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.labels import UNDECIDED, normalise
+from idh_lightning.cohort.labels import unstated
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.cohort.study import Exclusion, Fault, Study
 from idh_lightning.errors import CohortError
@@ -23,6 +23,9 @@ _OF_NAMES = re.compile(
 _MOST_NAMES = 10
 """Names in one collection that a person may have; a site or a word for "none" has more."""
 
+_FEW_NAMES = 4
+"""More of them are told: sessions with names of their own, or people that a word joins."""
+
 _GROUP = "duplicate_group_id"
 """Column by which a manifest of gliostitch tells the sessions of one person."""
 
@@ -34,10 +37,12 @@ class Aliases:
     Attributes:
         rows: Names of one person each; persons of two rows that share a name are one.
         notes: Where they are from and which columns were read, for people.
+        many: Names that join more than a few others, and which.
     """
 
     rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
+    many: Sequence[str] = ()
 
     def persons(self, records: Iterable[Study | Exclusion | Fault]) -> dict[str, tuple[str, ...]]:
         """Patient of some records -> all names of the person, those of patients here first."""
@@ -60,10 +65,19 @@ class Aliases:
         return {patient: tuple(sorted(persons.subset(patient), key=rank.__getitem__)) for patient in patients}
 
     def faults(self, persons: Mapping[str, Sequence[str]]) -> list[Fault]:
-        """Warning where none of some persons has another name, though there are such names."""
+        """Warning for each name that joins many, and where none of some persons has another name, though some do."""
+        many = [
+            Fault(
+                where="cohort.aliases", check="many_aliases", severity="warning", found=found,
+                expected=f"at most {_FEW_NAMES} names of a person in one collection",
+                remedy="None needed if they are one person; else empty the cells that hold this name.",
+            )
+            for found in self.many
+        ]  # fmt: skip
         if not self.notes or any(len(names) > 1 for names in persons.values()):
-            return []
+            return many
         return [
+            *many,
             Fault(
                 where="cohort.aliases", check="unused_aliases", severity="warning",
                 found=f"{self.notes[0]} None of the {len(persons)} patients is among them",
@@ -85,7 +99,7 @@ def read_aliases(file: str | Path | None) -> Aliases:
     except CohortError as error:
         raise CohortError(str(error).replace("cohort.table", "cohort.aliases")) from error
     if _GROUP in table and "patient_id" in table:
-        groups = table[table[_GROUP] != ""].groupby(_GROUP, sort=False)["patient_id"]
+        groups = table[~table[_GROUP].map(unstated)].groupby(_GROUP, sort=False)["patient_id"]
         rows = [list(dict.fromkeys(map(canonical_patient, names))) for _, names in groups]
         return Aliases(rows=rows, notes=[f"{path.name}: {len(rows)} persons under several names, by gliostitch."])
     columns = [name for name in map(str, table.columns) if _OF_NAMES.fullmatch(name)]
@@ -99,7 +113,7 @@ def read_aliases(file: str | Path | None) -> Aliases:
     beside: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     rows = []
     for line, cells in table[columns].iterrows():
-        row = {canonical_patient(cell): name for name, cell in cells.items() if normalise(cell) not in UNDECIDED}
+        row = {canonical_patient(cell): name for name, cell in cells.items() if not unstated(cell)}
         rows += [list(row)] if len(row) > 1 else []
         for name, column in row.items():
             if name.isdecimal() and places.setdefault(name, str(column)) != column:
@@ -115,4 +129,10 @@ def read_aliases(file: str | Path | None) -> Aliases:
                     "expected the names of one person in a row. Empty the cells that hold no name, and leave a column "
                     "of sites, sessions or the like out of the table."
                 )
-    return Aliases(rows=rows, notes=[f"{path.name}: {len(rows)} persons under several names, in {', '.join(columns)}."])
+    many = [
+        f"{name!r} joins {len(others)} names in {place!r}: {', '.join(sorted(others))}"
+        for (name, place), others in beside.items()
+        if len(others) > _FEW_NAMES
+    ]
+    notes = [f"{path.name}: {len(rows)} persons under several names, in {', '.join(columns)}."]
+    return Aliases(rows=rows, notes=notes, many=many)

@@ -229,9 +229,8 @@ def _list_of(cohort: Cohort, errors: Sequence[Fault]) -> str:
     named = sorted(filter(names_a_file, faulty))
     ways = ""
     if faulty and len({study.label for study in cohort.studies if study.study_id not in faulty}) > 1:
-        combined = any("cohort" in study.carried for study in cohort.studies)  # where each source has its own list
         ways = ", or leave these studies out: cohort.on_error=exclude"
-        if not combined and len(faulty) == len(named) <= 30:
+        if len(faulty) == len(named) <= 30:
             ways += f", or {to_paste('cohort.exclude', named)}"
     lines = [f"cohort {cohort.name}: {counted(len(errors), 'error')}. Correct them{ways or '.'}"]
     for (_, check), found in by_check(errors).items():

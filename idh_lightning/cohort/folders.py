@@ -13,6 +13,7 @@ import pandas as pd
 from idh_lightning.cohort.checks import counted
 from idh_lightning.cohort.files import NIFTI, children, from_home, subfolders
 from idh_lightning.cohort.identity import Identity, canonical_patient
+from idh_lightning.cohort.labels import unstated
 from idh_lightning.cohort.reader import CohortRow, Reader, duplicate_rows
 from idh_lightning.cohort.study import SEQUENCES, Fault
 
@@ -65,7 +66,7 @@ class FolderReader(Reader):
             identity = self.identify(text)
             patient = canonical_patient(row.get(self.column("patient_id"), ""))
             if identity is not None:
-                if patient:
+                if not unstated(patient):
                     identity = Identity(study_id=identity.study_id, patient_id=patient, follow_up=identity.follow_up)
                 yield identity, row, f"{path.name}, study {identity.study_id}"
             elif not self.selective:

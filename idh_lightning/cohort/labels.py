@@ -32,11 +32,18 @@ def normalise(text: str) -> str:
 UNDECIDED = frozenset(
     map(
         normalise,
-        ("", "unknown", "indeterminate", "pending", "nos", "nec", "nos/nec", "na", "n/a", "nan", "none",
-         "not available", "not tested", "not done", "not known", "missing", "inconclusive", "equivocal", "?", "-"),
+        ("", "unknown", "indeterminate", "pending", "nos", "nec", "nos/nec", "na", "n/a", "n.a.", "#n/a", "<na>", "nan",
+         "none", "null", "nil", "tbd", "tba", "to be determined", "undetermined", "unspecified", "unavailable",
+         "not available", "not applicable", "not tested", "not done", "not known", "not reported", "not recorded",
+         "missing", "inconclusive", "equivocal", "?", "-", "--"),
     )
 )  # fmt: skip
 """Normalised spellings which say that a status is not known."""
+
+
+def unstated(text: str) -> bool:
+    """Whether a cell says nothing: one of UNDECIDED, or marks alone. Of a status "+" may say something."""
+    return normalise(text) in UNDECIDED or not re.search(r"[^\W_]", text)
 
 
 def _mutation_names() -> list[str]:

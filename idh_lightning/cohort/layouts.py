@@ -52,7 +52,7 @@ class Table(Reader):
         sequences = [s for s in SEQUENCES if self.column(s) in table] or list(SEQUENCES)
         wanted = [s for s in self.sequences or sequences if self.missing == "error" or s in sequences]
         must = {s: self.column(s) for s in wanted or sequences}
-        require_columns(table.columns, self._matched, must, path)
+        require_columns(table.columns, self._matched, must, path, read_as=table.attrs["read_as"])
         yield from unused_images(table, self._matched, path)
         sessions = person in table and person != name and re.search(r"ses|visit|scan|exam|time", name, re.IGNORECASE)
         if sessions and table.groupby(name)[person].nunique().max() > 1:

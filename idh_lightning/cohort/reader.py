@@ -21,7 +21,7 @@ from idh_lightning.cohort.aliases import read_aliases
 from idh_lightning.cohort.checks import build_cohort, counted
 from idh_lightning.cohort.files import images_in, one_file
 from idh_lightning.cohort.identity import names_a_file, parse_ucsf_pdgm
-from idh_lightning.cohort.labels import normalise
+from idh_lightning.cohort.labels import normalise, unstated
 from idh_lightning.cohort.spreadsheet import describe_columns, match_columns, read_spreadsheet, require_columns
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Exclusion, Fault, Study
 from idh_lightning.cohort.targets import TARGETS, Target, target_of
@@ -39,7 +39,6 @@ reader refuses them as age or sex, which are the only columns that a model may e
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _OTHER_FOLLOW_UP = "Correct the table, or leave the column out if it says another thing: cohort.columns.follow_up=null"
 _TRUTHS = {**dict.fromkeys(("true", "yes", "1", "1.0"), True), **dict.fromkeys(("false", "no", "0", "0.0"), False)}
-_UNSTATED = {"", "unknown", "n/a", "na", "nan", "not available", "unspecified"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +115,7 @@ class Reader(ABC):
         ):
             if value not in choices:
                 raise ConfigError(f"cohort.{key}: {value!r}; expected one of {choices}. Correct the setting.")
-        if isinstance(self.exclude, str):
-            raise ConfigError(
-                f"cohort.exclude: {self.exclude!r}; expected a list. Write cohort.exclude=[{self.exclude}]."
-            )
+        refuse_single_name(self.exclude)
         if unknown := [name for name in self.sequences or () if name not in SEQUENCES]:
             raise ConfigError(f"cohort.sequences: {unknown}; expected a choice of {SEQUENCES}. Correct the setting.")
         chosen = target_of(self.target, self.classes)
@@ -164,7 +160,7 @@ class Reader(ABC):
         rest = [name for name in table.columns if name not in found.values()]
         found |= match_columns(rest, {role: name for role, name in wanted.items() if role not in named}, path)
         must = {role: wanted[role] for role in ("study_id", self.target)}
-        require_columns(table.columns, found, {**must, **named}, path)
+        require_columns(table.columns, found, {**must, **named}, path, read_as=table.attrs["read_as"])
         if twice := [role for role in found if role != self.target and found[role] == found[self.target]]:
             raise CohortError(
                 f"{path}: column {found[self.target]!r} is {self.target} and {twice[0]}; expected a column of its own, "
@@ -200,7 +196,7 @@ class Reader(ABC):
         faults: list[Fault] = []
         exclusions: dict[str, Exclusion] = {}
         unused = {str(text).strip() for text in self.exclude}
-        spellings = {form: text for text in unused for form in _spellings(text)}
+        spellings = spellings_of(unused)
         sequences: set[str] = set()
         known: set[str] = set()
         for item in self.found():
@@ -222,21 +218,12 @@ class Reader(ABC):
             if hits := {spellings[name] for name in persons[study.patient_id] if name in spellings}:
                 unused -= hits
                 exclusions[study.study_id] = _listed(study.study_id, study.patient_id)
-        faults += [self._unused_exclusion(text, known) for text in sorted(unused)]
+        faults += [unused_exclusion(text, known, self.name) for text in sorted(unused)]
         return build_cohort(
             name=self.name, sequences=[name for name in SEQUENCES if name in wanted],
             studies=[study for study in studies if study.study_id not in exclusions], exclusions=exclusions.values(),
             faults=[*faults, *aliases.faults(persons)], notes=[*self._notes, *aliases.notes], target=self._target,
             persons=persons,
-        )  # fmt: skip
-
-    def _unused_exclusion(self, text: str, known: Iterable[str]) -> Fault:
-        """Return the fault of an entry of cohort.exclude that names no study and no patient."""
-        near = difflib.get_close_matches(text, [name for name in known if name], n=3, cutoff=0.7)
-        return Fault(
-            where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
-            expected=f"identifiers of the cohort {self.name}",
-            remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
         )  # fmt: skip
 
     def _study(self, row: CohortRow, faults: list[Fault]) -> Study | None:
@@ -256,8 +243,9 @@ class Reader(ABC):
                 "unusable_id", f"the study is called {row.study_id[:80]!r}",
                 "at most 128 letters, digits, dots, dashes and underscores", "Rename the study in the table.",
             )  # fmt: skip
-        if not row.patient_id:
-            report("no_patient", "no patient identifier", "one, since patients are split", "Add it to the table.")
+        if unstated(row.patient_id):
+            said = f"the patient is called {row.patient_id!r}" if row.patient_id else "no patient identifier"
+            report("no_patient", said, "an identifier, since patients are split", "Add it to the table.")
         label = 0
         try:
             label = self._target.label_of(row.label)
@@ -286,7 +274,7 @@ class Reader(ABC):
             ("sex", row.sex, sex, "F, M, female or male", unknown.format("sex")),
             ("follow_up", row.follow_up, follow_up, "true, false or nothing", _OTHER_FOLLOW_UP),
         ):
-            if value is None and text.casefold() not in _UNSTATED:
+            if value is None and not unstated(text):
                 report(f"unknown_{key}", f"{key} is {text[:80]!r}", expected, remedy, error=key == "follow_up")
         faults += found
         if any(fault.severity == "error" for fault in found):
@@ -318,6 +306,32 @@ class Reader(ABC):
         if not files and self.missing == "zero":
             report("no_sequence", "no sequence at all", "at least one", "Restore the files or exclude the study.")
         return files
+
+
+def refuse_single_name(exclude: Sequence[str]) -> None:
+    """Raise a ConfigError if cohort.exclude is one name instead of a list."""
+    if isinstance(exclude, str):
+        raise ConfigError(
+            f"cohort.exclude: {exclude!r}; expected a list. Write {to_paste('cohort.exclude', [exclude])}"
+        )
+
+
+def spellings_of(names: Iterable[str]) -> dict[str, str]:
+    """Every spelling of the names in cohort.exclude -> the name as it stands there."""
+    parsed = {text: parse_ucsf_pdgm(text) for text in names}
+    return {form: text for text, ucsf in parsed.items() for form in (text, *([ucsf.study_id] if ucsf else []))}
+
+
+def unused_exclusion(text: str, known: Iterable[str], cohort: str) -> Fault:
+    """Fault of an entry of cohort.exclude that names no study and no patient of a cohort."""
+    names = [name for name in known if name]
+    near = sorted(name for name in names if name.endswith(f"-{text}"))  # one that several sources of a cohort have
+    near = near[:3] or difflib.get_close_matches(text, names, n=3, cutoff=0.7)
+    return Fault(
+        where="cohort.exclude", check="unused_exclusion", found=f"no study or patient {text[:80]!r}",
+        expected=f"identifiers of the cohort {cohort}",
+        remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "Correct or remove the entry.",
+    )  # fmt: skip
 
 
 def duplicate_rows(study_id: str, patient_id: str, where: str, rows: Sequence[pd.Series[str]]) -> Fault:
@@ -356,8 +370,3 @@ def _age(text: str) -> float | None:
 
 def _listed(study_id: str, patient_id: str) -> Exclusion:
     return Exclusion(study_id=study_id, patient_id=patient_id, reason="listed in cohort.exclude")
-
-
-def _spellings(text: str) -> set[str]:
-    ucsf = parse_ucsf_pdgm(text)
-    return {text, ucsf.study_id} if ucsf else {text}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from idh_lightning.cohort.identity import canonical_patient
-from idh_lightning.cohort.spreadsheet import read_spreadsheet
+from idh_lightning.cohort.spreadsheet import match_columns, read_spreadsheet
 from idh_lightning.cohort.study import Cohort, Exclusion, Study
 from idh_lightning.cohort.targets import IDH, Target
 from idh_lightning.config.text import to_paste
@@ -26,6 +26,7 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 SPLIT_COLUMNS: tuple[str, ...] = (
     "study_id", "patient_id", "label", "split", "fold", "age_years", "sex", "follow_up",
 )  # fmt: skip
+_OF_A_SPLIT = ("study_id", "patient_id", "split", "fold")
 _OF_A_SITE = re.compile(
     r"site|hospital|clinic|cent(er|re)|institut|scanner|manufact|vendor|cohort|source", re.IGNORECASE
 )
@@ -200,8 +201,8 @@ class GivenSplit:
     """A split that somebody has made before: the `cohort.csv` or `splits.csv` of a run, or any table like it.
 
     Attributes:
-        file: CSV, TSV or Parquet with the columns split and study_id or, without that, patient_id; a column fold is
-            kept. It may name studies that the cohort lacks, but not the other way round.
+        file: Table with the columns split and study_id or, without that, patient_id, or usual names of these; a
+            column fold is kept. It may name studies that the cohort lacks, but not the other way round.
     """
 
     file: str | Path
@@ -213,9 +214,21 @@ class GivenSplit:
             table = read_spreadsheet(self.file)
         except CohortError as error:
             raise SplitError(str(error).replace("cohort.table", "split.file")) from error
-        key = "study_id" if "study_id" in table else "patient_id"
-        if absent := [column for column in (key, "split") if column not in table]:
-            raise SplitError(f"{name}: no column {absent}; expected study_id or patient_id, and split. Add it.")
+        try:
+            found = match_columns(table.columns, {role: role for role in _OF_A_SPLIT}, Path(self.file))
+        except CohortError as error:
+            raise SplitError(
+                f"{str(error).partition('; expected one')[0]}; expected one. Rename the others."
+            ) from error
+        # A table that names patients alone is said to name studies by them.
+        key = "patient_id" if found.get("study_id") == found.get("patient_id") else "study_id"
+        if absent := [role for role in (key, "split") if role not in found]:
+            raise SplitError(
+                f"{name}: no column {absent}; found {_some([repr(one) for one in table.columns])}; expected study_id "
+                "or patient_id, and split. Rename a column, or add it."
+            )
+        table = table.rename(columns={found[role]: role for role in (key, "split", "fold") if role in found})
+        table["split"] = table["split"].str.casefold()
         if unknown := sorted(set(table["split"]) - set(SPLITS)):
             raise SplitError(f"{name}: split is {unknown[:5]}; expected one of {SPLITS}. Correct the file.")
         ids = table[key].map(canonical_patient) if key == "patient_id" else table[key]

@@ -71,7 +71,8 @@ def read_spreadsheet(path: str | Path) -> pd.DataFrame:
             raise CohortError(f"{path}: no such file; expected the table of the cohort. Correct cohort.table.")
         if kind == ".parquet":
             frame = pd.read_parquet(path)
-            frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+            numbered = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
+            frame = frame if numbered else frame.reset_index()
             header, body = [str(name).strip() for name in frame.columns], frame.map(_text)
             read_as = "Parquet"
         else:
@@ -124,14 +125,26 @@ def _separated(path: Path) -> tuple[pd.DataFrame, str]:
 
 
 def _sheet(path: Path) -> tuple[pd.DataFrame, str]:
-    """Return the cells of the first sheet of an Excel file, and its name; 0012 shown by a number format stays 0012."""
+    """Return the cells of a sheet of an Excel file, and its name; 0012 shown by a number format stays 0012.
+
+    It is the first that has a column with a usual name of a study or a patient, else the first.
+    """
     import openpyxl
 
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    sheet = book.worksheets[0]
+    sheet = next((one for one in book.worksheets if any(map(_names_somebody, _header(one)))), book.worksheets[0])
     rows = [[_excel_text(cell) for cell in row] for row in sheet.iter_rows()]
-    others = f"; other sheets are not read: {', '.join(book.sheetnames[1:])}" if len(book.sheetnames) > 1 else ""
-    return pd.DataFrame(rows, dtype=object).fillna(""), f"Excel sheet {sheet.title!r}{others}"
+    others = [name for name in book.sheetnames if name != sheet.title]
+    unread = f"; other sheets are not read: {', '.join(others)}" if others else ""
+    return pd.DataFrame(rows, dtype=object).fillna(""), f"Excel sheet {sheet.title!r}{unread}"
+
+
+def _header(sheet: Any) -> list[str]:
+    return [_text(value) for row in sheet.iter_rows(max_row=1, values_only=True) for value in row]
+
+
+def _names_somebody(column: str) -> bool:
+    return any(_plain(column) == _plain(role) or _usual(column, role) for role in ("study_id", "patient_id"))
 
 
 def _excel_text(cell: Any) -> str:
@@ -176,7 +189,9 @@ def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) 
     return found
 
 
-def require_columns(header: Iterable[str], found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+def require_columns(
+    header: Iterable[str], found: Mapping[str, str], wanted: Mapping[str, str], path: Path, *, read_as: str = ""
+) -> None:
     """Raise a CohortError with the columns that are there and a line to paste if one that must be there is not.
 
     Args:
@@ -184,6 +199,7 @@ def require_columns(header: Iterable[str], found: Mapping[str, str], wanted: Map
         found: As `match_columns` returns it.
         wanted: Role -> column name, of those that must be there.
         path: Where the table came from, for the message.
+        read_as: How it was read.
     """
     absent = {role: name for role, name in wanted.items() if role not in found}
     if not absent:
@@ -194,6 +210,7 @@ def require_columns(header: Iterable[str], found: Mapping[str, str], wanted: Map
     raise CohortError(
         f"{path}: no column {', '.join(f'{name!r} ({role})' for role, name in absent.items())}; found "
         f"{', '.join(repr(name[:40]) for name in names[:40]) or 'none'}. "
+        + (f"This is {read_as}: put the sheet of the table first. " if "other sheets" in read_as else "")
         + (f"If this is it, add {' or '.join(lines)}. Else name" if lines else "Name")
         + f" the right column in {', '.join(f'cohort.columns.{role}' for role in absent)}, or correct the table."
     )

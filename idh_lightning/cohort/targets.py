@@ -81,14 +81,15 @@ class Target(Record):
         pairs = [
             pair
             for key, value in extra.items()
-            for pair in ([(key, value)] if isinstance(value, str) else [(spelling, key) for spelling in value])
+            for pair in ([(spelling, key) for spelling in value] if isinstance(value, list | tuple) else [(key, value)])
         ]
         for text, meaning in pairs:
             spelling, label = normalise(str(text)), meanings.get(normalise(str(meaning)))
             if label is None:
+                lines = [to_paste("cohort.vocabulary", {str(text): one}) for one in self.classes]
                 raise ConfigError(
-                    f"cohort.vocabulary: {text!r} means {meaning!r}; expected {' or '.join(map(repr, self.classes))}. "
-                    "Correct the entry."
+                    f"cohort.vocabulary: {str(text)!r} means {str(meaning)!r}; expected "
+                    f"{' or '.join(map(repr, self.classes))}, the names of the classes. Write {' or '.join(lines)}"
                 )
             if spelling in self.undecided or vocabulary.get(spelling, label) != label:
                 raise ConfigError(

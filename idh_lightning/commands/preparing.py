@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from rich.progress import track
 
 from idh_lightning.cohort import Cohort
 from idh_lightning.files import atomic_write, write_text
+from idh_lightning.inference.result_files import ResultFolder
+from idh_lightning.inference.study_page import write_refused
 from idh_lightning.reports.drawing import panel_title
 from idh_lightning.reports.panels import brain_panel, cam_panel, registration_panel
 from idh_lightning.runs.assembly import prepare_configured
@@ -27,7 +30,8 @@ def prepare(config: DictConfig) -> PrepareReport:
     """
     check(config)
     folder = Path(config.paths.run)
-    prepared = prepare_configured(config, must_split=False)
+    inspect = partial(write_refused_panels, folder=folder / "figures") if config.figures else None
+    prepared = prepare_configured(config, must_split=False, inspect=inspect)
     cohort, store, report = prepared.cohort, prepared.store, prepared.report
     write_text(folder / "brains.csv", brains_table(cohort, store).to_csv(index=False))
     if len(registered := registrations_table(cohort, store)):
@@ -73,11 +77,20 @@ def registrations_table(cohort: Cohort, store: VolumeStore) -> pd.DataFrame:
     )
 
 
+def write_refused_panels(cohort: Cohort, report: PrepareReport, folder: Path) -> None:
+    """Write pictures of registrations for which studies are refused, in place of all that an earlier run has drawn."""
+    for old in folder.glob("*_registered.png"):
+        old.unlink()
+    for study in cohort.studies:
+        write_refused(study, report, ResultFolder(folder))
+
+
 def write_study_panels(cohort: Cohort, store: VolumeStore, folder: Path) -> None:
     """Write one picture per study: what the network will be given, with the tumour outlined, in three planes.
 
     Where the brain was extracted from a head, a second one, <study_id>_brain.png, shows the head with its outline; a
-    sequence that was registered has one as well, <study_id>_<sequence>_registered.png.
+    sequence that was registered has one as well, <study_id>_<sequence>_registered.png, also of studies that are refused
+    for it.
     """
     for study in track(cohort.studies, description="Drawing studies"):
         stored = store.open(study)

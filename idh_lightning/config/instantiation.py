@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.places import in_source
 from idh_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,11 +22,19 @@ NO_GPU = "and torch finds no such GPU on this machine; expected one that `nvidia
 def instantiate_section(section: Any, **settings: Any) -> Any:
     """Object that a section of the configuration describes, with further settings.
 
+    What is wrong with a source of a combined cohort is told of the settings of that source.
+
     With `_partial_=True`, its constructor: what is no primitive goes there directly, since Hydra would turn data
     classes among its keyword arguments into configuration.
     """
     with warnings.catch_warnings():
         silence_hydra()
+        sources = section.get("readers") if isinstance(section, Mapping) else None
+        for source, reader in (sources or {}).items():
+            try:
+                instantiate(reader, _convert_="all")
+            except ConfigError as error:
+                raise ConfigError(in_source(str(error), source)) from error
         return instantiate(section, _convert_="all", **settings)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import PureWindowsPath
 from typing import Any
 
 from idh_lightning.errors import ConfigError
@@ -24,6 +26,50 @@ _EXPECTED: Mapping[str, str] = {
     "runs": "there is no such folder; expected a run folder, or a folder that holds some",
 }
 """Setting -> what is said of a path in it that does not exist."""
+
+_OF_A_SOURCE = re.compile(
+    r"\bcohort\.(?=(target|classes|vocabulary|columns|table|folder|aliases|exclude|sequences|bias_corrected|patients"
+    r"|spacing_mm|seed|workers|control|missing_sequence)\b)"
+)
+"""Before the settings that each source of a combined cohort has of its own."""
+
+_ABSOLUTE = re.compile(r"~?/|~?\\|[A-Za-z]:[/\\]")
+"""Begin of an absolute path on any system, or of one in the home folder."""
+
+_QUOTED_PATH = re.compile(rf"(?<=')(?:{_ABSOLUTE.pattern})[^']*(?=')")
+"""Such a path in a sentence, as errors of the system have it."""
+
+
+def in_source(text: str, source: str) -> str:
+    """Message with the settings of one source where they stand in the configuration of a combined cohort."""
+    return _OF_A_SOURCE.sub(f"cohort.readers.{source}.", text)
+
+
+def without_folders(value: Any) -> Any:
+    """Primitives, such as a recipe, in which of each absolute path its last part alone is left.
+
+    What is shared shows no folder of whoever made it, and there would be nothing elsewhere.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    return PureWindowsPath(value).name if _ABSOLUTE.match(value) else _QUOTED_PATH.sub(_last_part, value)
+
+
+def absolute_paths(value: Any) -> Iterator[str]:
+    """Yield those that `without_folders` shortens, where they stand alone."""
+    if isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from absolute_paths(one)
+    elif isinstance(value, str) and _ABSOLUTE.match(value):
+        yield value
+
+
+def _last_part(path: re.Match[str]) -> str:
+    return PureWindowsPath(path[0]).name
 
 
 def refuse_absent_places(config: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from idh_lightning.checkpoint import HUB_FILES, Checkpoint
 from idh_lightning.cohort import Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
-from idh_lightning.errors import CheckpointError
+from idh_lightning.config.text import to_paste
+from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.hub import HUB
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
@@ -220,3 +221,17 @@ def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
             f"{checkpoint}: no run in it; expected a run folder, a sweep or a .ckpt. Correct checkpoint."
         )
     return found
+
+
+def one_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Checkpoint of a run, a file, "pretrained" or hf://owner/name, or of a folder with one run.
+
+    A ConfigError is raised if it names several, a CheckpointError if it names none or one that cannot be used.
+    """
+    found = checkpoints_in(checkpoint)
+    if len(found) > 1:
+        raise ConfigError(
+            f"checkpoint: {checkpoint} holds {len(found)} runs, which predict answers by together; expected one, since "
+            f"an export holds one network. Name it: {to_paste('checkpoint', str(found[0]))}"
+        )
+    return Checkpoint.read(found[0])

@@ -19,11 +19,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.errors import ConfigError, ModelError
 from idh_lightning.evaluation import read_table
 from idh_lightning.files import atomic_write
-from idh_lightning.inference.ensemble import Member
+from idh_lightning.inference.ensemble import Member, one_checkpoint
 from idh_lightning.inference.sharing import FolderFormat, beside, share
 from idh_lightning.models.fast.convolutions import restore_convolutions
 from idh_lightning.volumes import VolumeStore
@@ -87,7 +86,7 @@ def export(checkpoint: str | Path, path: Path | None = None, *, form: Format = "
     its test studies are still in the store, the file is run on them and compared with predictions.csv as well.
 
     Args:
-        checkpoint: A run folder, a .ckpt, "pretrained" for the network in the package, or hf://owner/name.
+        checkpoint: See `one_checkpoint`.
         path: By default model.onnx or model.pt2 beside the .ckpt; of another checkpoint in the working folder.
         form: "onnx", or "torch_export" for `torch.export.load`.
 
@@ -106,7 +105,7 @@ def export(checkpoint: str | Path, path: Path | None = None, *, form: Format = "
         )
     if form == "onnx":
         _require_packages()
-    member = Member.of(Checkpoint.read(checkpoint))
+    member = Member.of(one_checkpoint(checkpoint))
     path = path or beside(member.file) / f"model{EXPORT_SUFFIXES[form]}"
     grid = member.recipe["preprocessing"]["grid"]
     edges = [grid] * 3 if isinstance(grid, int) else list(grid)
@@ -118,6 +117,7 @@ def export(checkpoint: str | Path, path: Path | None = None, *, form: Format = "
         logits = network(volumes)  # as it predicts, before it becomes portable
     ours = (logits[:, 1] - logits[:, 0]).numpy()
     program = _program(PortableNetwork(member), volumes)
+    instead = " in place of the file that was there" if path.exists() else ""
     with atomic_write(path) as temporary:
         if form == "onnx":
             _write_onnx(program, metadata(member), temporary)
@@ -134,7 +134,7 @@ def export(checkpoint: str | Path, path: Path | None = None, *, form: Format = "
             )
         told = f"its logits differ by at most {apart:.1e} from those of the network in float32"
         told += _compared_with_predictions(run, member, path)
-    logger.info("%s: written; %s.", path, told)
+    logger.info("%s: written%s; %s.", path, instead, told)
     return path
 
 

@@ -25,10 +25,11 @@ from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
-from idh_lightning.inference.study_page import write_page, write_registrations
+from idh_lightning.inference.study_page import write_page, write_refused
 from idh_lightning.models.locator import segmenting_once
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import (
+    PrepareReport,
     StoredVolume,
     VolumeStore,
     mask_in_patient_space,
@@ -52,9 +53,6 @@ WITHHOLDING = ("lost_part", "poor_registration", "repeated_sequence", "small_bra
 
 QUIET = ("duplicate_image", "left_right_unknown")
 """Checks of the images that say nothing about this answer, or that the training range judges."""
-
-OF_REGISTRATION = ("disagreeing_fields_of_view", "poor_registration")
-"""Checks of the images that refuse a study for where its sequences lie."""
 
 NOTES = ("registered", "skull_not_stripped")
 """Checks of the images that are told among the warnings and flag nothing."""
@@ -141,13 +139,12 @@ class Predictor:
         began = time.perf_counter()
         usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
         store = VolumeStore(folder, self.ensemble.preprocessing, self.ensemble.sequences)
-        faults = store.prepare(usable).faults if usable else ()
+        report = store.prepare(usable)
         share_s = (time.perf_counter() - began) / len(studies)
         waiting: deque[tuple[str, float, dict[str, Any], Future[tuple[dict[str, Any], float]]]] = deque()
         with ThreadPoolExecutor(1) as artist:
             for new in studies:
-                own = [fault for fault in faults if fault.study_id == new.study_id]
-                answer, seconds = _tried(new.study_id, partial(self._answer, new, own, store, output))
+                answer, seconds = _tried(new.study_id, partial(self._answer, new, report, store, output))
                 drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
                 waiting.append((new.study_id, share_s + seconds, answer, drawing))
                 if len(waiting) > 1:
@@ -156,7 +153,7 @@ class Predictor:
                 yield _finished(*waiting.popleft(), self.ensemble.target)
 
     def _answer(
-        self, new: NewStudy, faults: Sequence[Fault], store: VolumeStore, output: ResultFolder | None
+        self, new: NewStudy, report: PrepareReport, store: VolumeStore, output: ResultFolder | None
     ) -> dict[str, Any]:
         """Fields of a study's prediction and, as "draw", the function that writes its page and returns its path."""
         study = new.study
@@ -164,20 +161,16 @@ class Predictor:
             return {"status": "failed", "reasons": (new.problem,)}
         if unfit := self._unfit(study):
             return {"status": "failed", "reasons": (unfit,)}
+        faults = [fault for fault in report.faults if fault.study_id == new.study_id]
         errors = [fault for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
-            pictures = self._pictures_of_refused(study, errors, output)
-            return {"status": "failed", "reasons": (*map(str, errors), *pictures)}
+            told = list(map(str, errors))
+            if output is not None and (paths := write_refused(study, report, output)):
+                names = ", ".join(str(path.relative_to(output.folder)) for path in paths)
+                told.append(f"How its sequences were registered is shown in {names}.")
+            return {"status": "failed", "reasons": tuple(told)}
         with segmenting_once():
             return self._answer_of_stored(new, study, faults, store.open(study), output)
-
-    def _pictures_of_refused(self, study: Study, errors: Sequence[Fault], output: ResultFolder | None) -> Iterator[str]:
-        """Sentence on the pictures of a refused study's registrations, where these are at fault."""
-        if output is not None and any(fault.check in OF_REGISTRATION for fault in errors):
-            found = self.ensemble.preprocessing.registrations(study, self.ensemble.sequences)
-            if paths := write_registrations(study, found, output):
-                names = ", ".join(str(path.relative_to(output.folder)) for path in paths)
-                yield f"How its sequences were registered is shown in {names}."
 
     def _answer_of_stored(
         self, new: NewStudy, study: Study, faults: Sequence[Fault], stored: StoredVolume, output: ResultFolder | None

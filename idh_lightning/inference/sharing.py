@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,11 +13,12 @@ import torch
 from huggingface_hub import ModelCardData, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from idh_lightning.checkpoint import HUB_FILES, Checkpoint
+from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.config.text import to_paste
 from idh_lightning.errors import ConfigError, ModelError
-from idh_lightning.files import atomic_write, write_json, write_text
+from idh_lightning.files import atomic_folder, atomic_write, write_json, write_text
 from idh_lightning.hub import HUB
-from idh_lightning.inference.ensemble import Member
+from idh_lightning.inference.ensemble import Member, one_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -72,29 +74,36 @@ def share(checkpoint: str | Path, folder: Path | None = None, *, form: FolderFor
     """Write a checkpoint as a folder, compare what is loaded from there with it, and return the folder.
 
     Args:
-        checkpoint: See `Predictor`; one.
+        checkpoint: See `one_checkpoint`.
         folder: By default hub or monai_bundle beside the .ckpt; of another checkpoint in the working folder.
         form: "hub" is what `HubModel.from_pretrained` and checkpoint=FOLDER read, "monai_bundle" has it in `models`.
 
     Raises:
-        ConfigError: If other files are in the folder.
+        ConfigError: If something is in the folder.
         CheckpointError: If the checkpoint cannot be used.
         ModelError: If the folder would give other probabilities.
     """
-    read = Checkpoint.read(checkpoint)
+    read = one_checkpoint(checkpoint)
     folder = folder or beside(read.file) / form
-    place = folder if form == "hub" else folder / "models"
-    if folder.exists() and not (place / HUB_FILES[0]).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"output: {folder} holds other files; expected a new folder. Give another: output=FOLDER")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        free = next(name for number in count(2) if not (name := Path(f"{folder}-{number}")).exists())
+        raise ConfigError(
+            f"output: {folder} is there and not empty; expected a new folder. Move it away, or give another: "
+            + to_paste("output", str(free))
+        )
     model = HubModel(read)
-    model._save_pretrained(place)
-    if form == "monai_bundle":
-        _write_bundle(model, folder)
     volumes = torch.randn((2, *_shape(read)), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        ours, theirs = model(volumes), HubModel.from_pretrained(place)(volumes)
-    if not torch.equal(ours, theirs):
-        raise ModelError(f"{folder}: gives other probabilities than {read.file}. Do not use it; please report it.")
+    with atomic_folder(folder) as temporary:
+        place = temporary if form == "hub" else temporary / "models"
+        model._save_pretrained(place)
+        if form == "monai_bundle":
+            _write_bundle(model, temporary)
+        with torch.no_grad():
+            ours, theirs = model(volumes), HubModel.from_pretrained(place)(volumes)
+        if not torch.equal(ours, theirs):
+            raise ModelError(
+                f"{folder}: would give other probabilities than {read.file}. Nothing was written; please report it."
+            )
     logger.info("%s: written; it gives the same probabilities as %s.", folder, read.file)
     return folder
 

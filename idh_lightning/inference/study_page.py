@@ -22,9 +22,13 @@ from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.panels import brain_panel, cam_panel, cross_mm, registration_panel, tumour_planes
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
-from idh_lightning.volumes import Geometry, StoredVolume
+from idh_lightning.volumes import Geometry, PrepareReport, StoredVolume
+from idh_lightning.volumes.checks import is_error
 from idh_lightning.volumes.mapping import head_around, pair_around
 from idh_lightning.volumes.registration import Registration
+
+OF_REGISTRATION = ("disagreeing_fields_of_view", "poor_registration")
+"""Checks of the images that refuse a study for where its sequences lie."""
 
 
 def sets_in_words(target: Target) -> dict[str, str]:
@@ -122,11 +126,13 @@ def _registration_picture(study: Study, registration: Registration, stored: Stor
     return {"words": registration.words, "picture": _source(_png(figure))}
 
 
-def write_registrations(study: Study, registrations: Sequence[Registration], output: ResultFolder) -> list[Path]:
-    """Write pictures of the sequences of a study that has no page, as registered, and return their paths."""
+def write_refused(study: Study, report: PrepareReport, output: ResultFolder) -> list[Path]:
+    """Write pictures of the registrations of a study that is refused for them, and return their paths."""
     picture = output.file(study.study_id, "picture")
-    paths = []
-    for one in registrations:
+    paths: list[Path] = []
+    if not any(f.study_id == study.study_id and f.check in OF_REGISTRATION for f in report.faults if is_error([f])):
+        return paths
+    for one in report.refused.get(study.study_id, ()):
         grid = Geometry.of(sitk.DICOMOrient(sitk.ReadImage(str(study.files[one.reference])), "LPS"))
         figure = registration_panel(*pair_around(study.files, one, grid), f"{study.study_id}: {one.words}")
         paths.append(picture.with_name(f"{picture.stem}_{one.sequence}_registered.png"))

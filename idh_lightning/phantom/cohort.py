@@ -26,6 +26,7 @@ from rich.progress import track
 from idh_lightning.cli.signals import end_with
 from idh_lightning.cohort import UCSFPDGM
 from idh_lightning.cohort.files import from_home
+from idh_lightning.cohort.reader import refuse_single_name
 from idh_lightning.cohort.study import SEQUENCES, Cohort, Study
 from idh_lightning.cohort.targets import target_of
 from idh_lightning.config.instantiation import instantiate_section
@@ -125,11 +126,12 @@ class PhantomCohort:
         self.folder = from_home(folder) / self.settings.folder_name()
         self.workers = workers
         self.on_error = on_error
+        refuse_single_name(exclude)
+        self.exclude = tuple(exclude)
         target_of(target, classes)  # refuses what the reader would refuse once all is written
         self._reading: dict[str, Any] = {
             "target": target,
             "classes": classes,
-            "exclude": tuple(exclude),
             "on_error": on_error,
             "sequences": sequences,
             "missing": missing,
@@ -138,8 +140,9 @@ class PhantomCohort:
     def read(self) -> Cohort:
         """Return the cohort through the reader of the real data, after writing it unless it is there already."""
         folder = self.write()
-        cohort: Cohort = UCSFPDGM(name="phantom", folder=folder, table=folder / CLINICAL_TABLE, **self._reading).read()
-        return cohort
+        return UCSFPDGM(
+            name="phantom", folder=folder, table=folder / CLINICAL_TABLE, exclude=self.exclude, **self._reading
+        ).read()
 
     def write(self) -> Path:
         """Return the folder of the cohort; it is written if it is not there, and finished if it is not complete.

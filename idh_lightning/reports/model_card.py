@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from idh_lightning.attribution.scores import BASELINE
 from idh_lightning.cohort import SPLITS
+from idh_lightning.config.places import without_folders
 from idh_lightning.files import write_text
 from idh_lightning.reports.page import badges, render
 from idh_lightning.reports.run_folder import ReportedRun, caveats, read_run
@@ -38,6 +39,8 @@ def write_model_card(run_folder: Path) -> str:
         "model_card.md.j2",
         run=run,
         setting=partial(run.setting, default="unknown"),
+        weights=without_folders(run.provenance.get("weights", {})),
+        locator=without_folders(run.setting("model", "locator", default="unknown")),
         metadata=_metadata(run, results),
         cohort=str(run.provenance.get("cohort", "unknown")),
         badges=badges(run.trained_on),

@@ -28,6 +28,7 @@ from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
 from idh_lightning.cohort import IDH, TARGETS, target_of
 from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.places import without_folders
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
@@ -36,7 +37,7 @@ from idh_lightning.models import LATER, WeightsOrigin
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.locating import FineTuning
-from idh_lightning.runs.preparation import PreparedCohort, Screen, prepare_cohort
+from idh_lightning.runs.preparation import Inspection, PreparedCohort, Screen, prepare_cohort
 from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_of
 from idh_lightning.runs.state import RunState, copy_training_state, weights_of
 from idh_lightning.volumes import VolumeStore
@@ -171,7 +172,9 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
     )
 
 
-def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: Screen | None = None) -> PreparedCohort:
+def prepare_configured(
+    config: DictConfig, *, must_split: bool = True, screen: Screen | None = None, inspect: Inspection | None = None
+) -> PreparedCohort:
     """Cohort of a configuration, prepared; see `prepare_cohort`."""
     return prepare_cohort(
         instantiate_section(config.cohort),
@@ -180,6 +183,7 @@ def prepare_configured(config: DictConfig, *, must_split: bool = True, screen: S
         Path(config.paths.run),
         must_split=must_split,
         screen=screen,
+        inspect=inspect,
     )
 
 
@@ -350,7 +354,7 @@ def classifier_of(checkpoint: Checkpoint) -> IDHClassifier:
 def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin) -> dict[str, Any]:
     """Settings that a checkpoint must carry so that nothing else is needed to use it, in primitives."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return {
+    recipe: dict[str, Any] = {
         "model": plain["model"],
         "objective": plain["objective"],
         "preprocessing": plain["data"]["preprocessing"],
@@ -362,6 +366,7 @@ def _recipe(config: DictConfig, prepared: PreparedCohort, origin: WeightsOrigin)
         "seed": plain["seed"],
         "fold": plain["fold"],
     }
+    return {key: without_folders(part) for key, part in recipe.items()}
 
 
 def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator[Tensor]:

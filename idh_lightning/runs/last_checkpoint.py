@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from idh_lightning.config.places import without_folders
 from idh_lightning.errors import CheckpointError
 from idh_lightning.files import atomic_write
 
@@ -16,7 +17,7 @@ def read_last(file: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Content of a last.ckpt; a CheckpointError if it cannot be read, or lists how its recipe differs."""
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        written = content["recipe"]
+        written = without_folders(content["recipe"])
     except (OSError, RuntimeError, KeyError, EOFError, ValueError) as error:
         raise CheckpointError(
             f"{file}: cannot be used ({type(error).__name__}: {error}); expected a last.ckpt of this project. "

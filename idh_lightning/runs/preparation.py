@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 Screen = Callable[[Cohort, VolumeStore], Cohort]
 """Leaves studies out, or refuses the cohort, once its volumes are in the store, before the split."""
 
+Inspection = Callable[[Cohort, PrepareReport], None]
+"""Looks at a cohort as it was read, with the studies that will be refused."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCohort:
@@ -104,6 +107,7 @@ def prepare_cohort(
     *,
     must_split: bool = True,
     screen: Screen | None = None,
+    inspect: Inspection | None = None,
 ) -> PreparedCohort:
     """Read a cohort, put its volumes into the store, split its patients, and write down who is in and who is out.
 
@@ -117,6 +121,7 @@ def prepare_cohort(
         run_folder: To write into.
         must_split: Whether a cohort that cannot be split is refused; else its table is None and a warning says why.
         screen: Leaves studies out before the split.
+        inspect: Called before faulty studies are refused.
 
     Raises:
         CohortError: If the table or the images are wrong and `cohort.on_error` is "raise"; it lists every fault. The
@@ -134,6 +139,8 @@ def prepare_cohort(
     # Whoever comes second, another process of this run or another run of a sweep, finds the work done.
     with locked(store.folder / ".preparing.lock") as note:
         report = replace(store.prepare(cohort.studies), note=note)
+    if inspect is not None:
+        inspect(cohort, report)
     found = replace(cohort, faults=(*cohort.faults, *report.faults))
     try:
         cohort = raise_or_exclude(cohort, report.faults, on_error=reader.on_error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -25,10 +25,14 @@ MOST_LABELS = 20
 
 
 class FaultyStudyError(VolumeError):
-    """A study cannot be used as it is: `faults` lists all that is wrong with it, warnings included."""
+    """A study cannot be used as it is: `faults` lists all that is wrong with it, warnings included.
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    `registrations` are those of its sequences, where it came to them.
+    """
+
+    def __init__(self, faults: Sequence[Fault], registrations: Sequence[Any] = ()) -> None:
         self.faults: tuple[Fault, ...] = tuple(faults)
+        self.registrations = tuple(registrations)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 

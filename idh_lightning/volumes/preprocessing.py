@@ -161,7 +161,7 @@ class Preprocessing:
             kept = float(brain[arrays[MASK] != 0].mean())
             faults += consistency.check_mask_place(arrays[MASK], brain, Place(study.study_id, files[MASK].name))
         if checks.is_error(faults):
-            raise FaultyStudyError(faults)
+            raise FaultyStudyError(faults, registrations)
 
         if self.bias_correction:
             arrays |= {name: _bias_corrected(images[name], brain) for name in sequences if name in images}
@@ -188,14 +188,6 @@ class Preprocessing:
             registrations=registrations,
             faults=tuple(faults),
         )
-
-    def registrations(self, study: Study, sequences: Sequence[str] = SEQUENCES) -> tuple[Registration, ...]:
-        """Registrations of a study's sequences, also those for which it is refused."""
-        files = {name: study.files[name] for name in sequences if name in study.files}
-        images, _, _ = _read(study, files, sequences, self.missing)
-        reference = reference_of(images, sequences)
-        brain, _ = find_brain(images[reference])
-        return bring_to_one_grid(study, images, reference, brain, self.registration).registrations
 
     def normalised(
         self,

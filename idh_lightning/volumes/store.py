@@ -15,7 +15,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ from idh_lightning.volumes.entries import (
 )
 from idh_lightning.volumes.extraction import EXTRACTION
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
-from idh_lightning.volumes.registration import REGISTRATION
+from idh_lightning.volumes.registration import REGISTRATION, Registration
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class PrepareReport:
         faults: Everything found wrong with the images, in the order of the studies.
         elapsed_s: Wall clock.
         note: How several runs are kept apart, where a lock cannot.
+        refused: Study with errors -> its registrations, where it came to them.
     """
 
     built: int
@@ -70,6 +71,7 @@ class PrepareReport:
     faults: tuple[Fault, ...]
     elapsed_s: float
     note: str = ""
+    refused: Mapping[str, tuple[Registration, ...]] = field(default_factory=dict)
 
 
 class _Outcome(NamedTuple):
@@ -78,6 +80,7 @@ class _Outcome(NamedTuple):
     fingerprints: Mapping[str, str]
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
+    registrations: tuple[Registration, ...] = ()
 
 
 class VolumeStore:
@@ -159,6 +162,7 @@ class VolumeStore:
             reused=sum(not outcome.built for outcome in ready.values()),
             faults=(*(fault for outcome in outcomes for fault in outcome.faults), *repeats),
             elapsed_s=time.monotonic() - start,
+            refused={name: outcome.registrations for name, outcome in by_name.items() if outcome.registrations},
         )
 
     def open(self, study: Study) -> StoredVolume:
@@ -212,7 +216,7 @@ class VolumeStore:
         try:
             return self._found_or_made(study, notes)
         except FaultyStudyError as error:
-            return _Outcome("", False, {}, error.faults, tuple(notes))
+            return _Outcome("", False, {}, error.faults, tuple(notes), error.registrations)
         except (StorageError, ModelError):
             raise
         except Exception as error:  # one study must not stop a cohort, whatever a library makes of its files

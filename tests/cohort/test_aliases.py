@@ -140,6 +140,27 @@ def test_a_table_that_names_nobody_or_joins_by_bare_numbers_is_refused(tmp_path:
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "word", ["NULL", "--", "TBD", "n/a", "N.A.", "unknown", "None", "#N/A", "...", "not applicable"]
+)
+def test_a_word_for_nothing_joins_nobody(tmp_path: Path, word: str) -> None:
+    text = "a_id,b_id\n" + "".join(f"P{n},{word}\n" for n in range(4)) + "P5,Q5\n"
+    assert read_aliases(written(tmp_path / "map.csv", text)).rows == [["P5", "Q5"]]
+    manifest = "patient_id,duplicate_group_id\n" + "".join(f"P{n},{word}\n" for n in range(4))
+    assert read_aliases(written(tmp_path / "manifest.csv", manifest)).rows == []
+
+
+def test_a_name_that_joins_more_than_a_handful_is_told(tmp_path: Path) -> None:
+    def told(number: int) -> list[str]:
+        text = "a_id,b_id\n" + "".join(f"P{n},later\n" for n in range(number))
+        rows = {f"s{n}": (f"P{n}", "mutant") for n in range(number)}
+        cohort = table(tmp_path / "t", rows, aliases=written(tmp_path / "map.csv", text)).read()
+        return [fault.found for fault in cohort.faults if fault.check == "many_aliases"]
+
+    assert told(4) == []
+    assert told(5) == ["'later' joins 5 names in 'a_id': P0, P1, P2, P3, P4"]
+
+
 def test_a_table_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "map.csv", MAP)
     monkeypatch.setenv("HOME", str(tmp_path))

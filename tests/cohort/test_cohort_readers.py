@@ -16,6 +16,7 @@ from cohort_files import write_ucsf_cohort
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import (
     BIDS,
     EGD,
@@ -35,6 +36,8 @@ from idh_lightning.cohort import (
 from idh_lightning.cohort.identity import canonical_patient, parse_ucsf_pdgm
 from idh_lightning.cohort.spreadsheet import read_spreadsheet
 from idh_lightning.config.checks import CONF_DIR
+from idh_lightning.config.instantiation import instantiate_section
+from idh_lightning.config.text import as_text
 from idh_lightning.errors import CohortError, ConfigError
 
 LAYOUTS = {
@@ -619,6 +622,35 @@ def test_an_excel_table_is_read_with_its_leading_zeros(tmp_path: Path) -> None:
     assert (study.study_id, study.patient_id, study.age_years) == ("0012", "0012", 51.5)
 
 
+def test_of_an_excel_file_the_sheet_with_the_studies_is_read(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path).with_suffix(".xlsx")
+    book = openpyxl.Workbook()
+    book.active.title = "readme"
+    book.active.append(["Please read", "before use"])
+    sheet = book.create_sheet("data")
+    sheet.append(["Case ID", "idh", "FLAIR"])
+    sheet.append(["A1", "wildtype", "images/a_flair.nii.gz"])
+    book.save(path)
+    cohort = read(Table(table=path))
+    assert [study.study_id for study in cohort.studies] == ["A1"]
+    assert "Excel sheet 'data'; other sheets are not read: readme" in cohort.notes[0]
+    sheet["A1"] = "Fall"
+    book.save(path)
+    with pytest.raises(
+        CohortError, match=r"'Please read', 'before use'. This is Excel sheet 'readme'; .* data: put the"
+    ):
+        Table(table=path).read()
+
+
+def test_a_parquet_table_whose_numbered_index_has_a_name_names_its_studies(tmp_path: Path) -> None:
+    path = table_cohort(tmp_path)
+    frame = pd.read_csv(path).drop(columns=["study_id", "patient_id"], errors="ignore")
+    frame.index = pd.RangeIndex(len(frame), name="study_id")
+    frame.to_parquet(path.with_suffix(".parquet"))
+    cohort = read(Table(table=path.with_suffix(".parquet")))
+    assert [study.study_id for study in cohort.studies] == ["0", "1"]
+
+
 def test_identifiers_keep_their_zeros_and_underscores(tmp_path: Path) -> None:
     path = table_cohort(tmp_path)
     pd.read_csv(path).assign(study_id=["0012", "12_1"], patient_id=["1e3", "007"]).to_csv(path, index=False)
@@ -799,6 +831,90 @@ def test_what_to_paste_for_a_source_of_a_combination_names_its_place(tmp_path: P
     ] == [True]
     with pytest.raises(CohortError, match=r"Correct cohort.readers.lgg.table"):
         Combined(readers={"lgg": Table(table=tmp_path / "none.csv")}).read()
+
+
+def two_tables(tmp_path: Path, one: str, two: str, **settings: Any) -> dict[str, Reader]:
+    """Readers of two sources, each row a study, its patient and its label."""
+    readers: dict[str, Reader] = {}
+    for source, rows in (("one", one), ("two", two)):
+        touch(tmp_path / source / "f.nii")
+        lines = [f"{row},{study}.nii" for row in rows.split() for study in [row.partition(",")[0]]]
+        for line in lines:
+            touch(tmp_path / source / line.rpartition(",")[2])
+        text = "\n".join(["study_id,patient_id,idh,FLAIR", *lines]) + "\n"
+        readers[source] = Table(table=write(tmp_path / source / f"{source}.csv", text), **settings)
+    return readers
+
+
+def test_whom_a_combination_shows_is_left_out_by_that_name_from_any_source(tmp_path: Path) -> None:
+    readers = two_tables(
+        tmp_path, "S0,P,mutant S1,A,wildtype S2,B,mutant", "S0,P,wildtype T1,C,wildtype T2,C,mutant T3,D,positive"
+    )
+    with pytest.raises(CohortError) as refused:
+        read(Combined(readers=readers))
+    told = str(refused.value)
+    assert "or cohort.exclude=[T1,T2,T3,one-S0,two-S0]" in told.replace("'", "")
+    assert "cohort.readers.two.exclude" not in told
+    for names, left in (
+        (["P", "C", "D"], ["S1", "S2"]),
+        (["two-S0", "T1", "T3"], ["S0", "S1", "S2", "T2"]),
+        (["T1", "T2", "T3", "one-S0", "two-S0"], ["S1", "S2"]),
+    ):
+        cohort = read(Combined(readers=readers, exclude=names))
+        assert sorted(study.study_id.rpartition("-")[2] for study in cohort.studies) == left
+        assert {exclusion.reason for exclusion in cohort.exclusions} == {"listed in cohort.exclude"}
+        assert len(cohort.exclusions) == 7 - len(left)
+    with pytest.raises(ConfigError, match=r"Write .cohort.exclude=\[P\]"):
+        Combined(readers=readers, exclude="P")
+
+
+def test_a_name_that_a_combination_does_not_show_is_refused_with_those_that_it_shows(tmp_path: Path) -> None:
+    readers = two_tables(tmp_path, "S0,P,mutant S1,A,wildtype", "S0,Q,mutant T1,C,positive")
+    faults = Combined(readers=readers, exclude=["S0"]).read().faults
+    unused = next(fault for fault in faults if fault.check == "unused_exclusion")
+    assert (unused.where, unused.remedy) == ("cohort.exclude", "Did you mean 'one-S0' or 'two-S0'?")
+    own = two_tables(tmp_path, "S0,P,mutant S1,A,wildtype", "S0,Q,mutant T1,C,wildtype", exclude=["S9"])
+    places = [fault.where for fault in Combined(readers=own).read().faults if fault.check == "unused_exclusion"]
+    assert places == ["cohort.readers.one.exclude", "cohort.readers.two.exclude"]
+
+
+def test_the_place_of_a_fault_names_its_study_as_the_combination_does(tmp_path: Path) -> None:
+    readers = two_tables(tmp_path, "S0,P,mutant", "S0,Q,positive")
+    faults = [fault for fault in Combined(readers=readers).read().faults if fault.check == "unknown_label"]
+    assert [fault.where for fault in faults] == ["two.csv, study two-S0"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("one.exclude=P", "Write 'cohort.readers.one.exclude=[P]'"),
+        ("one.columns.age_years=grade", "cohort.readers.one.columns.age_years: column 'grade'"),
+        ("one.target=lost", "cohort.readers.one.target=lost 'cohort.readers.one.classes=[lost,kept]'"),
+        ("two.patients=3", "Change cohort.readers.two.patients."),
+    ],
+)
+def test_a_wrong_setting_of_a_source_is_named_where_it_stands(setting: str, told: str) -> None:
+    sources = [
+        "+cohort@cohort.readers.one=table",
+        "cohort.readers.one.table=x.csv",
+        "+cohort@cohort.readers.two=phantom",
+    ]
+    config = composed("train", as_text(["cohort=combined", *sources, f"cohort.readers.{setting}"]))
+    with pytest.raises(ConfigError) as refused:
+        instantiate_section(config.cohort)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["NA", "unknown", "--", "NULL"])
+def test_a_word_for_nothing_is_no_patient(tmp_path: Path, word: str) -> None:
+    reader = two_tables(tmp_path, f"S0,{word},mutant S1,{word},wildtype S2,P,mutant", "T0,Q,mutant")["one"]
+    cohort = reader.read()
+    assert {fault.study_id for fault in cohort.faults if fault.check == "no_patient"} == {"S0", "S1"}
+    assert [study.study_id for study in cohort.studies] == ["S2"]
+    ucsf = write_ucsf_cohort(tmp_path / "ucsf", 5)
+    ucsf.table["person"] = word
+    cohort = ucsf.reader(columns={"patient_id": "person"}).read()
+    assert len({study.patient_id for study in cohort.studies}) == 5
 
 
 def test_a_combination_of_nothing_is_refused(tmp_path: Path) -> None:

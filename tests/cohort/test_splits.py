@@ -320,6 +320,25 @@ def test_a_given_split_with_other_words_is_refused(tmp_path: Path, change: dict[
         given_file(tmp_path, HoldOut(seed=1)(cohort).assign(**change))(cohort)
 
 
+@pytest.mark.parametrize("key", ["study_id", "patient_id"])
+def test_a_given_split_with_usual_names_is_that_split(tmp_path: Path, key: str) -> None:
+    cohort = cohort_of([0, 1] * 30, follow_ups=[0, 1] * 30)
+    table = HoldOut(seed=1)(cohort)
+    usual = table[[key]].rename(columns={"study_id": "ID", "patient_id": "Subject"})
+    given = given_file(tmp_path, usual.assign(Split=table["split"].str.title()))
+    pd.testing.assert_frame_equal(given(cohort), table)
+    with pytest.raises(
+        SplitError, match=r"no column \['patient_id', 'split'\]; found 'name', 'part'; expected study_id"
+    ):
+        given_file(tmp_path, pd.DataFrame({"name": ["a"], "part": ["train"]}))(cohort)
+    with pytest.raises(
+        SplitError, match=r"columns 'ID', 'case' could all be study_id; expected one. Rename the others"
+    ):
+        given_file(tmp_path, usual.assign(ID="a", case="b", split="train").drop(columns="Subject", errors="ignore"))(
+            cohort
+        )
+
+
 def test_a_given_split_without_its_columns_or_file_is_refused(tmp_path: Path) -> None:
     cohort = cohort_of([0, 1] * 30)
     with pytest.raises(SplitError, match=r"no column \['split'\]"):

@@ -250,3 +250,10 @@ def test_the_images_of_the_phantom_are_drawn_as_before_there_were_other_targets(
     assert drawn["volume_ml"].sum() == pytest.approx(4009.2)
     assert drawn["water"].sum() == pytest.approx(0.008)
     assert Counter(drawn["missing"]) == {"": 49, "T1": 2, "T1c": 5, "T2": 3, "FLAIR": 2}
+
+
+@pytest.mark.parametrize("vocabulary", [{"0": False}, {False: ["0"]}, {"0": 0}, {"0": "negative"}])
+def test_a_spelling_that_means_no_class_is_told_with_the_lines_to_paste(vocabulary: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected 'wildtype' or 'mutant', the names of the classes") as told:
+        IDH.extended(vocabulary)
+    assert "'cohort.vocabulary={0: wildtype}' or 'cohort.vocabulary={0: mutant}'" in str(told.value)

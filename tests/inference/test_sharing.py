@@ -9,20 +9,25 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_checkpoint import tiny_cohort, write_checkpoint
+from tiny_checkpoint import settings_of, tiny_cohort, write_checkpoint
 from tiny_studies import write_study
 
 from idh_lightning.checkpoint import Checkpoint
-from idh_lightning.cohort import SEQUENCES, Study
+from idh_lightning.cohort import SEQUENCES, Cohort, Study
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import CheckpointError, ConfigError
-from idh_lightning.inference import HubModel, Predictor, StudyPrediction
-from idh_lightning.inference.sharing import share
+from idh_lightning.inference import HubModel, Predictor, StudyPrediction, sharing
+from idh_lightning.inference.exported import export
+from idh_lightning.inference.sharing import FolderFormat, share
+from idh_lightning.models import WeightsOrigin
+from idh_lightning.runs.assembly import _recipe
 from idh_lightning.runs.state import weights_of
 
 
@@ -129,10 +134,71 @@ def test_of_a_folder_that_lacks_a_file_the_file_is_named(shared: Path, tmp_path:
         Predictor(tmp_path)
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="holds other files"):
-        share(SHIPPED, tmp_path)
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "mine-2").touch()
+    with pytest.raises(ConfigError, match=rf"mine is there and not empty; .* output={tmp_path / 'mine-3'}$"):
+        share(SHIPPED, tmp_path / "mine")
+    before = {file: file.stat().st_mtime_ns for file in shared.iterdir()}
+    with pytest.raises(ConfigError, match="hub is there and not empty"):
+        share(SHIPPED, shared)
+    assert {file: file.stat().st_mtime_ns for file in shared.iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    assert (share(SHIPPED, tmp_path / "empty") / "config.json").is_file()
+
+
+@pytest.mark.parametrize("form", ["hub", "monai_bundle"])
+def test_a_folder_is_written_whole_or_not_at_all(
+    form: FolderFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sharing, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        share(SHIPPED, tmp_path / "new", form=form)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_refused_with_a_run_of_it_to_paste(tmp_path: Path) -> None:
+    for fold in "01":
+        (tmp_path / fold / "checkpoints").mkdir(parents=True)
+        replace(Checkpoint.read(SHIPPED), file=tmp_path / fold / "checkpoints" / "best.ckpt").write()
+    for write in (share, export):
+        with pytest.raises(ConfigError, match=rf"holds 2 runs, .* checkpoint={tmp_path / '0'}$"):
+            write(tmp_path, tmp_path / "new.onnx")
+    assert share(tmp_path / "0", tmp_path / "hub").is_dir()
+
+
+@pytest.mark.parametrize("place", ["/home/me/secret/{}", "~/secret/{}", "C:\\secret\\{}", "/home/me/se cret/a, b/{}"])
+def test_what_is_shared_names_files_without_their_folders(place: str, tmp_path: Path) -> None:
+    shipped = Checkpoint.read(SHIPPED)
+    weights, locator = place.format("resnet.pth"), place.format("locator.safetensors")
+    origin = {"requested": weights, "source": weights, "note": f"[Errno 13] denied: '{place.format('cache')}'"}
+    recipe = {**shipped.recipe, "model": {**shipped.recipe["model"], "locator": locator}, "weights": origin}
+    card = f"# Card\n\n- Starting weights: {weights}, {locator}\n"
+    replace(shipped, file=tmp_path / "old.ckpt", recipe=recipe, model_card=card).write()
+    read = Checkpoint.read(tmp_path / "old.ckpt")
+    read.write_folder(tmp_path / "hub")
+    (tmp_path / "hub" / "README.md").write_text(sharing._card(read))
+    replace(read, file=tmp_path / "new.ckpt").write()
+    for file in (*(tmp_path / "hub").iterdir(), tmp_path / "new.ckpt"):
+        assert b"cret" not in file.read_bytes(), file
+    assert read.recipe["weights"] == {
+        "requested": "resnet.pth", "source": "resnet.pth", "note": "[Errno 13] denied: 'cache'",
+    }  # fmt: skip
+    assert "Starting weights: resnet.pth, locator.safetensors" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_a_recipe_is_written_without_folders(tmp_path: Path) -> None:
+    cohort = Cohort(name="tiny", sequences=SEQUENCES, studies=())
+    prepared: Any = SimpleNamespace(cohort=cohort)
+    config = settings_of(tmp_path, "model.weights=/home/me/resnet.pth", "model.locator=/home/me/locator.safetensors")
+    recipe = _recipe(config, prepared, WeightsOrigin(requested="/home/me/resnet.pth", source="/home/me/resnet.pth"))
+    assert "/home/me" not in json.dumps(recipe)
+    assert (recipe["model"]["weights"], recipe["model"]["locator"]) == ("resnet.pth", "locator.safetensors")
+    assert recipe["model"]["_target_"] == config.model["_target_"]
 
 
 @pytest.fixture

@@ -43,3 +43,15 @@ def test_the_card_says_what_was_not_scored(tmp_path: Path) -> None:
     scores = pd.DataFrame({"study_id": ["s8"], "method": ["GradCAM"], "energy_inside": [0.25]})
     scores.to_csv(tmp_path / "explanations.csv", index=False)
     assert "GradCAM, share of the map inside the tumour: mean 0.25 over 1 test studies." in write_model_card(tmp_path)
+
+
+def test_the_card_names_files_without_their_folders(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("model: {locator: /home/me/locator.safetensors}")
+    weights = {"requested": "/home/me/resnet.pth", "source": "/home/me/resnet.pth", "note": ""}
+    (tmp_path / "provenance.json").write_text(json.dumps({"cohort": "table", "weights": weights}))
+    text = write_model_card(tmp_path)
+    assert "Starting weights: resnet.pth (asked for: resnet.pth)" in text
+    assert "network (locator.safetensors) finds the tumour" in text
+    assert "/home/me" not in text

@@ -1,7 +1,9 @@
 """Registration: known moves are found again, what is in place stays as it is, and what cannot be trusted is said."""
 
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from tiny_studies import in_brain, in_tumour, points_mm, ras_affine, rotation, w
 
 from idh_lightning.cohort import Cohort
 from idh_lightning.cohort.study import SEQUENCES, Study
-from idh_lightning.commands.preparing import registrations_table, write_study_panels
-from idh_lightning.errors import ConfigError
-from idh_lightning.volumes import FaultyStudyError, Geometry, Preprocessing, VolumeStore, alignment
+from idh_lightning.commands.preparing import registrations_table, write_refused_panels, write_study_panels
+from idh_lightning.errors import CohortError, ConfigError
+from idh_lightning.runs.preparation import prepare_cohort
+from idh_lightning.volumes import FaultyStudyError, Geometry, Preprocessing, VolumeStore, alignment, consistency
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.consistency import FAILED, POOR
 from idh_lightning.volumes.information import mutual_information
@@ -233,6 +236,27 @@ def test_prepare_draws_and_lists_what_was_registered(tmp_path):
     assert row["moved_mm"] == pytest.approx(7, abs=1)
     write_study_panels(cohort, store, tmp_path / "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"head.png", "head_T1c_registered.png"}
+
+
+def test_prepare_draws_a_refused_registration_once_registered_and_nothing_of_an_earlier_run(tmp_path, monkeypatch):
+    study = study_of(tmp_path, {"T1c": move((0, 7, 0))})
+    monkeypatch.setattr(consistency, "FAILED", 2.0)
+    monkeypatch.setattr(consistency, "POOR", 2.0)
+    calls = []
+    monkeypatch.setattr(alignment, "register", lambda *images: calls.append(1) or register(*images))
+    cohort, figures = Cohort(name="one", studies=(study,), sequences=TWO, exclusions=()), tmp_path / "run" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "gone_T1_registered.png").touch()
+    with pytest.raises(CohortError, match="poor registration"):
+        prepare_cohort(
+            SimpleNamespace(read=lambda: cohort, on_error="raise"),
+            lambda sequences: VolumeStore(tmp_path / "store", Preprocessing(16), sequences),
+            lambda cohort: pytest.fail("a refused cohort was split"),
+            figures.parent,
+            inspect=partial(write_refused_panels, folder=figures),
+        )
+    assert [path.name for path in figures.iterdir()] == ["head_T1c_registered.png"]
+    assert len(calls) == 1
 
 
 # Real studies --------------------------------------------------------------------------------------------------------
