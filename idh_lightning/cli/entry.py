@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pkgutil
+import re
 import shlex
 import sys
 import warnings
@@ -51,6 +52,9 @@ _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
 
 _COMPOSING = (ConfigCompositionException, OverrideParseException, MissingConfigException)
+
+_PLUGIN = re.compile(r"Could not find '(hydra/(?:sweeper/optuna|launcher/(?:joblib|submitit_local|submitit_slurm)))'")
+"""What Hydra says where one of its plugins is not installed."""
 
 
 def entry(name: str, task: str) -> Callable[[], None]:
@@ -202,6 +206,11 @@ def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigErr
     faults += [_several(one) for one in parsed if one.is_sweep_override() and not swept]
     faults = faults or _mended(name, [*_wrong_choices(parsed), *_unknown_keys(name, parsed)], arguments)
     said = " ".join(str(error).split())
+    if absent := _PLUGIN.search(said):
+        faults.append(
+            f"{absent[1]}: needs a package that is not installed; expected the extra 'sweeps'. "
+            "pip install 'idh_lightning[sweeps]'"
+        )
     return ConfigError(
         "\n".join(faults)
         or f"{command_line(name, arguments)}: {said}. Expected overrides that fit conf/{name}.yaml. Correct them."

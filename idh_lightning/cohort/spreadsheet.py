@@ -159,7 +159,9 @@ def _text(value: object) -> str:
     return "" if missing else str(value).strip()
 
 
-def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) -> dict[str, str]:
+def match_columns(
+    header: Iterable[str], wanted: Mapping[str, str], path: Path, *, settings: bool = True
+) -> dict[str, str]:
     """Return role -> column for the roles that have one.
 
     A column of the wanted name comes first, then one that differs from it in case and marks only, then one with a name
@@ -169,6 +171,7 @@ def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) 
         header: Names of the columns.
         wanted: Role -> name of its column; "" where it has none.
         path: Of the table, for the CohortError that is raised if several columns could play one role.
+        settings: Whether `cohort.columns` can name one of them; else one is to be renamed.
     """
     header = list(header)
     found = {role: name for role, name in wanted.items() if name and name in header}
@@ -178,9 +181,10 @@ def match_columns(header: Iterable[str], wanted: Mapping[str, str], path: Path) 
             continue
         fits = [one for one in free if _plain(one) == _plain(name)] or [one for one in free if _usual(one, role)]
         if len(fits) > 1:
+            lines = " or ".join(to_paste(f"cohort.columns.{role}", one) for one in fits)
             raise CohortError(
-                f"{path}: columns {', '.join(map(repr, fits))} could all be {role}; expected one. Name it: "
-                f"{' or '.join(to_paste(f'cohort.columns.{role}', one) for one in fits)}"
+                f"{path}: columns {', '.join(map(repr, fits))} could all be {role}; expected one. "
+                + (f"Name it: {lines}" if settings else f"Rename it to {name}.")
             )
         if fits:
             found[role] = fits[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from idh_lightning.cohort import layouts
 from idh_lightning.cohort.files import NIFTI, children, files_named, from_home, one_file, unwrapped, walk
 from idh_lightning.cohort.identity import names_a_file
-from idh_lightning.cohort.spreadsheet import TABLES, match_columns, read_spreadsheet
+from idh_lightning.cohort.spreadsheet import TABLES, match_columns, read_spreadsheet, unused_images
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import CohortError
 
@@ -135,6 +135,7 @@ def study_of_files(files: Mapping[str, str | Path], study_id: str = "") -> NewSt
 def _in_folder(root: Path) -> Iterator[NewStudy]:
     unread: list[str] = []
     unused: list[str] = []
+    read = False
     alone: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for folder, subfolders, names in walk(root):
         depth = len(Path(folder).relative_to(root).parts)
@@ -155,10 +156,14 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
         if not groups:
             unread += [str(Path(folder) / name) for name in sorted(names) if name.lower().endswith(NIFTI)][:1]
             continue
+        read = True
         unused += [
             str(Path(folder) / name)
             for name in sorted(names)
-            if name.lower().endswith(NIFTI) and not name.startswith(".") and not sequence_of(name)
+            if name.lower().endswith(NIFTI)
+            and not name.startswith(".")
+            and not sequence_of(name)
+            and not _OTHER_IMAGE.fullmatch(name.split(".nii")[0])
         ]
         for group in groups.values():
             for sequence, paths in group.items():  # as a cohort is read: the plain image where both are there
@@ -180,36 +185,33 @@ def _in_folder(root: Path) -> Iterator[NewStudy]:
             yield _new(next(iter(groups)) if len(groups) == 1 and next(iter(groups)) else own, merged)
     for parent, merged in alone.items():
         yield _new(parent.name, merged)
-    _tell(unread, unused)
+    _tell(unread if read else [], unused)
 
 
 def _tell(unread: Sequence[str], unused: Sequence[str]) -> None:
     """Warn of images whose names state no sequence: of folders that hold no others, and beside others."""
-    if unused:
-        logger.warning(
-            "Not used, since their names state no sequence: %s%s. If one is needed, name it: flair=... t1=... t1c=... "
-            "t2=...",
-            ", ".join(unused[:3]),
-            f" and {len(unused) - 3} more" if len(unused) > 3 else "",
-        )
-    if unread:
-        logger.warning(
-            "Not read, since the names of their images state no sequence: %d folders, such as %s; expected %s.",
-            len(unread),
-            ", ".join(unread[:3]),
-            _EXPECTED,
-        )
+    named = "If one is needed, name it: flair=... t1=... t1c=... t2=..."
+    for said, files, remedy in (("used", unused, named), ("read", unread, f"Expected {_EXPECTED}.")):
+        if files:
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            logger.warning(
+                "Not %s, since the names state no sequence: %s%s. %s", said, ", ".join(files[:3]), more, remedy
+            )
 
 
 def _in_table(path: Path) -> Iterator[NewStudy]:
     table = read_spreadsheet(path)
-    columns = match_columns(table.columns, {role: role for role in ("study_id", "patient_id", *SEQUENCES)}, path)
+    wanted = {role: role for role in ("study_id", "patient_id", *SEQUENCES)}
+    columns = match_columns(table.columns, wanted, path, settings=False)
     sequences = [sequence for sequence in SEQUENCES if sequence in columns]
     if "study_id" not in columns or not sequences:
+        lacking = "study_id" if sequences else "of a sequence"
         raise CohortError(
-            f"{path}: columns {', '.join(map(repr, list(table.columns)[:40]))}; expected study_id and one of "
-            f"{', '.join(SEQUENCES)} or more. Rename the columns."
+            f"{path}: no column {lacking} among {', '.join(map(repr, list(table.columns)[:40]))}; expected study_id "
+            f"and one of {', '.join(SEQUENCES)} or more. Rename the columns."
         )
+    for fault in unused_images(table, {"mask": "", **columns}, path):
+        logger.warning("%s: %s; expected %s. If it is one, rename it.", fault.where, fault.found, fault.expected)
     for number, row in table.iterrows():
         candidates = {name: files_named(row[columns[name]], path.parent) for name in sequences if row[columns[name]]}
         yield _new(row[columns["study_id"]], candidates, otherwise=f"row_{number}")

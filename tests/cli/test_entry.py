@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from omegaconf import DictConfig
 
 from idh_lightning.cli.entry import composed, entry
 from idh_lightning.config.checks import CONF_DIR, near_keys
-from idh_lightning.config.comments import opening_lines
+from idh_lightning.config.comments import documented_settings, opening_lines
 
 Refused = Callable[[str], str]
 
@@ -138,6 +140,22 @@ def test_help_says_what_the_command_does_in_less_than_a_screen_or_two(
     assert max(map(len, page.splitlines())) <= 80
     for example in opening_lines(CONF_DIR / f"{name}.yaml")[1:]:
         assert shlex.split(example, comments=True)[:3] == ["python", "-m", f"idh_lightning.{name}"]
+
+
+@pytest.mark.parametrize("line", ["sweep=optuna", "hydra/launcher=submitit_slurm seed=0,1"])
+def test_a_plugin_that_is_not_installed_is_named_with_the_extra_that_has_it(line: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['hydra_plugins'] = None; sys.argv[1:] = {['-m', *line.split()]}"
+    code += "; from idh_lightning.train import command; command()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"hydra/(sweeper/optuna|launcher/submitit_slurm): .*pip install 'idh_lightning", done.stderr)
+    assert "Available options" not in done.stderr
+
+
+@pytest.mark.parametrize("group", ["model", "objective", "optimizer", "logger", "augment", "trainer", "experiment"])
+def test_a_list_of_choices_names_each_file(group: str) -> None:
+    (said,) = (one for one in documented_settings(CONF_DIR / "train.yaml") if one.key == group)
+    assert {file.stem for file in (CONF_DIR / group).glob("*.yaml")} <= set(re.findall(r"\w+", said.comment))
 
 
 @pytest.mark.parametrize(

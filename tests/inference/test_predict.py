@@ -189,11 +189,12 @@ def test_a_folder_for_each_sequence_is_one_study_and_files_that_are_not_used_are
         (place / f"{sequence}.nii.gz").touch()
         (tmp_path / "all" / f"other_{sequence}.nii.gz").touch()
     (tmp_path / "all" / "other_brain.nii.gz").touch()
+    (tmp_path / "all" / "other_tumor_segmentation.nii.gz").touch()  # no sequence was meant
     assert [(new.study_id, len(new.study.files)) for new in new_studies(tmp_path / "all")] == [
         ("other", 4),
         ("patient", 4),
     ]
-    assert f"Not used, since their names state no sequence: {tmp_path}/all/other_brain.nii.gz. If" in caplog.text
+    assert f"Not used, since the names state no sequence: {tmp_path}/all/other_brain.nii.gz. If" in caplog.text
 
 
 def test_links_to_folders_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
@@ -207,10 +208,13 @@ def test_links_to_folders_are_followed_and_a_circle_of_them_ends(tmp_path: Path)
     assert [new.study_id for new in new_studies(root)] == ["p"]
 
 
-def test_a_folder_without_known_names_says_which_are_known(tmp_path: Path) -> None:
+def test_a_folder_without_known_names_says_once_which_are_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "scan1.nii.gz").touch()
     with pytest.raises(CohortError, match=r"no image whose name states its sequence.*flair="):
         new_studies(tmp_path)
+    assert not caplog.text
     with pytest.raises(CohortError, match="no such folder"):
         new_studies(tmp_path / "nowhere")
 
@@ -235,6 +239,23 @@ def test_a_study_without_one_sequence_gets_a_line_to_paste_that_names_its_file(
     config = composed("predict", shlex.split(line))
     assert [config.flair, config.t1] == [str(kept["FLAIR"]), "/data/T1.nii.gz"]
     assert "predict data.missing" not in answer.reasons[0], "predict takes no such setting"
+
+
+def test_a_table_of_new_studies_says_which_columns_to_rename(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"Case no": "p", "T1": "t1.nii.gz", "T1ce": "a.nii.gz", "T1gd": "b.nii.gz", "Dark Fluid": "f.nii.gz"}
+    path, frame = tmp_path / "table.csv", pd.DataFrame([row])
+    (tmp_path / "t1.nii.gz").touch()
+    (tmp_path / "a.nii.gz").touch()
+    frame.to_csv(path, index=False)
+    with pytest.raises(CohortError, match=r"'T1ce', 'T1gd' could all be T1c; expected one. Rename it to T1c.$"):
+        new_studies(path)
+    frame = frame.rename(columns={"T1ce": "T1c"})
+    frame.to_csv(path, index=False)
+    with pytest.raises(CohortError, match="no column study_id among 'Case no', 'T1'"):
+        new_studies(path)
+    frame.rename(columns={"Case no": "study_id"}).to_csv(path, index=False)
+    assert list(new_studies(path)[0].study.files) == ["T1", "T1c"]
+    assert "column 'Dark Fluid' holds images and is not used; expected a column for FLAIR, T2, or none" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a\nb", "x" * 300, "", "..", "~root", "con\0sole"])
@@ -371,8 +392,8 @@ def test_folders_whose_images_cannot_be_told_apart_by_name_are_said_not_to_be_re
     (tmp_path / "in" / "other").mkdir()
     shutil.copy(next(patient.rglob("*.nii.gz")), tmp_path / "in" / "other" / "FLAIR a.nii.gz")
     assert len(new_studies(tmp_path / "in")) == 1
-    assert "state no sequence: 1 folders" in caplog.text
-    assert "other/FLAIR a.nii.gz; expected names that end like _FLAIR" in caplog.text
+    assert "Not read, since the names state no sequence" in caplog.text
+    assert "other/FLAIR a.nii.gz. Expected names that end like _FLAIR" in caplog.text
 
 
 # Ensembles and intervals
