@@ -17,6 +17,9 @@ from idh_lightning.records import Record
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
+_SLOPE_SD, _INTERCEPT_SD = 1.0, 0.5
+"""How far a line is likely off before anybody has looked: logarithm of the slope, and intercept."""
+
 _LEAST_PROBABILITY = 1e-15
 
 
@@ -39,13 +42,18 @@ class Calibrator(Record):
         labels: npt.ArrayLike,
         *,
         method: CalibrationMethod = "platt",
+        prevalence: float | None = None,
     ) -> Self:
-        """Line of least cross-entropy on validation patients.
+        """Line of least cross-entropy on validation patients, held near a likely one where these are few.
 
         Args:
             logits: [n], mutant minus wildtype.
             labels: [n], 0 or 1.
             method: "platt" fits slope and intercept, "temperature" the slope alone, "none" neither.
+            prevalence: Share of mutants among all that were seen, of a network that was shown as many mutants as
+                wildtypes: its likely line has a slope of 1 and the intercept that this share makes. By normal priors
+                (standard deviation 1 of the logarithm of the slope, 0.5 of the intercept) eight patients move it little
+                and eighty nearly as if there were none. None: no priors.
 
         Source: Platt 1999, in Advances in Large Margin Classifiers, with his smoothed targets, which keep the slope
         finite where validation patients are perfectly separated; Guo et al. 2017, arXiv:1706.04599. The slope is
@@ -63,12 +71,23 @@ class Calibrator(Record):
         centre = float(x.mean()) if method == "platt" else 0.0
         z = (x - centre) / scale
 
+        free = None if method == "platt" else 0.0
+        likely = None if prevalence is None else float(logit(np.clip(prevalence, 1e-3, 1 - 1e-3)))
+
         def loss(line: Floats) -> tuple[float, Floats]:
             eta = line[0] * z + line[1]
             error = expit(eta) - target
-            return float(np.mean(np.logaddexp(0, eta) - target * eta)), np.array([np.mean(error * z), error.mean()])
+            value = float(np.mean(np.logaddexp(0, eta) - target * eta))
+            gradient = np.array([np.mean(error * z), error.mean()])
+            if likely is None:
+                return value, gradient
+            off = np.log(line[0] / scale) / _SLOPE_SD, (line[1] - line[0] * centre / scale - likely) / _INTERCEPT_SD
+            by_slope, by_intercept = off[0] / _SLOPE_SD / line[0], off[1] / _INTERCEPT_SD
+            priors = np.array([by_slope - by_intercept * centre / scale, by_intercept])
+            if free is not None:
+                off, priors = (off[0], 0.0), np.array([by_slope, 0.0])
+            return value + (off[0] ** 2 + off[1] ** 2) / (2 * len(x)), gradient + priors / len(x)
 
-        free = None if method == "platt" else 0.0
         found = scipy.optimize.minimize(
             loss,
             x0=[scale, 0.0],

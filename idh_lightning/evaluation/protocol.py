@@ -253,7 +253,8 @@ class Evaluation(Measurement):
         seen = per_patient(studies[studies["split"] != "test"])
         validation = seen[seen["split"] == "validation"]
         labels, logits = classes(validation), scores(validation)
-        calibrator = Calibrator.fit(logits, labels, method=self.calibration)
+        prevalence = float(np.mean(classes(seen)))
+        calibrator = Calibrator.fit(logits, labels, method=self.calibration, prevalence=prevalence)
         probabilities = calibrator(logits)
         choice: dict[str, Any] = {"rule": self.operating_point, "target": self.operating_target}
         tumour = tuple(sorted(str(column) for column in seen if str(column).startswith("feature ")))

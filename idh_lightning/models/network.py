@@ -34,8 +34,7 @@ STEM_VOXELS = 2 * 128**3
 On an H200 in float16, two studies at 128^3 took 16 ms together and 26 ms one after the other.
 """
 
-
-HALF_WEIGHT = 100
+HALF_WEIGHT = {"deep layers": 300, "radiomics head": 100}
 """Training patients of whom a branch has learnt when it counts half as much as the dense vote."""
 
 ENTRY = "entry"
@@ -85,8 +84,8 @@ class StemTailNetwork(nn.Module):
     half of the explanation (see `attribution.Evidence`). A linear radiomics head beside the deep layers judges what the
     tumour is like there, where it lies and how large it is, and each voxel of it votes for mutant or wildtype; the
     logits are a mean of the three branches. The vote has learnt from thousands of synthetic patients before, the other
-    two from n training patients alone, and their weight in it is n / (n + 100) of that of the vote. Prediction needs no
-    mask.
+    two from n training patients alone, and their weight in it is n / (n + 300) and n / (n + 100) of that of the vote.
+    Prediction needs no mask.
     """
 
     def __init__(
@@ -157,7 +156,8 @@ class StemTailNetwork(nn.Module):
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
         n = training_patients
-        self.weight_of_learnt = 1.0 if n is None else n / (n + HALF_WEIGHT)
+        weights = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT.values()), 1.0]
+        self.branch_weights = [weight / sum(weights) for weight in weights]
         self._add_locator(locator)
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -273,8 +273,9 @@ class StemTailNetwork(nn.Module):
         with torch.autocast(device, enabled=False):  # with their gains, their gradients leave the range of float16
             differences = self.radiomics(entry.tissue, entry.tumour), self.vote(entry.vote)
         branches = (deep, *(torch.stack([-difference, difference], 1) / 2 for difference in differences))
-        learnt, (_, read, voted) = self.weight_of_learnt, branches
-        return NetworkOutput((learnt * (deep + read) + voted) / (2 * learnt + 1), entry.tumour, branches)
+        of_deep, of_read, of_vote = self.branch_weights
+        weighted = of_deep * branches[0] + of_read * branches[1] + of_vote * branches[2]
+        return NetworkOutput(weighted, entry.tumour, branches)
 
     def parts(self) -> list[nn.Module]:
         """Modules whose weights are of different scales: deep layers, embedding, and the heads beside them."""

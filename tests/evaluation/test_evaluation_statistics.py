@@ -1,10 +1,11 @@
 """Every statistic against an independent reference, a published value or a law."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit, logit, xlogy
 from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import norm
 from sklearn import metrics
@@ -317,6 +318,53 @@ def test_perfect_separation_gives_a_finite_slope_and_a_constant_gives_the_preval
     assert constant(3.0) == pytest.approx(labels.mean(), abs=0.02)
     assert Calibrator.fit(np.full(76, 3.0), labels, method="temperature") == Calibrator()
     assert Calibrator.fit(labels * 2.0, labels, method="none") == Calibrator()
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_with_a_prevalence_the_line_is_the_likeliest_under_its_priors(method):
+    labels, scores = cohort(24, n=30, mutants=20)
+    logits = 2 * scores + 1
+    found = Calibrator.fit(logits, labels, method=method, prevalence=0.6)
+    target = np.where(labels == 1, 21 / 22, 1 / 12)
+
+    def surprise(slope, intercept):
+        likelihood = xlogy(target, expit(slope * logits + intercept)) + xlogy(
+            1 - target, 1 - expit(slope * logits + intercept)
+        )
+        priors = norm(0, 1).logpdf(math.log(slope)), norm(logit(0.6), 0.5).logpdf(intercept)
+        return -likelihood.sum() - priors[0] - (priors[1] if method == "platt" else 0)
+
+    least = surprise(found.slope, found.intercept)
+    for slope, intercept in itertools.product((-1e-3, 0, 1e-3), (-1e-3, 0, 1e-3) if method == "platt" else (0,)):
+        assert surprise(found.slope + slope, found.intercept + intercept) >= least
+    assert (found.intercept == 0) == (method == "temperature")
+
+
+def test_a_handful_of_patients_calibrates_better_with_priors_and_a_hundred_alike():
+    rng = np.random.default_rng(0)
+
+    def drawn(n, gain):
+        labels = np.r_[np.ones(round(0.75 * n)), np.zeros(n - round(0.75 * n))]
+        return gain * 1.5 * (rng.normal(size=n) + 1.5 * (labels - 0.5)), labels
+
+    def loss(calibrator, gain):
+        logits, labels = drawn(4000, gain)
+        eta = calibrator.slope * logits + calibrator.intercept
+        return float(np.mean(np.logaddexp(0, eta) - labels * eta))
+
+    for n, at_least, at_most in ((8, 0.02, 1.0), (200, -0.01, 0.01)):
+        gains = []
+        for gain in np.exp(rng.normal(0, 0.7, 200)):
+            shown = drawn(n, gain)
+            with_priors, without = (Calibrator.fit(*shown, prevalence=share) for share in (0.75, None))
+            gains.append(loss(without, gain) - loss(with_priors, gain))
+        assert at_least < np.mean(gains) < at_most
+
+
+def test_eight_patients_whom_a_network_cannot_tell_apart_do_not_silence_it():
+    logits, labels = np.array([2.0, 1.0, 0.5, 1.5, -0.5, 0.8, 1.9, 1.2]), np.array([1, 1, 1, 1, 1, 1, 0, 0])
+    assert Calibrator.fit(logits, labels).slope < 0.01
+    assert 0.3 < Calibrator.fit(logits, labels, prevalence=0.75).slope < 1
 
 
 def test_a_calibrator_survives_the_checkpoint():

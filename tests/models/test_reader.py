@@ -113,8 +113,8 @@ def test_the_logits_are_the_mean_of_all_opinions(small_network: Maker) -> None:
     torch.testing.assert_close(answer.logits, (deep + read + voted) / 3)
     few = with_an_opinion(small_network(locator=threshold_locator(0.0), training_patients=25), x)
     few.load_state_dict(network.state_dict())
-    # 25 / (25 + 100) of the weight of the vote.
-    torch.testing.assert_close(few(x), (0.2 * deep + 0.2 * read + voted) / 1.4)
+    # 25 / (25 + 300) and 25 / (25 + 100) of the weight of the vote.
+    torch.testing.assert_close(few(x), (deep / 13 + read / 5 + voted) / (1 / 13 + 1 / 5 + 1))
     assert (read[:, 1] - read[:, 0]).std() > 0
     assert len(small_network().answer(small_network().stem(x)).branch_logits) == 1
 

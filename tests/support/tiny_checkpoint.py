@@ -149,8 +149,7 @@ def _taught(network: StemTailNetwork, stored: list[StoredVolume]) -> np.ndarray:
         for opinion, layer in enumerate((network.network.classifier, network.radiomics.weigh)):
             said = network.answer(features).branch_logits[opinion]
             layer.weight.div_((said[:, 1] - said[:, 0]).std())  # conviction: logits that differ by about one
-        network.network.classifier.bias.sub_(
-            (2 + 1 / network.weight_of_learnt) * network.tail(features).mean(dim=0)  # one of three branches
-        )
+        # One of three branches.
+        network.network.classifier.bias.sub_(network.tail(features).mean(dim=0) / network.branch_weights[0])
         logits = network.tail(features)
     return (logits[:, 1] - logits[:, 0]).double().numpy()
