@@ -156,8 +156,8 @@ class StemTailNetwork(nn.Module):
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
         n = training_patients
-        weights = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT.values()), 1.0]
-        self.branch_weights = [weight / sum(weights) for weight in weights]
+        shares = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT.values()), 1.0]
+        self.branch_weights = [share / sum(shares) for share in shares]
         self._add_locator(locator)
         # A name for what enters the tail, so that it can be explained like the output of any layer.
         self.network.add_module(ENTRY, nn.Identity())
@@ -273,9 +273,8 @@ class StemTailNetwork(nn.Module):
         with torch.autocast(device, enabled=False):  # with their gains, their gradients leave the range of float16
             differences = self.radiomics(entry.tissue, entry.tumour), self.vote(entry.vote)
         branches = (deep, *(torch.stack([-difference, difference], 1) / 2 for difference in differences))
-        of_deep, of_read, of_vote = self.branch_weights
-        weighted = of_deep * branches[0] + of_read * branches[1] + of_vote * branches[2]
-        return NetworkOutput(weighted, entry.tumour, branches)
+        weighted = torch.stack([weight * one for weight, one in zip(self.branch_weights, branches, strict=True)])
+        return NetworkOutput(weighted.sum(0), entry.tumour, branches)
 
     def parts(self) -> list[nn.Module]:
         """Modules whose weights are of different scales: deep layers, embedding, and the heads beside them."""
