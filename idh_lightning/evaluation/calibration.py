@@ -17,7 +17,7 @@ from idh_lightning.records import Record
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
-_SLOPE_SD, _INTERCEPT_SD = 1.0, 0.5
+_SD = 1.0
 """How far a line is likely off before anybody has looked: logarithm of the slope, and intercept."""
 
 _LEAST_PROBABILITY = 1e-15
@@ -51,9 +51,9 @@ class Calibrator(Record):
             labels: [n], 0 or 1.
             method: "platt" fits slope and intercept, "temperature" the slope alone, "none" neither.
             prevalence: Share of mutants among all that were seen, of a network that was shown as many mutants as
-                wildtypes: its likely line has a slope of 1 and the intercept that this share makes. By normal priors
-                (standard deviation 1 of the logarithm of the slope, 0.5 of the intercept) eight patients move it little
-                and eighty nearly as if there were none. None: no priors.
+                wildtypes: its likely line has a slope of 1 and the intercept that this share makes. Normal priors, of
+                standard deviation 1 for the logarithm of the slope and for the intercept, hold eight patients near it
+                and hardly move eighty. None: no priors.
 
         Source: Platt 1999, in Advances in Large Margin Classifiers, with his smoothed targets, which keep the slope
         finite where validation patients are perfectly separated; Guo et al. 2017, arXiv:1706.04599. The slope is
@@ -81,8 +81,8 @@ class Calibrator(Record):
             gradient = np.array([np.mean(error * z), error.mean()])
             if likely is None:
                 return value, gradient
-            off = np.log(line[0] / scale) / _SLOPE_SD, (line[1] - line[0] * centre / scale - likely) / _INTERCEPT_SD
-            by_slope, by_intercept = off[0] / _SLOPE_SD / line[0], off[1] / _INTERCEPT_SD
+            off = np.log(line[0] / scale) / _SD, (line[1] - line[0] * centre / scale - likely) / _SD
+            by_slope, by_intercept = off[0] / _SD / line[0], off[1] / _SD
             priors = np.array([by_slope - by_intercept * centre / scale, by_intercept])
             if free is not None:
                 off, priors = (off[0], 0.0), np.array([by_slope, 0.0])

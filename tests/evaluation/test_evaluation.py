@@ -22,6 +22,7 @@ from idh_lightning.evaluation import (
     relation,
     spread,
 )
+from idh_lightning.evaluation.calibration import Calibrator
 from idh_lightning.evaluation.cross_validation import compare_runs, pool
 from idh_lightning.evaluation.discrimination import auroc_delong
 from idh_lightning.evaluation.measurement import Measurement, age_bands, group_names
@@ -215,9 +216,11 @@ def test_test_patients_change_nothing_that_is_learnt(evaluation, predictions, co
 def test_validation_patients_do_change_what_is_learnt(evaluation, predictions, cohort, results):
     shifted = predictions.assign(logit=predictions["logit"] + 2 * (predictions["split"] == "validation"))
     learnt = evaluation(shifted, cohort).learnt
-    assert learnt.calibrator.intercept == pytest.approx(
-        results.learnt.calibrator.intercept - 2 * results.learnt.calibrator.slope, abs=1e-4
-    )
+    patients = shifted[shifted["split"] == "validation"].groupby("patient_id")[["logit", "label"]].mean()
+    seen = cohort[cohort["split"] != "test"].groupby("patient_id")["label"].first()
+    expected = Calibrator.fit(patients["logit"], patients["label"], prevalence=seen.mean())
+    assert learnt.calibrator.to_dict() == pytest.approx(expected.to_dict(), rel=1e-4)
+    assert learnt.calibrator.intercept < results.learnt.calibrator.intercept - 1
 
 
 def test_learning_needs_no_test_patients(evaluation, predictions, cohort, results):

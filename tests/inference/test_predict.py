@@ -404,7 +404,7 @@ def test_members_of_an_ensemble_are_averaged_and_their_disagreement_widens_the_i
 ) -> None:
     second = Path(shutil.copytree(run, run.parent / "second"))
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    content["state_dict"]["network.network.classifier.bias"] += torch.tensor([1.0, -1.0])
+    content["state_dict"]["network.network.classifier.bias"] += torch.tensor([20.0, -20.0])
     torch.save(content, second / "checkpoints" / "best.ckpt")
     both = Predictor([run, second])
     single = [Predictor(one).predict(patient)[0] for one in (run, second)]
@@ -464,7 +464,8 @@ def test_a_cohort_is_read_with_the_target_of_the_checkpoint_and_refused_with_ano
 
 def test_the_voxels_that_have_learnt_to_vote_on_idh_have_no_say_in_another_target(tmp_path: Path) -> None:
     for name, scale in (("idh", 1.0), ("mgmt", 0.0)):
-        prepared = SimpleNamespace(cohort=Cohort(name="x", sequences=SEQUENCES, studies=(), target=TARGETS[name]))
+        named = Cohort(name="x", sequences=SEQUENCES, studies=(), target=TARGETS[name])
+        prepared = SimpleNamespace(cohort=named, by_split={"train": []})
         model = assembly.classifier(settings_of(tmp_path), prepared)  # type: ignore[arg-type]
         assert model.network.vote is not None
         assert model.network.vote.scale.item() == pytest.approx(scale)
