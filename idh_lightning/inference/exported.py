@@ -219,7 +219,11 @@ def loaded(path: Path) -> ExportedFunction:
 def _program(network: PortableNetwork, volumes: Tensor) -> torch.export.ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(network, (volumes,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        made = torch.export.export(network, (volumes,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for module in made.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # holds folders of whoever exports, and goes into the files
+    return made
 
 
 def _require_packages() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,30 @@ def test_a_network_with_every_part_is_exported_and_gives_the_predictions_of_its_
             places = [str(tmp_path / name) for name in (path.name, "in.npy", "out.npy")]
             subprocess.run([sys.executable, "-W", "ignore", "-c", LOADS_ALONE, *places], check=True, cwd=tmp_path)
             np.testing.assert_allclose(np.load(tmp_path / "out.npy"), found, atol=1e-6)
+
+
+class Sum(nn.Module):
+    """A network of one convolution with the outputs of a portable one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(4, 2, 3)
+
+    def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.layer(volumes).mean((1, 2, 3, 4))
+        return found, torch.sigmoid(found)
+
+
+def test_exported_files_name_no_folder_of_whoever_exported_them(tmp_path: Path) -> None:
+    program = exported._program(Sum().eval(), torch.randn(2, 4, 5, 5, 5))  # type: ignore[arg-type]
+    torch.export.save(program, str(tmp_path / "model.pt2"))
+    with zipfile.ZipFile(tmp_path / "model.pt2") as content:
+        parts = [content.read(name) for name in content.namelist()]
+    if importlib.util.find_spec("onnxscript"):
+        exported._write_onnx(program, {}, tmp_path / "model.onnx")
+        parts.append((tmp_path / "model.onnx").read_bytes())
+    folders = (Path(__file__).parent, Path(torch.__file__).parent)
+    assert [part for part in parts if any(str(folder).encode() in part for folder in folders)] == []
 
 
 def whole(small_network: Callable[..., StemTailNetwork], grid: tuple[int, ...], **settings: object) -> StemTailNetwork:
