@@ -17,8 +17,9 @@ from idh_lightning.records import Record
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
-_SD = 1.0
-"""How far a line is likely off before anybody has looked: logarithm of the slope, and intercept."""
+_SPREAD, _SD = 1.5, 1.0
+"""Before anybody has looked: how far calibrated logits likely spread (where the ROC-AUC is 0.85, classes lie 1.5 standard
+deviations apart), and how far off the logarithm of that and the intercept likely are."""
 
 _LEAST_PROBABILITY = 1e-15
 
@@ -51,9 +52,9 @@ class Calibrator(Record):
             labels: [n], 0 or 1.
             method: "platt" fits slope and intercept, "temperature" the slope alone, "none" neither.
             prevalence: Share of mutants among all that were seen, of a network that was shown as many mutants as
-                wildtypes: its likely line has a slope of 1 and the intercept that this share makes. Normal priors, of
-                standard deviation 1 for the logarithm of the slope and for the intercept, hold eight patients near it
-                and hardly move eighty. None: no priors.
+                wildtypes: where its logit is 0, this is the likely probability. Normal priors, of standard deviation 1
+                for the intercept and for the logarithm of how far calibrated logits spread (1.5), hold eight patients
+                near the likely line and hardly move eighty. None: no priors.
 
         Source: Platt 1999, in Advances in Large Margin Classifiers, with his smoothed targets, which keep the slope
         finite where validation patients are perfectly separated; Guo et al. 2017, arXiv:1706.04599. The slope is
@@ -81,7 +82,7 @@ class Calibrator(Record):
             gradient = np.array([np.mean(error * z), error.mean()])
             if likely is None:
                 return value, gradient
-            off = np.log(line[0] / scale) / _SD, (line[1] - line[0] * centre / scale - likely) / _SD
+            off = np.log(line[0] / _SPREAD) / _SD, (line[1] - line[0] * centre / scale - likely) / _SD
             by_slope, by_intercept = off[0] / _SD / line[0], off[1] / _SD
             priors = np.array([by_slope - by_intercept * centre / scale, by_intercept])
             if free is not None:

@@ -331,7 +331,7 @@ def test_with_a_prevalence_the_line_is_the_likeliest_under_its_priors(method):
         likelihood = xlogy(target, expit(slope * logits + intercept)) + xlogy(
             1 - target, 1 - expit(slope * logits + intercept)
         )
-        priors = norm(0, 1).logpdf(math.log(slope)), norm(logit(0.6), 1).logpdf(intercept)
+        priors = norm(0, 1).logpdf(math.log(slope * logits.std() / 1.5)), norm(logit(0.6), 1).logpdf(intercept)
         return -likelihood.sum() - priors[0] - (priors[1] if method == "platt" else 0)
 
     least = surprise(found.slope, found.intercept)
