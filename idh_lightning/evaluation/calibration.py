@@ -18,8 +18,8 @@ CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
 _SPREAD, _SD = 1.5, 1.0
-"""Before anybody has looked: how far calibrated logits likely spread (where the ROC-AUC is 0.85, classes lie 1.5 standard
-deviations apart), and how far off the logarithm of that and the intercept likely are."""
+"""Before anybody has looked: how far calibrated logits likely spread (where the ROC-AUC is 0.85, classes lie 1.5
+standard deviations apart), and how far off the logarithm of that and the intercept likely are."""
 
 _LEAST_PROBABILITY = 1e-15
 
