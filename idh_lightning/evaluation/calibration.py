@@ -17,9 +17,8 @@ from idh_lightning.records import Record
 CalibrationMethod = Literal["platt", "temperature", "none"]
 
 _LEAST_SLOPE = 1e-3
-_SPREAD, _SD = 1.5, 1.0
-"""Before anybody has looked: how far calibrated logits likely spread (where the ROC-AUC is 0.85, classes lie 1.5
-standard deviations apart), and how far off the logarithm of that and the intercept likely are."""
+_SPREAD = 1.5
+"""How far calibrated logits likely spread: where the ROC-AUC is 0.85, classes lie 1.5 standard deviations apart."""
 
 _LEAST_PROBABILITY = 1e-15
 
@@ -72,7 +71,6 @@ class Calibrator(Record):
         centre = float(x.mean()) if method == "platt" else 0.0
         z = (x - centre) / scale
 
-        free = None if method == "platt" else 0.0
         likely = None if prevalence is None else float(logit(np.clip(prevalence, 1e-3, 1 - 1e-3)))
 
         def loss(line: Floats) -> tuple[float, Floats]:
@@ -82,13 +80,12 @@ class Calibrator(Record):
             gradient = np.array([np.mean(error * z), error.mean()])
             if likely is None:
                 return value, gradient
-            off = np.log(line[0] / _SPREAD) / _SD, (line[1] - line[0] * centre / scale - likely) / _SD
-            by_slope, by_intercept = off[0] / _SD / line[0], off[1] / _SD
-            priors = np.array([by_slope - by_intercept * centre / scale, by_intercept])
-            if free is not None:
-                off, priors = (off[0], 0.0), np.array([by_slope, 0.0])
-            return value + (off[0] ** 2 + off[1] ** 2) / (2 * len(x)), gradient + priors / len(x)
+            spread = float(np.log(line[0] / _SPREAD))
+            shift = float(line[1] - line[0] * centre / scale - likely) if method == "platt" else 0.0
+            priors = np.array([spread / line[0] - shift * centre / scale, shift])
+            return value + (spread**2 + shift**2) / (2 * len(x)), gradient + priors / len(x)
 
+        free = None if method == "platt" else 0.0
         found = scipy.optimize.minimize(
             loss,
             x0=[scale, 0.0],

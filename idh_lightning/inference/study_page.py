@@ -23,7 +23,6 @@ from idh_lightning.reports.panels import brain_panel, cam_panel, cross_mm, regis
 from idh_lightning.reports.viewer import drawn_or_reason, read_scene, slice_viewer, turning_frames, turning_view
 from idh_lightning.reports.vocabulary import NOT_COMPARED, unlike_in_words
 from idh_lightning.volumes import Geometry, PrepareReport, StoredVolume
-from idh_lightning.volumes.checks import is_error
 from idh_lightning.volumes.mapping import head_around, pair_around
 from idh_lightning.volumes.registration import Registration
 
@@ -130,7 +129,8 @@ def write_refused(study: Study, report: PrepareReport, output: ResultFolder) -> 
     """Write pictures of the registrations of a study that is refused for them, and return their paths."""
     picture = output.file(study.study_id, "picture")
     paths: list[Path] = []
-    if not any(f.study_id == study.study_id and f.check in OF_REGISTRATION for f in report.faults if is_error([f])):
+    own = [fault for fault in report.faults if fault.study_id == study.study_id and fault.severity == "error"]
+    if not any(fault.check in OF_REGISTRATION for fault in own):
         return paths
     for one in report.refused.get(study.study_id, ()):
         grid = Geometry.of(sitk.DICOMOrient(sitk.ReadImage(str(study.files[one.reference])), "LPS"))

@@ -34,8 +34,8 @@ STEM_VOXELS = 2 * 128**3
 On an H200 in float16, two studies at 128^3 took 16 ms together and 26 ms one after the other.
 """
 
-HALF_WEIGHT = {"deep layers": 300, "radiomics head": 100}
-"""Training patients of whom a branch has learnt when it counts half as much as the dense vote."""
+HALF_WEIGHT = (300, 100)
+"""Training patients of deep layers and of the radiomics head with whom they count half as much as the dense vote."""
 
 ENTRY = "entry"
 """Layer that only passes on what enters the tail: the stem's features, gated where there is a locator."""
@@ -156,7 +156,7 @@ class StemTailNetwork(nn.Module):
         self._kept: tuple[Tensor, Tensor] | None = None
         self._keeps = False
         n = training_patients
-        shares = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT.values()), 1.0]
+        shares = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT), 1.0]
         self.branch_weights = [share / sum(shares) for share in shares]
         self._add_locator(locator)
         # A name for what enters the tail, so that it can be explained like the output of any layer.
