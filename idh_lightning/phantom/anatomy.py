@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, maximum_filter
 
 _Floats = NDArray[np.float32]
 _Bools = NDArray[np.bool_]
+_Number = TypeVar("_Number", bound=np.generic)
 
 FIELD_OF_VIEW_MM = (155.0, 240.0, 240.0)
 """Extent of a UCSF-PDGM volume, [z, y, x]: at 1 mm spacing 155 x 240 x 240 voxels."""
@@ -90,6 +91,11 @@ class Template:
     white: _Floats
     grey: _Floats
     brain: _Floats
+
+    @cached_property
+    def near(self) -> _Bools:
+        """Voxels [D, H, W] of which one, or a next one along any axes, is brain."""
+        return np.asarray(maximum_filter(self.brain, size=2, origin=-1) > 0)
 
 
 @lru_cache(maxsize=2)
@@ -216,30 +222,54 @@ def _cubic_splines(place: NDArray[np.float64], count: int) -> sparse.csr_array:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Normal tissue on a grid, before any tumour.
+    """Normal tissue of a brain, before any tumour, as values [N] of its voxels; they are a third of the grid's.
 
     Attributes:
         grid: Just large enough for the brain.
         low: Index of its first voxel in the whole field.
-        white, grey, csf, vein: [D, H, W], fractions that add up to 1 inside the brain.
-        brain: [D, H, W], bool.
-        z, y, x: Template coordinates of the voxels before the tumour pushed the tissue aside.
+        brain: [D, H, W], bool: where the N voxels are.
+        white, grey, csf, vein: [N], fractions that add up to 1.
+        z, y, x: [N], template coordinates of the voxels before the tumour pushed the tissue aside.
     """
 
     grid: Grid
     low: tuple[int, int, int]
+    brain: _Bools
     white: _Floats
     grey: _Floats
     csf: _Floats
     vein: _Floats
-    brain: _Bools
     z: _Floats
     y: _Floats
     x: _Floats
 
+    def placed(self, values: NDArray[_Number]) -> NDArray[_Number]:
+        """Values [N] on the grid, [D, H, W]; 0 outside the brain."""
+        whole = np.zeros(self.brain.shape, dtype=values.dtype)
+        whole[self.brain] = values
+        return whole
+
     def offset(self, centre: _Floats) -> list[_Floats]:
-        """Distances from a point along z, y and x, template millimetres, each [D, H, W]."""
+        """Distances from a point along z, y and x, template millimetres, each [N]."""
         return _offset((self.z, self.y, self.x), centre)
+
+    def texture(self, wavelength_mm: float, rng: np.random.Generator) -> _Floats:
+        """Smooth random field [N]; see `smooth_field`."""
+        return smooth_field(self.grid, wavelength_mm, rng)[self.brain]
+
+    def blurred(self, image: _Floats, sigma_mm: float) -> _Floats:
+        """Image [D, H, W] smoothed by a Gaussian of this standard deviation."""
+        return np.asarray(gaussian_filter(image, sigma_mm / self.grid.spacing_mm, truncate=2.5))
+
+    @cached_property
+    def wide_fluid(self) -> _Floats:
+        """Fluid [D, H, W], 0..1, blurred until the sulci are hardly seen: what is left is ventricles and cisterns."""
+        return self.blurred(self.placed(self.csf), 2.5)
+
+    @cached_property
+    def ventricle(self) -> _Floats:
+        """Wide spaces of fluid [N], 0..1: the ventricles and cisterns but not the sulci."""
+        return np.asarray(np.clip((self.wide_fluid[self.brain] - 0.35) / 0.3, 0, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -271,10 +301,10 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
         for axis, component in zip(source, offset, strict=True):
             axis -= component * pull
     index = np.stack([axis + np.float32(zero) for axis, zero in zip(source, _TEMPLATE_ZERO, strict=True)])
-    inside = _interpolated(template.brain, index)
+    inside = interpolated([template.brain], index, template.near)[0]
     brain = inside > 0.5
     places, within = index[:, brain], inside[brain]
-    white, grey = (_interpolated(tissue, places) for tissue in (template.white, template.grey))
+    white, grey = interpolated([template.white, template.grey], places)
     # The maps are averages over many people; raising them to a power takes back some of the blur of averaging.
     power = np.float32(1.6)
     csf = (atrophy * np.clip(within - white - grey, 0, 1)) ** power
@@ -282,18 +312,13 @@ def make_anatomy(field: Grid, pose: Pose, pushes: list[Push], rng: np.random.Gen
     total = white + grey + csf
     total[total <= 1e-6] = 1
     white, grey = white / total, grey / total
-
-    def placed(values: _Floats) -> _Floats:
-        whole: _Floats = np.zeros_like(inside)
-        whole[brain] = values
-        return whole
-
-    white, grey, csf = placed(white), placed(grey), placed(1 - white - grey)
+    csf = 1 - white - grey
     # Veins run in the sulci; the sagittal sinus lies on the outer edge of the midline.
-    sulcal = smooth_field(grid, 9.0, vein_seed) > 2.3
-    sinus = (np.abs(source[2]) < 3.5) & (gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0) < 0.72)
-    vein = np.where(sulcal | (sinus & (source[0] > 5)), csf, 0).astype(np.float32)
-    return Anatomy(grid, low, white, grey, csf - vein, vein, brain, z, y, x)
+    sulcal = smooth_field(grid, 9.0, vein_seed)[brain] > 2.3
+    outer = gaussian_filter(inside, 3.0 / grid.spacing_mm, truncate=2.0)[brain] < 0.72
+    sinus = (np.abs(source[2][brain]) < 3.5) & outer & (source[0][brain] > 5)
+    vein = np.where(sulcal | sinus, csf, 0).astype(np.float32)
+    return Anatomy(grid, low, brain, white, grey, csf - vein, vein, z[brain], y[brain], x[brain])
 
 
 def _offset(axes: Sequence[_Floats], centre: NDArray[Any]) -> list[_Floats]:
@@ -304,24 +329,29 @@ _PLACES = 16384
 """Places to interpolate at once, so that all of it stays in the processor's cache."""
 
 
-def _interpolated(values: _Floats, index: _Floats) -> _Floats:
-    """Values [D, H, W] at places `index` [3, ...], linear in between; the outermost values go on outside.
+def interpolated(maps: Sequence[_Floats], index: _Floats, near: _Bools | None = None) -> list[_Floats]:
+    """Maps [D, H, W] at places `index` [3, ...], linear in between; the outermost values go on outside.
 
-    As `scipy.ndimage.map_coordinates` does it, which takes 2.4 times as long.
+    As `scipy.ndimage.map_coordinates` does it, which takes 2.4 times as long. `near` [D, H, W] is where one of the
+    eight voxels from there on may differ from 0, so that there is something to compute.
     """
-    strides = [int(np.prod(values.shape[axis + 1 :])) for axis in range(3)]
-    flat, places = values.ravel(), index.reshape(3, -1)
-    result = np.empty(places.shape[1], dtype=np.float32)
-    for start in range(0, len(result), _PLACES):
+    shape = maps[0].shape
+    strides = [int(np.prod(shape[axis + 1 :])) for axis in range(3)]
+    places = index.reshape(3, -1)
+    results = [np.zeros(places.shape[1], dtype=np.float32) for _ in maps]
+    for start in range(0, places.shape[1], _PLACES):
         here = slice(start, start + _PLACES)
-        corner, shares = np.zeros(len(result[here]), dtype=np.int64), []
-        for along, count, stride in zip(places[:, here], values.shape, strides, strict=True):
+        corner, shares = np.zeros(len(results[0][here]), dtype=np.int64), []
+        for along, count, stride in zip(places[:, here], shape, strides, strict=True):
             within = np.clip(along, 0, count - 1)
             base = np.minimum(within.astype(np.int32), count - 2)
             corner += base * stride
             shares.append(within - base.astype(np.float32))
-        result[here] = _between(flat, corner, strides, shares)
-    return result.reshape(index.shape[1:])
+        there = slice(None) if near is None else np.flatnonzero(near.ravel().take(corner))
+        corner, shares = corner[there], [share[there] for share in shares]
+        for result, values in zip(results, maps, strict=True):
+            result[here][there] = _between(values.ravel(), corner, strides, shares)
+    return [result.reshape(index.shape[1:]) for result in results]
 
 
 def _between(flat: _Floats, corner: NDArray[np.int64], strides: Sequence[int], shares: Sequence[_Floats]) -> _Floats:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
-from idh_lightning.phantom.anatomy import ANYWHERE, Anatomy, Push, smooth_field, tumour_seeds, white_matter_points
+from idh_lightning.phantom.anatomy import ANYWHERE, Anatomy, Push, tumour_seeds, white_matter_points
 
 _Floats = NDArray[np.float32]
 _Labels = NDArray[np.uint8]
@@ -96,7 +95,7 @@ class Focus:
 
 @dataclass(frozen=True)
 class Lesion:
-    """Tumour tissue in place of normal tissue, [D, H, W]: fractions of the tissues, segmentation, `SignMasks` codes."""
+    """Tumour tissue in place of normal tissue, [N]: fractions of the tissues, segmentation, `SignMasks` codes."""
 
     parts: dict[str, _Floats]
     labels: _Labels
@@ -134,13 +133,13 @@ def place_foci(signs: Signs, rng: np.random.Generator) -> list[Focus]:
 def grow_lesion(
     anatomy: Anatomy, foci: list[Focus], signs: Signs, template_scale: float, rng: np.random.Generator
 ) -> Lesion:
-    """Compartments of the tumour on the grid of an anatomy that its foci, the main one first, have pressed aside.
+    """Compartments of the tumour in an anatomy that its foci, the main one first, have pressed aside.
 
     `template_scale` is patient millimetres per template millimetre.
     """
-    parts = {name: np.zeros(anatomy.grid.shape, dtype=np.float32) for name in _PARTS}
-    evidence = np.zeros(anatomy.grid.shape, dtype=np.uint8)
-    free = anatomy.brain.astype(np.float32)
+    parts = {name: np.zeros_like(anatomy.white) for name in _PARTS}
+    evidence = np.zeros(len(anatomy.white), dtype=np.uint8)
+    free = np.ones_like(anatomy.white)
     for number, focus in enumerate(foci):
         grown = _grow_focus(anatomy, focus, signs, template_scale, main=number == 0, rng=rng)
         for name, fraction in grown.items():
@@ -207,7 +206,7 @@ def _grow_focus(
         if signs.ring_necrosis:
             inner_radius = radius * (1.0 if whole else 0.8)
             thickness = np.clip(0.36 * inner_radius, 4.5, 8.0)
-            thickness = thickness * np.clip(1 + 0.35 * smooth_field(anatomy.grid, 16, rng), 0.5, 1.9)
+            thickness = thickness * np.clip(1 + 0.35 * anatomy.texture(16, rng), 0.5, 1.9)
             result["necrosis"] = tissue * _inside(inner - thickness, 0.6)
         # Last, since the parts are added up in this order, and float32 rounds otherwise in another.
         result["enhancing"] = tissue - result["necrosis"] if signs.ring_necrosis else tissue
@@ -218,19 +217,19 @@ def _grow_focus(
         if signs.mismatch:
             # One side of the core stays solid, so that both signs can be seen.
             along = _along(anatomy, focus.centre_mm, _direction(rng)) * scale
-            along += 2.0 * smooth_field(anatomy.grid, 20, rng)
+            along += 2.0 * anatomy.texture(20, rng)
             along[core <= 0.5] = -1e3
-            part = core * _inside(along - _level(along, anatomy.brain, 0.25 * float((core > 0.5).sum())), 0.8)
+            part = core * _inside(along - _level(along, 0.25 * float((core > 0.5).sum())), 0.8)
         result["solid"] = part
         core = core - part
     if signs.mismatch:
-        rim_mm = np.clip(0.14 * radius, 2.2, 3.2) * np.clip(1 + 0.2 * smooth_field(anatomy.grid, 20, rng), 0.6, 1.4)
+        rim_mm = np.clip(0.14 * radius, 2.2, 3.2) * np.clip(1 + 0.2 * anatomy.texture(20, rng), 0.6, 1.4)
         result["mismatch"] = core * _inside(depth - rim_mm, 0.5)
         result["rim"] = core - result["mismatch"]
         core = np.zeros_like(core)
 
     tumour = np.asarray(sum(result.values(), np.zeros_like(core)))
-    seed = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    seed = np.unravel_index(np.flatnonzero(anatomy.brain)[np.argmax(depth)], anatomy.brain.shape)
     cortex = float(signs.variety * rng.random()) if signs.variety else 0.0
     oedema = _oedema(anatomy, np.clip(tumour + core, 0, 1), seed, focus.oedema_ml, cortex, rng)
     # What is left of the core is infiltrated tissue without a solid part; it looks like oedema.
@@ -242,10 +241,10 @@ def _cyst(anatomy: Anatomy, focus: Focus, scale: float, depth: _Floats, rng: np.
     """Fraction of cyst: at the edge of the core, so that it shows beside a ring or a solid part, and big enough."""
     radius = float(np.clip(rng.uniform(0.5, 0.65) * focus.radius_mm, min(8.0, 0.8 * focus.radius_mm), 20.0))
     centre = focus.centre_mm + _direction(rng) * np.float32(0.6 * focus.radius_mm / scale)
-    wobble = 0.06 * radius * smooth_field(anatomy.grid, 20, rng)
+    wobble = 0.06 * radius * anatomy.texture(20, rng)
     ball = radius - _distance(anatomy, centre) * scale + wobble
     # Not in the ventricles, which would only widen them, and not detached from the tumour.
-    cyst = _inside(ball, 0.5) * (1 - _ventricle(anatomy)) * _inside(depth + 0.6 * radius, 1.0)
+    cyst = _inside(ball, 0.5) * (1 - anatomy.ventricle) * _inside(depth + 0.6 * radius, 1.0)
     return np.asarray(cyst, dtype=np.float32)
 
 
@@ -255,14 +254,14 @@ def _part_depth(
     """Depth in mm below the surface of the part of a core that enhances, beside a solid part or a mismatch."""
     radius = focus.radius_mm
     centre = focus.centre_mm + _direction(rng) * np.float32(0.35 * radius / scale)
-    wobble = 0.12 * radius * smooth_field(anatomy.grid, max(12.0, radius), rng)
+    wobble = 0.12 * radius * anatomy.texture(max(12.0, radius), rng)
     inner = np.minimum(radius - _distance(anatomy, centre) * scale + wobble, depth - np.float32(1.5))
     share = 0.5 if signs.ring_necrosis else 0.35
-    return np.asarray(inner - _level(inner, anatomy.brain, share * focus.core_ml / anatomy.grid.voxel_ml))
+    return np.asarray(inner - _level(inner, share * focus.core_ml / anatomy.grid.voxel_ml))
 
 
 def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, signs: Signs, rng: np.random.Generator) -> _Floats:
-    """Depth below the core's surface in mm, [D, H, W], such that the core has its volume."""
+    """Depth below the core's surface in mm, [N], such that the core has its volume."""
     radius = focus.radius_mm
     axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     stretch = np.exp(rng.normal(0, 0.12 * (1 + signs.variety), 3))
@@ -270,17 +269,16 @@ def _core_depth(anatomy: Anatomy, focus: Focus, scale: float, signs: Signs, rng:
     squares = [_along(anatomy, focus.centre_mm, row) ** 2 for row in form.astype(np.float32)]
     depth = np.float32(radius) - np.float32(scale) * np.sqrt(squares[0] + squares[1] + squares[2])
     roughness = (0.07 if signs.sharp_margin else 0.16) * (1 + signs.variety)
-    depth += np.float32(roughness * radius) * smooth_field(anatomy.grid, max(14.0, 1.2 * radius), rng)
+    depth += np.float32(roughness * radius) * anatomy.texture(max(14.0, 1.2 * radius), rng)
     if not signs.sharp_margin:
-        depth += np.float32(1.6) * smooth_field(anatomy.grid, 10.0, rng)
+        depth += np.float32(1.6) * anatomy.texture(10.0, rng)
     # Gliomas stop at the ventricle, the falx and the tentorium.
-    depth -= 14 * _ventricle(anatomy)
+    depth -= 14 * anatomy.ventricle
     side = np.float32(np.sign(focus.centre_mm[2]))
     depth -= 0.8 * np.clip(-side * anatomy.x, 0, None) + 6 * ((side * anatomy.x < 0) & (anatomy.white < 0.5))
     if signs.lobe != ANYWHERE:
         depth -= 20 * ((anatomy.z < -14) & (anatomy.y > 38))
-    depth[~anatomy.brain] = -1e3
-    return np.asarray(depth - _level(depth, anatomy.brain, focus.core_ml / anatomy.grid.voxel_ml), dtype=np.float32)
+    return np.asarray(depth - _level(depth, focus.core_ml / anatomy.grid.voxel_ml), dtype=np.float32)
 
 
 def _oedema(
@@ -297,22 +295,22 @@ def _oedema(
 
     Source: arrival time by fast marching (Sethian 1996), with the speed given by the share of white matter.
     """
-    fingers = np.exp(0.35 * smooth_field(anatomy.grid, 18, rng))
+    fingers = np.exp(0.35 * anatomy.texture(18, rng))
     speed = (0.01 + anatomy.white**2 + (0.03 + 0.5 * cortex) * anatomy.grey) * fingers
-    speed = np.where(tumour > 0.3, 60.0, np.where(anatomy.brain, speed, 0.0)).astype(np.float32)
-    image = sitk.GetImageFromArray(speed)
+    image = sitk.GetImageFromArray(anatomy.placed(np.where(tumour > 0.3, 60.0, speed).astype(np.float32)))
     image.SetSpacing([anatomy.grid.spacing_mm] * 3)
-    takes = (anatomy.white + (0.1 + 0.9 * cortex) * anatomy.grey) * (1 - tumour) * anatomy.brain
+    takes = (anatomy.white + (0.1 + 0.9 * cortex) * anatomy.grey) * (1 - tumour)
     marching = sitk.FastMarchingImageFilter()
     marching.SetTrialPoints([[int(i) for i in reversed(seed)]])
     for latest in (25.0, 60.0):  # most oedemas are full by 15, and to 60 takes 2.6 times as long
         marching.SetStoppingValue(latest)
-        arrival = sitk.GetArrayFromImage(marching.Execute(image))
+        times = marching.Execute(image)  # a view of it does not keep it
+        arrival = sitk.GetArrayViewFromImage(times)[anatomy.brain]
         reached = np.flatnonzero((arrival < latest) & (takes > 0.05))
-        order = reached[np.argsort(arrival.ravel()[reached], kind="stable")]
-        filled = np.cumsum(takes.ravel()[order]) * anatomy.grid.voxel_ml
+        order = reached[np.argsort(arrival[reached], kind="stable")]
+        filled = np.cumsum(takes[order]) * anatomy.grid.voxel_ml
         last = min(int(np.searchsorted(filled, volume_ml)), len(order) - 1)
-        front = arrival.ravel()[order[last]] if len(order) else 0.0
+        front = arrival[order[last]] if len(order) else 0.0
         if front < latest - 10:  # what comes ten later has no oedema
             break
     return np.asarray(takes * _inside(np.float32(front) - np.minimum(arrival, 1e3), 0.8), dtype=np.float32)
@@ -320,11 +318,11 @@ def _oedema(
 
 def gliosis(anatomy: Anatomy, rng: np.random.Generator) -> _Floats:
     """Fraction of white matter that shines on FLAIR and T2 as it does with age: caps around ventricles, and spots."""
-    near = gaussian_filter(_wide_fluid(anatomy), rng.uniform(1.0, 4.0) / anatomy.grid.spacing_mm, truncate=2.5)
+    near = anatomy.blurred(anatomy.wide_fluid, rng.uniform(1.0, 4.0))[anatomy.brain]
     caps = np.clip((near - rng.uniform(0.25, 0.6)) / 0.1, 0, 1)
-    spots = np.clip((smooth_field(anatomy.grid, rng.uniform(8, 20), rng) - rng.uniform(2.0, 4.0)) / 0.5, 0, 1)
-    deep = gaussian_filter(anatomy.white, 3.0 / anatomy.grid.spacing_mm, truncate=2.5) > 0.6
-    return np.asarray(np.clip(caps + spots * deep, 0, 1) * anatomy.brain, dtype=np.float32)
+    spots = np.clip((anatomy.texture(rng.uniform(8, 20), rng) - rng.uniform(2.0, 4.0)) / 0.5, 0, 1)
+    deep = anatomy.blurred(anatomy.placed(anatomy.white), 3.0)[anatomy.brain] > 0.6
+    return np.asarray(np.clip(caps + spots * deep, 0, 1), dtype=np.float32)
 
 
 def _inside(depth: _Floats, softness_mm: float) -> _Floats:
@@ -332,21 +330,10 @@ def _inside(depth: _Floats, softness_mm: float) -> _Floats:
     return np.asarray(1 / (1 + np.exp(np.clip(-depth / np.float32(softness_mm), -30, 30))), dtype=np.float32)
 
 
-def _level(depth: _Floats, brain: NDArray[np.bool_], voxels: float) -> np.float32:
+def _level(depth: _Floats, voxels: float) -> np.float32:
     """Value that `voxels` voxels of the brain exceed."""
-    values = depth[brain]
-    count = int(np.clip(voxels, 1, len(values) - 1))
-    return np.float32(np.partition(values, len(values) - count)[len(values) - count])
-
-
-def _ventricle(anatomy: Anatomy) -> _Floats:
-    """Wide spaces of fluid, 0..1: the ventricles and cisterns but not the sulci."""
-    return np.asarray(np.clip((_wide_fluid(anatomy) - 0.35) / 0.3, 0, 1), dtype=np.float32)
-
-
-def _wide_fluid(anatomy: Anatomy) -> _Floats:
-    """Fluid, 0..1, blurred until the sulci are hardly seen."""
-    return np.asarray(gaussian_filter(anatomy.csf, 2.5 / anatomy.grid.spacing_mm, truncate=2.5))
+    count = int(np.clip(voxels, 1, len(depth) - 1))
+    return np.float32(np.partition(depth, len(depth) - count)[len(depth) - count])
 
 
 def _direction(rng: np.random.Generator) -> _Floats:

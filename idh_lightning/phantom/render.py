@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from idh_lightning.cohort.study import SEQUENCES
-from idh_lightning.phantom.anatomy import Grid, draw_pose, field_grid, make_anatomy, smooth_field
+from idh_lightning.phantom.anatomy import Anatomy, Grid, draw_pose, field_grid, make_anatomy
 from idh_lightning.phantom.lesion import Signs, gliosis, grow_lesion, place_foci
 from idh_lightning.phantom.physics import TISSUES, Tissue, signals
 
@@ -66,12 +66,12 @@ def render_study(
     unevenness = _UNEVENNESS
     if signs.variety:
         unevenness += signs.variety * tissue_rng.uniform(0, 0.25)
-    images = _scan(parts, anatomy.brain, anatomy.grid, levels, unevenness, tissue_rng, scanner_rng)
+    images = _scan(parts, anatomy, levels, unevenness, tissue_rng, scanner_rng)
     window = tuple(slice(start, start + n) for start, n in zip(anatomy.low, anatomy.grid.shape, strict=True))
 
     def whole(values: NDArray[np.generic]) -> NDArray[np.generic]:
         full = np.zeros(field.shape, dtype=values.dtype)
-        full[window] = values
+        full[window][anatomy.brain] = values
         return full
 
     return Images(
@@ -110,29 +110,30 @@ def _stray(
 
 def _scan(
     parts: dict[str, _Floats],
-    brain: NDArray[np.bool_],
-    grid: Grid,
+    anatomy: Anatomy,
     signals_of: dict[str, dict[str, float]],
     unevenness: float,
     tissue_rng: np.random.Generator,
     scanner_rng: np.random.Generator,
 ) -> dict[str, NDArray[np.int16]]:
-    """Images by sequence: the mixed signals seen through bias field, slice profile, gain and noise."""
+    """Images by sequence, [N]: the mixed signals seen through bias field, slice profile, gain and noise."""
+    spacing_mm = anatomy.grid.spacing_mm
     # Living tumour is uneven; the mismatch core and fluid are not.
     uneven = sum(parts[name] for name in ("solid", "enhancing", "necrosis", "oedema"))
-    texture = 1 + np.float32(unevenness) * uneven * smooth_field(grid, 9.0, tissue_rng)
+    texture = 1 + np.float32(unevenness) * uneven * anatomy.texture(9.0, tissue_rng)
     there = {name: part for name, part in parts.items() if part.any()}
     images = {}
     for sequence, levels in signals_of.items():
         image = sum(np.float32(levels[name]) * part for name, part in there.items()) * texture
-        image *= np.exp(np.float32(scanner_rng.uniform(0.02, 0.08)) * smooth_field(grid, 160.0, scanner_rng))
+        image *= np.exp(np.float32(scanner_rng.uniform(0.02, 0.08)) * anatomy.texture(160.0, scanner_rng))
         thickness_mm = scanner_rng.choice(_SLICE_MM[sequence])
-        if thickness_mm > grid.spacing_mm:
+        if thickness_mm > spacing_mm:
             # A boxcar profile has the standard deviation thickness / sqrt(12); the voxel has its own share already.
-            sigma = np.sqrt((thickness_mm**2 - grid.spacing_mm**2) / 12) / grid.spacing_mm
-            image = gaussian_filter1d(image, sigma, axis=0)
+            sigma = np.sqrt((thickness_mm**2 - spacing_mm**2) / 12) / spacing_mm
+            image = gaussian_filter1d(anatomy.placed(image), sigma, axis=0)[anatomy.brain]
         noise = np.float32(scanner_rng.uniform(0.015, 0.03) * levels["white"])
-        image = np.abs(image + noise * scanner_rng.standard_normal(image.shape, dtype=np.float32))
+        normal = scanner_rng.standard_normal(anatomy.brain.shape, dtype=np.float32)[anatomy.brain]
+        image = np.abs(image + noise * normal)
         gain = 300 / levels["white"] * np.exp(scanner_rng.normal(0, 0.2))
-        images[sequence] = np.where(brain, np.clip(image * np.float32(gain), 1, 32000), 0).astype(np.int16)
+        images[sequence] = np.clip(image * np.float32(gain), 1, 32000).astype(np.int16)
     return images

@@ -33,8 +33,9 @@ def coarse(image: sitk.Image, voxel_mm: float) -> sitk.Image:
     """Image of means over blocks of about this edge, from 0 up to what nearly all voxels stay below."""
     edges = zip(image.GetSpacing(), image.GetSize(), strict=True)
     small = sitk.BinShrink(image, [min(n, max(1, round(voxel_mm / mm))) for mm, n in edges])
-    low, high = np.percentile(sitk.GetArrayViewFromImage(small), (0.1, 99.9)).tolist()
-    return sitk.Clamp(small, sitk.sitkFloat32, low, high) - low
+    voxels = sitk.GetArrayFromImage(small)
+    low, high = np.percentile(voxels, (0.1, 99.9)).astype(np.float32)
+    return Geometry.of(small).image(voxels.clip(low, high) - low)
 
 
 def mapped(affine: _Affine, points: _Points) -> _Points:
@@ -57,36 +58,40 @@ def inside(indices: Sequence[NDArray[np.float64]], grid: Geometry, room_mm: floa
 
 
 class PointSample:
-    """Points at which two images are compared; the second one may be moved."""
+    """Points at which an image is compared with others, which lie on one grid and may be moved."""
 
-    def __init__(self, fixed: sitk.Image, moving: sitk.Image, points: _Points) -> None:
-        """Look up the levels of the fixed image at points [n, 3] of LPS mm."""
-        self.points = points
-        self.moving = _tensor(moving)
-        self.to_index = Geometry.of(moving).inverse
-        self.fixed_levels = _levels(_values(_tensor(fixed), mapped(Geometry.of(fixed).inverse, points)))
+    def __init__(self, fixed: sitk.Image, grid: Geometry, points: _Points) -> None:
+        """Look up the levels of the fixed image at points [n, 3] of LPS mm; `grid` is that of the others."""
+        self.points, self.grid = points, grid
+        self.fixed_levels = _levels(_values(fixed, _places(points, Geometry.of(fixed))))
+        self._known: dict[bytes, Tensor] = {}
 
-    def information(self, affine: _Affine, shuffled: np.random.Generator | None = None) -> float:
-        """Mutual information, in nats, with the moving image where an affine [4, 4] puts it.
+    def information(self, moving: sitk.Image, affine: _Affine, shuffled: np.random.Generator | None = None) -> float:
+        """Mutual information, in nats, with an image of the grid where an affine [4, 4] puts it.
 
         Args:
+            moving: The other image.
             affine: LPS mm of the fixed image to those of the moving one.
             shuffled: Shuffles the points of the moving image: what is shared by chance.
         """
-        levels = _levels(_values(self.moving, mapped(self.to_index @ affine, self.points)))
+        key = affine.tobytes()
+        if key not in self._known:  # the next image of a study is looked up at the same places
+            self._known[key] = _places(self.points, self.grid, affine)
+        levels = _levels(_values(moving, self._known[key]))
         return mutual_information(self.fixed_levels, levels if shuffled is None else shuffled.permutation(levels))
 
 
-def _tensor(image: sitk.Image) -> Tensor:
-    """Voxels [1, 1, D, H, W] of an image."""
-    return torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
+def _places(points: _Points, grid: Geometry, affine: _Affine | None = None) -> Tensor:
+    """Where points [n, 3] of LPS mm lie in a grid once an affine [4, 4] has moved them: as `grid_sample` takes them."""
+    indices = mapped(grid.inverse if affine is None else grid.inverse @ affine, points)
+    places = 2 * indices / np.maximum(np.array(grid.size) - 1, 1) - 1
+    return torch.from_numpy(places.astype(np.float32))[None, None, None]
 
 
-def _values(voxels: Tensor, indices: _Points) -> NDArray[np.float32]:
-    """Voxels [1, 1, D, H, W] at fractional indices [n, 3], x first; beyond their faces 0."""
-    places = 2 * indices / np.maximum(np.array(voxels.shape[:1:-1]) - 1, 1) - 1
-    grid = torch.from_numpy(places.astype(np.float32))[None, None, None]
-    return np.asarray(functional.grid_sample(voxels, grid, align_corners=True)[0, 0, 0, 0].numpy())
+def _values(image: sitk.Image, places: Tensor) -> NDArray[np.float32]:
+    """Voxels of an image at places [1, 1, 1, n, 3] between them; beyond its faces 0."""
+    voxels = torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
+    return np.asarray(functional.grid_sample(voxels, places, align_corners=True)[0, 0, 0, 0].numpy())
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from idh_lightning.cohort.study import SEQUENCES, Fault, Study
 from idh_lightning.errors import ConfigError
 from idh_lightning.volumes import checks, consistency
 from idh_lightning.volumes.alignment import MASK, bring_to_one_grid, reference_of
-from idh_lightning.volumes.brain import BrainRecord, find_brain
+from idh_lightning.volumes.brain import BrainRecord, bounding_box, find_brain
 from idh_lightning.volumes.checks import FaultyStudyError, Place
 from idh_lightning.volumes.reading import Geometry, fingerprint, header_geometry, read_header, read_voxels
 from idh_lightning.volumes.registration import Registration
@@ -238,7 +238,7 @@ class Preprocessing:
             first, last = np.zeros(3), np.array(source.size) - 1.0
             voxel_mm = np.array(source.size) * spacing / size
         else:
-            box = ndimage.find_objects(wanted.astype(np.uint8))[0][::-1]
+            box = bounding_box(wanted)[::-1]
             first, last = np.array([side.start for side in box]), np.array([side.stop - 1.0 for side in box])
             room_mm = (last - first + 1.0) * spacing + 2.0 * self.margin_mm
             voxel_mm = np.full(3, max(self.voxel_mm, *(room_mm / size)))

@@ -85,9 +85,9 @@ def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
     small, other = coarse(fixed, _STEPS[0][0]), coarse(moving, _STEPS[0][0])
     by_mass, by_header = _by_mass(small, other), sitk.Euler3DTransform()
     by_header.SetCenter(by_mass.GetCenter())
-    sample = PointSample(small, other, points_of(small, _POINTS, _SEED))
+    sample = PointSample(small, Geometry.of(other), points_of(small, _POINTS, _SEED))
     found = [by_header, *(_improved(start, small, other, *_STEPS[0][1:]) for start in (by_header, by_mass))]
-    best = max(found, key=lambda place: sample.information(affine_of(place)))
+    best = max(found, key=lambda place: sample.information(other, affine_of(place)))
     for voxel_mm, *steps in _STEPS[1:]:
         best = _improved(best, coarse(fixed, voxel_mm), coarse(moving, voxel_mm), *steps)
     best.SetParameters(np.round(best.GetParameters(), 6).tolist())
@@ -100,12 +100,26 @@ class ShiftCheck:
     def __init__(self, fixed: sitk.Image) -> None:
         """Take the image that others are held against; nothing is computed before the first of them."""
         self.fixed = fixed
+        self._samples: dict[Geometry, PointSample] = {}
 
     @cached_property
-    def _known(self) -> tuple[sitk.Image, NDArray[np.float64], NDArray[np.float64]]:
-        """Coarse image, points [n, 3] in it and its centre of mass, which are the same for every other image."""
-        small = coarse(self.fixed, _CHECK_MM)
-        return small, points_of(small, _CHECK_POINTS, _SEED), centre_of_mass(self.fixed)
+    def _centre(self) -> NDArray[np.float64]:
+        return centre_of_mass(self.fixed)
+
+    @cached_property
+    def _moves(self) -> list[tuple[_Affine, _Affine]]:
+        """A step ahead and one behind, about each axis and along it."""
+        steps = _CHECK_MM * np.eye(6)
+        return [(_move(step, self._centre), _move(-step, self._centre)) for step in steps]
+
+    def _sample(self, grid: Geometry) -> PointSample:
+        """Points for the images of a coarse grid."""
+        if grid not in self._samples:
+            small = coarse(self.fixed, _CHECK_MM)
+            points = points_of(small, _CHECK_POINTS, _SEED)
+            room = inside(list(mapped(grid.inverse, points).T), grid, _CHECK_ROOM_MM)
+            self._samples[grid] = PointSample(small, grid, points[room])
+        return self._samples[grid]
 
     def shift_mm(self, moving: sitk.Image) -> float:
         """Estimate of how far another image is from its place: root mean square over a head.
@@ -113,21 +127,17 @@ class ShiftCheck:
         Mutual information is looked at where the images lie, and a step ahead and behind along and about each axis;
         the parabola through these three tells where its top is. It is never told to be farther away than the step.
         """
-        small, points, centre = self._known
         other = coarse(moving, _CHECK_MM)
-        grid = Geometry.of(other)
-        room = inside(list(mapped(grid.inverse, points).T), grid, _CHECK_ROOM_MM)
-        if not room.any():
+        sample = self._sample(Geometry.of(other))
+        if not len(sample.points):
             return 0.0
-        sample = PointSample(small, other, points[room])
-        here, tops = sample.information(np.eye(4)), np.zeros(6)
-        for axis in range(6):
-            steps = _CHECK_MM * np.eye(6)[axis]
-            ahead, behind = (sample.information(_move(side * steps, centre)) for side in (1, -1))
+        here, tops = sample.information(other, np.eye(4)), np.zeros(6)
+        for axis, moves in enumerate(self._moves):
+            ahead, behind = (sample.information(other, move) for move in moves)
             bend = 2 * here - ahead - behind
             top = _CHECK_MM * (ahead - behind) / (2 * bend) if bend > 0 else np.copysign(np.inf, ahead - behind)
             tops[axis] = np.clip(top, -_CHECK_MM, _CHECK_MM)
-        return moved_mm(_move(tops, centre), centre)
+        return moved_mm(_move(tops, self._centre), self._centre)
 
 
 def agreement(
@@ -153,11 +163,11 @@ def agreement(
     points = points[inside(list(mapped(grid.inverse @ affine, points).T), grid, 0.0)]
     if not len(points):
         return 0.0, 0.0
-    sample = PointSample(small, other, points)
-    chance = sample.information(affine, shuffled=random)
-    here = sample.information(affine) - chance
+    sample = PointSample(small, grid, points)
+    chance = sample.information(other, affine, shuffled=random)
+    here = sample.information(other, affine) - chance
     moves = [side * QUALITY_MM * np.eye(6)[axis] for axis in (3, 4, 5) for side in (1, -1)]
-    there = float(np.mean([sample.information(affine @ _move(steps)) for steps in moves])) - chance
+    there = float(np.mean([sample.information(other, affine @ _move(steps)) for steps in moves])) - chance
     return here, float(np.clip(1 - there / here, 0.0, 1.0)) if here > 0 else 0.0
 
 

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 from sklearn.metrics import roc_auc_score
 
 import idh_lightning.phantom.cohort as phantom_cohort
@@ -28,6 +29,8 @@ from idh_lightning.phantom.anatomy import (
     Push,
     draw_pose,
     field_grid,
+    interpolated,
+    load_template,
     lobe_of,
     make_anatomy,
     smooth_field,
@@ -381,7 +384,7 @@ def test_gliosis_is_white_matter_by_the_ventricles_and_in_spots() -> None:
     assert max(sizes_ml) > 3
     assert min(sizes_ml) < 1
     assert max(sizes_ml) < 60
-    assert not np.any(shares[0][~anatomy.brain])
+    assert {share.shape for share in shares} == {(np.count_nonzero(anatomy.brain),)}
 
 
 @pytest.mark.parametrize("volume_ml", [25.0, 60.0, 150.0])
@@ -411,9 +414,9 @@ def test_mass_effect_widens_what_is_near_and_leaves_what_is_far() -> None:
     free = make_anatomy(field, pose, [], np.random.default_rng(1))
     pushed = make_anatomy(field, pose, [push], np.random.default_rng(1))
     distance = np.sqrt((free.z - 20) ** 2 + (free.y + 20) ** 2 + (free.x - 30) ** 2)
-    change = np.abs(free.white - pushed.white)
-    assert change[(distance < 40) & free.brain].mean() > 0.05
-    assert change[(distance > 110) & free.brain].mean() < 0.002
+    change = np.abs(free.placed(free.white) - pushed.placed(pushed.white))[free.brain]
+    assert change[distance < 40].mean() > 0.05
+    assert change[distance > 110].mean() < 0.002
 
 
 def test_smooth_fields_have_unit_spread_and_do_not_depend_on_the_grid() -> None:
@@ -424,12 +427,26 @@ def test_smooth_fields_have_unit_spread_and_do_not_depend_on_the_grid() -> None:
     np.testing.assert_allclose(smooth_field(part, 30.0, np.random.default_rng(0)), fine[10:40, 20:60, 30:90], atol=2e-5)
 
 
+def test_maps_are_interpolated_as_scipy_does_it_and_where_all_is_zero_nothing_is_computed() -> None:
+    template, rng = load_template(0.0), np.random.default_rng(0)
+    shape = np.array(template.brain.shape)
+    places = (rng.uniform(-0.1, 1.1, (3, 40, 50, 60)) * shape[:, None, None, None]).astype(np.float32)
+    white, brain = interpolated([template.white, template.brain], places)
+    expected = map_coordinates(template.white, places, order=1, mode="nearest")
+    np.testing.assert_allclose(white, expected, atol=2e-5)
+    (near,) = interpolated([template.brain], places, template.near)
+    np.testing.assert_array_equal(near, brain)
+    assert 0.1 < np.mean(brain > 0) < 0.2
+
+
 def test_tissues_fill_the_brain_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     anatomy = make_anatomy(field_grid(4.0), draw_pose(rng), [], rng)
     total = anatomy.white + anatomy.grey + anatomy.csf + anatomy.vein
-    np.testing.assert_allclose(total[anatomy.brain], 1, atol=1e-5)
-    assert not total[~anatomy.brain].any()
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+    placed = anatomy.placed(total)
+    np.testing.assert_array_equal(placed[anatomy.brain], total)
+    assert not placed[~anatomy.brain].any()
     assert 1000 < anatomy.brain.sum() * anatomy.grid.voxel_ml < 1800
 
 

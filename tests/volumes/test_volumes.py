@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 from tiny_studies import (
     TUMOUR_RAS_MM,
     in_brain,
@@ -23,7 +24,7 @@ from tiny_studies import (
 from idh_lightning.cohort.study import SEQUENCES, Study
 from idh_lightning.errors import ConfigError, VolumeError
 from idh_lightning.volumes import FaultyStudyError, Preprocessing, VolumeStore, to_patient_space, write_map
-from idh_lightning.volumes.brain import BrainRecord, find_brain
+from idh_lightning.volumes.brain import BrainRecord, bounding_box, find_brain
 from idh_lightning.volumes.preprocessing import resample
 from idh_lightning.volumes.reading import Geometry
 
@@ -262,6 +263,22 @@ def test_a_sequence_on_another_grid_is_brought_to_that_of_flair(tmp_path):
     assert np.array_equal(plain.image[0], mixed.image[0])
     overlap = (plain.mask & mixed.mask).sum() / (plain.mask | mixed.mask).sum()
     assert overlap > 0.75
+
+
+def test_the_brain_is_the_largest_piece_with_what_it_encloses():
+    random = np.random.default_rng(0)
+    for number in range(8):
+        shown = ndimage.gaussian_filter(random.normal(size=(20, 24, 22)), 1.0) > 0.02 * number - 0.06
+        inner = np.pad(np.ones((18, 22, 20), dtype=bool), 1)
+        shown = inner if number == 7 else shown & inner  # with air all round
+        labels, _ = ndimage.label(shown)
+        largest = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+        image = Geometry((22, 24, 20), (4.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel())).image(shown * np.float32(100))
+        brain, stripped = find_brain(image)
+        assert stripped
+        np.testing.assert_array_equal(brain, ndimage.binary_fill_holes(largest))
+        rows = ndimage.find_objects(brain.astype(np.uint8))[0]
+        assert bounding_box(brain) == rows
 
 
 def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
