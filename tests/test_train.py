@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from same_process import run_here
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.commands import evaluating as evaluate
@@ -51,6 +53,10 @@ def train(folder: Path, *overrides: str, module: str = "train") -> subprocess.Co
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
+
+
+def here(folder: Path, *overrides: str, module: str = "train") -> subprocess.CompletedProcess[str]:
+    return run_here(import_module(f"idh_lightning.{module}").main, *overrides, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,7 @@ def test_the_checkpoint_alone_gives_the_predictions_of_the_run(run_folder: Path,
     assert content["ood_detector"]["sequences"] == content["recipe"]["sequences"]
     assert len(content["calibration_covariance"]) == 2
     assert not Checkpoint.read(run_folder).network().training
-    again = train(
+    again = here(
         workplace,
         *SMALL,
         "stages=[test]",
@@ -158,7 +164,7 @@ def test_the_same_seed_gives_the_same_predictions(run_folder: Path, workplace: P
 @pytest.mark.slow
 def test_training_without_a_bank_ends_as_well(run_folder: Path, workplace: Path) -> None:
     without = ["data=on_the_fly", "data.grid=32", "data.batches.workers=1", "callbacks.explanations.test=false"]
-    done = train(workplace, *SMALL, *without, "trainer.max_epochs=1", "hydra.run.dir=outputs/on_the_fly")
+    done = here(workplace, *SMALL, *without, "trainer.max_epochs=1", "hydra.run.dir=outputs/on_the_fly")
     assert done.returncode == 0, done.stdout + done.stderr
     provenance = json.loads((workplace / "outputs/on_the_fly/provenance.json").read_text())
     assert "bank" not in provenance
@@ -318,7 +324,7 @@ def test_a_finished_run_is_trained_on_from_its_weights_with_a_schedule_of_its_ow
     settings = {name: value for name, value in written.recipe["preprocessing"].items() if name != "registration"}
     older = replace(written, file=workplace / "older.ckpt", recipe={**written.recipe, "preprocessing": settings})
     older.write()  # as before there was this setting
-    said = train(workplace, *SMALL, f"checkpoint={older.file}", "trainer.max_epochs=1", "hydra.run.dir=outputs/on")
+    said = here(workplace, *SMALL, f"checkpoint={older.file}", "trainer.max_epochs=1", "hydra.run.dir=outputs/on")
     assert said.returncode == 0, said.stdout + said.stderr
     assert "with a schedule of its own" in said.stdout
     provenance = json.loads((workplace / "outputs" / "on" / "provenance.json").read_text())
@@ -354,7 +360,7 @@ def test_a_run_says_what_it_takes_on_disk_and_a_changed_working_folder_makes_not
 ) -> None:
     sizes = json.loads((run_folder / "provenance.json").read_text())["disk_mb"]
     assert set(sizes) == {"run", "checkpoints", "data", "store", "bank"}
-    done = train(workplace, *SMALL, "stages=[fit]", "hydra.job.chdir=true", "hydra.run.dir=outputs/chdir")
+    done = here(workplace, *SMALL, "stages=[fit]", "hydra.job.chdir=true", "hydra.run.dir=outputs/chdir")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "shared by all runs and made again if removed" in done.stdout
     assert not (workplace / "outputs" / "chdir" / "outputs").exists()
@@ -367,7 +373,7 @@ def test_a_run_is_explained_from_any_folder_with_its_own_cohort_and_volumes(
     run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = [f"explanation.{which}_studies=0" for which in ("faithfulness", "sequence")]
-    done = train(
+    done = here(
         tmp_path, f"checkpoint={run_folder}", "output=maps", "methods=[grad_cam]", "explanation.studies=4",
         "explanation.sanity_studies=1", *few, module="explain",
     )  # fmt: skip
@@ -485,7 +491,7 @@ def broken_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -
 def test_bad_settings_end_with_one_message_before_training(
     workplace: Path, overrides: list[str], status: int, message: str
 ) -> None:
-    done = train(workplace, *overrides)
+    done = here(workplace, *overrides)
     assert done.returncode == status, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -495,7 +501,7 @@ def test_bad_settings_end_with_one_message_before_training(
 def test_a_misspelt_key_in_an_experiment_file_is_named_with_its_file(workplace: Path, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  drop_rat: 0.1\n")
-    done = train(workplace, f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    done = here(workplace, f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "found the key 'model.drop_rat'" in done.stderr
     assert "Did you mean 'drop_rate'" in done.stderr
@@ -504,7 +510,7 @@ def test_a_misspelt_key_in_an_experiment_file_is_named_with_its_file(workplace: 
 
 def test_a_table_without_the_label_column_is_refused(workplace: Path, tmp_path: Path) -> None:
     table = broken_table(tmp_path, lambda table: table.drop(columns="idh"))
-    done = train(workplace, "cohort=table", f"cohort.table={table}")
+    done = here(workplace, "cohort=table", f"cohort.table={table}")
     assert done.returncode == 2
     assert "table.csv" in done.stderr
     assert "idh" in done.stderr
@@ -526,7 +532,7 @@ def test_a_truncated_image_is_named_before_training(workplace: Path, run_folder:
     half.write_bytes(whole[: len(whole) // 2])
     rows[3]["T1"] = str(half)
     pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
-    done = train(workplace, "cohort=table", f"cohort.table={tmp_path / 'table.csv'}", *SMALL[2:])
+    done = here(workplace, "cohort=table", f"cohort.table={tmp_path / 'table.csv'}", *SMALL[2:])
     assert done.returncode == 2, done.stdout + done.stderr
     assert "half.nii.gz" in done.stderr
     assert "S03" in done.stderr

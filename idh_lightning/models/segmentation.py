@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from idh_lightning.errors import ModelError
 from idh_lightning.files import atomic_write
+from idh_lightning.models.fast.convolutions import OneDNNConv3d
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "locator.safetensors"
 """Weights that were learnt from synthetic patients alone; the card beside them says how."""
@@ -54,12 +55,12 @@ class TumourSegmenter(nn.Module):
         """Build it with so many channels at each level."""
         super().__init__()
         self.widths = tuple(widths)
-        self.enter = nn.Conv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
+        self.enter = OneDNNConv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
-        self.shrink = nn.ModuleList(nn.Conv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))
-        self.grow = nn.ModuleList(nn.Conv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))
+        self.shrink = nn.ModuleList(OneDNNConv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))
+        self.grow = nn.ModuleList(OneDNNConv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(ResidualUnit(width) for width in widths[:-1])
-        self.leave = nn.Conv3d(widths[0], 3 * PATCH**3, 1)
+        self.leave = OneDNNConv3d(widths[0], 3 * PATCH**3, 1)
         nn.init.normal_(self.leave.weight, std=0.01)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
@@ -89,7 +90,7 @@ class ResidualUnit(nn.Module):
         """Build it for so many channels."""
         super().__init__()
         self.norms = nn.ModuleList(nn.InstanceNorm3d(width, affine=True) for _ in range(2))
-        self.convolutions = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.convolutions = nn.ModuleList(OneDNNConv3d(width, width, 3, padding=1, bias=False) for _ in range(2))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F, d, h, w] of features of the same shape."""

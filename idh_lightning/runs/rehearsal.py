@@ -115,8 +115,9 @@ def _schedule(config: DictConfig) -> None:
 
 def _sketch(config: DictConfig, method: Any) -> None:
     """Make the network in outline, and find in it the layers that are to be explained."""
-    automatic = config.model.weights == "auto" and config.model.backbone not in MEDICALNET
-    weights = LATER if automatic else config.model.weights  # auto takes what there is
+    # auto takes what there is, and numbers that nobody computes with need no good beginning
+    outlined = config.model.weights in ("auto", "none") and config.model.backbone not in MEDICALNET
+    weights = LATER if outlined else config.model.weights
     chosen = (config.get("cohort") or {}).get("sequences") or ()
     sequences = [name for name in SEQUENCES if name in chosen] or SEQUENCES
     with torch.device("meta"), warnings.catch_warnings():

@@ -172,6 +172,7 @@ def in_training(data: FeatureBankDataModule, max_epochs: int) -> FeatureBankData
     return data
 
 
+@pytest.mark.slow
 def test_views_computed_beside_training_are_those_that_would_have_been_computed_before_it(
     tmp_path: Path, fake_store: FakeStore, studies: dict[str, Any], network: StemTailNetwork
 ) -> None:

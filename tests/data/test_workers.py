@@ -60,6 +60,7 @@ def test_tensors_without_voxels_and_single_numbers_arrive_too() -> None:
 SMALL_SHM = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", SMALL_SHM], check=False).returncode,
     reason="a small /dev/shm needs unshare and the right to mount",

@@ -50,6 +50,7 @@ print(text.value.decode().count("<heap nr="))
 """
 
 
+@pytest.mark.slow
 def test_all_threads_take_memory_from_one_place_also_those_that_libraries_start_when_imported() -> None:
     untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", ARENAS], capture_output=True, text=True, check=True, env=untold)

@@ -10,6 +10,7 @@ from torch import nn
 from idh_lightning.models.fast import convolutions
 from idh_lightning.models.fast.convolutions import (
     DepthwiseConv3d,
+    OneDNNConv3d,
     PointwiseConv3d,
     SameConv3d,
     _convolved,
@@ -182,3 +183,23 @@ def test_other_convolutions_are_left_alone(other: nn.Module, kind: type[Depthwis
     assert not kind.fits(other)
     with pytest.raises(ValueError, match="cannot stand for it"):
         kind.of(other)
+
+
+@pytest.mark.parametrize("settings", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": 1, "bias": False}])
+def test_one_study_is_convolved_as_in_a_batch_and_by_onednn(settings: dict[str, int]) -> None:
+    ours = OneDNNConv3d(4, 6, 3, **settings)
+    x = torch.randn(3, 4, 9, 7, 8)
+    expected = nn.functional.conv3d(x, ours.weight, ours.bias, ours.stride, ours.padding)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), expected)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            alone = [ours(one[None]) for one in x]
+        assert not {"aten::slow_conv3d_forward"} & {event.key for event in profile.key_averages()}
+        assert torch.equal(torch.cat(alone), ours(x))
+    gradient = torch.randn_like(expected)
+    found = torch.autograd.grad(ours(x), ours.weight, gradient)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, ours.weight, gradient))
+    with torch.no_grad():
+        for strict in (False, True):
+            exported = torch.export.export(nn.Sequential(ours).eval(), (x,), strict=strict)
+            assert "mkldnn" not in exported.graph_module.code

@@ -111,6 +111,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_no_page_scrolls_sideways_and_no_table_is_cut_on_a_telephone_or_a_desk(
     pages: dict[str, Path], tmp_path: Path

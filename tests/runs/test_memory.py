@@ -160,6 +160,7 @@ def test_a_run_that_fits_is_let_through_and_its_need_recorded(small_network: Mak
     assert 0 < record["needed"] < record["free"]
 
 
+@pytest.mark.slow
 def test_each_lighter_plan_keeps_less_for_the_backward_pass_and_the_last_one_needs_the_least(
     small_network: Maker, data: IDHDataModule
 ) -> None:

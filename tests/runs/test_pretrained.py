@@ -343,6 +343,7 @@ def test_a_cohort_with_studies_that_cannot_be_judged_is_refused_with_their_names
         without_seen(named, None, checkpoint=Checkpoint.read("pretrained"), means=["image"], exclude=False)
 
 
+@pytest.mark.slow
 def test_evaluate_judges_it_on_a_table_without_t2_and_the_report_says_what_it_is(
     shipped: Path, tmp_path: Path, cohort: list[Study]
 ) -> None:

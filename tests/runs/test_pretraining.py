@@ -58,6 +58,7 @@ def test_pretraining_writes_weights_and_a_card_that_says_how(undisturbed: Path) 
     assert not all(torch.equal(averaged[name], latest[name]) for name in averaged)
 
 
+@pytest.mark.slow
 def test_a_pretraining_that_was_stopped_comes_to_the_same_weights(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

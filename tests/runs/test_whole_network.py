@@ -65,6 +65,7 @@ def test_the_small_network_has_every_part_of_the_default_one(run: Path) -> None:
     assert len({edge % 2 for edge in edges}) == len({-(-edge // 32) % 2 for edge in default.data.grid}) == 2
 
 
+@pytest.mark.slow
 def test_another_cohort_is_evaluated_with_a_network_with_every_part(
     run: Path, cohort: list[Study], tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_another_cohort_is_evaluated_with_a_network_with_every_part(
     assert (tmp_path / "out" / "explanations" / f"{found.index[0]}_cam.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_network_with_every_part_goes_on_after_its_training(
     run: Path, cohort: list[Study], tmp_path: Path
 ) -> None:

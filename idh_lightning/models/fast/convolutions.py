@@ -33,6 +33,31 @@ class SameConv3d(nn.Conv3d):
         return _convolved(self, volumes, zeros_around(self, volumes.shape, same=True))
 
 
+class OneDNNConv3d(nn.Conv3d):
+    """A convolution that a CPU computes with oneDNN where no gradient is wanted.
+
+    torch 2.14 leaves oneDNN aside for one study whose channels times its first two edges are at most 20480, whatever
+    the third, and takes a loop instead: one study took 0.33 s through the tumour segmenter, and two 0.17 s.
+    """
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Convolution of [B, C, d, h, w]."""
+        plain = type(volumes) is Tensor and volumes.device.type == "cpu" and volumes.dtype == self.weight.dtype
+        traced = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if not plain or traced or not has_onednn():
+            return super().forward(volumes)
+        how = list(cast(Any, self.padding)), list(self.stride), list(self.dilation), self.groups
+        compute: Any = torch.ops.mkldnn._convolution_pointwise
+        return cast(Tensor, compute(volumes, self.weight, self.bias, *how, "none", [], ""))
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether oneDNN's convolutions can be called by name."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
 def correct_padding(module: nn.Module) -> None:
     """Correct, in place, the padding of timm_3d's convolutions that choose it by the size of their input."""
     for inner in module.modules():

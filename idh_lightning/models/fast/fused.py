@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from idh_lightning.models.fast.convolutions import SameConv3d, layout, zeros_around
+from idh_lightning.models.fast.convolutions import SameConv3d, has_onednn, layout, zeros_around
 from idh_lightning.models.timm3d import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 
 
@@ -81,11 +81,9 @@ def is_switched_off(block: nn.Module) -> bool:
 
 def can_fuse(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
     """Whether this machine and these modules of a network go with `FusedStem`."""
-    if onednn:
-        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        available = available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        if not available or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-            return False
+    rounds = dtype == torch.bfloat16
+    if onednn and not (has_onednn() and (not rounds or torch.ops.mkldnn._is_mkldnn_bf16_supported())):
+        return False
     stages = [module for module in modules.values() if not isinstance(module, nn.Conv3d | _BatchNorm)]
     return all(type(block) in _LAYERS for stage in stages for block in blocks_of(stage)) and all(
         _fuses(inner) for module in modules.values() for inner in module.modules()
