@@ -3,7 +3,7 @@
 # hangs on how its axes are called. A batch of one image whose channels times first two edges are 20480 at most goes to a
 # loop (aten::slow_conv3d_forward) instead, whatever the third edge: [1, 16, 24, 32, 400] does, the same numbers turned to
 # [1, 16, 400, 32, 24] do not, nor does a batch of two images however small. So one image can take three times as long as
-# two, and a dozen times as long as the same image turned. (Of two axes the same product counts one edge.)
+# two, and a dozen times as long as the same image turned. (Of two axes the same product counts both edges.)
 # Channels-last memory changes nothing. U-Nets that answer for one patient at a time are hit at their finest level.
 # Seen with torch 2.14.1 and numpy 2.4.6 on x86-64 with AVX2. Ends with status 0 while this is so. Source:
 # ConvParams::use_mkldnn in aten/src/ATen/native/Convolution.cpp, which multiplies the first four sizes of the input.
