@@ -58,6 +58,7 @@ def fit_baseline(
     columns: Sequence[str],
     *,
     fitted_on: str = "train",
+    prevalence: float | None = None,
     rule: Rule = "youden",
     target: float | None = None,
 ) -> Baseline | str:
@@ -71,6 +72,7 @@ def fit_baseline(
         columns: None of them: the prevalence.
         fitted_on: "train", or "validation" where a column is the network's logit, which is too good on training
             patients.
+        prevalence: Where the one column is a logit of the network: see `Calibrator.fit`, which then draws the line.
         rule: Of the operating point.
         target: See `rule`.
     """
@@ -83,7 +85,10 @@ def fit_baseline(
         if rows["label"].nunique() < 2:
             return f"fewer than two classes among the {name} patients in whom {', '.join(columns) or 'it'} is known"
     labels = training["label"].to_numpy(dtype=np.int64)
-    if columns:
+    if prevalence is not None:
+        line = Calibrator.fit(training[columns[0]], labels, prevalence=prevalence)
+        coefficients, intercept = np.array([line.slope]), line.intercept
+    elif columns:
         from sklearn.linear_model import LogisticRegression
 
         x = training[list(columns)].to_numpy(dtype=float)

@@ -262,9 +262,10 @@ class Evaluation(Measurement):
         baselines = {name: fit_baseline(seen, columns, **choice) for name, columns in columns.items()}
         baselines.setdefault("features", "no table of tumour features was given")
         # A logit of the network is too good on training patients.
-        of_network = {column.removeprefix("logit_"): (column,) for column in branch_logits_in(seen)}
-        for name, used in (of_network | {"model_age": ("logit", "age_years")}).items():
-            baselines[name] = fit_baseline(seen, used, fitted_on="validation", **choice)
+        fitted = {"fitted_on": "validation", **choice}
+        for column in branch_logits_in(seen):
+            baselines[column.removeprefix("logit_")] = fit_baseline(seen, [column], prevalence=prevalence, **fitted)
+        baselines["model_age"] = fit_baseline(seen, ["logit", "age_years"], **fitted)
         return PostProcessing(
             calibrator=calibrator,
             operating_point=OperatingPoint.choose(labels, probabilities, **choice),
