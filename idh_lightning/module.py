@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -94,7 +93,7 @@ class IDHClassifier(lightning.LightningModule):
         """Optimizer over the trainable weights, and its schedule per optimizer step."""
         if self.optimizer is None or self.scheduler is None:
             raise RuntimeError("this model was built to predict; give it an optimizer and a scheduler to fit it")
-        optimizer = self.optimizer(timm.optim.param_groups_weight_decay(self.network, self.weight_decay))
+        optimizer = self.optimizer(groups_by_decay(self.network, self.weight_decay))
         total_steps = int(self.trainer.estimated_stepping_batches)
         if self.planned_steps not in (None, total_steps):
             raise CheckpointError(
@@ -180,3 +179,14 @@ class IDHClassifier(lightning.LightningModule):
             f"batch of {', '.join(dict.fromkeys(batch.study_ids))}; expected a number. Likely cause: {cause}. "
             f"{kept}; --resume would come to this step again."
         )
+
+
+def groups_by_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: biases and normalisation layers without decay, then weight matrices with it.
+
+    As `timm.optim.param_groups_weight_decay`, whose import takes two seconds of every start.
+    """
+    learning = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
+    free = [one for name, one in learning if one.ndim <= 1 or name.endswith(".bias")]
+    decayed = [one for name, one in learning if not (one.ndim <= 1 or name.endswith(".bias"))]
+    return [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]

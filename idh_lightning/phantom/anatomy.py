@@ -12,7 +12,6 @@ from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
-from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.ndimage import distance_transform_edt, gaussian_filter, maximum_filter
@@ -104,6 +103,9 @@ def load_template(blur_mm: float = 0.0) -> Template:
     if blur_mm > 0:
         sharp = load_template(0.0)
         return Template(*(gaussian_filter(m, blur_mm, truncate=2.5) for m in (sharp.white, sharp.grey, sharp.brain)))
+    # Not above: that takes a second, and real cohorts need no template.
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
     t1, grey, white = (
         np.ascontiguousarray(np.asarray(load(resolution=1).dataobj, dtype=np.float32)[::-1, ::-1, :].transpose(2, 1, 0))
         for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
