@@ -63,38 +63,42 @@ class PointSample:
     def __init__(self, fixed: sitk.Image, grid: Geometry, points: _Points) -> None:
         """Look up the levels of the fixed image at points [n, 3] of LPS mm; `grid` is that of the others."""
         self.points, self.grid = points, grid
-        self.fixed_levels = _levels(_values(fixed, _places(points, Geometry.of(fixed))))
+        self.fixed_levels = _levels(_values(fixed, _places(points, Geometry.of(fixed), [np.eye(4)])))[0]
         self._known: dict[bytes, Tensor] = {}
 
-    def information(self, moving: sitk.Image, affine: _Affine, shuffled: np.random.Generator | None = None) -> float:
-        """Mutual information, in nats, with an image of the grid where an affine [4, 4] puts it.
+    def information(
+        self, moving: sitk.Image, *affines: _Affine, shuffled: np.random.Generator | None = None
+    ) -> list[float]:
+        """Mutual information, in nats, with an image of the grid where each of some affines [4, 4] puts it.
 
         Args:
             moving: The other image.
-            affine: LPS mm of the fixed image to those of the moving one.
+            affines: LPS mm of the fixed image to those of the moving one.
             shuffled: Shuffles the points of the moving image: what is shared by chance.
         """
-        key = affine.tobytes()
+        key = b"".join(affine.tobytes() for affine in affines)
         if key not in self._known:  # the next image of a study is looked up at the same places
-            self._known[key] = _places(self.points, self.grid, affine)
-        levels = _levels(_values(moving, self._known[key]))
-        return mutual_information(self.fixed_levels, levels if shuffled is None else shuffled.permutation(levels))
+            self._known[key] = _places(self.points, self.grid, affines)
+        found = _levels(_values(moving, self._known[key]))
+        if shuffled is not None:
+            found = np.stack([shuffled.permutation(levels) for levels in found])
+        return [mutual_information(self.fixed_levels, levels) for levels in found]
 
 
-def _places(points: _Points, grid: Geometry, affine: _Affine | None = None) -> Tensor:
-    """Where points [n, 3] of LPS mm lie in a grid once an affine [4, 4] has moved them: as `grid_sample` takes them."""
-    indices = mapped(grid.inverse if affine is None else grid.inverse @ affine, points)
+def _places(points: _Points, grid: Geometry, affines: Sequence[_Affine]) -> Tensor:
+    """Where points [n, 3] of LPS mm lie in a grid once affines [4, 4] have moved them, as `grid_sample` takes them."""
+    indices = np.stack([mapped(grid.inverse @ affine, points) for affine in affines])
     places = 2 * indices / np.maximum(np.array(grid.size) - 1, 1) - 1
-    return torch.from_numpy(places.astype(np.float32))[None, None, None]
+    return torch.from_numpy(places.astype(np.float32))[None, None]
 
 
 def _values(image: sitk.Image, places: Tensor) -> NDArray[np.float32]:
-    """Voxels of an image at places [1, 1, 1, n, 3] between them; beyond its faces 0."""
+    """Voxels [m, n] of an image at places [1, 1, m, n, 3] between them; beyond its faces 0."""
     voxels = torch.from_numpy(sitk.GetArrayFromImage(image))[None, None]
-    return np.asarray(functional.grid_sample(voxels, places, align_corners=True)[0, 0, 0, 0].numpy())
+    return np.asarray(functional.grid_sample(voxels, places, align_corners=True)[0, 0, 0].numpy())
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Values as whole numbers from 0 to the highest level, all but the outermost percent of them evenly."""
-    low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0.0, 1.0)
-    return ((values - low) * (LEVELS / max(high - low, 1e-9))).clip(0, LEVELS - 1).astype(np.uint8)
+    """Values [m, n] as whole numbers from 0 to the highest level, of each row all but the outermost percent evenly."""
+    low, high = np.percentile(values, (0.5, 99.5), axis=1, keepdims=True) if values.size else np.array([[0.0], [1.0]])
+    return ((values - low) * (LEVELS / np.maximum(high - low, 1e-9))).clip(0, LEVELS - 1).astype(np.uint8)

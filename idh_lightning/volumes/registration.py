@@ -87,7 +87,7 @@ def register(fixed: sitk.Image, moving: sitk.Image) -> _Affine:
     by_header.SetCenter(by_mass.GetCenter())
     sample = PointSample(small, Geometry.of(other), points_of(small, _POINTS, _SEED))
     found = [by_header, *(_improved(start, small, other, *_STEPS[0][1:]) for start in (by_header, by_mass))]
-    best = max(found, key=lambda place: sample.information(other, affine_of(place)))
+    best = max(found, key=lambda place: sample.information(other, affine_of(place))[0])
     for voxel_mm, *steps in _STEPS[1:]:
         best = _improved(best, coarse(fixed, voxel_mm), coarse(moving, voxel_mm), *steps)
     best.SetParameters(np.round(best.GetParameters(), 6).tolist())
@@ -107,10 +107,10 @@ class ShiftCheck:
         return centre_of_mass(self.fixed)
 
     @cached_property
-    def _moves(self) -> list[tuple[_Affine, _Affine]]:
-        """A step ahead and one behind, about each axis and along it."""
-        steps = _CHECK_MM * np.eye(6)
-        return [(_move(step, self._centre), _move(-step, self._centre)) for step in steps]
+    def _moves(self) -> list[_Affine]:
+        """None, then a step ahead and one behind, about each axis and along it."""
+        steps = [side * step for step in _CHECK_MM * np.eye(6) for side in (1, -1)]
+        return [np.eye(4), *(_move(step, self._centre) for step in steps)]
 
     def _sample(self, grid: Geometry) -> PointSample:
         """Points for the images of a coarse grid."""
@@ -131,9 +131,9 @@ class ShiftCheck:
         sample = self._sample(Geometry.of(other))
         if not len(sample.points):
             return 0.0
-        here, tops = sample.information(other, np.eye(4)), np.zeros(6)
-        for axis, moves in enumerate(self._moves):
-            ahead, behind = (sample.information(other, move) for move in moves)
+        here, *there = sample.information(other, *self._moves)
+        tops = np.zeros(6)
+        for axis, (ahead, behind) in enumerate(zip(there[::2], there[1::2], strict=True)):
             bend = 2 * here - ahead - behind
             top = _CHECK_MM * (ahead - behind) / (2 * bend) if bend > 0 else np.copysign(np.inf, ahead - behind)
             tops[axis] = np.clip(top, -_CHECK_MM, _CHECK_MM)
@@ -164,10 +164,10 @@ def agreement(
     if not len(points):
         return 0.0, 0.0
     sample = PointSample(small, grid, points)
-    chance = sample.information(other, affine, shuffled=random)
-    here = sample.information(other, affine) - chance
+    chance = sample.information(other, affine, shuffled=random)[0]
+    here = sample.information(other, affine)[0] - chance
     moves = [side * QUALITY_MM * np.eye(6)[axis] for axis in (3, 4, 5) for side in (1, -1)]
-    there = float(np.mean([sample.information(other, affine @ _move(steps)) for steps in moves])) - chance
+    there = float(np.mean(sample.information(other, *(affine @ _move(steps) for steps in moves)))) - chance
     return here, float(np.clip(1 - there / here, 0.0, 1.0)) if here > 0 else 0.0
 
 
