@@ -11,13 +11,14 @@ import pytest
 import torch
 from conftest import FakeStore, studies_of
 from lightning.pytorch.callbacks import ModelCheckpoint
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from idh_lightning.callbacks import EpochProgressBar, PredictionWriter
 from idh_lightning.data import IDHDataModule
 from idh_lightning.errors import CheckpointError, TrainingError
 from idh_lightning.models import NetworkOutput, StemTailNetwork
-from idh_lightning.module import IDHClassifier
+from idh_lightning.module import IDHClassifier, groups_by_decay
 from idh_lightning.objectives import FocalLoss
 
 
@@ -174,6 +175,10 @@ def test_weights_of_matrices_decay_and_biases_and_norms_do_not(data: IDHDataModu
     assert len(decays) == len(trainable)
     for name, parameter in trainable.items():
         assert decays[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+    ours, timms = (made(model.network, 0.3) for made in (groups_by_decay, param_groups_weight_decay))
+    for one, other in zip(ours, timms, strict=True):
+        assert one["weight_decay"] == other["weight_decay"]
+        assert [id(p) for p in one["params"]] == [id(p) for p in other["params"]]
 
 
 def test_training_twice_from_one_seed_gives_the_same_weights(data: IDHDataModule, tmp_path: Path) -> None:

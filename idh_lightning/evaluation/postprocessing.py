@@ -85,6 +85,7 @@ def fit_baseline(
         if rows["label"].nunique() < 2:
             return f"fewer than two classes among the {name} patients in whom {', '.join(columns) or 'it'} is known"
     labels = training["label"].to_numpy(dtype=np.int64)
+    coefficients: Floats
     if prevalence is not None:
         line = Calibrator.fit(training[columns[0]], labels, prevalence=prevalence)
         coefficients, intercept = np.array([line.slope]), line.intercept
@@ -95,7 +96,7 @@ def fit_baseline(
         mean, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-12] = 1.0
         model = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / spread, labels)
-        coefficients: Floats = model.coef_[0] / spread
+        coefficients = model.coef_[0] / spread
         intercept = float(model.intercept_[0] - coefficients @ mean)
     else:
         coefficients, intercept = np.zeros(0), float(logit(labels.mean()))

@@ -101,4 +101,4 @@ def _values(image: sitk.Image, places: Tensor) -> NDArray[np.float32]:
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Values [m, n] as whole numbers from 0 to the highest level, of each row all but the outermost percent evenly."""
     low, high = np.percentile(values, (0.5, 99.5), axis=1, keepdims=True) if values.size else np.array([[0.0], [1.0]])
-    return ((values - low) * (LEVELS / np.maximum(high - low, 1e-9))).clip(0, LEVELS - 1).astype(np.uint8)
+    return np.asarray(((values - low) * (LEVELS / np.maximum(high - low, 1e-9))).clip(0, LEVELS - 1), dtype=np.uint8)
