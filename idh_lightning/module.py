@@ -182,11 +182,12 @@ class IDHClassifier(lightning.LightningModule):
 
 
 def groups_by_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: biases and normalisation layers without decay, then weight matrices with it.
+    """Parameter groups for an optimizer: first what has one dimension or is a bias, without decay, then the matrices.
 
-    As `timm.optim.param_groups_weight_decay`, whose import takes two seconds of every start.
+    As `timm.optim.param_groups_weight_decay`, whose import takes two seconds.
     """
-    learning = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
-    free = [one for name, one in learning if one.ndim <= 1 or name.endswith(".bias")]
-    decayed = [one for name, one in learning if not (one.ndim <= 1 or name.endswith(".bias"))]
-    return [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for name, one in network.named_parameters():
+        if one.requires_grad:
+            groups[one.ndim > 1 and not name.endswith(".bias")].append(one)
+    return [{"params": some, "weight_decay": decay} for some, decay in zip(groups, (0.0, weight_decay), strict=True)]

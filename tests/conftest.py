@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         case = (item.path, getattr(item, "originalname", item.name))
         cases[case] += 1
-        if cases[case] > 3:  # cases of one test run the same lines, and counting them takes half as long again
+        # Cases of one test mostly run the same lines, and counting these takes half as long again.
+        if cases[case] > 3 and item.config.pluginmanager.hasplugin("pytest_cov"):
             item.add_marker("no_cover")
     if not os.environ.get("IDH_REAL_DATA"):
         for item in items:

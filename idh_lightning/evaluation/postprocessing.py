@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from idh_lightning.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Record):
-    """A logistic regression in primitives, with its own operating point.
+    """A logistic regression, or a calibrated branch of the network, in primitives, with its own operating point.
 
     Attributes:
         columns: Columns of the patient table; none: the prevalence, the same for everyone.
@@ -58,7 +58,7 @@ def fit_baseline(
     columns: Sequence[str],
     *,
     fitted_on: str = "train",
-    prevalence: float | None = None,
+    line: Callable[[npt.ArrayLike, npt.ArrayLike], Calibrator] | None = None,
     rule: Rule = "youden",
     target: float | None = None,
 ) -> Baseline | str:
@@ -72,7 +72,8 @@ def fit_baseline(
         columns: None of them: the prevalence.
         fitted_on: "train", or "validation" where a column is the network's logit, which is too good on training
             patients.
-        prevalence: Where the one column is a logit of the network: see `Calibrator.fit`, which then draws the line.
+        line: Of a logit of the network, which is then the one column: calibrator from logits and labels, in place of a
+            regression.
         rule: Of the operating point.
         target: See `rule`.
     """
@@ -86,9 +87,10 @@ def fit_baseline(
             return f"fewer than two classes among the {name} patients in whom {', '.join(columns) or 'it'} is known"
     labels = training["label"].to_numpy(dtype=np.int64)
     coefficients: Floats
-    if prevalence is not None:
-        line = Calibrator.fit(training[columns[0]], labels, prevalence=prevalence)
-        coefficients, intercept = np.array([line.slope]), line.intercept
+    if line is not None:
+        (column,) = columns
+        drawn = line(training[column], labels)
+        coefficients, intercept = np.array([drawn.slope]), drawn.intercept
     elif columns:
         from sklearn.linear_model import LogisticRegression
 

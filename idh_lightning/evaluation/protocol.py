@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -253,8 +254,8 @@ class Evaluation(Measurement):
         seen = per_patient(studies[studies["split"] != "test"])
         validation = seen[seen["split"] == "validation"]
         labels, logits = classes(validation), scores(validation)
-        prevalence = float(np.mean(classes(seen)))
-        calibrator = Calibrator.fit(logits, labels, method=self.calibration, prevalence=prevalence)
+        line = partial(Calibrator.fit, method=self.calibration, prevalence=float(np.mean(classes(seen))))
+        calibrator = line(logits, labels)
         probabilities = calibrator(logits)
         choice: dict[str, Any] = {"rule": self.operating_point, "target": self.operating_target}
         tumour = tuple(sorted(str(column) for column in seen if str(column).startswith("feature ")))
@@ -264,7 +265,7 @@ class Evaluation(Measurement):
         # A logit of the network is too good on training patients.
         fitted = {"fitted_on": "validation", **choice}
         for column in branch_logits_in(seen):
-            baselines[column.removeprefix("logit_")] = fit_baseline(seen, [column], prevalence=prevalence, **fitted)
+            baselines[column.removeprefix("logit_")] = fit_baseline(seen, [column], line=line, **fitted)
         baselines["model_age"] = fit_baseline(seen, ["logit", "age_years"], **fitted)
         return PostProcessing(
             calibrator=calibrator,

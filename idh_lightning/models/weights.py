@@ -65,8 +65,6 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
     """
     if requested in ("none", LATER):
         return WeightsOrigin(requested=requested, source="none")
-    import timm  # here, since it takes a second and most networks come with their weights
-
     source, file = f"{backbone}.{tag}" if requested == "auto" else requested, Path(requested)
     if isinstance(network, MedicalNetEncoder) and not file.is_file():
         depth = backbone.removeprefix("medicalnet_resnet")
@@ -75,6 +73,8 @@ def load_weights(network: nn.Module, backbone: str, requested: str, *, tag: str)
             f"resnet_{depth}_23dataset.pth, or none. Name a file that exists, or start untrained: model.weights=none"
         )
     if requested == "auto" or not file.is_file():
+        import timm  # here, since it takes two seconds, and most networks come with their weights
+
         if requested != "auto" and not timm.is_model(requested.split(".")[0]):
             raise ModelError(
                 f"model.weights: found '{requested}', which is neither a file nor a timm model; expected 'auto', "

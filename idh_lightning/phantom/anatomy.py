@@ -93,7 +93,7 @@ class Template:
 
     @cached_property
     def near(self) -> _Bools:
-        """Voxels [D, H, W] of which one, or a next one along any axes, is brain."""
+        """Voxels [D, H, W] that are brain themselves, or one of the following ones along any axes is."""
         return np.asarray(maximum_filter(self.brain, size=2, origin=-1) > 0)
 
 

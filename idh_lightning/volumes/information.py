@@ -33,7 +33,7 @@ def coarse(image: sitk.Image, voxel_mm: float) -> sitk.Image:
     """Image of means over blocks of about this edge, from 0 up to what nearly all voxels stay below."""
     edges = zip(image.GetSpacing(), image.GetSize(), strict=True)
     small = sitk.BinShrink(image, [min(n, max(1, round(voxel_mm / mm))) for mm, n in edges])
-    voxels = sitk.GetArrayFromImage(small)
+    voxels = sitk.GetArrayFromImage(small).astype(np.float32, copy=False)
     low, high = np.percentile(voxels, (0.1, 99.9)).astype(np.float32)
     return Geometry.of(small).image(voxels.clip(low, high) - low)
 

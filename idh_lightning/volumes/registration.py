@@ -108,7 +108,7 @@ class ShiftCheck:
 
     @cached_property
     def _moves(self) -> list[_Affine]:
-        """None, then a step ahead and one behind, about each axis and along it."""
+        """No move, then a step ahead and one behind, about each axis and along it."""
         steps = [side * step for step in _CHECK_MM * np.eye(6) for side in (1, -1)]
         return [np.eye(4), *(_move(step, self._centre) for step in steps)]
 

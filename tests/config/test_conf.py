@@ -33,6 +33,12 @@ def test_every_choice_composes_and_what_it_describes_can_be_made(choice: str, tm
     check(config)
 
 
+def test_what_the_default_describes_can_be_made(tmp_path: Path) -> None:
+    config = composed("train", ["name=x", f"paths.run={tmp_path / 'run'}"])
+    check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+    check(config)
+
+
 def test_every_group_has_choices() -> None:
     assert {choice.split("=")[0] for choice in CHOICES} == {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
 

@@ -463,17 +463,21 @@ def test_a_baseline_is_the_logistic_regression_of_statsmodels_up_to_its_ridge():
     assert Baseline.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
-def test_a_branch_of_the_network_is_calibrated_as_the_network_is(evaluation):
+@pytest.mark.parametrize("method", ["platt", "temperature", "none"])
+def test_a_branch_of_the_network_is_calibrated_as_the_network_is(method):
     """With eight validation patients a free line would say how a fold fell out, not how good the branch is."""
     cohort = make_cohort()
     few = cohort[cohort["split"] == "validation"].groupby("label").head(4).index
     cohort = cohort.drop(cohort.index[(cohort["split"] == "validation") & ~cohort.index.isin(few)])
     made = predict(cohort)
-    learnt = evaluation.learn(made.assign(logit_deep=made["logit"], logit_vote=-made["logit"]), cohort)
+    learnt = Evaluation(bootstrap=200, calibration=method).learn(
+        made.assign(logit_deep=made["logit"], logit_vote=-made["logit"]), cohort
+    )
     line, same, inverted = learnt.calibrator, learnt.baselines["deep"], learnt.baselines["vote"]
     assert (same.coefficients[0], same.intercept) == (line.slope, line.intercept)
     assert same.operating_point == learnt.operating_point
-    assert 0 < inverted.coefficients[0] < line.slope  # never turned round
+    assert 0 < inverted.coefficients[0] <= line.slope  # never turned round
+    assert (inverted.coefficients[0] < line.slope) == (method != "none")
 
 
 def test_the_model_is_compared_with_each_baseline_on_the_patients_both_know(evaluation, predictions, cohort):

@@ -19,7 +19,7 @@ from idh_lightning.runs.preparation import prepare_cohort
 from idh_lightning.volumes import FaultyStudyError, Geometry, Preprocessing, VolumeStore, alignment, consistency
 from idh_lightning.volumes.brain import find_brain
 from idh_lightning.volumes.consistency import FAILED, POOR
-from idh_lightning.volumes.information import mutual_information
+from idh_lightning.volumes.information import PointSample, mutual_information, points_of
 from idh_lightning.volumes.registration import (
     REGISTRATION,
     Registration,
@@ -257,6 +257,20 @@ def test_prepare_draws_a_refused_registration_once_registered_and_nothing_of_an_
         )
     assert [path.name for path in figures.iterdir()] == ["head_T1c_registered.png"]
     assert len(calls) == 1
+
+
+def test_a_check_of_several_images_says_of_each_what_a_new_check_says():
+    grid, finer_grid = (Geometry(SIZE, (mm,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel())) for mm in (4.0, 3.0))
+    cells = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=SIZE[::-1]), 2).astype(np.float32)
+    fixed, same, shifted = (grid.image(np.roll(cells, by, axis=2)) for by in (0, 0, 1))
+    finer = finer_grid.image(cells)
+    check = ShiftCheck(fixed)
+    found = [check.shift_mm(moving) for moving in (same, shifted, finer, same)]
+    assert found == [ShiftCheck(fixed).shift_mm(moving) for moving in (same, shifted, finer, same)]
+    assert found[0] == found[3] < alignment.SHIFT_MM < found[1]
+    sample = PointSample(fixed, grid, points_of(fixed, 500, 1))
+    moves = [np.eye(4), move((5, 0, 0), 4)]
+    assert sample.information(shifted, *moves) == [sample.information(shifted, move)[0] for move in moves]
 
 
 # Real studies --------------------------------------------------------------------------------------------------------

@@ -36,26 +36,32 @@ class SameConv3d(nn.Conv3d):
 class OneDNNConv3d(nn.Conv3d):
     """A convolution that a CPU computes with oneDNN where no gradient is wanted.
 
-    torch 2.14 leaves oneDNN aside for one study whose channels times its first two edges are at most 20480, whatever
-    the third, and takes a loop instead: one study took 0.33 s through the tumour segmenter, and two 0.17 s.
+    torch 2.14.1 (`ConvParams::use_mkldnn`) leaves oneDNN aside for one study whose channels times its first two edges
+    are at most 20480, whatever the third, and with one thread for kernels of one voxel; it takes a loop instead: one
+    study took 0.33 s through the tumour segmenter, and two 0.17 s. findings/conv3d_one_image_without_onednn.sh says
+    when this class can go.
     """
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Convolution of [B, C, d, h, w]."""
-        plain = type(volumes) is Tensor and volumes.device.type == "cpu" and volumes.dtype == self.weight.dtype
-        traced = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-        if not plain or traced or not has_onednn():
+        # Whether it is traced comes first, since what follows cannot be.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._is_for_onednn(volumes):
             return super().forward(volumes)
-        how = list(cast(Any, self.padding)), list(self.stride), list(self.dilation), self.groups
+        geometry = list(cast(Any, self.padding)), list(self.stride), list(self.dilation), self.groups
         compute: Any = torch.ops.mkldnn._convolution_pointwise
-        return cast(Tensor, compute(volumes, self.weight, self.bias, *how, "none", [], ""))
+        return cast(Tensor, compute(volumes, self.weight, self.bias, *geometry, "none", [], ""))
+
+    def _is_for_onednn(self, volumes: Tensor) -> bool:
+        batch = type(volumes) is Tensor and volumes.device.type == "cpu" and volumes.ndim == 5
+        single = volumes.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        padded = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        return batch and single and padded and has_onednn()
 
 
-@functools.cache
 def has_onednn() -> bool:
-    """Whether oneDNN's convolutions can be called by name."""
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    """Whether oneDNN's convolutions are there, not switched off, and can be called by name."""
+    available = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+    return bool(available) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def correct_padding(module: nn.Module) -> None:

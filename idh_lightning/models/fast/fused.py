@@ -81,8 +81,8 @@ def is_switched_off(block: nn.Module) -> bool:
 
 def can_fuse(modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> bool:
     """Whether this machine and these modules of a network go with `FusedStem`."""
-    rounds = dtype == torch.bfloat16
-    if onednn and not (has_onednn() and (not rounds or torch.ops.mkldnn._is_mkldnn_bf16_supported())):
+    in_bfloat16 = dtype == torch.bfloat16
+    if onednn and not (has_onednn() and (not in_bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())):
         return False
     stages = [module for module in modules.values() if not isinstance(module, nn.Conv3d | _BatchNorm)]
     return all(type(block) in _LAYERS for stage in stages for block in blocks_of(stage)) and all(
