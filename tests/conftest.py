@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = (item.path, getattr(item, "originalname", item.name))
         cases[case] += 1
         # Cases of one test mostly run the same lines, and counting these takes half as long again.
-        if cases[case] > 3 and item.config.pluginmanager.hasplugin("pytest_cov"):
+        if cases[case] > 1 and item.config.pluginmanager.hasplugin("pytest_cov"):
             item.add_marker("no_cover")
     if not os.environ.get("IDH_REAL_DATA"):
         for item in items:
