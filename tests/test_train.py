@@ -43,9 +43,9 @@ SMALL = [
 ]
 
 
-def train(folder: Path, *overrides: str, module: str = "train") -> subprocess.CompletedProcess[str]:
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"idh_lightning.{module}", *overrides],
+        [sys.executable, "-m", "idh_lightning.train", *overrides],
         cwd=folder,
         capture_output=True,
         text=True,

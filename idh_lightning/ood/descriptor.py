@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from idh_lightning.models import StemTailNetwork, VotingNetwork
 from idh_lightning.volumes import StoredVolume
+from idh_lightning.volumes.brain import bounding_box
 
 FloatArray = NDArray[np.float64]
 
@@ -138,8 +139,7 @@ def _geometry(
     brain: NDArray[np.bool_], spacing_mm: Sequence[float], native_spacing_mm: Sequence[float]
 ) -> dict[str, float]:
     edge_mm = np.array(spacing_mm)
-    box = ndimage.find_objects(brain.astype(np.uint8))
-    sides = [side.stop - side.start for side in box[0]] if box else [0, 0, 0]
+    sides = [side.stop - side.start for side in bounding_box(brain)] if brain.any() else [0, 0, 0]
     height, depth, width = (float(n * mm) for n, mm in zip(sides, edge_mm, strict=True))
     return {
         "least_voxel_edge_mm": float(min(native_spacing_mm)),

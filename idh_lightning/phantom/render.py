@@ -71,7 +71,7 @@ def render_study(
 
     def whole(values: NDArray[np.generic]) -> NDArray[np.generic]:
         full = np.zeros(field.shape, dtype=values.dtype)
-        full[window][anatomy.brain] = values
+        full[window] = anatomy.placed(values)
         return full
 
     return Images(

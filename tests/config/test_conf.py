@@ -16,6 +16,12 @@ PARTS = ("sweep=wandb", "data=volumes")
 """No choices: what `wandb sweep` reads, in its own format, and what the files of `data` share."""
 
 
+def make_all(*overrides: str) -> None:
+    config = composed("train", list(overrides))
+    check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
+    check(config)
+
+
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in PARTS])
 def test_every_choice_composes_and_what_it_describes_can_be_made(choice: str, tmp_path: Path) -> None:
     if choice == "sweep=optuna":
@@ -27,16 +33,11 @@ def test_every_choice_composes_and_what_it_describes_can_be_made(choice: str, tm
     group = choice.split("=")[0]
     needed = [f"{group}.{key}={told[key]}" for key in told if OmegaConf.is_missing(chosen, key)]
     small = [] if group in ("model", "experiment") else ["model=efficientnet_b0"]  # in half a second less
-    told_all = [choice, *needed, *small, "name=x", f"paths.run={tmp_path / 'run'}", "model.weights=none"]
-    config = composed("train", told_all)
-    check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
-    check(config)
+    make_all(choice, *needed, *small, "name=x", f"paths.run={tmp_path / 'run'}", "model.weights=none")
 
 
 def test_what_the_default_describes_can_be_made(tmp_path: Path) -> None:
-    config = composed("train", ["name=x", f"paths.run={tmp_path / 'run'}"])
-    check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
-    check(config)
+    make_all("name=x", f"paths.run={tmp_path / 'run'}")
 
 
 def test_every_group_has_choices() -> None:
