@@ -19,6 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from same_process import run_here
 
 from idh_lightning.callbacks import CurveLogger, WholeCheckpointIO
 from idh_lightning.cli import signals as stopping
@@ -33,6 +34,7 @@ from idh_lightning.runs.state import (
     started_in,
     weights_of,
 )
+from idh_lightning.train import command as train_command
 
 SMALL = [
     "model=efficientnet_b0",
@@ -59,6 +61,13 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
+
+
+def train(folder: Path, *arguments: str) -> str:
+    """Train in this process, where nothing stops it."""
+    done = run_here(train_command, *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def end_of(process: subprocess.Popen[str]) -> str:
@@ -112,7 +121,7 @@ def test_a_run_that_is_stopped_and_then_killed_while_training_ends_with_the_same
     process.kill()
     assert "Going on from" in end_of(process)
     assert not (run / "predictions.csv").exists()
-    assert "Going on from" in end_of(start(workplace, "--resume", "outputs/ended"))
+    assert "Going on from" in train(workplace, "--resume", "outputs/ended")
     assert (run / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     mine, theirs = weights(run), weights(whole)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
@@ -178,7 +187,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_predictions(
     again = [*SMALL, "hydra.run.dir=outputs/killed"]
     if (tmp_path / "outputs" / "killed" / ".hydra" / "config.yaml").exists():
         again = ["--resume", "outputs/killed"]
-    said += end_of(start(tmp_path, *again))
+    said += train(tmp_path, *again)
     mine, theirs = tmp_path / "outputs" / "killed", workplace / "outputs" / "whole"
     assert (mine / "report.html").is_file(), said
     for name in ("predictions.csv", "explanations.csv"):
@@ -195,7 +204,7 @@ def test_what_is_finished_is_not_done_again(workplace: Path) -> None:
     (run / "checkpoints" / ".writing-abc.ckpt").write_bytes(b"left by a killed process")
     kept = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "explanations.csv")
     before = {name: (run / name).stat().st_mtime_ns for name in kept}
-    said = end_of(start(workplace, "--resume", "outputs/copy"))
+    said = train(workplace, "--resume", "outputs/copy")
     assert (run / "report.html").is_file(), said
     assert "Epoch" not in said
     assert all((run / name).stat().st_mtime_ns == then for name, then in before.items())
@@ -205,7 +214,7 @@ def test_what_is_finished_is_not_done_again(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rerun_gives_the_same_predictions_in_a_new_folder(workplace: Path) -> None:
-    said = end_of(start(workplace, "--rerun", "outputs/whole", "hydra.run.dir=outputs/again"))
+    said = train(workplace, "--rerun", "outputs/whole", "hydra.run.dir=outputs/again")
     again = workplace / "outputs" / "again" / "predictions.csv"
     assert again.is_file(), said
     assert "lightning==" in again.with_name("environment.txt").read_text()

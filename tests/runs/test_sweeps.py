@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
+from same_process import run_here
 from wandb.proto import wandb_internal_pb2
 
 from idh_lightning.callbacks import tracking
@@ -47,6 +49,7 @@ from idh_lightning.runs.sweeps import (
     report_sweep,
     say_how_to_compare,
 )
+from idh_lightning.train import command as train_command
 
 SMALL = [
     "model=efficientnet_b0",
@@ -64,6 +67,14 @@ STUDY = re.compile(rb"UCSF-PDGM-\d")
 
 
 def train(folder: Path, *arguments: str) -> str:
+    with patch.dict(os.environ, {"WANDB_SILENT": "true"}):
+        done = run_here(train_command, *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def train_apart(folder: Path, *arguments: str) -> None:
+    """Train in a process of its own, which may start others."""
     done = subprocess.run(
         [sys.executable, "-m", "idh_lightning.train", *arguments],
         cwd=folder,
@@ -71,10 +82,9 @@ def train(folder: Path, *arguments: str) -> str:
         text=True,
         timeout=900,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_SILENT": "true"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +189,8 @@ def test_a_sweep_goes_on_without_repeating_its_finished_runs(sweep: Path) -> Non
 def test_two_processes_test_every_study_once_and_agree_with_one(sweep: Path) -> None:
     folder = sweep.parents[2]
     both = [*SMALL, "split.test=0.25", "callbacks.explanations.test=true"]
-    train(folder, *both, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=outputs/two")
+    apart = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=outputs/two")
+    train_apart(folder, *both, *apart)
     best = "checkpoint=outputs/two/checkpoints/best.ckpt"
     train(folder, *both, "stages=[test,report]", best, "hydra.run.dir=outputs/one")
     two, one = (folder / "outputs" / name for name in ("two", "one"))
