@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from idh_lightning.benchmark.pipelines import HALVES, device_name, device_of, forget_gpu_peak
+from idh_lightning.benchmark.device import HALVES, device_name, device_of, forget_gpu_peak
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.config.instantiation import instantiate_section, optimizer_settings
 from idh_lightning.errors import ModelError

@@ -27,9 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
+from idh_lightning.benchmark.device import HALVES, device_name, device_of, forget_gpu_peak, wait_for_gpu
+from idh_lightning.benchmark.tasks import TASKS
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import Study
-from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data import FeatureBankDataModule, IDHDataModule
 from idh_lightning.errors import ConfigError
 from idh_lightning.files import atomic_write, write_json
@@ -37,13 +38,9 @@ from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.fast.convolutions import restore_convolutions
 from idh_lightning.runs.assembly import classifier, data_module, prepare_configured
-from idh_lightning.runs.rehearsal import check, on_gpu, precision
-from idh_lightning.volumes import VolumeStore
+from idh_lightning.runs.rehearsal import check, precision
 
 logger = logging.getLogger(__name__)
-
-HALVES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-"""Arithmetic that Lightning's names of precisions stand for."""
 
 TITLES = {
     "plain": "plain: SimpleITK resampling each time, TorchIO's own transforms, float32; freed memory kept as below",
@@ -51,12 +48,6 @@ TITLES = {
     "on_the_fly": "this project, data=on_the_fly",
     "bank": "this project, data=feature_bank, once it is filled",
     "monai": "MONAI: CacheDataset, Rand3DElastic, RandAffine, RandFlip, EfficientNetBN",
-}
-
-TASKS = {
-    "prepare": "read, check and resample",
-    "explain": "network and map, prepared before",
-    "predict": "read, resample, network and map",
 }
 
 
@@ -103,7 +94,7 @@ def measure_pipelines(config: DictConfig) -> None:
     seconds = {}
     for task in tasks:
         network = classifier(config, prepared).network.to(device_of(config))
-        seconds[task] = _TASKS[task](config, data, network.eval())
+        seconds[task] = TASKS[task].seconds(config, data, network.eval())
         logger.info("%s: %.2f s per study", task, seconds[task])
     write_json(run_folder / "benchmark.json", _record(config, measured, seconds))
     with atomic_write(run_folder / "benchmark.png") as temporary:
@@ -207,47 +198,6 @@ def _epochs_of(
 _PIPELINES = {"plain": _plain, "stock": _stock, "on_the_fly": _on_the_fly, "bank": _bank, "monai": _monai}
 
 
-def _prepare_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
-    studies = data.studies["train"][: int(config.benchmark.studies)]
-    with tempfile.TemporaryDirectory(dir=config.paths.run, prefix="store-") as folder:
-        store = VolumeStore(Path(folder), data.store.preprocessing, data.store.sequences)
-        return store.prepare(studies).elapsed_s / len(studies)
-
-
-def _explain_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
-    explain = instantiate_section(config.explain)
-    volumes = next(iter(data.evaluation_loader("validation"))).volumes[:1].to(device_of(config))
-    return _seconds(lambda: explain(network, volumes), int(config.benchmark.repeats))
-
-
-def _predict_task(config: DictConfig, data: IDHDataModule, network: StemTailNetwork) -> float:
-    explain = instantiate_section(config.explain)
-    study = data.studies["test"][0]
-
-    def predict() -> None:
-        volume = data.store.preprocessing(study, data.store.sequences).image
-        volumes = torch.from_numpy(np.asarray(volume, dtype=np.float32))[None].to(device_of(config))
-        with torch.no_grad():
-            network(volumes)
-        explain(network, volumes)
-
-    return _seconds(predict, int(config.benchmark.repeats))
-
-
-def _seconds(action: Callable[[], object], repeats: int) -> float:
-    """Median of the repetitions after one that is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        _wait_for_gpu()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-_TASKS = {"prepare": _prepare_task, "explain": _explain_task, "predict": _predict_task}
-
-
 class _Learner:
     """The least that training takes: loss, backward pass, clipping and AdamW over what is trainable."""
 
@@ -295,7 +245,7 @@ def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, onc
         for repeat in range(int(config.benchmark.repeats)):
             start = time.perf_counter()
             studies = epoch()
-            _wait_for_gpu()
+            wait_for_gpu()
             seconds.append((time.perf_counter() - start) / studies)
             logger.info("%s, repetition %d: %d studies, %.2f s each", pipeline, repeat + 1, studies, seconds[-1])
     return Measured(
@@ -305,30 +255,6 @@ def _measure(pipeline: str, config: DictConfig, epoch: Callable[[], int], *, onc
         peak_gpu_mb=torch.cuda.max_memory_allocated() / 2**20 if device_of(config) == "cuda" else None,
         once_per_view_s=once_per_view_s,
     )
-
-
-def device_of(config: DictConfig) -> str:
-    """Device of training, "cuda" or "cpu"."""
-    return "cuda" if on_gpu(config.trainer) else "cpu"
-
-
-def device_name(config: DictConfig) -> str:
-    """Name of the GPU that training uses, or "cpu"."""
-    return torch.cuda.get_device_name() if device_of(config) == "cuda" else "cpu"
-
-
-def _wait_for_gpu() -> None:
-    """Wait until the GPU, if there is one, has done what it was asked."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def forget_gpu_peak() -> None:
-    """Begin anew to look for the most that is allocated on the GPU, if there is one."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 @contextmanager
@@ -413,7 +339,7 @@ def _show(config: DictConfig, measured: Sequence[Measured], seconds: Mapping[str
     if seconds:
         table = FittingTable("Per study", ("task", "what it does", "s per study"), ("what it does",))
         for task, value in seconds.items():
-            table.add_row(task, TASKS[task], f"{value:.2f}")
+            table.add_row(task, TASKS[task].words, f"{value:.2f}")
         console.print(table)
     example = _example(config, measured)
     if example:

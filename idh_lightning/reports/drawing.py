@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -119,5 +120,6 @@ def _drawers() -> int:
 
 def _begin_drawing(parent: int) -> None:
     end_with(parent)
+    gc.freeze()  # what is imported stays; looking through it takes a tenth of the time of drawing
     if hasattr(os, "nice"):
         os.nice(19)

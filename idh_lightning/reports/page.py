@@ -53,7 +53,7 @@ def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
         width, height = image.size
         if photograph:
             packed = io.BytesIO()
-            image.convert("RGB").save(packed, "WEBP", quality=72, method=4)
+            image.convert("RGB").save(packed, "WEBP", quality=72, method=2)
             data, kind = packed.getvalue(), "webp"
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", words, width, height)
 

@@ -42,6 +42,9 @@ GREYS = colormaps["gray"].with_extremes(bad="black")
 _GAP = 0.04
 """Inches between images."""
 
+_TITLE: dict[str, Any] = {"parse_math": False, "y": 1.0}
+"""Of the names of images, at a fixed height: to stay above ticks, matplotlib else lays out those that nobody sees."""
+
 PLANES: dict[str, tuple[int, str]] = {"axial": (0, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (2, "APSI")}
 """Plane -> (array axis it is normal to, letters at its left, right, top and bottom edge)."""
 
@@ -132,14 +135,14 @@ def cam_panel(
     for number, (name, channel) in enumerate(zip(sequences, image, strict=True)):
         axes = _axes(figure, _GAP + number * (upper_width + _GAP), upper_top, upper_width, upper_height)
         _draw_plane(axes, channel, "axial", planes, box, spacing_mm, mask=mask, level=cam)
-        axes.set_title(name, color=INK, fontsize=12, parse_math=False)
+        axes.set_title(name, color=INK, fontsize=12, **_TITLE)
 
     left = _GAP
     for plane, shape in zip(PLANES, shapes, strict=True):
         axes = _axes(figure, left, lower_top, shape * lower_height, lower_height)
         _draw_plane(axes, image[0], plane, planes, box, spacing_mm, mask=mask, overlay=cam, cross=True)
         words = plane_words(plane, cross_mm(planes, affine_ras))
-        axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=11, parse_math=False)
+        axes.set_title(f"{sequences[0]}, {words}", color=INK, fontsize=11, **_TITLE)
         left += shape * lower_height + _GAP
     if cam is not None:
         _colour_bar(figure, left + 0.1, lower_top + 0.1, lower_height - 0.2)
@@ -213,7 +216,7 @@ def registration_panel(
         for plane, shape in zip(PLANES, shapes, strict=True):
             axes = _axes(figure, left, top, shape * height, height)
             _draw_plane(axes, squares, plane, planes, box, spacing_mm)
-            axes.set_title(f"{plane}, {words}", color=INK, fontsize=9, parse_math=False)
+            axes.set_title(f"{plane}, {words}", color=INK, fontsize=9, **_TITLE)
             left += shape * height + _GAP
         left += 2 * _GAP
     figure.suptitle(title, y=1 - 0.22 / figure.get_figheight(), va="center", color=INK, fontsize=13, parse_math=False)
@@ -253,7 +256,7 @@ def save_cam_panel(path: Path, **panel: Any) -> None:
     planes = tumour_planes(panel["mask"], panel["cam"], panel["image"].shape[1:])
     text = " ".join(f"{x:.3f}" for x in cross_mm(planes, panel["affine_ras"]))
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={CROSS: text})
+        figure.savefig(temporary, dpi=110, metadata={CROSS: text}, pil_kwargs={"compress_level": 3})
 
 
 def _draw_plane(

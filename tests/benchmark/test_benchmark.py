@@ -96,13 +96,13 @@ def test_the_benchmark_measures_every_pipeline_and_writes_them_down(tmp_path: Pa
         *("cohort.spacing_mm=4", "data.grid=32", "data.batches.workers=0"),
         *("model=efficientnet_b0", "model.weights=none", "hydra.run.dir=out"),
         *("benchmark.pipelines=[plain,stock,on_the_fly,bank]", "benchmark.studies=2", "benchmark.repeats=1"),
-        "benchmark.tasks=[explain,predict]",
+        "benchmark.tasks=[locate,explain,predict]",
     )
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert [row["pipeline"] for row in record["rows"]] == ["plain", "stock", "on_the_fly", "bank"]
     assert all(row["seconds_per_study"] > 0 and row["peak_mb"] > 100 for row in record["rows"])
     assert record["rows"][3]["once_per_view_s"] > 0
-    assert set(record["seconds_per_study_of_tasks"]) == {"explain", "predict"}
+    assert set(record["seconds_per_study_of_tasks"]) == {"locate", "explain", "predict"}
     assert "times as fast" in done.stdout
     assert Image.open(tmp_path / "out" / "benchmark.png").size[0] > 500
 
