@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,8 @@ import torch
 from joblib import cpu_count  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
-from idh_lightning.cli.signals import end_with
 from idh_lightning.cohort import IDH, Study, Target
-from idh_lightning.reports.panels import save_cam_panel
+from idh_lightning.reports.panels import begin_drawing, save_cam_panel
 from idh_lightning.volumes import StoredVolume, write_map
 
 PANELS_AT_ONCE = 32
@@ -86,7 +84,7 @@ def drawing_processes() -> Iterator[PanelDrawer]:
     Drawing waits where this process wants all cores; see `cores_left_to_drawing`.
     """
     pool = get_reusable_executor(
-        max_workers=_drawers(), initializer=_begin_drawing, initargs=(os.getpid(),), reuse=False
+        max_workers=_drawers(), initializer=begin_drawing, initargs=(os.getpid(),), reuse=False
     )
     waiting: deque[Future[None]] = deque()
 
@@ -116,10 +114,3 @@ def cores_left_to_drawing() -> Iterator[None]:
 
 def _drawers() -> int:
     return max(int(cpu_count()) // 2, 1)
-
-
-def _begin_drawing(parent: int) -> None:
-    end_with(parent)
-    gc.freeze()  # what is imported stays; looking through it takes a tenth of the time of drawing
-    if hasattr(os, "nice"):
-        os.nice(19)

@@ -130,6 +130,7 @@ def fit(run: Run, training: Training) -> None:
         try:
             with freed_memory_kept():  # what filling the bank has freed went back
                 trainer.fit(model, datamodule=data, ckpt_path=last)
+                _let_go(training)
         except (RuntimeError, MisconfigurationException) as error:  # early stopping misses what it looks at
             if not trainer.fit_loop.done or training.monitor in trainer.callback_metrics:
                 raise
@@ -144,6 +145,13 @@ def fit(run: Run, training: Training) -> None:
         earlier = None if before is None else before.seen
         replace(Checkpoint.read(run.folder), ood_detector=detector, earlier=earlier).write()
         run.state.finish("fit")
+
+
+def _let_go(training: Training) -> None:
+    """Give back what only training needs: gradients and moments, three times what the weights that learn take."""
+    training.model.zero_grad()
+    training.trainer.strategy.optimizers = []
+    training.trainer.strategy.lr_scheduler_configs = []
 
 
 def _calibrate(training: Training) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.text import Text
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
 from idh_lightning.evaluation.intervals import Bootstrap
-from idh_lightning.reports import course_figures, figures, style
+from idh_lightning.reports import course_figures, drawing, figures, style
 from idh_lightning.reports.panels import cam_panel
 from idh_lightning.reports.tables import Estimate
 
@@ -305,6 +306,14 @@ def test_curves_of_one_figure_differ_in_more_than_colour() -> None:
         for one, other in combinations(drawn, 2):
             looks = [(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in (one, other)]
             assert looks[0] != looks[1]
+
+
+def test_processes_that_draw_import_neither_torch_nor_what_reads_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take 0.1 GB so, and half a gigabyte with torch."""
+    monkeypatch.setattr(drawing, "save_cam_panel", exec)
+    code: Any = "import sys; found = {'torch', 'SimpleITK', 'pandas'} & sys.modules.keys(); assert not found, found"
+    with drawing.drawing_processes() as draw:
+        draw(code, {})
 
 
 def test_drawing_leaves_no_figure_open(patients: tuple[np.ndarray, np.ndarray]) -> None:
