@@ -1,10 +1,12 @@
 """How well the network in the package finds tumours: Dice coefficient and pointing game of each study of a table.
 
-python examples/score_segmentation.py [TABLE], by default some synthetic patients.
+python examples/score_segmentation.py [TABLE] [DEPTH,HEIGHT,WIDTH], by default some synthetic patients on the grid that
+it has learnt on.
 """
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,11 @@ from idh_lightning.volumes import VolumeStore
 
 
 def main() -> None:
-    """Prepare the studies, segment each, compare with its mask on the grid of the network, and print a summary."""
+    """Prepare the studies, segment each, compare with its mask on one grid, and print a summary."""
     checkpoint = Checkpoint.read("pretrained")
     network, preprocessing = checkpoint.network(), instantiate_section(checkpoint.recipe["preprocessing"])
+    if len(sys.argv) > 2:
+        preprocessing = replace(preprocessing, grid=[int(length) for length in sys.argv[2].split(",")])
     with tempfile.TemporaryDirectory() as folder:
         if len(sys.argv) > 1:
             studies = Table(table=Path(sys.argv[1]), missing="zero").read().studies

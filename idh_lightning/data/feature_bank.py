@@ -29,7 +29,7 @@ from idh_lightning.files import atomic_write, locked
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.volumes import VolumeStore
 
-BANK_FORMAT = 8
+BANK_FORMAT = 9
 """Raise it whenever the same stem, volumes and settings give other features."""
 
 _View = tuple[str, int, int | None]

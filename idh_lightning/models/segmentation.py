@@ -27,6 +27,9 @@ WIDTHS = (16, 32, 64, 96)
 PATCH = 2
 """Edge, in voxels, of the cubes that the finest level works on: a step on all voxels takes four times as long."""
 
+LONGEST, FINER = 65, 1.2
+"""Voxels along the longest edge of the grid that it has learnt on, and how many times as many go in as they are."""
+
 VOTE_GAIN = 256.0
 """How much faster scale and offset of the vote are learnt than they would be as stored: two numbers near one may take
 steps of a hundredth, where deep layers that may be pretrained take steps of 3e-5."""
@@ -45,7 +48,9 @@ class TumourSegmenter(nn.Module):
     """Residual 3D U-Net from volumes to three logits per voxel: not tumour, wildtype tumour, mutant tumour.
 
     Its channels are the four sequences; a missing one is 0 throughout. It works on cubes of 2 x 2 x 2 voxels, taken as
-    channels on the way in and given back on the way out, so that the output has the grid of the input.
+    channels on the way in and given back on the way out, so that the output has the grid of the input. Of a finer grid
+    than it has learnt on it sees means over as many voxels as make tumours as large as it knows them, and is
+    interpolated: 97 x 129 x 97 voxels are no more work than 49 x 65 x 49.
 
     Source: U-Net, Ronneberger et al. 2015, arXiv:1505.04597; residual units, He et al. 2016, arXiv:1603.05027; instance
     normalisation, Ulyanov et al. 2016, arXiv:1607.08022; sub-pixel output, Shi et al. 2016, arXiv:1609.05158.
@@ -66,8 +71,9 @@ class TumourSegmenter(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 3, D, H, W] of volumes [B, C, D, H, W], z-scores within the brain and 0 outside it."""
-        size = volumes.shape[2:]
-        hidden = self.enter(_to_cubes(volumes))
+        seen = _as_learnt_on(volumes)
+        size = seen.shape[2:]
+        hidden = self.enter(_to_cubes(seen))
         kept = []
         for unit, shrink in zip(self.down, self.shrink, strict=False):
             kept.append(unit(hidden))
@@ -78,6 +84,8 @@ class TumourSegmenter(nn.Module):
             wide = functional.interpolate(grow(hidden), skip.shape[2:], mode="trilinear", align_corners=True)
             hidden = unit(skip + wide)
         logits = _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
+        if size != volumes.shape[2:]:
+            logits = functional.interpolate(logits, volumes.shape[2:], mode="trilinear")
         # Where every sequence is 0 there is no brain, and so no tumour.
         nothing = logits.new_tensor([0.0, NEVER, NEVER])[:, None, None, None]
         return torch.where((volumes != 0).any(dim=1, keepdim=True), logits, nothing)
@@ -204,6 +212,25 @@ def vote_contributions(logits: Tensor) -> Tensor:
 def dense_vote(logits: Tensor) -> Tensor:
     """Logit of mutant minus that of wildtype, [B]: the sum of `vote_contributions` over the voxels."""
     return vote_contributions(logits).sum((1, 2, 3))
+
+
+def _as_learnt_on(volumes: Tensor) -> Tensor:
+    """Volumes on a grid as fine as `LONGEST`: themselves, or means over parts of their edges, [B, C, d, h, w]."""
+    lengths = volumes.shape[2:]
+    if max(lengths) <= FINER * LONGEST:
+        return volumes
+    for axis, length in enumerate(lengths, start=2):
+        weights = _overlaps(length, round(length * LONGEST / max(lengths))).to(volumes)
+        volumes = torch.movedim(functional.linear(torch.movedim(volumes, axis, -1), weights), -1, axis)
+    return volumes
+
+
+def _overlaps(fine: int, coarse: int) -> Tensor:
+    """Weights [coarse, fine] of the mean over each of `coarse` equal parts of an edge of `fine` voxels."""
+    ends = torch.arange(coarse + 1, dtype=torch.float64) * fine / coarse
+    firsts = torch.arange(fine, dtype=torch.float64)
+    within = torch.minimum(ends[1:, None], firsts + 1) - torch.maximum(ends[:-1, None], firsts)
+    return within.clamp_min(0) * coarse / fine
 
 
 def _to_cubes(volumes: Tensor) -> Tensor:

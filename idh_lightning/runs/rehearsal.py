@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +26,9 @@ from idh_lightning.config.instantiation import NO_GPU, instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError, IDHError
 from idh_lightning.models import LATER
 from idh_lightning.models.encoders import MEDICALNET
+from idh_lightning.models.segmentation import LONGEST
+
+_log = logging.getLogger(__name__)
 
 
 def check(config: DictConfig) -> None:
@@ -62,6 +66,12 @@ def check(config: DictConfig) -> None:
     attempt("explanation", partial(method_files, getattr(made.get("explanation"), "methods", None)))
     if faults:
         raise ConfigError("\n".join(faults))
+    if config.get("model") and config.model.get("locator") and config.data.crop != "brain":
+        _log.warning(
+            "data.crop=%s: the locator has learnt on voxels of %.1f mm around whole brains and may miss tumours in "
+            "others. Add model.locator=null explain=grad_cam to leave it out, or take data.crop=brain.",
+            *(config.data.crop, 200 / LONGEST),
+        )
     if "trainer" in config:
         try:  # what Lightning itself refuses, a word that it does not know, say
             make_trainer(config.trainer, logger=False, enable_checkpointing=False)

@@ -51,3 +51,19 @@ def test_everything_that_an_experiment_sets_is_what_a_run_gets(experiment: str) 
     for key in asked:
         if key not in ("defaults", "hydra"):
             assert OmegaConf.merge({key: got[key]}, {key: asked[key]})[key] == got[key], key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        ([], False),
+        (["data.crop=none"], True),
+        (["data.crop=tumour"], True),
+        (["data.crop=none", "model.locator=null", "explain=grad_cam"], False),
+    ],
+)
+def test_voxels_that_the_locator_does_not_know_are_told(
+    overrides: list[str], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_all("name=x", f"paths.run={tmp_path}", "model=efficientnet_b0", "model.weights=none", *overrides)
+    assert ("model.locator=null explain=grad_cam" in caplog.text) == warned

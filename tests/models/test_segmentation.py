@@ -37,6 +37,32 @@ def test_the_segmentation_has_the_grid_of_the_volume(segmenter: TumourSegmenter,
     assert segmenter(torch.randn(2, 4, *grid)).shape == (2, 3, *grid)
 
 
+def test_of_a_finer_grid_it_sees_what_it_has_learnt_on(segmenter: TumourSegmenter) -> None:
+    volumes = torch.randn(1, 4, 49, 65, 49)
+    logits = segmenter(volumes)
+    for times in (2, 3):
+        finer = volumes
+        for axis in (2, 3, 4):
+            finer = finer.repeat_interleave(times, axis)
+        found = segmenter(finer)
+        assert found.shape[2:] == finer.shape[2:]
+        expected = functional.interpolate(logits, finer.shape[2:], mode="trilinear")
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(129, 65), (97, 49), (130, 65), (90, 61)])
+def test_means_over_parts_of_an_edge_take_every_voxel_as_often(fine: int, coarse: int) -> None:
+    from idh_lightning.models.segmentation import _overlaps
+
+    weights = _overlaps(fine, coarse)
+    assert weights.min() == 0
+    torch.testing.assert_close(weights.sum(1), torch.ones(coarse, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(0), torch.full((fine,), coarse / fine, dtype=torch.float64))
+    middles = weights @ torch.arange(fine, dtype=torch.float64)
+    expected = (torch.arange(coarse, dtype=torch.float64) + 0.5) * fine / coarse - 0.5
+    torch.testing.assert_close(middles, expected, atol=0.125, rtol=0)  # a part of a voxel counts at its middle
+
+
 def test_outside_the_brain_nothing_is_tumour_and_nothing_votes(segmenter: TumourSegmenter) -> None:
     volumes = torch.randn(1, 4, 17, 21, 17)
     volumes[:, :, :6] = 0
