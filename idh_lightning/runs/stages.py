@@ -148,7 +148,7 @@ def fit(run: Run, training: Training) -> None:
 
 
 def _let_go(training: Training) -> None:
-    """Give back what only training needs: gradients and moments, three times what the weights that learn take."""
+    """Release of gradients and moments, which only training needs: three times what the weights that learn take."""
     training.model.zero_grad()
     training.trainer.strategy.optimizers = []
     training.trainer.strategy.lr_scheduler_configs = []
