@@ -29,6 +29,7 @@ from idh_lightning.inference import exported
 from idh_lightning.inference.ensemble import Member
 from idh_lightning.inference.exported import EXPORT_SUFFIXES, METADATA, Format, PortableNetwork, export, loaded
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm
+from idh_lightning.models.segmentation import dense_vote, load_segmenter
 from idh_lightning.volumes import Preprocessing
 
 LOADS_ALONE = """
@@ -129,6 +130,32 @@ def test_exported_files_name_no_folder_of_whoever_exported_them(tmp_path: Path) 
         parts.append((tmp_path / "model.onnx").read_bytes())
     folders = (Path(__file__).parent, Path(torch.__file__).parent)
     assert [part for part in parts if any(str(folder).encode() in part for folder in folders)] == []
+
+
+class Vote(nn.Module):
+    """The locator in the package, with the outputs of a portable network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segmenter = load_segmenter().eval().requires_grad_(False)
+
+    def forward(self, volumes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = dense_vote(self.segmenter(volumes))
+        return found, torch.sigmoid(found)
+
+
+@pytest.mark.slow
+def test_a_locator_on_a_grid_finer_than_it_has_learnt_on_is_exported(tmp_path: Path) -> None:
+    network, volumes = Vote().eval(), torch.randn(2, 4, 67, 81, 67, generator=torch.Generator().manual_seed(0))
+    expected = network(volumes)[0]
+    program = exported._program(network, volumes)  # type: ignore[arg-type]
+    for some in (volumes, volumes[:1]):
+        torch.testing.assert_close(program.module()(some)[0], expected[: len(some)], rtol=1e-4, atol=1e-6)
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+    exported._write_onnx(program, {}, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found, *_) = session.run(None, {session.get_inputs()[0].name: volumes.numpy()})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def whole(small_network: Callable[..., StemTailNetwork], grid: tuple[int, ...], **settings: object) -> StemTailNetwork:
