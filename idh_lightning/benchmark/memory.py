@@ -23,8 +23,9 @@ from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork, training_memory
+from idh_lightning.models.fast.precision import dtype_of
 from idh_lightning.runs.memory import free_bytes
-from idh_lightning.runs.rehearsal import check, precision
+from idh_lightning.runs.rehearsal import check
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def measure_memory(config: DictConfig) -> None:
     grid = plain["data"]["grid"]
     device, name = device_of(config), device_name(config)
     batches = GPU_BATCHES if device == "cuda" else [int(plain["data"]["batches"]["batch_size"])]
-    precisions = list(HALVES) if device == "cuda" else [precision(config.trainer)]
+    precisions = list(HALVES) if device == "cuda" else [""]  # a CPU computes as the network says
     shapes = [[batch, 4, *([grid] * 3 if isinstance(grid, int) else grid)] for batch in batches]
     rows: list[Row] = []
     for setting in SETTINGS:
@@ -125,7 +126,7 @@ def measure_setting(
     fused = {"fused": not on_gpu} if "fused" in optimizer else {}
     make = instantiate_section(dict(optimizer), _partial_=True, **fused)
     for shape in shapes:
-        halves = [HALVES[precision] if on_gpu else None for precision in precisions]
+        halves = [HALVES.get(precision) for precision in precisions]
         # As much in every half precision.
         from_features = setting.from_features
         estimate = training_memory(
@@ -139,7 +140,7 @@ def measure_setting(
             row = Row(
                 setting=setting.name,
                 batch=shape[0],
-                precision=arithmetic,
+                precision=arithmetic or str(dtype_of(network.tail_precision, "cpu")).removeprefix("torch."),
                 parameters=sum(one.numel() for one in network.parameters()),
                 trainable=sum(one.numel() for one in network.parameters() if one.requires_grad),
                 activations_mb=estimate.activations / 1e6,

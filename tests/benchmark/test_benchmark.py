@@ -12,6 +12,7 @@ from PIL import Image
 from idh_lightning.benchmark.growth import Point, growth_figure
 from idh_lightning.benchmark.pipelines import Measured, _check, _example, _record
 from idh_lightning.errors import ConfigError
+from idh_lightning.models.fast.precision import precision_on_cpu
 
 
 def test_a_whole_training_counts_the_filling_of_the_bank() -> None:
@@ -122,6 +123,7 @@ def test_each_setting_is_measured_in_a_process_of_its_own_and_takes_about_what_w
     assert rows["two last stages"]["peak_mb"] < rows["everything learns"]["peak_mb"]
     for row in rows.values():
         assert row["estimated_mb"] < row["peak_mb"] < row["estimated_mb"] + 400  # libraries take something too
+        assert row["precision"] == precision_on_cpu()
 
 
 @pytest.mark.slow
