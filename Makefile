@@ -4,6 +4,7 @@
 # make docs    the documents as a site in site/           make newest      the everyday tests with the newest versions
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+unexport PYTHONDONTWRITEBYTECODE  # else every process that a test starts would compile the package again
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python

@@ -162,6 +162,7 @@ def test_statistics_are_new_where_weights_are_random_and_only_there(walk: Walk) 
             assert torch.equal(mean, trained[name]) != f"{name}.".startswith(touched), (modules[step], name)
 
 
+@pytest.mark.slow
 def test_a_wholly_random_network_still_passes_a_signal_on(network: StemTailNetwork) -> None:
     @dataclass
     class Signal:

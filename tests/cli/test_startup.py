@@ -93,6 +93,7 @@ def test_the_processes_that_write_the_synthetic_cohort_import_no_torch() -> None
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_whoever_imports_what_timm_3d_was_not_given_gets_it() -> None:
     code = """
 import sys

@@ -426,8 +426,10 @@ def test_equal_probabilities_share_a_bin_and_bins_have_equal_mass_otherwise():
     assert curve["predicted"] == sorted(curve["predicted"])
 
 
-@pytest.mark.parametrize("slope", [1.0, 0.5])
-@pytest.mark.parametrize("patients", [40, 150])
+@pytest.mark.parametrize(
+    ("patients", "slope"),
+    [(40, 0.5), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((40, 1.0), (150, 0.5), (150, 1.0)))],
+)
 def test_intervals_of_the_calibration_error_cover_the_truth_and_hold_the_estimate(patients, slope):
     rng = np.random.default_rng(0)
     covered = 0

@@ -155,6 +155,7 @@ def test_results_on_the_grid_of_no_series_or_without_a_frame_of_reference_are_no
         write_dicom(answer, [one], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_predict_writes_them_when_asked_and_refuses_where_there_is_no_dicom(run: Path, tmp_path: Path) -> None:  # noqa: F811
     write_study(tmp_path, "patient", seed=100, mask=False)
     for number, name in enumerate(SEQUENCES, start=1):

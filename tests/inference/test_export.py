@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -120,6 +121,7 @@ class Sum(nn.Module):
         return found, torch.sigmoid(found)
 
 
+@pytest.mark.slow
 def test_exported_files_name_no_folder_of_whoever_exported_them(tmp_path: Path) -> None:
     program = exported._program(Sum().eval(), torch.randn(2, 4, 5, 5, 5))  # type: ignore[arg-type]
     torch.export.save(program, str(tmp_path / "model.pt2"))
@@ -169,7 +171,11 @@ def whole(small_network: Callable[..., StemTailNetwork], grid: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("missing", ["error", "zero"])
-@pytest.mark.parametrize("grid", grids(), ids=str)
+@pytest.mark.parametrize(
+    "grid",
+    [pytest.param(grid, marks=[pytest.mark.slow] if math.prod(grid) > 10**6 else []) for grid in grids()],
+    ids=str,
+)
 @torch.no_grad()
 def test_what_is_exported_computes_the_network_on_every_grid(
     grid: tuple[int, ...], missing: str, small_network: Callable[..., StemTailNetwork]

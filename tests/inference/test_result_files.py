@@ -35,6 +35,7 @@ def faults(dataset: Path) -> list[tuple[str, str]]:
     return [(one["code"], one["location"]) for one in issues if one["severity"] == "error"]
 
 
+@pytest.mark.slow
 def test_results_as_bids_derivatives_are_valid_the_same_and_say_what_they_come_from(
     predictor: Predictor, tmp_path: Path
 ) -> None:

@@ -84,7 +84,9 @@ def made(backbone: str = "medicalnet_resnet10", **settings: object) -> StemTailN
     return StemTailNetwork(backbone=backbone, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backbone", LAYERS)
+@pytest.mark.parametrize(
+    "backbone", ["medicalnet_resnet10", pytest.param("medicalnet_resnet50", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_a_file_of_medicalnet_gives_its_features(backbone: str, tmp_path: Path) -> None:
     file = tmp_path / "resnet_23dataset.pth"

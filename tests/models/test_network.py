@@ -259,6 +259,7 @@ def test_stem_features_carry_no_graph(small_network: Maker) -> None:
     assert not small_network().stem(volumes()).requires_grad
 
 
+@pytest.mark.slow
 def test_an_untrained_stem_gives_similar_volumes_similar_features() -> None:
     torch.manual_seed(0)
     network = StemTailNetwork(weights="none", stem_precision="float32").eval()

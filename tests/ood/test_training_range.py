@@ -166,6 +166,7 @@ def test_no_turn_is_the_identity_or_a_mirror_image() -> None:
         assert not np.array_equal(one, picture[..., ::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_study_is_answered_or_refused_with_a_reason_and_its_map_fits(
     run: Path,

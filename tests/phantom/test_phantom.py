@@ -546,6 +546,7 @@ def test_the_clinical_table_has_the_columns_and_words_of_the_real_one() -> None:
     assert set(ours["MGMT index"]) <= {"unknown", *map(str, range(18))}
 
 
+@pytest.mark.slow
 def test_files_are_the_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> None:
     one = small(tmp_path / "one", workers=1).write()
     two = small(tmp_path / "two", workers=2).write()
@@ -668,6 +669,7 @@ def test_a_setting_out_of_range_is_refused(tmp_path: Path, settings: dict[str, o
         small(tmp_path, **settings)
 
 
+@pytest.mark.slow
 def test_one_command_writes_a_cohort_and_says_where(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "idh_lightning.phantom", f"paths.data={tmp_path}", "cohort.patients=10"]
     done = subprocess.run(

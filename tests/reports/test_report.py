@@ -98,6 +98,7 @@ def _quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: original(self, path, dpi=20))
 
 
+@pytest.mark.slow
 def test_sites_left_out_one_by_one_are_pooled_with_a_row_and_scores_for_each(tmp_path: Path) -> None:
     for fold in range(2):
         tested = range(100 * fold, 100 * fold + 100)
@@ -168,6 +169,7 @@ def test_runs_on_the_same_patients_are_compared(sweep: Path, tmp_path: Path) -> 
     assert "Each run on the same 100 test patients, with 95% intervals" in page
 
 
+@pytest.mark.slow
 def test_a_patient_with_logits_of_a_half_and_minus_three_is_called_alike_everywhere(tmp_path: Path) -> None:
     """In metrics.json, the run's page and model card, pooled folds and the comparison of runs."""
     whole = write_run(tmp_path / "whole", test=range(100), seed=0, twice=True)
@@ -220,6 +222,7 @@ def test_runs_that_are_neither_folds_nor_twins_are_refused(sweep: Path, tmp_path
         run_report(sweep / "0", bare, folder=tmp_path / "refused")
 
 
+@pytest.mark.slow
 def test_a_patient_with_studies_in_several_groups_is_said_to_count_in_each(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", test=range(100), seed=0, twice=True)
     groups = json.loads((run / "metrics.json").read_text())["subgroups"]["follow_up"]["groups"]

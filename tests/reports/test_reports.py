@@ -296,6 +296,7 @@ def test_every_figure_of_the_contract_is_drawn(report: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_figures_are_a_pure_function_of_the_run_folder(report: Path) -> None:
     path = report.parent / "figures" / "roc.png"
     before = path.read_bytes()
@@ -362,7 +363,11 @@ def test_a_damaged_map_costs_a_sentence_on_the_page_and_not_the_report(
     assert len(re.findall(r"Study .*: Slices to look through not drawn: .*_cam\.nii\.gz", caplog.text)) == 3
 
 
-@pytest.mark.parametrize("target", [TARGETS["mgmt"], target_of("ATRX", ["kept", "lost"])], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "target",
+    [TARGETS["mgmt"], pytest.param(target_of("ATRX", ["kept", "lost"]), marks=pytest.mark.slow)],
+    ids=lambda one: one.name,
+)
 def test_a_run_with_another_target_speaks_of_its_classes_and_not_of_idh(tmp_path: Path, target: Target) -> None:
     folder = make_run(tmp_path / "run", images=1, target=target)
     page, card = Parsed(write_report(folder).read_text()).text, write_model_card(folder)
@@ -394,6 +399,7 @@ def test_patients_of_two_partitions_are_denounced_in_the_checklist(run_folder: P
     assert "NOT disjoint: 1 patients are in more than one partition." in text
 
 
+@pytest.mark.slow
 def test_the_report_of_sixty_test_studies_stays_under_15_mb(run_folder: Path) -> None:
     # Noise is the worst that a picture can be for compression: panels of it do not all fit, and the rest are named.
     pixels = np.random.default_rng(0).integers(0, 255, (900, 1276, 3), dtype=np.uint8)

@@ -68,7 +68,13 @@ def test_a_checkpointed_tail_keeps_less_than_half_for_the_backward_pass(small_ne
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"checkpoint_tail": True}, {"trainable_from": "conv_stem"}, {"locator": "pretrained"}]
+    "settings",
+    [
+        {},
+        {"checkpoint_tail": True},
+        pytest.param({"trainable_from": "conv_stem"}, marks=pytest.mark.slow),
+        {"locator": "pretrained"},
+    ],
 )
 def test_activations_are_counted_without_taking_them(small_network: Maker, settings: dict[str, Any]) -> None:
     network = small_network(**settings).train()

@@ -373,6 +373,7 @@ def test_evaluate_judges_it_on_a_table_without_t2_and_the_report_says_what_it_is
 # Real patients
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("without", [(), ("t2w",)])
 def test_a_real_study_is_answered_without_a_checkpoint(shipped: Path, tmp_path: Path, without: tuple[str, ...]) -> None:

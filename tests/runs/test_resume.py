@@ -144,6 +144,7 @@ def test_a_run_of_two_processes_that_is_stopped_ends_at_once_says_so_once_and_ca
     assert not [each for each in psutil.process_iter(["cmdline"]) if str(run) in " ".join(each.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them() -> None:
     """Else they hold what they have in memory, and the killed process's output, for minutes."""
     code = (

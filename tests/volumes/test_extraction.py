@@ -127,7 +127,9 @@ def test_the_networks_are_found_in_the_installed_package_and_its_code_is_not_imp
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["TCGA-HT-7882", "TCGA-DU-5855"])  # of 53 heads the two that lose most
+@pytest.mark.parametrize(
+    "name", [pytest.param("TCGA-HT-7882", marks=pytest.mark.slow), "TCGA-DU-5855"]
+)  # of 53 heads the two that lose most
 def test_of_a_real_head_the_brain_is_kept_with_its_tumour(name):
     folder = Path(os.environ["IDH_REAL_DATA"]) / "tcga_lgg" / name
     files = {sequence: folder / f"{name}_{sequence}.nii.gz" for sequence in ("FLAIR", "T1", "T1c")}

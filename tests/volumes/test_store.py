@@ -298,6 +298,7 @@ def whole(tmp_path_factory, cohort):
     return contents(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_resumed_to_the_same_store(tmp_path, cohort, whole):
     broken = tmp_path / "broken"
     process = start(cohort, broken)
@@ -320,6 +321,7 @@ def test_a_killed_preparation_is_resumed_to_the_same_store(tmp_path, cohort, who
     assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished
 
 
+@pytest.mark.slow
 def test_two_processes_preparing_one_cohort_do_not_disturb_each_other(tmp_path, cohort, whole):
     shared = tmp_path / "shared"
     both = [start(cohort, shared), start(cohort, shared)]

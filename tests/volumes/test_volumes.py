@@ -282,6 +282,7 @@ def test_the_brain_is_the_largest_piece_with_what_it_encloses():
     assert enclosed > 100
 
 
+@pytest.mark.slow
 def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
     size, spacing = (56, 66, 50), 3.5
     affine = ras_affine(spacing=(spacing,) * 3, size=size, axes=ORIENTATIONS["LPS"])
@@ -300,6 +301,7 @@ def test_the_brain_is_found_in_a_head_with_skull(tmp_path, monkeypatch):
     assert not volume.image[:, volume.brain == 0].any()
 
 
+@pytest.mark.slow
 def test_a_bias_field_is_divided_out_when_asked(tmp_path):
     study = write_study(tmp_path, sequences=("T2",))
     plain = Preprocessing(24)(study, ("T2",))

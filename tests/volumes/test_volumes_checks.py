@@ -277,7 +277,7 @@ def test_a_residue_where_a_stripped_image_should_be_zero_is_no_skull(study, kind
     assert np.abs(after.image - before.image)[:, (after.brain & before.brain) > 0].mean() < 0.03
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.int16, marks=pytest.mark.slow)])
 def test_what_splines_swing_beside_the_brain_is_no_brain(study, dtype):
     affine = ras_affine(spacing=(2.0, 2.0, 2.0), size=(80, 96, 76))
     for path in (*study.files.values(), study.mask):
