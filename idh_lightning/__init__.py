@@ -2,12 +2,14 @@
 
 import importlib
 
+from idh_lightning.imports import hide_dl_from_gdcm
 from idh_lightning.machine import share_freed_memory
 
 __version__ = "0.2.0"
 __all__ = ["Predictor", "__version__"]
 
 share_freed_memory()  # here, since libraries start threads when they are imported
+hide_dl_from_gdcm()  # likewise, before nibabel is, which takes pydicom along
 
 
 def __getattr__(name: str) -> object:

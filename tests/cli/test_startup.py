@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,17 @@ assert timm.is_model("efficientnet_b0")
 assert len(torchvision.ops.nms.__doc__) > 100
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_called_dl_does_not_keep_pydicom_from_being_imported(tmp_path: Path) -> None:
+    (tmp_path / "dl").mkdir()
+    code = "import idh_lightning, nibabel, pydicom, gdcm; print(gdcm.Version.GetVersion()); import dl; print(dl.__path__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(rf"\d+\.\d+\.\d+\n.*{re.escape(str(tmp_path / 'dl'))}.*\n", done.stdout)
