@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from lightning_utilities.core.rank_zero import rank_zero_only
-
 MappedItem = TypeVar("MappedItem")
 Result = TypeVar("Result")
 
@@ -89,7 +87,8 @@ def is_first_process() -> bool:
 
     Lightning knows once it has been imported, which takes seconds; until then it is read where Lightning reads it.
     """
-    told = getattr(rank_zero_only, "rank", None)
+    ranks = sys.modules.get("lightning_utilities.core.rank_zero")
+    told = getattr(getattr(ranks, "rank_zero_only", None), "rank", None)
     if told is None:
         told = next((os.environ[key] for key in _RANK_VARIABLES if key in os.environ), 0)
     return int(told) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shlex
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -25,7 +27,6 @@ from idh_lightning.errors import IDHError
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
-from idh_lightning.inference.study_page import write_page, write_refused
 from idh_lightning.models.locator import segmenting_once
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import (
@@ -137,12 +138,14 @@ class Predictor:
     ) -> Iterator[StudyPrediction]:
         """Yield the answers of some studies; the page of one is drawn while the network looks at the next."""
         began = time.perf_counter()
-        usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
-        store = VolumeStore(folder, self.ensemble.preprocessing, self.ensemble.sequences)
-        report = store.prepare(usable)
-        share_s = (time.perf_counter() - began) / len(studies)
         waiting: deque[tuple[str, float, dict[str, Any], Future[tuple[dict[str, Any], float]]]] = deque()
         with ThreadPoolExecutor(1) as artist:
+            if output is not None:  # while the studies are prepared, since it takes most of a second
+                artist.submit(_pages)
+            usable = [new.study for new in studies if new.study is not None and not self._unfit(new.study)]
+            store = VolumeStore(folder, self.ensemble.preprocessing, self.ensemble.sequences)
+            report = store.prepare(usable)
+            share_s = (time.perf_counter() - began) / len(studies)
             for new in studies:
                 answer, seconds = _tried(new.study_id, partial(self._answer, new, report, store, output))
                 drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
@@ -165,7 +168,7 @@ class Predictor:
         errors = [fault for fault in faults if fault.severity == "error" and fault.check not in QUIET]
         if errors:
             told = list(map(str, errors))
-            if output is not None and (paths := write_refused(study, report, output)):
+            if output is not None and (paths := _pages().write_refused(study, report, output)):
                 names = ", ".join(str(path.relative_to(output.folder)) for path in paths)
                 told.append(f"How its sequences were registered is shown in {names}.")
             return {"status": "failed", "reasons": tuple(told)}
@@ -202,9 +205,8 @@ class Predictor:
         answer |= {"unlike": unlike, **files}
         if output is not None and cam is not None:
             full = StudyPrediction(study_id=new.study_id, target=self.ensemble.target, **answer)
-            answer["draw"] = lambda: {
-                "page": write_page(full, study, stored, cam, tumour, self.ensemble, output, confidence=self.confidence)
-            }
+            drawn = (full, study, stored, cam, tumour, self.ensemble, output)
+            answer["draw"] = lambda: {"page": _pages().write_page(*drawn, confidence=self.confidence)}
         return answer
 
     def _written(
@@ -299,6 +301,11 @@ def _doubts_of_tumour(tumour: NDArray[np.float32] | None, stored: StoredVolume) 
             "study was made before surgery and shows a glioma; withhold=false gives a number all the same.",
             withheld=True,
         )
+
+
+def _pages() -> ModuleType:
+    """Module that writes pages, which takes matplotlib along."""
+    return importlib.import_module("idh_lightning.inference.study_page")
 
 
 def _tried(study_id: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:

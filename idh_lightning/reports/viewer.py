@@ -137,8 +137,8 @@ def drawn_or_reason(what: str, name: str, draw: Callable[[], Markup]) -> Markup:
 def _read(path: Path) -> sitk.Image:
     place = Place(path.name, path.name)
     image = read_voxels(path, read_header(path, place), place)
-    voxels = np.nan_to_num(sitk.GetArrayFromImage(image))
-    return Geometry.of(image).image(voxels)
+    voxels = sitk.GetArrayViewFromImage(image)
+    return image if np.isfinite(voxels).all() else Geometry.of(image).image(np.nan_to_num(voxels))
 
 
 def _hottest_mm(heat: sitk.Image) -> NDArray[np.float64]:
