@@ -110,7 +110,9 @@ assert len(torchvision.ops.nms.__doc__) > 100
 
 def test_a_folder_called_dl_does_not_keep_pydicom_from_being_imported(tmp_path: Path) -> None:
     (tmp_path / "dl").mkdir()
-    code = "import idh_lightning, nibabel, pydicom, gdcm; print(gdcm.Version.GetVersion()); import dl; print(dl.__path__)"
+    code = (
+        "import idh_lightning, nibabel, pydicom, gdcm; print(gdcm.Version.GetVersion()); import dl; print(dl.__path__)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
