@@ -56,7 +56,7 @@ def segmentation(
 ) -> Tensor:
     """Logits [B, 3, D, H, W], as float32, of volumes [B, C, D, H, W] of C sequences; those that are absent are 0.
 
-    Computed in float32, or in bfloat16, in which a CPU with instructions for it takes a tenth of the time.
+    Computed in float32, or in bfloat16, which is faster on some CPUs (see `precision_on_cpu`).
     """
     if _KNOWN.get() is not None and not torch.is_grad_enabled() and dtype == torch.float32:
         return segmented(locator, volumes, sequences).logits

@@ -119,7 +119,7 @@ class StemTailNetwork(nn.Module):
             drop_rate: Dropout before the classifier, in [0, 1).
             drop_path_rate: Largest stochastic depth rate of the residual blocks, in [0, 1).
             stem_precision: Arithmetic of the stem. "auto" is the trainer's precision on a GPU; on a CPU float32, but of
-                features to train on bfloat16 where it has instructions for that.
+                features to train on bfloat16 where it is faster in it.
             tail_precision: The same of the tail, which on a CPU takes bfloat16 only while it trains.
             checkpoint_tail: Keep only what enters each block of the tail for the backward pass, and compute the rest
                 again when it is needed: less memory for more time, the same gradients.
