@@ -44,7 +44,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_pretraining_writes_weights_and_a_card_that_says_how(undisturbed: Path) -> None:
     card = json.loads((undisturbed / "locator.json").read_text(encoding="utf-8"))
     assert (card["steps"], card["seed"], card["learnt_from"]) == (4, 0, "synthetic gliomas alone")
