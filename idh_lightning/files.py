@@ -15,7 +15,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from idh_lightning.errors import UNWRITABLE
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
 """Before whoever waits for a lock is told so."""
@@ -101,7 +101,7 @@ def locked(path: Path, *, needed: bool = False) -> Iterator[str]:
             raise
         note = f"{path}: may not be written ({error.strerror}); going on without a lock"
     if note:
-        _log.warning(note)
+        logger.warning(note)
     try:
         yield note
     finally:
@@ -114,5 +114,5 @@ def _acquire(lock: BaseFileLock) -> None:
         lock.acquire(timeout=PATIENCE_S)
     except Timeout:
         remedy = " If no run is there, delete the file." if isinstance(lock, SoftFileLock) else ""
-        _log.info("Waiting for another run, which holds %s.%s", lock.lock_file, remedy)
+        logger.info("Waiting for another run, which holds %s.%s", lock.lock_file, remedy)
         lock.acquire()

@@ -21,7 +21,7 @@ from idh_lightning.cli.tables import FittingTable
 from idh_lightning.config.instantiation import instantiate_section, optimizer_settings
 from idh_lightning.errors import ModelError
 from idh_lightning.files import write_json
-from idh_lightning.machine import freed_memory_kept
+from idh_lightning.machine import freed_memory_kept, peak_resident_bytes
 from idh_lightning.models import StemTailNetwork, training_memory
 from idh_lightning.models.fast.precision import dtype_of
 from idh_lightning.runs.memory import free_bytes
@@ -179,21 +179,13 @@ def _train(
             del output, loss
             optimizer.step()
             optimizer.zero_grad()
-    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else _peak() - before
+    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else peak_resident_bytes() - before
 
 
 def _forget_peak() -> None:
     forget_gpu_peak()
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> float:
-    """Highest resident memory since `_forget_peak`, in bytes; except on Linux, what is resident now."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float(psutil.Process().memory_info().rss)
-    return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def _show(rows: Sequence[Row], where: str) -> None:

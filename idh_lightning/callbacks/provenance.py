@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from idh_lightning.files import write_json, write_text
+from idh_lightning.machine import peak_resident_bytes
 from idh_lightning.models import StemTailNetwork
 
 _PACKAGES = (
@@ -137,12 +137,8 @@ def _hardware() -> dict[str, object]:
 
 
 def _peak_memory_gb() -> dict[str, float]:
-    """Peak resident memory of this process and of the largest of its finished children, and peak CUDA memory."""
-    kibibytes = 1 if sys.platform != "darwin" else 1 / 1024
-    peak = {
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes / 2**20,
-        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibytes / 2**20,
-    }
+    """Peak resident memory of this process, and peak CUDA memory."""
+    peak = {"resident": peak_resident_bytes() / 2**30}
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated() / 2**30
     return {name: round(value, 2) for name, value in peak.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ WIDTHS = (16, 32, 64, 96)
 PATCH = 2
 """Edge, in voxels, of the cubes that the finest level works on: a step on all voxels takes four times as long."""
 
-LONGEST, FINER = 65, 1.2
-"""Voxels along the longest edge of the grid that it has learnt on, and how many times as many go in as they are."""
+GRID = (49, 65, 49)
+"""Voxels along D, H, W of the grid that the shipped network has learnt on."""
+
+FINER = 1.2
+"""How many times as many voxels along an edge as it has learnt on go in as they are."""
 
 VOTE_GAIN = 256.0
 """How much faster scale and offset of the vote are learnt than they would be as stored: two numbers near one may take
@@ -50,16 +54,20 @@ class TumourSegmenter(nn.Module):
     Its channels are the four sequences; a missing one is 0 throughout. It works on cubes of 2 x 2 x 2 voxels, taken as
     channels on the way in and given back on the way out, so that the output has the grid of the input. Of a finer grid
     than it has learnt on it sees means over as many voxels as make tumours as large as it knows them, and is
-    interpolated: 97 x 129 x 97 voxels are no more work than 49 x 65 x 49.
+    interpolated, for a third of the work that all voxels of 97 x 129 x 97 would be. The grid goes with the weights;
+    weights without one, of an earlier version, have learnt on whatever comes.
+
+    Attributes:
+        learnt_on: Voxels along D, H, W of that grid; empty if it is not known.
 
     Source: U-Net, Ronneberger et al. 2015, arXiv:1505.04597; residual units, He et al. 2016, arXiv:1603.05027; instance
     normalisation, Ulyanov et al. 2016, arXiv:1607.08022; sub-pixel output, Shi et al. 2016, arXiv:1609.05158.
     """
 
-    def __init__(self, in_channels: int = 4, widths: Sequence[int] = WIDTHS) -> None:
-        """Build it with so many channels at each level."""
+    def __init__(self, in_channels: int = 4, widths: Sequence[int] = WIDTHS, learnt_on: Sequence[int] = GRID) -> None:
+        """Build it with so many channels at each level, to learn on such a grid."""
         super().__init__()
-        self.widths = tuple(widths)
+        self.widths, self.learnt_on = tuple(widths), tuple(learnt_on)
         self.enter = OneDNNConv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
         self.shrink = nn.ModuleList(OneDNNConv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))
@@ -68,10 +76,27 @@ class TumourSegmenter(nn.Module):
         self.leave = OneDNNConv3d(widths[0], 3 * PATCH**3, 1)
         nn.init.normal_(self.leave.weight, std=0.01)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        self.register_load_state_dict_pre_hook(_without_a_grid)  # type: ignore[no-untyped-call]
+
+    def get_extra_state(self) -> Tensor:
+        """Grid that it has learnt on, for its state: three numbers, or none."""
+        return torch.tensor(self.learnt_on, dtype=torch.float32, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the grid of a state."""
+        self.learnt_on = tuple(int(voxels) for voxels in state.tolist())
+
+    def voxels_in_one(self, grid: Sequence[int]) -> float:
+        """How many voxels of a grid, along an edge, are one of those that it sees.
+
+        The voxels are cubes, and the edge with the least room for a brain decides how large they are.
+        """
+        finer = min((fine / coarse for fine, coarse in zip(grid, self.learnt_on, strict=False)), default=1.0)
+        return finer if finer > FINER else 1.0
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 3, D, H, W] of volumes [B, C, D, H, W], z-scores within the brain and 0 outside it."""
-        seen = _as_learnt_on(volumes)
+        seen = _means(volumes, self.voxels_in_one(volumes.shape[2:]))
         size = seen.shape[2:]
         hidden = self.enter(_to_cubes(seen))
         kept = []
@@ -214,13 +239,15 @@ def dense_vote(logits: Tensor) -> Tensor:
     return vote_contributions(logits).sum((1, 2, 3))
 
 
-def _as_learnt_on(volumes: Tensor) -> Tensor:
-    """Volumes on a grid as fine as `LONGEST`: themselves, or means over parts of their edges, [B, C, d, h, w]."""
-    lengths = volumes.shape[2:]
-    if max(lengths) <= FINER * LONGEST:
-        return volumes
-    for axis, length in enumerate(lengths, start=2):
-        weights = _overlaps(length, round(length * LONGEST / max(lengths))).to(volumes)
+def _without_a_grid(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Add the grid that a state of an earlier version lacks: none is known."""
+    state.setdefault(f"{prefix}_extra_state", torch.zeros(0, device="cpu"))
+
+
+def _means(volumes: Tensor, voxels: float) -> Tensor:
+    """Means over so many voxels along each edge, [B, C, d, h, w]; of one voxel the volumes themselves."""
+    for axis, length in enumerate(volumes.shape[2:] if voxels > 1 else (), start=2):
+        weights = _overlaps(length, round(length / voxels)).to(volumes)
         volumes = torch.movedim(functional.linear(torch.movedim(volumes, axis, -1), weights), -1, axis)
     return volumes
 

@@ -49,7 +49,7 @@ _SIGN_COLUMNS = (
     *SIGNS, "lobe", "side", "volume_ml", "oedema_share", "water", "mark",
 )  # fmt: skip
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class PhantomCohort:
             signs[list(_SIGN_COLUMNS)].to_csv(partial / SIGNS_TABLE, index=False, lineterminator="\n")
             (partial / MANIFEST).write_text(json.dumps(_manifest(self.settings), indent=2) + "\n")
             partial.rename(folder)
-        _logger.info("Synthetic cohort: %s (%d studies written)", folder, len(studies))
+        logger.info("Synthetic cohort: %s (%d studies written)", folder, len(studies))
         return folder
 
     def _write_studies(self, partial: Path, studies: pd.DataFrame) -> None:
@@ -183,7 +183,7 @@ class PhantomCohort:
             if not (partial / f"{row['study_id']}_nifti").exists()
         ]
         if len(todo) < len(studies):
-            _logger.info("Synthetic cohort: %d of %d studies are there", len(studies) - len(todo), len(studies))
+            logger.info("Synthetic cohort: %d of %d studies are there", len(studies) - len(todo), len(studies))
         count = min(self.workers or cpu_count(), max(1, len(todo)))
         tasks = (delayed(_write_study)(partial, row, index, self.settings) for index, row in todo)
         # Loky's processes, unlike those of multiprocessing, neither fork a process that has threads nor import the
@@ -238,7 +238,7 @@ def _is_there(folder: Path, settings: PhantomSettings) -> bool:
             f"{path}: {'other settings' if found else 'not there'}; expected the manifest of a complete synthetic "
             "cohort. Delete the folder; it is written anew."
         )
-    _logger.info("Synthetic cohort: %s (there already)", folder)
+    logger.info("Synthetic cohort: %s (there already)", folder)
     return True
 
 

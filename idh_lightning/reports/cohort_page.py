@@ -21,7 +21,7 @@ from idh_lightning.cohort.study import Cohort
 from idh_lightning.files import write_text
 from idh_lightning.reports.page import render
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None = None) -> Path:
@@ -47,7 +47,7 @@ def write_cohort_report(cohort: Cohort, path: Path, table: pd.DataFrame | None =
         flow=flow_boxes(flow),
     )
     write_text(path, page)
-    _log.info("Cohort report: %s", path)
+    logger.info("Cohort report: %s", path)
     return path
 
 

@@ -47,7 +47,7 @@ class Picture:
 
 
 def picture(path: Path, words: str, *, photograph: bool = False) -> Picture:
-    """Image as a data URI; a photograph is stored as WebP, at a tenth of the size of PNG."""
+    """Image as a data URI; a photograph is stored as WebP, in less than half of the size of PNG."""
     data, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size

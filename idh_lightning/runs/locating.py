@@ -43,8 +43,8 @@ STRETCH = 25
 """Optimizer steps between two states that a fine-tuning can go on from."""
 
 AT_ONCE = 2**21
-"""Voxels that are learnt from at once: of one study at 128^3. Four at the default grid take 0.8 s, and one by one
-2.3 s."""
+"""Voxels of volumes that are learnt from at once: of one study at 128^3. Four at the default grid take 0.8 s, and one
+by one 2.3 s."""
 
 
 class LocatorTraining(lightning.LightningModule):

@@ -63,7 +63,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         workers=int(plan.workers),
     )
     model = LocatorTraining(
-        TumourSegmenter(),
+        TumourSegmenter(learnt_on=preprocessing.shape),
         optimizer=optimizer_of(config),
         scheduler=instantiate_section(config.scheduler, _partial_=True),
     )

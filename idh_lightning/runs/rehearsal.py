@@ -24,11 +24,16 @@ from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import check_config
 from idh_lightning.config.instantiation import NO_GPU, instantiate_section
 from idh_lightning.errors import CheckpointError, ConfigError, IDHError
-from idh_lightning.models import LATER
+from idh_lightning.machine import is_first_process
+from idh_lightning.models import LATER, StemTailNetwork
 from idh_lightning.models.encoders import MEDICALNET
-from idh_lightning.models.segmentation import LONGEST
+from idh_lightning.models.segmentation import GRID, TumourSegmenter
+from idh_lightning.volumes import Preprocessing
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+ALIKE = 1.25
+"""Times larger or smaller that voxels may be than those that a locator has learnt on, before it is told."""
 
 
 def check(config: DictConfig) -> None:
@@ -58,20 +63,17 @@ def check(config: DictConfig) -> None:
     }
     if config.get("optimizer"):
         attempt("optimizer, scheduler", partial(_schedule, config))
-    if config.get("model"):
-        attempt("model", partial(_sketch, config, made.get("explain")))
+    network = attempt("model", partial(_sketch, config, made.get("explain"))) if config.get("model") else None
     for section in (config.get("logger") or {}).values():
         if str(section._target_).endswith("wandb_logger"):
             attempt("logger", partial(tracking_mode, section.mode))
     attempt("explanation", partial(method_files, getattr(made.get("explanation"), "methods", None)))
     if faults:
         raise ConfigError("\n".join(faults))
-    if config.get("model") and config.model.get("locator") and config.data.crop != "brain":
-        _log.warning(
-            "data.crop=%s: the locator has learnt on voxels of %.1f mm around whole brains and may miss tumours in "
-            "others. Add model.locator=null explain=grad_cam to leave it out, or take data.crop=brain.",
-            *(config.data.crop, 200 / LONGEST),
-        )
+    stages = set(config.get("stages") or ())
+    taken_as_it_came = bool(stages & {"fit", "test"}) and not stages & {"pretrain", "locate"}
+    if network is not None and network.locator is not None and taken_as_it_came and config.get("checkpoint") is None:
+        _tell_of_other_voxels(instantiate_section(config.data.preprocessing), network.locator)
     if "trainer" in config:
         try:  # what Lightning itself refuses, a word that it does not know, say
             make_trainer(config.trainer, logger=False, enable_checkpointing=False)
@@ -123,8 +125,25 @@ def _schedule(config: DictConfig) -> None:
     instantiate_section(config.scheduler, _partial_=True)(optimizer, total_steps=100)
 
 
-def _sketch(config: DictConfig, method: Any) -> None:
-    """Make the network in outline, and find in it the layers that are to be explained."""
+def _tell_of_other_voxels(preprocessing: Preprocessing, locator: TumourSegmenter) -> None:
+    """Warn where a locator would see a part of the brain, or voxels of another size than it has learnt on."""
+    usual = Preprocessing(grid=locator.learnt_on or GRID)
+    room = [voxels * usual.voxel_mm for voxels in usual.shape]  # a brain that has less makes its voxels larger
+    voxel_mm = max(preprocessing.voxel_mm, *(mm / voxels for mm, voxels in zip(room, preprocessing.shape, strict=True)))
+    seen_mm = voxel_mm * locator.voxels_in_one(preprocessing.shape)
+    if is_first_process() and (preprocessing.crop != "brain" or not 1 / ALIKE < seen_mm / usual.voxel_mm < ALIKE):
+        grid = ",".join(map(str, usual.shape))
+        logger.warning(
+            "data.crop=%s, voxels of %.1f mm: the locator has learnt on voxels of %.1f mm around whole brains and may "
+            "miss tumours in others. Teach it on these with 'stages=[locate,fit,test,report]', leave it out with "
+            "model.locator=null explain=grad_cam, or take data.crop=brain data.preprocessing.edge_mm=null "
+            "'data.grid=[%s]'.",
+            *(preprocessing.crop, seen_mm, usual.voxel_mm, grid),
+        )
+
+
+def _sketch(config: DictConfig, method: Any) -> StemTailNetwork:
+    """Network in outline, in which the layers that are to be explained have been found."""
     # auto takes what there is, and numbers that nobody computes with need no good beginning
     outlined = config.model.weights in ("auto", "none") and config.model.backbone not in MEDICALNET
     weights = LATER if outlined else config.model.weights
@@ -132,10 +151,11 @@ def _sketch(config: DictConfig, method: Any) -> None:
     sequences = [name for name in SEQUENCES if name in chosen] or SEQUENCES
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = instantiate_section(config.model, _partial_=True, weights=weights)(sequences=sequences)
+        made = instantiate_section(config.model, _partial_=True, weights=weights)
+        network: StemTailNetwork = made(sequences=sequences)
     layers = getattr(method, "layer", None) or ()
     with network.watch(*([layers] if isinstance(layers, str) else layers)):
-        pass
+        return network
 
 
 def _absent_devices(config: DictConfig) -> Iterator[str]:

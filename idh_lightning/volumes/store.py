@@ -46,7 +46,7 @@ from idh_lightning.volumes.extraction import EXTRACTION
 from idh_lightning.volumes.preprocessing import Preprocessing, Volume
 from idh_lightning.volumes.registration import REGISTRATION, Registration
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial-"
 _FORGOTTEN_S = 24 * 3600.0
@@ -152,7 +152,7 @@ class VolumeStore:
             outcomes = self._outcomes(studies, workers or joblib.cpu_count(), lambda: progress.advance(bar))
         for outcome in outcomes:
             for note in outcome.notes:
-                _log.warning(note)
+                logger.warning(note)
         by_name = {study.study_id: outcome for study, outcome in zip(studies, outcomes, strict=True)}
         ready = {name: outcome for name, outcome in by_name.items() if outcome.key}
         self._keys |= {name: outcome.key for name, outcome in ready.items()}

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from idh_lightning.cli.entry import composed
 from idh_lightning.config.checks import CONF_DIR, check_config
+from idh_lightning.models.segmentation import GRID, load_segmenter
 from idh_lightning.runs.rehearsal import check
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF_DIR.glob("*/*.yaml"))
@@ -59,11 +60,30 @@ def test_everything_that_an_experiment_sets_is_what_a_run_gets(experiment: str) 
         ([], False),
         (["data.crop=none"], True),
         (["data.crop=tumour"], True),
+        (["data.preprocessing.crop=none"], True),
         (["data.crop=none", "model.locator=null", "explain=grad_cam"], False),
+        (["data.crop=tumour", "stages=[locate,fit,test,report]"], False),
+        (["data.crop=tumour", "stages=[report]"], False),
+        (["data.grid=33"], True),
+        (["data.grid=64"], False),
+        (["data.grid=[97,129,97]"], False),
+        (["data.grid=[129,65,65]"], False),
+        (["data.grid=[64,128,128]"], False),
+        (["data.grid=129", "data.preprocessing.edge_mm=400"], True),
     ],
 )
 def test_voxels_that_the_locator_does_not_know_are_told(
     overrides: list[str], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_all("name=x", f"paths.run={tmp_path}", "model=efficientnet_b0", "model.weights=none", *overrides)
+    (tmp_path / "predictions.csv").touch()
+    settings = ["name=x", f"paths.run={tmp_path}", "model=efficientnet_b0", "model.weights=none"]
+    make_all(*settings, *overrides)
     assert ("model.locator=null explain=grad_cam" in caplog.text) == warned
+    caplog.clear()
+    for remedy in (["stages=[locate,fit,test,report]"], ["model.locator=null", "explain=grad_cam"]) if warned else ():
+        make_all(*settings, *overrides, *remedy)
+        assert "the locator has learnt" not in caplog.text
+
+
+def test_the_network_that_is_shipped_has_learnt_on_the_default_grid() -> None:
+    assert load_segmenter().learnt_on == GRID == tuple(composed("train", ["name=x"]).data.grid)

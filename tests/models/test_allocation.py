@@ -6,8 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from idh_lightning.machine import peak_resident_bytes
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 
@@ -65,3 +69,12 @@ def test_a_block_is_found_again_inside_and_goes_back_after() -> None:
     assert inside[1] < 0.1 * min(before + again + inside[:1])  # pages of whatever size
     assert kept[0] > 0.9 * BLOCK_MB
     assert after[0] < 0.1 * BLOCK_MB
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="elsewhere it is what is resident now")
+def test_a_process_does_not_count_what_the_one_had_that_began_it() -> None:
+    held = np.ones(2**27)  # 1 GiB
+    code = "from idh_lightning.machine import peak_resident_bytes; print(peak_resident_bytes())"
+    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert 2**23 < peak < held.nbytes / 2
+    assert peak_resident_bytes() > held.nbytes

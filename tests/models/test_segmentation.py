@@ -17,6 +17,7 @@ from idh_lightning.models.segmentation import (
     dense_vote,
     load_segmenter,
     save_segmenter,
+    segmenter_of,
     tumour_logit,
     vote_contributions,
     without_specks,
@@ -48,6 +49,38 @@ def test_of_a_finer_grid_it_sees_what_it_has_learnt_on(segmenter: TumourSegmente
         assert found.shape[2:] == finer.shape[2:]
         expected = functional.interpolate(logits, finer.shape[2:], mode="trilinear")
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "voxels"),
+    [
+        ((49, 65, 49), 1.0),
+        ((64, 64, 64), 1.0),
+        ((58, 78, 58), 1.0),  # not by so little
+        ((97, 129, 97), 97 / 49),
+        ((129, 129, 129), 129 / 65),
+        ((129, 65, 65), 1.0),  # a brain that fits into 65 voxels has voxels of 3 mm, whatever the longest edge
+        ((64, 128, 128), 64 / 49),
+    ],
+)
+def test_the_edge_with_the_least_room_says_how_fine_a_grid_is(
+    segmenter: TumourSegmenter, grid: tuple[int, int, int], voxels: float
+) -> None:
+    assert segmenter.voxels_in_one(grid) == pytest.approx(voxels, rel=0.01)
+
+
+def test_the_grid_goes_with_the_weights_and_weights_without_one_see_every_voxel(tmp_path: Path) -> None:
+    finer = TumourSegmenter(widths=(4, 8), learnt_on=(97, 129, 97)).eval()
+    save_segmenter(finer, tmp_path / "locator.safetensors", {})
+    found = load_segmenter(tmp_path / "locator.safetensors")
+    assert found.learnt_on == (97, 129, 97)
+    assert found.voxels_in_one((97, 129, 97)) == 1.0
+    old = {name: tensor for name, tensor in finer.state_dict().items() if name != "_extra_state"}
+    volumes = torch.randn(1, 4, 97, 129, 97)
+    for segmenter in (segmenter_of(old), found):
+        assert segmenter.voxels_in_one((97, 129, 97)) == 1.0
+        with torch.no_grad():
+            torch.testing.assert_close(segmenter(volumes), finer(volumes), atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("fine", "coarse"), [(129, 65), (97, 49), (130, 65), (90, 61)])

@@ -309,7 +309,7 @@ def test_curves_of_one_figure_differ_in_more_than_colour() -> None:
 
 
 def test_processes_that_draw_import_neither_torch_nor_what_reads_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take 0.1 GB so, and half a gigabyte with torch."""
+    """They take 0.06 GB so, and 0.5 GB with torch."""
     monkeypatch.setattr(drawing, "save_cam_panel", exec)
     code: Any = "import sys; found = {'torch', 'SimpleITK', 'pandas'} & sys.modules.keys(); assert not found, found"
     with drawing.drawing_processes() as draw:
