@@ -37,7 +37,8 @@ from idh_lightning.files import atomic_write, write_json
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.fast.convolutions import restore_convolutions
-from idh_lightning.runs.assembly import classifier, data_module, prepare_configured
+from idh_lightning.runs.assembly import classifier, data_module
+from idh_lightning.runs.preparation import prepare_configured
 from idh_lightning.runs.rehearsal import check, precision
 
 logger = logging.getLogger(__name__)

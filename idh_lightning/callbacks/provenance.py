@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from idh_lightning.files import write_json, write_text
+from idh_lightning.files import write_json
 from idh_lightning.machine import peak_resident_bytes
 from idh_lightning.models import StemTailNetwork
-
-_PACKAGES = (
-    "idh_lightning", "torch", "lightning", "timm", "timm_3d", "torchio", "torchcam", "torchmetrics", "hydra-core",
-    "SimpleITK", "scikit-learn", "numpy", "pandas",
-)  # fmt: skip
+from idh_lightning.provenance import PROVENANCE, begun_record, write_code
 
 
 class Provenance(Callback):
@@ -42,19 +31,7 @@ class Provenance(Callback):
             run_folder: provenance.json is written here, and added to when a later stage of the run is repeated.
             known: Primitives that only the caller knows: fallbacks taken, sequences, preparation times.
         """
-        self.path = run_folder / "provenance.json"
-        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-        module = spec.name if spec is not None else Path(sys.argv[0]).stem
-        self.record |= {
-            "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
-            "git_commit": git_commit(),
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "hardware": _hardware(),
-            "threads": torch.get_num_threads(),
-            **known,
-        }
+        self.record = begun_record(run_folder, known)
         self.run_folder = run_folder
         self._began: dict[str, float] = {}
         self._studies = 0
@@ -62,9 +39,7 @@ class Provenance(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage, count the parameters, and write down the code and its environment."""
         if trainer.is_global_zero:
-            write_text(self.run_folder / "environment.txt", _environment())
-            if (git_commit() or "").endswith("-dirty"):
-                write_text(self.run_folder / "changes.patch", _git("diff", "HEAD", "--no-relative"))
+            write_code(self.run_folder)
         self.record["processes"] = trainer.world_size
         self._began[stage] = time.perf_counter()
         self.record["parameters"] = {
@@ -104,36 +79,7 @@ class Provenance(Callback):
 
     def write(self) -> None:
         """Write the record as it is now."""
-        write_json(self.path, self.record)
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that holds this file, "-dirty" if it was changed; None outside of one."""
-    try:
-        _git("ls-files", "--error-unmatch", __file__)
-        return _git("describe", "--always", "--dirty", "--abbrev=40").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
-    return done.stdout.decode(errors="replace")
-
-
-def _environment() -> str:
-    """Every installed package as `name==version`, as pip reads it."""
-    found = {f"{package.metadata['Name']}=={package.version}" for package in importlib.metadata.distributions()}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
-
-
-def _hardware() -> dict[str, object]:
-    return {
-        "platform": platform.platform(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-    }
+        write_json(self.run_folder / PROVENANCE, self.record)
 
 
 def _peak_memory_gb() -> dict[str, float]:

@@ -27,7 +27,8 @@ from idh_lightning.evaluation import (
 from idh_lightning.files import write_json, write_text
 from idh_lightning.machine import freed_memory_kept
 from idh_lightning.reports.run_page import write_report
-from idh_lightning.runs.assembly import Run, assemble, take_target_over
+from idh_lightning.runs.assembly import Run, assemble
+from idh_lightning.runs.preparation import take_target_over
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.stages import write_features
 from idh_lightning.runs.summary import print_summary

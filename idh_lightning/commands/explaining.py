@@ -19,8 +19,8 @@ from idh_lightning.config.instantiation import instantiate_section, torch_device
 from idh_lightning.errors import CheckpointError, ConfigError
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.reports.vocabulary import LOCALISATION, REFERENCE_MAP
-from idh_lightning.runs.assembly import prepare_configured, take_target_over
 from idh_lightning.runs.explaining import write_map_comparison
+from idh_lightning.runs.preparation import prepare_configured, take_target_over
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.runs.state import started_in
 

@@ -17,7 +17,7 @@ from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.inference.study_page import write_refused
 from idh_lightning.reports.drawing import panel_title
 from idh_lightning.reports.panels import brain_panel, cam_panel, registration_panel
-from idh_lightning.runs.assembly import prepare_configured
+from idh_lightning.runs.preparation import prepare_configured
 from idh_lightning.runs.rehearsal import check
 from idh_lightning.volumes import PrepareReport, VolumeStore
 from idh_lightning.volumes.mapping import head_around, pair_around

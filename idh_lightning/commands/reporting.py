@@ -13,7 +13,6 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from idh_lightning.callbacks import Provenance
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError, EvaluationError
 from idh_lightning.evaluation import (
@@ -26,6 +25,7 @@ from idh_lightning.evaluation import (
     spread,
 )
 from idh_lightning.files import write_json, write_text
+from idh_lightning.provenance import PROVENANCE, begun_record
 from idh_lightning.reports.run_folder import ReportedRun, read_run
 from idh_lightning.reports.run_page import write_comparison, write_report
 from idh_lightning.runs.rehearsal import check
@@ -104,9 +104,8 @@ def report_runs(
         metrics = _compare(patients, evaluation)
     metrics["runs"] = described | metrics.get("runs", {})
     write_json(run_folder / "metrics.json", metrics)
-    provenance = Provenance(run_folder=run_folder, known={"runs": described["folders"]})
-    provenance.record = common([read.provenance for read in runs.values()]) | provenance.record
-    provenance.write()
+    begun = begun_record(run_folder, {"runs": described["folders"]})
+    write_json(run_folder / PROVENANCE, common([read.provenance for read in runs.values()]) | begun)
     if found == "folds":
         write_report(run_folder)
         print_summary(metrics, run_folder)

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 from sklearn import metrics
-from statsmodels.stats.multitest import multipletests
 
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation.discrimination import compare_auroc
@@ -189,6 +188,8 @@ def compare_all(runs: Mapping[str, pd.DataFrame], *, confidence: float = 0.95) -
     ]
     tested = [row for row in rows if row["p_value"] is not None]
     if tested:
+        from statsmodels.stats.multitest import multipletests  # not above, since few ask for it
+
         corrected = multipletests([row["p_value"] for row in tested], method="holm")[1]
         for row, p in zip(tested, corrected, strict=True):
             row["p_holm"] = float(p)

@@ -17,6 +17,7 @@ from idh_lightning.cohort import SPLITS, Target
 from idh_lightning.cohort.checks import counted
 from idh_lightning.errors import EvaluationError
 from idh_lightning.evaluation import Folds, PostProcessing, patient_predictions, read_table
+from idh_lightning.provenance import PROVENANCE
 from idh_lightning.reports.tables import Estimate, as_estimate
 from idh_lightning.reports.vocabulary import NO_BETTER_THAN_CHANCE
 
@@ -169,7 +170,7 @@ def read_run(folder: Path) -> ReportedRun:
         features=_table(folder / "features.csv"),
         segmentation=_table(folder / "segmentation.csv"),
         log=_table(log_file),
-        provenance=_mapping(folder / "provenance.json", json.loads),
+        provenance=_mapping(folder / PROVENANCE, json.loads),
     )
 
 

@@ -26,7 +26,7 @@ from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Sto
 from idh_lightning.callbacks.tracking import without_places
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
-from idh_lightning.cohort import IDH, TARGETS, target_of
+from idh_lightning.cohort import IDH
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import without_folders
 from idh_lightning.data import IDHDataModule
@@ -37,10 +37,9 @@ from idh_lightning.models import LATER, WeightsOrigin
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.locating import FineTuning
-from idh_lightning.runs.preparation import Inspection, PreparedCohort, Screen, prepare_cohort
+from idh_lightning.runs.preparation import PreparedCohort, Screen, prepare_configured, volume_store
 from idh_lightning.runs.rehearsal import make_trainer, on_gpu, optimizer_of
-from idh_lightning.runs.state import RunState, copy_training_state, weights_of
-from idh_lightning.volumes import VolumeStore
+from idh_lightning.runs.state import SHARED_FOLDERS, RunState, copy_training_state, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +57,6 @@ WORKERS_BESIDE_A_GPU = 4
 sixteen, which took four times as much memory (10 and 41 GB). On two cores that train themselves it took 0.34 s without
 and 0.45 s with two.
 """
-
-SHARED_FOLDERS = {"data": "synthetic cohorts", "store": "preprocessed volumes", "bank": "features of the stem"}
-"""Folders of `paths` that runs share -> what they hold."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,40 +166,6 @@ def assemble(config: DictConfig, *, checkpoint: Checkpoint | None = None, screen
         state=state,
         training=training,
     )
-
-
-def prepare_configured(
-    config: DictConfig, *, must_split: bool = True, screen: Screen | None = None, inspect: Inspection | None = None
-) -> PreparedCohort:
-    """Cohort of a configuration, prepared; see `prepare_cohort`."""
-    return prepare_cohort(
-        instantiate_section(config.cohort),
-        partial(_store, config),
-        instantiate_section(config.split),
-        Path(config.paths.run),
-        must_split=must_split,
-        screen=screen,
-        inspect=inspect,
-    )
-
-
-def take_target_over(config: DictConfig, checkpoint: Checkpoint) -> None:
-    """Have a cohort that is to be judged read the target of a checkpoint; a CheckpointError if another is typed."""
-    if "target" not in config.cohort:
-        return
-    target, section = checkpoint.target, config.cohort
-    if any(one.startswith("cohort.target=") for one in task_overrides()) and section.target != target.name:
-        checkpoint.require_target(target_of(section.target, section.classes))
-    section.target = target.name
-    if target.name not in TARGETS and section.classes is None:
-        section.classes = list(target.classes)
-
-
-def _store(config: DictConfig, sequences: Sequence[str]) -> VolumeStore:
-    made: VolumeStore = instantiate_section(config.data.store)(
-        preprocessing=instantiate_section(config.data.preprocessing), sequences=sequences
-    )
-    return made
 
 
 def data_module(config: DictConfig, prepared: PreparedCohort) -> IDHDataModule:
@@ -379,7 +341,7 @@ def _synthetic_batches(config: DictConfig, prepared: PreparedCohort) -> Iterator
         seed=CALIBRATION_SEED,
     )
     # A store object of its own, since it remembers studies by names that the cohort may have as well.
-    store = _store(config, prepared.cohort.sequences)
+    store = volume_store(config, prepared.cohort.sequences)
     studies = reader.read().studies[:CALIBRATION_VOLUMES]
     store.prepare(studies)
     volumes = [torch.from_numpy(np.array(store.open(study).image, dtype=np.float32)) for study in studies]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import DictConfig
 from rich.console import Console
 
 from idh_lightning.checkpoint import Checkpoint
+from idh_lightning.cli.entry import task_overrides
 from idh_lightning.cohort import (
     SPLITS,
+    TARGETS,
     Cohort,
     LeaveSiteOut,
     Study,
@@ -23,9 +27,11 @@ from idh_lightning.cohort import (
     exclusions_table,
     faults_table,
     raise_or_exclude,
+    target_of,
     without_left_out,
 )
 from idh_lightning.cohort.leakage import MEANS
+from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CohortError, SplitError
 from idh_lightning.files import locked, write_text
 from idh_lightning.reports.cohort_page import write_cohort_report
@@ -188,3 +194,38 @@ def _write_tables(cohort: Cohort, table: pd.DataFrame, run_folder: Path) -> None
     write_text(run_folder / "cohort.csv", listed.to_csv(index=False))
     splits = table[["study_id", "patient_id", "label", "split", "fold"]]
     write_text(run_folder / "splits.csv", splits.to_csv(index=False))
+
+
+def prepare_configured(
+    config: DictConfig, *, must_split: bool = True, screen: Screen | None = None, inspect: Inspection | None = None
+) -> PreparedCohort:
+    """Cohort of a configuration, prepared; see `prepare_cohort`."""
+    return prepare_cohort(
+        instantiate_section(config.cohort),
+        partial(volume_store, config),
+        instantiate_section(config.split),
+        Path(config.paths.run),
+        must_split=must_split,
+        screen=screen,
+        inspect=inspect,
+    )
+
+
+def take_target_over(config: DictConfig, checkpoint: Checkpoint) -> None:
+    """Have a cohort that is to be judged read the target of a checkpoint; a CheckpointError if another is typed."""
+    if "target" not in config.cohort:
+        return
+    target, section = checkpoint.target, config.cohort
+    if any(one.startswith("cohort.target=") for one in task_overrides()) and section.target != target.name:
+        checkpoint.require_target(target_of(section.target, section.classes))
+    section.target = target.name
+    if target.name not in TARGETS and section.classes is None:
+        section.classes = list(target.classes)
+
+
+def volume_store(config: DictConfig, sequences: Sequence[str]) -> VolumeStore:
+    """Volume store of a configuration, for these sequences."""
+    made: VolumeStore = instantiate_section(config.data.store)(
+        preprocessing=instantiate_section(config.data.preprocessing), sequences=sequences
+    )
+    return made

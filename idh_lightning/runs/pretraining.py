@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
 from idh_lightning.callbacks import Provenance, WholeCheckpointIO
-from idh_lightning.callbacks.provenance import git_commit
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.data.synthetic import SyntheticGliomas
 from idh_lightning.files import write_json
 from idh_lightning.models.segmentation import TumourSegmenter
+from idh_lightning.provenance import git_commit
 from idh_lightning.runs.locating import LocatorData, LocatorTraining
 from idh_lightning.runs.pretrained import DrawnStudy, write_pretrained
 from idh_lightning.runs.rehearsal import make_trainer, optimizer_of

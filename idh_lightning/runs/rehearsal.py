@@ -7,18 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from idh_lightning.attribution.maps import method_files
-from idh_lightning.callbacks import tracking_mode
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import SEQUENCES
 from idh_lightning.config.checks import check_config
@@ -29,6 +26,9 @@ from idh_lightning.models import LATER, StemTailNetwork
 from idh_lightning.models.encoders import MEDICALNET
 from idh_lightning.models.segmentation import GRID, TumourSegmenter
 from idh_lightning.volumes import Preprocessing
+
+if TYPE_CHECKING:
+    import lightning
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def check(config: DictConfig) -> None:
     network = attempt("model", partial(_sketch, config, made.get("explain"))) if config.get("model") else None
     for section in (config.get("logger") or {}).values():
         if str(section._target_).endswith("wandb_logger"):
+            from idh_lightning.callbacks import tracking_mode  # not above, as Lightning, which `prepare` does without
+
             attempt("logger", partial(tracking_mode, section.mode))
     attempt("explanation", partial(method_files, getattr(made.get("explanation"), "methods", None)))
     if faults:
@@ -75,13 +77,7 @@ def check(config: DictConfig) -> None:
     if network is not None and network.locator is not None and taken_as_it_came and config.get("checkpoint") is None:
         _tell_of_other_voxels(instantiate_section(config.data.preprocessing), network.locator)
     if "trainer" in config:
-        try:  # what Lightning itself refuses, a word that it does not know, say
-            make_trainer(config.trainer, logger=False, enable_checkpointing=False)
-        except (MisconfigurationException, InstantiationException, TypeError, ValueError, ImportError) as error:
-            raise ConfigError(
-                f"trainer: Lightning refuses these settings: {error} Expected some that it knows. Correct trainer.*, "
-                "or take trainer=default."
-            ) from error
+        _refuse_what_lightning_does(config.trainer)
 
 
 def make_trainer(section: DictConfig, **settings: Any) -> lightning.Trainer:
@@ -100,6 +96,19 @@ def precision(trainer: DictConfig) -> str:
 def on_gpu(trainer: DictConfig) -> bool:
     """Whether a trainer of these settings uses a GPU."""
     return torch.cuda.is_available() and trainer.get("accelerator") in ("auto", "gpu", "cuda")
+
+
+def _refuse_what_lightning_does(section: DictConfig) -> None:
+    """Raise a ConfigError of settings that Lightning itself refuses, a word that it does not know, say."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        make_trainer(section, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, InstantiationException, TypeError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"trainer: Lightning refuses these settings: {error} Expected some that it knows. Correct trainer.*, "
+            "or take trainer=default."
+        ) from error
 
 
 def optimizer_of(config: DictConfig) -> Callable[..., Optimizer]:

@@ -179,9 +179,9 @@ def _differences(now: Any, then: Any, path: str = "") -> Iterator[str]:
 
 
 def _warn_of_other_code(folder: Path) -> None:
-    from idh_lightning.callbacks.provenance import git_commit
+    from idh_lightning.provenance import PROVENANCE, git_commit  # not above, since it takes torch along
 
-    file = folder / "provenance.json"
+    file = folder / PROVENANCE
     written = json.loads(file.read_text(encoding="utf-8")).get("git_commit") if file.is_file() else None
     if written != (now := git_commit()) and written is not None:
         sys.stderr.write(f"Note: that run was made by commit {written}; this is {now}.\n")

@@ -20,6 +20,9 @@ from idh_lightning.files import UNFINISHED, atomic_write, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
+SHARED_FOLDERS = {"data": "synthetic cohorts", "store": "preprocessed volumes", "bank": "features of the stem"}
+"""Folders of `paths` that runs share -> what they hold."""
+
 LOCATOR_WEIGHTS = "locator.safetensors"
 """File in a run folder: weights of the locator that its stage `locate` has fine-tuned."""
 

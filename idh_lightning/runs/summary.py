@@ -13,7 +13,7 @@ from rich.console import Console
 from idh_lightning.cli.tables import FittingTable, number
 from idh_lightning.reports.tables import as_estimate
 from idh_lightning.reports.vocabulary import METRICS, NO_BETTER_THAN_CHANCE
-from idh_lightning.runs.assembly import SHARED_FOLDERS
+from idh_lightning.runs.state import SHARED_FOLDERS
 
 SUMMARY_METRICS: tuple[str, ...] = ("auroc", "accuracy", "f1", "ppv", "sensitivity", "specificity")
 

@@ -122,3 +122,18 @@ def test_a_folder_called_dl_does_not_keep_pydicom_from_being_imported(tmp_path: 
         check=True,
     )
     assert re.fullmatch(rf"\d+\.\d+\.\d+\n.*{re.escape(str(tmp_path / 'dl'))}.*\n", done.stdout)
+
+
+@pytest.mark.parametrize("verb", ["preparing", "reporting", "predicting"])
+def test_what_trains_nothing_imports_no_trainer(verb: str) -> None:
+    code = f"import json, sys, idh_lightning.commands.{verb}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert within(TRAINER, set(json.loads(done.stdout))) == set()
+
+
+def test_a_faulty_table_is_told_before_a_trainer_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("study_id,patient_id,FLAIR\na,a,a.nii.gz\n")
+    code, said, modules = loaded("prepare cohort=table cohort.table=table.csv", tmp_path)
+    assert code == 2
+    assert "no column 'idh'" in said
+    assert within(TRAINER, modules) == set()

@@ -35,7 +35,7 @@ from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.predict import main
 from idh_lightning.runs import assembly
-from idh_lightning.runs.assembly import take_target_over
+from idh_lightning.runs.preparation import take_target_over
 
 
 @pytest.fixture(scope="module")
