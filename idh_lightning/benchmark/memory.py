@@ -163,13 +163,14 @@ def _train(
 ) -> float:
     device = next(network.parameters()).device.type
     optimizer = make([parameter for parameter in network.parameters() if parameter.requires_grad])
-    volumes = torch.randn(*shape, device=device)
-    labels = torch.arange(shape[0], device=device) % 2
-    with torch.autocast(device, dtype=half, enabled=half is not None):
-        features = torch.cat([network.stem(volumes[:1], to_train=True)] * shape[0]) if from_features else None
-    if features is not None:
-        del volumes
     _forget_peak()
+    volumes = torch.randn(1 if from_features else shape[0], *shape[1:], device=device)
+    labels = torch.arange(shape[0], device=device) % 2
+    features = None
+    with freed_memory_kept(), torch.autocast(device, dtype=half, enabled=half is not None):  # as a run fills its bank
+        if from_features:
+            features = torch.cat([network.stem(volumes, to_train=True)] * shape[0])
+            del volumes
     with freed_memory_kept():
         for _ in range(STEPS):
             with torch.autocast(device, dtype=half, enabled=half is not None):

@@ -76,6 +76,8 @@ def training_memory(
     Returns:
         The bytes of everything that is alive in a step after the first.
     """
+    if device == "cpu":  # which fuses the stem, as can be done with values alone; it is kept
+        network.stem(torch.zeros(1, volumes[1], 32, 32, 32), to_train=True)
     mixed = torch.autocast(device, dtype=autocast, enabled=autocast is not None)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, mixed:
         state = {

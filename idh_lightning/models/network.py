@@ -201,10 +201,8 @@ class StemTailNetwork(nn.Module):
             return self._run_stem(volumes, self.stem_dtype(volumes.device.type))
         if self._kept is not None and self._kept[0] is volumes:
             return self._kept[1]
-        # A fake tensor has a shape and no values, so that there is nothing to fuse.
         dtype = self.stem_dtype(volumes.device.type, to_train=to_train)
-        fuses = self._fuses(volumes.device.type, dtype) and not isinstance(volumes, FakeTensor)
-        fused = self._fused(volumes.device.type, dtype) if fuses else None
+        fused = self._fused(volumes, dtype) if self._fuses(volumes.device.type, dtype) else None
         with torch.no_grad():
             chunks = torch.split(volumes, self.studies_at_once(volumes))
             features = torch.cat([self._run_stem(chunk, dtype, fused) for chunk in chunks])
@@ -389,9 +387,11 @@ class StemTailNetwork(nn.Module):
         onednn = device == "cpu"
         return device in ("cpu", "cuda") and self.fuse_stem and can_fuse(self._stem_modules(), dtype, onednn=onednn)
 
-    def _fused(self, device: str, dtype: torch.dtype = torch.float32) -> FusedStem:
+    def _fused(self, volumes: Tensor, dtype: torch.dtype = torch.float32) -> FusedStem | None:
         """The fused stem, made anew where the weights have changed, except through a tensor's `.data`."""
-        modules = self._stem_modules()
+        modules, device = self._stem_modules(), volumes.device.type
+        if isinstance(volumes, FakeTensor):  # where weights have no values either: the one that is known
+            return self._fusing[dtype][1] if device == "cpu" and dtype in self._fusing else None
         tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
         key = (device, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
         if dtype not in self._fusing or self._fusing[dtype][0] != key:

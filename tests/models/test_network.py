@@ -12,6 +12,7 @@ from torch import nn
 
 from idh_lightning.errors import ModelError
 from idh_lightning.models import StemTailNetwork, calibrate_batch_norm, inflate
+from idh_lightning.models.fast import fused as fusing
 from idh_lightning.models.fast.convolutions import restore_convolutions
 from idh_lightning.models.fast.fused import FusedStem
 
@@ -116,6 +117,19 @@ def test_a_stem_with_batch_norm_fused_into_its_convolutions_computes_the_same(
     torch.testing.assert_close(fused, network.stem(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_wide_layer_in_parts_has_the_same_bits(
+    small_network: Maker, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = moved(small_network(stem_precision=precision))
+    whole, parts = network.stem(volumes(edge=33)), []
+    part = fusing._Convolution.part
+    monkeypatch.setattr(fusing._Convolution, "part", lambda *given: parts.append(given) or part(*given))
+    monkeypatch.setattr(fusing, "WIDE", 2**16)
+    assert torch.equal(network.stem(volumes(edge=33)), whole)
+    assert len(parts) > 20
+
+
 @pytest.mark.parametrize("edge", [32, 33, (24, 33, 26)], ids=str)
 def test_a_stem_fused_for_a_gpu_computes_the_same_for_several_studies_at_once(
     small_network: Maker, edge: int | tuple[int, int, int]
@@ -180,7 +194,8 @@ def test_a_fused_stem_follows_its_weights_and_statistics_and_leaves_them_alone(s
 
 def left_out(network: StemTailNetwork) -> int:
     blocks = sum(len(part) for part in network._stem_modules().values() if isinstance(part, nn.Sequential))
-    return blocks - sum(len(part.blocks) for part in network._fused("cpu").stages.values() if hasattr(part, "blocks"))
+    stages = network._fused(torch.zeros(1)).stages.values()
+    return blocks - sum(len(part.blocks) for part in stages if hasattr(part, "blocks"))
 
 
 def test_blocks_of_an_untrained_stem_that_add_nothing_are_left_out_and_nothing_changes(small_network: Maker) -> None:

@@ -95,6 +95,13 @@ def test_activations_are_counted_without_taking_them(small_network: Maker, setti
     assert told.peak >= told.parameters + told.gradients + told.optimizer + told.activations
 
 
+def test_of_a_stem_that_is_fused_no_more_is_counted_than_it_takes(small_network: Maker) -> None:
+    network = small_network().train()
+    told = training_memory(network, [2, 4, 65, 65, 65], ADAMW)
+    network.fuse_stem = False
+    assert told.stem < 0.8 * training_memory(network, [2, 4, 65, 65, 65], ADAMW).stem
+
+
 def test_counting_leaves_the_network_and_the_random_numbers_as_they_were(small_network: Maker) -> None:
     network = small_network(checkpoint_tail=True).train()
     before = copy.deepcopy(network.state_dict())

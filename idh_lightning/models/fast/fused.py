@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from idh_lightning.models.fast.convolutions import SameConv3d, has_onednn, layout, zeros_around
 from idh_lightning.models.timm3d import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+
+WIDE = 2**25
+"""Bytes of a block's widest layer that are there at once on a CPU: at 128^3 in float32 one of B7 is 200 MB."""
+
+LANES = 16
+"""Channels that a CPU takes together."""
 
 
 class FusedStem:
@@ -23,9 +30,10 @@ class FusedStem:
     A BatchNorm in eval mode is a factor and a shift per channel, which go into the weights of the convolution before
     it; a gate of squeeze-and-excitation is a factor per channel of one study, which goes into those of the convolution
     after it. On a CPU, activations and residual sums are computed by the convolution (oneDNN) before its result is
-    written. A residual block whose branch is multiplied by zero is left out: it gives its input back, as 33 of the 38
-    blocks of an untrained stem of B7 do (see `steady_initialisation`). What is computed is the same, and rounded less
-    often.
+    written, and a layer that a block makes wide and then works on channel by channel is made in parts of `WIDE` bytes,
+    with the same bits. A residual block whose branch is multiplied by zero is left out: it gives its input back, as 33
+    of the 38 blocks of an untrained stem of B7 do (see `steady_initialisation`). What is computed is the same, and
+    rounded less often.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], dtype: torch.dtype, *, onednn: bool) -> None:
@@ -137,15 +145,19 @@ class _Convolution:
         compute = self._by_onednn if self.onednn else self._by_torch
         return compute(hidden, weight, list(padding), added)
 
+    def part(self, channels: slice) -> _Convolution:
+        """The convolution that gives these of its channels alone."""
+        return replace(self, weight=self.weight[channels], bias=self.bias[channels])
+
     def _by_onednn(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
-        how = padding, list(self.conv.stride), list(self.conv.dilation), self.conv.groups
+        how = padding, list(self.conv.stride), list(self.conv.dilation), hidden.shape[1] // weight.shape[1]
         compute: Any = torch.ops.mkldnn._convolution_pointwise
-        if added is not None:
+        if added is not None and not isinstance(added, FakeTensor):  # for which torch 2.14 knows no shape of this
             return cast(Tensor, compute.binary(hidden, added, weight, self.bias, *how, "add", 1.0, None, [], None))
         return cast(Tensor, compute(hidden, weight, self.bias, *how, "swish" if self.bends else "none", [], ""))
 
     def _by_torch(self, hidden: Tensor, weight: Tensor, padding: list[int], added: Tensor | None) -> Tensor:
-        how = self.conv.stride, padding, self.conv.dilation, self.conv.groups
+        how = self.conv.stride, padding, self.conv.dilation, hidden.shape[1] // weight.shape[1]
         with torch.autocast(hidden.device.type, enabled=False):
             result = functional.conv3d(hidden, weight, self.bias, *how)
         if self.bends:
@@ -174,9 +186,17 @@ class _Block:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         before = hidden
-        for convolution in self.first:
-            hidden = convolution(hidden)
+        hidden = self._in_parts(hidden, *self.first) if len(self.first) == 2 else self.first[0](hidden)
         return self.last(hidden, gate=self._gate(hidden), added=before if self.has_skip else None)
+
+    def _in_parts(self, hidden: Tensor, widen: _Convolution, deepen: _Convolution) -> Tensor:
+        """Depthwise convolution of a wider layer, which is never there whole."""
+        cells = len(hidden) * hidden[0, 0].numel() * widen.weight.element_size()
+        size = max(WIDE // (LANES * cells), 1) * LANES  # channels
+        parts = [slice(first, first + size) for first in range(0, len(widen.bias), size)]
+        if len(parts) == 1 or not widen.onednn:
+            return deepen(widen(hidden))
+        return torch.cat([deepen.part(part)(widen.part(part)(hidden)) for part in parts], dim=1)
 
     def _gate(self, hidden: Tensor) -> Tensor | None:
         if self.excitation is None:
