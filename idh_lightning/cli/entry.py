@@ -51,6 +51,13 @@ from idh_lightning.machine import is_first_process
 _FLAGS = ("-m", "--multirun", "-r", "--run", "-h", "--help", "--resolve")
 """Options without a value: Hydra 1.3 refuses them between overrides, 1.4 takes them anywhere."""
 
+_OPTIONS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+    *("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i"),
+)
+"""Options of Hydra, which may be shortened."""
+
 _COMPOSING = (ConfigCompositionException, OverrideParseException, MissingConfigException)
 
 _PLUGIN = re.compile(r"Could not find '(hydra/(?:sweeper/optuna|launcher/(?:joblib|submitit_local|submitit_slurm)))'")
@@ -76,6 +83,7 @@ def entry(name: str, task: str) -> Callable[[], None]:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(help_page(name))
             return
+        _refuse_unknown_options(name, arguments)
         begun: list[bool] = []
         asked = os.environ.get(FULL_ERROR)
         # So that Hydra raises what it finds wrong, instead of printing it in its own form.
@@ -215,6 +223,22 @@ def _refusal(error: Exception, name: str, arguments: Sequence[str]) -> ConfigErr
         "\n".join(faults)
         or f"{command_line(name, arguments)}: {said}. Expected overrides that fit conf/{name}.yaml. Correct them."
     )
+
+
+def _refuse_unknown_options(name: str, arguments: Sequence[str]) -> None:
+    """Raise a ConfigError that names every option which Hydra does not have."""
+    words = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+    faults = []
+    for word in words:
+        if not any(option.startswith(word) for option in _OPTIONS):
+            near = near_words(word, [*_OPTIONS, *(["--resume", "--rerun"] if name == "train" else [])])
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            faults.append(
+                f"{word}: {name} has no such option; expected settings as KEY=VALUE.{hint} To see what there is: "
+                f"{command_line(name, ['--help'])}"
+            )
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def _unreadable(text: str) -> str:

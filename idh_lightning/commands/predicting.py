@@ -177,11 +177,12 @@ def _write_dicom(answer: StudyPrediction, taken: Sequence[Series], output: Resul
 def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[str], threshold: float) -> None:
     """Print a row for each study, without the notices of the network, which were said above the table.
 
-    A call that differs from one at a half is told with its threshold.
+    A call that differs from one at a half is told with its threshold. Why a study has no answer is told below, in lines
+    of their own, so that a remedy in it can be copied.
     """
     target = answers[0].target
     headings = ("study", "status", target.chance, "interval", "called", "cannot be excluded", "why, and what to know")
-    table = FittingTable(target.title, headings, ("study", headings[-1]), headings[1:])
+    table, told_below = FittingTable(target.title, headings, ("study", headings[-1]), headings[1:]), []
     for one in answers:
         number = ("-", "-", "-", "-")
         if one.probability is not None and one.low is not None and one.high is not None:
@@ -193,9 +194,13 @@ def _summarise(answers: Sequence[StudyPrediction], output: Path, said: Sequence[
         first, *others = (*(text for text in (*one.reasons, *one.warnings) if text not in said), "")
         words = first + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
         words = f"unlike the training studies: {words}" if one.unlike else words
-        table.add_row(one.study_id, one.status, *number, words)
+        if one.reasons:
+            told_below.append(f"{one.study_id}: {words}")
+        table.add_row(one.study_id, one.status, *number, "told below" if one.reasons else words)
     console = Console()
     console.print(table)
+    for line in told_below:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for name in ("predictions.csv", "predictions.json"):
         console.print(f"{name:>16}  {output / name}", soft_wrap=True, highlight=False)
 

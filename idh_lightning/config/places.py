@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from idh_lightning.errors import ConfigError
@@ -73,9 +73,27 @@ def _last_part(path: re.Match[str]) -> str:
 
 
 def refuse_absent_places(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError that lists every path of a configuration which is to be read and does not exist."""
-    if absent := list(_absent_places(config)):
-        raise ConfigError("\n".join(absent))
+    """Raise a ConfigError that lists every path to be read that does not exist, and every folder to write that is none.
+
+    Args:
+        config: Of a command, as primitives.
+    """
+    if faults := [*_absent_places(config), *_taken_places(config)]:
+        raise ConfigError("\n".join(faults))
+
+
+def _taken_places(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a fault for each folder to write into where a file stands, or would stand above it."""
+    named = {"output": config.get("output")}
+    named |= {f"paths.{name}": place for name, place in (config.get("paths") or {}).items()}
+    for key, value in named.items():
+        if not isinstance(value, str):
+            continue
+        place = Path(value).absolute()
+        above = place.parents if "format" in config else (place, *place.parents)  # what is exported may be a file
+        there = next(one for one in above if one.exists())
+        if not there.is_dir():
+            yield f"{key}: {value}: {there} is a file; expected a folder to write into. Give another {key}."
 
 
 def _absent_places(config: Mapping[str, Any]) -> Iterator[str]:

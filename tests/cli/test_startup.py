@@ -61,6 +61,12 @@ def test_help_comes_without_torch_and_without_what_needs_it(name: str, tmp_path:
     ("line", "message"),
     [
         ("train lr=1e-4", "Did you mean optimizer.lr?"),
+        ("train --hlp", "Did you mean --help?"),
+        ("predict --resume=x", "predict has no such option"),
+        ("predict input=. output=modules.json", "modules.json is a file; expected a folder to write into"),
+        ("explain checkpoint=. output=modules.json/x", "modules.json: cannot be written (Not a directory)"),
+        ("export checkpoint=. output=modules.json/x.onnx", "modules.json is a file; expected a folder to write into"),
+        ("prepare paths.store=modules.json", "paths.store: modules.json: "),
         ("train cohort=table cohort.table=/nowhere.csv", "cohort.table: /nowhere.csv: no such file"),
         ("train cohort=brats cohort.folder=/nowhere cohort.table=/no.csv", "cohort.folder: /nowhere: no such folder"),
         ("train checkpoint=/nowhere", "checkpoint: /nowhere: there is no such file"),
@@ -73,6 +79,7 @@ def test_help_comes_without_torch_and_without_what_needs_it(name: str, tmp_path:
     ],
 )
 def test_a_misspelt_key_and_a_missing_place_are_answered_without_torch(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").touch()  # a file that is in the way
     code, said, modules = loaded(line, tmp_path)
     assert code == 2
     assert message in " ".join(said.split())

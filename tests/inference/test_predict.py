@@ -34,7 +34,7 @@ from idh_lightning.inference import Predictor, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.predict import main
-from idh_lightning.runs import assembly
+from idh_lightning.runs import assembly, preparation
 from idh_lightning.runs.preparation import take_target_over
 
 
@@ -463,7 +463,7 @@ def test_a_cohort_is_read_with_the_target_of_the_checkpoint_and_refused_with_ano
         assert target_of(config.cohort.target, config.cohort.classes) == target == checkpoint.target
         with pytest.raises(CheckpointError, match=rf"{target.name}.ckpt: predicts .*expected the same target\. Leave"):
             checkpoint.require_cohort(Cohort(name="x", sequences=checkpoint.sequences, studies=()))
-        monkeypatch.setattr(assembly, "task_overrides", lambda: ["cohort.target=idh"])
+        monkeypatch.setattr(preparation, "task_overrides", lambda: ["cohort.target=idh"])
         with pytest.raises(CheckpointError, match=r"while the cohort has IDH status \(idh\) as its label"):
             take_target_over(OmegaConf.create({"cohort": {"target": "idh", "classes": None}}), checkpoint)
         monkeypatch.undo()
