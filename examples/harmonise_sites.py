@@ -34,6 +34,8 @@ def main() -> None:
     """Measure the features of every patient's first study, and judge them in folds."""
     with tempfile.TemporaryDirectory() as folder:
         tables = [Path(name) for name in sys.argv[1:]]
+        if absent := [str(table) for table in tables if not table.is_file()]:
+            sys.exit(f"{', '.join(absent)}: no such file; expected a table of the patients of one site. Correct it.")
         sites = {str(table): Table(table=table, missing="zero").read().studies for table in tables} or {
             f"site {seed}": PhantomCohort(Path(folder) / str(seed), patients=20, seed=seed, spacing_mm=4.0, workers=1)
             .read()

@@ -107,9 +107,15 @@ def _not_allowed(path: Path, error: OSError) -> str:
     folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), path)
     return (
         f"{path}: may not be written by this user ({error.strerror}); expected a folder that may, and {folder} may not."
-        f" Ask its owner for `chmod g+w {folder}`, start in a folder of your own, or name one: hydra.run.dir, "
-        "paths.data, paths.store and paths.bank say where this program writes."
+        f" Ask its owner for `chmod g+w {folder}`, start in a folder of your own, or name one: {_places_written()}."
     )
+
+
+def _places_written() -> str:
+    """Settings that say where the command at hand writes."""
+    if HydraConfig.initialized() and HydraConfig.get().job.config_name in ("predict", "export"):
+        return "output=FOLDER says where this program writes"
+    return "hydra.run.dir, paths.data, paths.store and paths.bank say where this program writes"
 
 
 PEER_GONE = re.compile(
@@ -159,7 +165,9 @@ def way_on() -> str:
     """Command that goes on with what was cut short."""
     if not HydraConfig.initialized():
         return "--resume RUN_FOLDER."
-    if (hydra := HydraConfig.get()).job.config_name != "train":
+    if (hydra := HydraConfig.get()).job.config_name == "predict":
+        return "the same command, which begins with the first study."
+    if hydra.job.config_name != "train":
         return "the same command."
     folder = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else hydra.runtime.output_dir
     return shlex.join(["python", "-m", "idh_lightning.train", "--resume", str(Path(folder).absolute())])

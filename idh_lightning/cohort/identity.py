@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_UCSF = re.compile(r"UCSF-PDGM-0*(\d{1,4})(?:_FU(\d{1,4})d)?", re.IGNORECASE | re.ASCII)
-_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-[A-Z0-9-]*)?", re.IGNORECASE | re.ASCII)
+_UCSF = re.compile(r"UCSF[-_. ]PDGM[-_. ]0*(\d{1,4})(?:[-_. ]FU(\d{1,4})d)?", re.IGNORECASE | re.ASCII)
+_TCGA = re.compile(r"TCGA[-_. ]([A-Z0-9]{2})[-_. ]([A-Z0-9]{4})(?:[-_. ][A-Z0-9_. -]*)?", re.IGNORECASE | re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
@@ -40,13 +40,21 @@ def parse_ucsf_pdgm(text: str) -> Identity | None:
 
 
 def canonical_patient(text: str) -> str:
-    """Return one spelling per person: UCSF-PDGM with four digits, TCGA barcodes cut after the patient, others as is."""
+    """Return one spelling per person: UCSF-PDGM with four digits, TCGA barcodes cut after the patient, others as is.
+
+    Dashes may have become underscores, dots or spaces, as in names of files.
+    """
     text = text.strip()
     if ucsf := parse_ucsf_pdgm(text):
         return ucsf.patient_id
     if tcga := _TCGA.fullmatch(text):
-        return tcga[1].upper()
+        return f"TCGA-{tcga[1]}-{tcga[2]}".upper()
     return text
+
+
+def is_of_public_collection(text: str) -> bool:
+    """Whether a name is that of a patient of UCSF-PDGM or TCGA, which is nobody else's."""
+    return parse_ucsf_pdgm(text) is not None or _TCGA.fullmatch(text.strip()) is not None
 
 
 def names_a_file(study_id: str) -> bool:

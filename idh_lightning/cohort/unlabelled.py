@@ -231,7 +231,8 @@ def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str 
     if not files and not problems:
         problems.append("no file is named")
     if problems:
-        return NewStudy(study_id=study_id, study=None, problem="; ".join(problems))
+        remedy = "Correct the names, or name each file: flair=... t1=... t1c=... t2=..."
+        return NewStudy(study_id=study_id, study=None, problem=f"{'; '.join(problems)}. {remedy}")
     study = Study(study_id=study_id, patient_id=study_id, label=0, files=files)
     return NewStudy(study_id=study_id, study=study)
 
@@ -245,6 +246,10 @@ def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
         if (times := seen[new.study_id]) > 1:
             study_id = f"{new.study_id}_{times}"
             study = new.study and replace(new.study, study_id=study_id, patient_id=study_id)
+            where = f": {next(iter(new.study.files.values())).parent}" if new.study else ""
+            logger.warning(
+                "%s is the name of several studies; number %d is called %s%s", new.study_id, times, study_id, where
+            )
             new = replace(new, study_id=study_id, study=study)
         taken.append(new)
     return taken

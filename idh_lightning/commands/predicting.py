@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from idh_lightning.cli.entry import command_line
 from idh_lightning.cli.tables import FittingTable
 from idh_lightning.cohort import NewStudy
+from idh_lightning.cohort.checks import counted
 from idh_lightning.cohort.files import NIFTI, walk
 from idh_lightning.cohort.spreadsheet import TABLES
 from idh_lightning.config.places import SHIPPED
@@ -90,14 +92,29 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         chunks = _converted(selections, output / "dicom")
     else:
         chunks = iter([predictor.found(files or source)])
-    answers = []
-    for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
-        answers.append(answer)
-        if settings["dicom_output"] and answer.map_file is not None:
-            _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
-    write_tables(answers, predictor.ensemble, predictor.confidence, output)
+    answers: list[StudyPrediction] = []
+    with _tables_of(answers, predictor, output):
+        for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):
+            answers.append(answer)
+            if settings["dicom_output"] and answer.map_file is not None:
+                _write_dicom(answer, [*selections[answer.study_id].taken.values()], results)
     _summarise(answers, output, predictor.ensemble.notices, predictor.ensemble.threshold)
     return answers
+
+
+@contextmanager
+def _tables_of(answers: Sequence[StudyPrediction], predictor: Predictor, output: Path) -> Iterator[None]:
+    """Context at whose end the tables of all answers are written, also where it is stopped."""
+    try:
+        yield
+    except BaseException:
+        if answers:
+            told = f"{counted(len(answers), 'study stands', 'studies stand')} in {output / 'predictions.csv'}, no more."
+            Console(stderr=True).print(told, soft_wrap=True, highlight=False)
+        raise
+    finally:
+        if answers:
+            write_tables(answers, predictor.ensemble, predictor.confidence, output)
 
 
 def _naming(checkpoint: Any) -> list[str]:

@@ -86,6 +86,8 @@ def _taken_places(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a fault for each folder to write into where a file stands, or would stand above it."""
     named = {"output": config.get("output")}
     named |= {f"paths.{name}": place for name, place in (config.get("paths") or {}).items()}
+    if (cohort := config.get("cohort") or {}).get("_target_") == _WRITTEN:
+        named["cohort.folder"] = cohort.get("folder")
     for key, value in named.items():
         if not isinstance(value, str):
             continue

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.checkpoint import HUB_FILES, Checkpoint
-from idh_lightning.cohort import Target
+from idh_lightning.cohort import DevelopmentPatients, Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.config.text import to_paste
@@ -39,6 +39,7 @@ class Member:
         ood_detector: Of its training studies, or None where the checkpoint has none.
         explain: Makes its maps.
         notice: Sentence that goes with every answer; may be empty.
+        seen: Patients that it was trained, chosen or calibrated on.
         lacking: From the sequences of a study to why the network cannot answer for it, or "".
     """
 
@@ -50,6 +51,7 @@ class Member:
     ood_detector: OutOfDistributionDetector | None
     explain: Callable[[StemTailNetwork, Tensor], Tensor]
     notice: str
+    seen: DevelopmentPatients
     lacking: Callable[[Collection[str]], str]
 
     @classmethod
@@ -59,7 +61,7 @@ class Member:
         Raises:
             CheckpointError: If the run of the checkpoint ended before threshold and calibration were chosen.
         """
-        post_processing, _ = checkpoint.reported()
+        post_processing, development = checkpoint.reported()
         covariance = checkpoint.calibration_covariance
         return cls(
             file=checkpoint.file,
@@ -70,6 +72,7 @@ class Member:
             ood_detector=checkpoint.ood_detector,
             explain=checkpoint.explanation(),
             notice=checkpoint.notice,
+            seen=development.seen,
             lacking=checkpoint.lacking,
         )
 

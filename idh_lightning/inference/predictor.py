@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cohort import Fault, NewStudy, Study, Target, new_studies, study_of_files
+from idh_lightning.cohort.identity import is_of_public_collection
+from idh_lightning.cohort.leakage import MEANS
 from idh_lightning.config.instantiation import torch_device
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.errors import IDHError
@@ -182,6 +184,7 @@ class Predictor:
         doubts = [
             *self._doubts_of_files(faults),
             *_doubts_of_tumour(tumour, stored),
+            *self._doubts_of_development(study, stored),
             *self._doubts_of_likeness(stored),
         ]
         doubts.sort(key=lambda doubt: not doubt.unlike)  # what makes a study unlike the training ones is told first
@@ -261,6 +264,17 @@ class Predictor:
             for fault in faults
             if fault.severity == "warning" and fault.check not in QUIET
         ]
+
+    def _doubts_of_development(self, study: Study, stored: StoredVolume) -> Iterator[OODWarning]:
+        """Doubt where a member has learnt from these images, or from a patient of a public collection."""
+        images = {study.study_id: list(stored.fingerprints.values())}
+        means = MEANS if is_of_public_collection(study.patient_id) else ("image",)
+        if any(member.seen.find([study], images, means=means) for member in self.ensemble.members):
+            text = (
+                "The network was trained, chosen or calibrated on this patient, so the answer does not show how it "
+                "does on a new one. Judge it by others."
+            )
+            yield OODWarning(check="seen_in_development", text=text, withheld=False, unlike=False)
 
     def _doubts_of_likeness(self, stored: StoredVolume) -> list[OODWarning]:
         """Return the doubts of all members, each kind once."""

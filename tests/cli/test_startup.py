@@ -67,6 +67,7 @@ def test_help_comes_without_torch_and_without_what_needs_it(name: str, tmp_path:
         ("explain checkpoint=. output=modules.json/x", "modules.json: cannot be written (Not a directory)"),
         ("export checkpoint=. output=modules.json/x.onnx", "modules.json is a file; expected a folder to write into"),
         ("prepare paths.store=modules.json", "paths.store: modules.json: "),
+        ("train cohort.folder=modules.json", "cohort.folder: modules.json: "),
         ("train cohort=table cohort.table=/nowhere.csv", "cohort.table: /nowhere.csv: no such file"),
         ("train cohort=brats cohort.folder=/nowhere cohort.table=/no.csv", "cohort.folder: /nowhere: no such folder"),
         ("train checkpoint=/nowhere", "checkpoint: /nowhere: there is no such file"),

@@ -105,8 +105,14 @@ def test_what_only_resembles_a_ucsf_identifier_is_none(text: str) -> None:
 
 
 def test_a_tcga_barcode_is_cut_after_the_patient() -> None:
-    assert {canonical_patient(t) for t in ("TCGA-DU-7294", "tcga-du-7294", "TCGA-DU-7294-01A-11D")} == {"TCGA-DU-7294"}
+    spellings = ("TCGA-DU-7294", "tcga-du-7294", "TCGA-DU-7294-01A-11D", "tcga_du_7294", "TCGA.DU.7294_flair")
+    assert {canonical_patient(text) for text in spellings} == {"TCGA-DU-7294"}
     assert canonical_patient("TCGA-DU-72945") == "TCGA-DU-72945"
+
+
+def test_a_ucsf_patient_keeps_the_name_where_dashes_have_become_something_else() -> None:
+    spellings = ("UCSF-PDGM-0004", "ucsf_pdgm_004", "UCSF.PDGM.4", "UCSF_PDGM_0004_FU012d")
+    assert {canonical_patient(text) for text in spellings} == {"UCSF-PDGM-0004"}
 
 
 # UCSF-PDGM

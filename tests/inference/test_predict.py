@@ -7,10 +7,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,9 +31,9 @@ from idh_lightning.cli.entry import composed
 from idh_lightning.cohort import IDH, SEQUENCES, TARGETS, Cohort, Study, Target, new_studies, study_of_files, target_of
 from idh_lightning.cohort.unlabelled import sequence_of
 from idh_lightning.commands.predicting import predict
-from idh_lightning.errors import CheckpointError, CohortError
+from idh_lightning.errors import CheckpointError, CohortError, Stopped
 from idh_lightning.evaluation import Calibrator
-from idh_lightning.inference import Predictor, line_covariance
+from idh_lightning.inference import Predictor, StudyPrediction, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.predict import main
@@ -160,6 +163,40 @@ def test_studies_side_by_side_in_one_folder_are_told_apart(tmp_path: Path) -> No
     (tmp_path / "c_T1.nii.gz").touch()
     (only,) = new_studies(tmp_path)
     assert "3 files could be T1" in only.problem
+
+
+def test_studies_with_one_name_are_told_apart_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("a/same", "b/same"):
+        (tmp_path / folder).mkdir(parents=True)
+        for sequence in SEQUENCES:
+            (tmp_path / folder / f"{sequence}.nii.gz").touch()
+    assert [new.study_id for new in new_studies(tmp_path)] == ["same", "same_2"]
+    assert f"number 2 is called same_2: {tmp_path / 'b' / 'same'}" in caplog.text
+
+
+def test_a_patient_whom_the_network_has_learnt_from_is_told_so(predictor: Predictor, cohort: list[Study]) -> None:
+    for study, learnt in ((cohort[0], True), (cohort[-1], False)):  # of training, of test
+        (answer,) = predictor.predict(study.files)
+        assert ("trained, chosen or calibrated on this patient" in " ".join(answer.warnings)) == learnt
+        assert ("seen in development" in answer.unlike) is False
+
+
+def test_a_prediction_that_is_stopped_leaves_the_answers_that_it_has(
+    run: Path, patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(patient, patient.parent / "second")
+    answers = Predictor.answers
+
+    def stopped(*given: Any) -> Iterator[StudyPrediction]:
+        yield next(answers(*given))
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(Predictor, "answers", stopped)
+    settings = [f"checkpoint={run}", f"input={patient.parent}", f"output={tmp_path / 'out'}"]
+    with pytest.raises(Stopped):
+        predict(composed("predict", settings))
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
+    assert "1 study stands in" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
