@@ -183,6 +183,7 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
     With `HYDRA_FULL_ERROR=1` in the environment the traceback is shown as well. An error that is not ours passes
     through unchanged: it is a defect, and its traceback is what we want to see.
     """
+    told: set[str] = set()  # of the runs of a sweep, which may all fail alike
 
     @wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -202,8 +203,10 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get(FULL_ERROR) == "1":
                 raise
             if not hasattr(error, "shown"):  # else by the run of a sweep that it ended
-                sys.stderr.write(f"\n{type(ours).__name__}: {ours}\n({FULL_ERROR}=1 shows where it was raised.)\n")
+                text = f"{type(ours).__name__}: {ours}\n({FULL_ERROR}=1 shows where it was raised.)"
+                sys.stderr.write(f"\n{'As the run before: see the message above.' if text in told else text}\n")
                 if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                    told.add(text)
                     error.shown = True  # type: ignore[attr-defined]
                     raise
             sys.exit(2)

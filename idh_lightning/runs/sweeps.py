@@ -65,7 +65,8 @@ def report_sweep(folder: Path) -> pd.DataFrame:
     table = sweep_table(runs, varied)
     write_text(folder / "sweep.csv", table.to_csv(index=False))
     console = Console()
-    _print(console, table, f"Sweep {folder}")
+    if any(run.metrics for run in runs):
+        _print(console, table, f"Sweep {folder}")
     drawn = {}
     searched = [name for name in varied if name not in ("fold", "seed", TRAINING_PATIENTS)]
     compared = table["validation_auroc"].notna().sum() >= 2
