@@ -24,7 +24,7 @@ from idh_lightning.errors import CheckpointError, ConfigError, IDHError
 from idh_lightning.machine import is_first_process
 from idh_lightning.models import LATER, StemTailNetwork
 from idh_lightning.models.encoders import MEDICALNET
-from idh_lightning.models.segmentation import GRID, TumourSegmenter
+from idh_lightning.models.segmentation import TumourSegmenter
 from idh_lightning.volumes import Preprocessing
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def check(config: DictConfig) -> None:
         raise ConfigError("\n".join(faults))
     stages = set(config.get("stages") or ())
     taken_as_it_came = bool(stages & {"fit", "test"}) and not stages & {"pretrain", "locate"}
-    if network is not None and network.locator is not None and taken_as_it_came and config.get("checkpoint") is None:
-        _tell_of_other_voxels(instantiate_section(config.data.preprocessing), network.locator)
+    locator = None if network is None else network.locator
+    if locator is not None and locator.learnt_on and taken_as_it_came and config.get("checkpoint") is None:
+        _tell_of_other_voxels(instantiate_section(config.data.preprocessing), locator)
     if "trainer" in config:
         _refuse_what_lightning_does(config.trainer)
 
@@ -136,17 +137,17 @@ def _schedule(config: DictConfig) -> None:
 
 def _tell_of_other_voxels(preprocessing: Preprocessing, locator: TumourSegmenter) -> None:
     """Warn where a locator would see a part of the brain, or voxels of another size than it has learnt on."""
-    usual = Preprocessing(grid=locator.learnt_on or GRID)
+    usual = Preprocessing(grid=locator.learnt_on)
     room = [voxels * usual.voxel_mm for voxels in usual.shape]  # a brain that has less makes its voxels larger
     voxel_mm = max(preprocessing.voxel_mm, *(mm / voxels for mm, voxels in zip(room, preprocessing.shape, strict=True)))
     seen_mm = voxel_mm * locator.voxels_in_one(preprocessing.shape)
     if is_first_process() and (preprocessing.crop != "brain" or not 1 / ALIKE < seen_mm / usual.voxel_mm < ALIKE):
         grid = ",".join(map(str, usual.shape))
         logger.warning(
-            "data.crop=%s, voxels of %.1f mm: the locator has learnt on voxels of %.1f mm around whole brains and may "
+            "crop %s, voxels of %.1f mm: the locator has learnt on voxels of %.1f mm around whole brains and may "
             "miss tumours in others. Teach it on these with 'stages=[locate,fit,test,report]', leave it out with "
-            "model.locator=null explain=grad_cam, or take data.crop=brain data.preprocessing.edge_mm=null "
-            "'data.grid=[%s]'.",
+            "model.locator=null explain=grad_cam, or take data.preprocessing.crop=brain "
+            "data.preprocessing.edge_mm=null 'data.grid=[%s]'.",
             *(preprocessing.crop, seen_mm, usual.voxel_mm, grid),
         )
 

@@ -79,7 +79,14 @@ def test_voxels_that_the_locator_does_not_know_are_told(
     assert ("model.locator=null explain=grad_cam" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("remedy", ["stages=[locate,fit,test,report]", "model.locator=null explain=grad_cam"])
+@pytest.mark.parametrize(
+    "remedy",
+    [
+        "stages=[locate,fit,test,report]",
+        "model.locator=null explain=grad_cam",
+        "data.preprocessing.crop=brain data.preprocessing.edge_mm=null data.grid=[49,65,49]",
+    ],
+)
 def test_what_is_offered_for_such_voxels_is_taken(
     remedy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
