@@ -1,7 +1,7 @@
 # make setup   only set up                                make test        set up and run the everyday tests
 # make train   set up and run the default experiment      make test-slow   the others: whole runs, stopped, resumed, swept
 # make check   format, lint, types, import rules          make clean-runs  remove the runs in outputs/
-# make docs    the documents as a site in site/           make newest      the everyday tests with the newest versions
+# make docs    the documents as a site in site/           make newest      all tests with the newest versions
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE  # else every process that a test starts would compile the package again
@@ -61,7 +61,7 @@ newest:
 	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		--editable '.[dev,sweeps,export]'
 	@$(NEWEST)/bin/python -m pip freeze --exclude-editable | diff constraints.txt - | grep '^>' || true
-	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 clean-runs:
 	@echo "Removing every run in outputs/ (cohorts and the volume store stay) ..."

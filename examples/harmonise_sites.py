@@ -7,6 +7,7 @@ each fold, and ComBat is told the site of those that are tested, as it must be.
 
 import sys
 import tempfile
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def main() -> None:
             for seed in (0, 1)
         }
         table = measured_features(sites, Path(folder))
-    features, mutant, site = table.drop(columns=["mutant", "site"]), table["mutant"], table["site"]
+    features, mutant, site = table.drop(columns=["mutant", "site"]), table["mutant"] > 0, table["site"]
     plain, harmonised = np.zeros(len(table)), np.zeros(len(table))
     for seed in range(REPEATS):
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
@@ -62,20 +63,31 @@ def main() -> None:
             continue
         both = [auroc_delong(labels, score[rows]) for score in (harmonised, plain)]
         statistics = (*both, compare_auroc(labels, harmonised[rows], plain[rows])["difference"])
-        with_it, without, gain = ("{value:.2f} ({low:.2f} to {high:.2f})".format(**each) for each in statistics)
+        with_it, without, gain = map(estimate, statistics)
         print(
             f"{name}: with ComBat {with_it}, without {without}, gain {gain}, n = {len(labels)}, {labels.sum()} mutant"
         )
+    for one, other in permutations(sites, 2):
+        pairs = np.ix_(mutant & (site == one), ~mutant & (site == other))
+        shares = [(score[:, None] > score[None])[pairs] for score in (harmonised, plain)]
+        if shares[0].size:
+            print(
+                f"mutants of {one} above wildtypes of {other}: {shares[0].mean():.2f} of {shares[0].size} pairs with "
+                f"ComBat, {shares[1].mean():.2f} without"
+            )
+    alone = auroc_delong(mutant.to_numpy(int), mutant.groupby(site).transform("mean").to_numpy())
+    print(f"the share of mutants of each site alone: {alone['value']:.2f}, n = {len(mutant)}")
 
 
 def measured_features(sites: dict, folder: Path) -> pd.DataFrame:
-    """Radiomic features of each patient, with the site and whether mutant; of sequences that every site has."""
+    """Radiomic features of each patient, with the site and whether mutant; of sequences that every patient has."""
     checkpoint = Checkpoint.read("pretrained")
     locator, sequences = checkpoint.network().locator, checkpoint.sequences
-    store = VolumeStore(folder / "store", instantiate_section(checkpoint.recipe["preprocessing"]), sequences)
-    store.prepare([study for studies in sites.values() for study in studies])
+    preprocessing = instantiate_section(checkpoint.recipe["preprocessing"])
     head, rows, everywhere = RadiomicsHead(len(sequences)), [], np.ones(len(sequences), dtype=bool)
-    for site, studies in sites.items():
+    for number, (site, studies) in enumerate(sites.items()):
+        store = VolumeStore(folder / "store" / str(number), preprocessing, sequences)  # names of two sites may be alike
+        store.prepare(list(studies))
         for study in (study for study in studies if not study.follow_up):
             stored = store.open(study)
             everywhere &= np.asarray(stored.presence) > 0
@@ -89,6 +101,12 @@ def measured_features(sites: dict, folder: Path) -> pd.DataFrame:
     return pd.concat(
         [table.iloc[:, :size].loc[:, kept], table.iloc[:, size:].set_axis(["mutant", "site"], axis=1)], axis=1
     )
+
+
+def estimate(found: dict) -> str:
+    """Value with its interval; without one where every patient is ordered rightly."""
+    interval = "no interval" if found["low"] is None else f"{found['low']:.2f} to {found['high']:.2f}"
+    return f"{found['value']:.2f} ({interval})"
 
 
 def scored(known: pd.DataFrame, mutant: pd.Series, new: pd.DataFrame) -> np.ndarray:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 from tiny_dicom import classic, lump, save
+from tiny_studies import write_study
 
 from idh_lightning.cli.entry import composed
 from idh_lightning.config.checks import CONF_DIR, check_config
@@ -189,11 +191,22 @@ def test_an_example_runs(script: Path, tmp_path: Path) -> None:
         save(classic(lump(), SeriesDescription="AX FLAIR"), tmp_path / "series")
         arguments = [Path(sys.executable).with_name("dcm2niix"), tmp_path / "series"]
         outcome = "one of the four sequences: 1 of 1 volumes as dcm2niix has them"
+    elif script.stem == "harmonise_sites":
+        outcome = "the share of mutants of each site alone: 0.50"
     command = [sys.executable, script, *arguments]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
     assert outcome in ended.stdout
+
+
+@pytest.mark.slow
+def test_patients_of_two_sites_who_share_a_name_keep_their_images(tmp_path: Path) -> None:
+    sites = {}
+    for name, first in (("a", 0), ("b", 10)):
+        sites[name] = [write_study(tmp_path / name, f"sub{one}", seed=first + one) for one in range(2)]
+    measured = runpy.run_path(str(ROOT / "examples" / "harmonise_sites.py"))["measured_features"](sites, tmp_path)
+    assert len(measured.drop(columns=["mutant", "site"]).round(4).drop_duplicates()) == 4
 
 
 def told(file: Path) -> str:

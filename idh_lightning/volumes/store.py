@@ -13,6 +13,7 @@ import socket
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -143,9 +144,14 @@ class VolumeStore:
             workers: Threads; by default one for each core that this process may use.
 
         Raises:
-            VolumeError: If the disk cannot hold the entries.
+            VolumeError: If the disk cannot hold the entries, or two studies have one name, by which they are opened.
         """
         start = time.monotonic()
+        if twice := [name for name, times in Counter(study.study_id for study in studies).items() if times > 1]:
+            raise VolumeError(
+                f"{self.folder}: several studies are called {', '.join(twice[:5])}; expected a name for each, by which "
+                "it is found again. Rename them, or take a store for each source."
+            )
         self._make_room(studies)
         with _progress(shown=bool(studies)) as progress:
             bar = progress.add_task("Preparing volumes", total=len(studies))

@@ -63,6 +63,11 @@ def test_an_entry_holds_what_preprocessing_made(tmp_path, studies):
         assert stored.geometry == volume.native
 
 
+def test_two_studies_of_one_name_are_refused(tmp_path, studies):
+    with pytest.raises(VolumeError, match="several studies are called study-0; expected a name"):
+        open_store(tmp_path).prepare([*studies, studies[0]])
+
+
 def test_a_study_without_mask_or_with_a_missing_sequence_can_be_stored(tmp_path):
     study = write_study(tmp_path, mask=False, sequences=("FLAIR", "T1"))
     store = open_store(tmp_path / "store", missing="zero")
