@@ -26,6 +26,7 @@ from idh_lightning.evaluation.discrimination import auroc_delong, compare_auroc
 from idh_lightning.models.locator import located, segmentation
 from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead
 from idh_lightning.phantom import PhantomCohort
+from idh_lightning.reports.tables import as_estimate
 from idh_lightning.volumes import VolumeStore
 
 REPEATS = 20
@@ -63,7 +64,7 @@ def main() -> None:
             continue
         both = [auroc_delong(labels, score[rows]) for score in (harmonised, plain)]
         statistics = (*both, compare_auroc(labels, harmonised[rows], plain[rows])["difference"])
-        with_it, without, gain = map(estimate, statistics)
+        with_it, without, gain = (as_estimate(found).text for found in statistics)
         print(
             f"{name}: with ComBat {with_it}, without {without}, gain {gain}, n = {len(labels)}, {labels.sum()} mutant"
         )
@@ -101,12 +102,6 @@ def measured_features(sites: dict, folder: Path) -> pd.DataFrame:
     return pd.concat(
         [table.iloc[:, :size].loc[:, kept], table.iloc[:, size:].set_axis(["mutant", "site"], axis=1)], axis=1
     )
-
-
-def estimate(found: dict) -> str:
-    """Value with its interval; without one where every patient is ordered rightly."""
-    interval = "no interval" if found["low"] is None else f"{found['low']:.2f} to {found['high']:.2f}"
-    return f"{found['value']:.2f} ({interval})"
 
 
 def scored(known: pd.DataFrame, mutant: pd.Series, new: pd.DataFrame) -> np.ndarray:

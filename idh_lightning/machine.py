@@ -88,10 +88,10 @@ def peak_resident_bytes() -> float:
 
     What `getrusage` says on Linux is at least what the process had that began this one.
     """
-    import psutil  # not above, where it is imported before a word of help
-
     status = Path("/proc/self/status")
     if not status.exists():
+        import psutil  # not above, where it is imported before a word of help
+
         return float(psutil.Process().memory_info().rss)
     return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
 

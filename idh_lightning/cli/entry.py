@@ -43,7 +43,7 @@ from idh_lightning.config.checks import (
     wrong_choice,
 )
 from idh_lightning.config.instantiation import silence_hydra
-from idh_lightning.config.places import refuse_absent_places
+from idh_lightning.config.places import refuse_unfit_places
 from idh_lightning.config.text import as_text, as_typed
 from idh_lightning.errors import FULL_ERROR, ConfigError, exits_with_message
 from idh_lightning.machine import is_first_process
@@ -113,7 +113,7 @@ def _job(name: str, task: str, asked: str | None, begun: list[bool]) -> Callable
         except OmegaConfBaseException as error:
             raise _refusal(error, name, overrides) from error
         if "???" not in dotted_keys(plain).values():
-            refuse_absent_places(plain)  # first, since the other checks import the classes that sections name
+            refuse_unfit_places(plain)  # first, since the other checks import the classes that sections name
         check_config(plain, {**HydraConfig.get().runtime.choices, "": name}, command=command_line(name, overrides))
         with stops_on_signals():
             return pkgutil.resolve_name(task)(config)

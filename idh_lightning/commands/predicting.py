@@ -109,12 +109,11 @@ def _tables_of(answers: Sequence[StudyPrediction], predictor: Predictor, output:
         yield
     except BaseException:
         if answers:
+            write_tables(answers, predictor.ensemble, predictor.confidence, output)
             told = f"{counted(len(answers), 'study stands', 'studies stand')} in {output / 'predictions.csv'}, no more."
             Console(stderr=True).print(told, soft_wrap=True, highlight=False)
         raise
-    finally:
-        if answers:
-            write_tables(answers, predictor.ensemble, predictor.confidence, output)
+    write_tables(answers, predictor.ensemble, predictor.confidence, output)
 
 
 def _naming(checkpoint: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files and folders that the settings name and that are not there, told before anything else is looked at."""
+"""Files and folders that the settings name and that cannot be used, told before anything else is looked at."""
 
 from __future__ import annotations
 
@@ -72,12 +72,8 @@ def _last_part(path: re.Match[str]) -> str:
     return PureWindowsPath(path[0]).name
 
 
-def refuse_absent_places(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError that lists every path to be read that does not exist, and every folder to write that is none.
-
-    Args:
-        config: Of a command, as primitives.
-    """
+def refuse_unfit_places(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError that lists each path to read that does not exist, and each folder to write that is none."""
     if faults := [*_absent_places(config), *_taken_places(config)]:
         raise ConfigError("\n".join(faults))
 

@@ -178,7 +178,7 @@ def test_a_patient_whom_the_network_has_learnt_from_is_told_so(predictor: Predic
     for study, learnt in ((cohort[0], True), (cohort[-1], False)):  # of training, of test
         (answer,) = predictor.predict(study.files)
         assert ("trained, chosen or calibrated on this patient" in " ".join(answer.warnings)) == learnt
-        assert ("seen in development" in answer.unlike) is False
+        assert "seen in development" not in answer.unlike
 
 
 def test_a_prediction_that_is_stopped_leaves_the_answers_that_it_has(

@@ -238,13 +238,14 @@ def test_echoes_of_one_number_get_letters_and_four_dimensions_are_told(tmp_path:
 def peak_mb(run: Path, patients: Path) -> float:  # noqa: F811
     """Most memory that the command has had resident for the studies of a folder."""
     code = (
-        "import re, runpy\ntry:\n    runpy.run_module('idh_lightning.predict', run_name='__main__')\n"
-        "finally:\n    print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+        "import runpy\nfrom idh_lightning.machine import peak_resident_bytes\n"
+        "try:\n    runpy.run_module('idh_lightning.predict', run_name='__main__')\n"
+        "finally:\n    print(peak_resident_bytes())"
     )
     settings = (f"checkpoint={run}", f"input={patients}", f"output={patients}_out", "confirm=true", "withhold=false")
     said = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, check=True, encoding="utf-8")
     assert len(pd.read_csv(f"{patients}_out/predictions.csv")["probability"].dropna()) == len([*patients.iterdir()])
-    return int(said.stdout.split()[-1]) / 1024
+    return float(said.stdout.split()[-1]) / 2**20
 
 
 @pytest.mark.slow
