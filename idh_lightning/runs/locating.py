@@ -34,6 +34,7 @@ from idh_lightning.models.segmentation import (
     save_segmenter,
     tumour_logit,
 )
+from idh_lightning.module import clip_gradients
 from idh_lightning.objectives.segmentation import segmentation_loss
 from idh_lightning.runs.state import LOCATOR_WEIGHTS, SEGMENTATION_SCORES
 from idh_lightning.volumes import VolumeStore
@@ -89,6 +90,12 @@ class LocatorTraining(lightning.LightningModule):
         optimizer = self.optimizer(self.segmenter.parameters())
         schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients, with a fused optimizer on a CPU too."""
+        clip_gradients(self, [self.segmenter], optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 class LocatorData(lightning.LightningDataModule):

@@ -25,7 +25,7 @@ from idh_lightning.evaluation import Evaluation
 from idh_lightning.evaluation.measurement import weighted_medians
 from idh_lightning.models.segmentation import TumourSegmenter, load_segmenter
 from idh_lightning.runs import locating, state
-from idh_lightning.runs.locating import FineTuning, LocatorTraining, write_segmentation_scores
+from idh_lightning.runs.locating import FineTuning, LocatorData, LocatorTraining, write_segmentation_scores
 from idh_lightning.volumes import VolumeStore
 from idh_lightning.volumes.preprocessing import Preprocessing
 from idh_lightning.volumes.randomisation import Randomisation
@@ -57,6 +57,38 @@ def fine_tuned(
     )
     made = FineTuning(steps=steps, batch_size=2, learning_rate=5e-3, randomisation=GENTLE)
     return made(segmenter, studies, store, seed=0, folder=folder, make_trainer=trainer)
+
+
+def test_gradients_are_clipped_in_mixed_precision_with_a_fused_optimizer(
+    prepared: tuple[list[Study], VolumeStore], tmp_path: Path
+) -> None:
+    norms: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_before_zero_grad(self, _: lightning.Trainer, module: lightning.LightningModule, *__: object) -> None:
+            gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            norms.extend([float(torch.nn.utils.get_total_norm(gradients))] if gradients else [])
+
+    model = LocatorTraining(
+        TumourSegmenter(widths=(8, 8)),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=True),
+        scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3),
+    )
+    drawn = RandomisedStudies(*prepared, length=4, seed=0, randomisation=GENTLE)
+    lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        precision="bf16-mixed",
+        gradient_clip_val=1e-3,
+        callbacks=[Watch()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(model, datamodule=LocatorData(samples=drawn, validation=None, batch_size=2, workers=0))
+    assert norms == pytest.approx([1e-3], rel=1e-2)
 
 
 @pytest.fixture(scope="module")
