@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from functools import wraps
@@ -204,7 +205,8 @@ def exits_with_message(main: Callable[P, R]) -> Callable[P, R]:
                 raise
             if not hasattr(error, "shown"):  # else by the run of a sweep that it ended
                 text = f"{type(ours).__name__}: {ours}\n({FULL_ERROR}=1 shows where it was raised.)"
-                sys.stderr.write(f"\n{'As the run before: see the message above.' if text in told else text}\n")
+                again = f"As an earlier run: {textwrap.shorten(str(ours), 120, placeholder=' ...')}"
+                sys.stderr.write(f"\n{again if text in told else text}\n")
                 if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                     told.add(text)
                     error.shown = True  # type: ignore[attr-defined]
