@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from idh_lightning.checkpoint import CHECKPOINT_FORMAT
 from idh_lightning.data import Batch, FeatureBatch
 from idh_lightning.errors import CheckpointError, TrainingError, way_on
 from idh_lightning.models import NetworkOutput, StemTailNetwork
+from idh_lightning.models.radiomics import at_sites
 
 LARGE_WEIGHT = 1e4
 """No weight comes near in a training that goes well: after the default run none is above 24."""
@@ -57,6 +58,8 @@ class IDHClassifier(lightning.LightningModule):
         self.scheduler = scheduler
         self.weight_decay = weight_decay
         self.recipe = recipe or {}
+        self.sites: Mapping[str, str] = {}
+        """Site of each study, where the network harmonises them."""
         self.planned_steps: int | None = None
         """Of a training that is gone on with: the optimizer steps of its schedule."""
         metrics = MetricCollection({"study_accuracy": BinaryAccuracy(), "study_auroc": BinaryAUROC()})
@@ -117,9 +120,10 @@ class IDHClassifier(lightning.LightningModule):
         checkpoint |= {"format": CHECKPOINT_FORMAT, "recipe": self.recipe}
 
     def _output(self, batch: Batch | FeatureBatch, stage: str) -> NetworkOutput:
-        if isinstance(batch, FeatureBatch):
-            return self.network.answer(batch.features)
-        return self.network.answer(self.network.stem(batch.volumes, to_train=stage != "test"))
+        with at_sites(self.network, [self.sites.get(study, "") for study in batch.study_ids]):
+            if isinstance(batch, FeatureBatch):
+                return self.network.answer(batch.features)
+            return self.network.answer(self.network.stem(batch.volumes, to_train=stage != "test"))
 
     def _shared_step(self, batch: Batch | FeatureBatch, stage: str) -> tuple[Tensor, NetworkOutput]:
         output = self._output(batch, stage)

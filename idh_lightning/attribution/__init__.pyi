@@ -4,7 +4,7 @@ from .gradients import Evidence, IntegratedGradients
 from .maps import Method, logit_difference
 from .perturbation import Occlusion, Supervoxels
 from .scores import BASELINE, SCORE_COLUMNS, mean_mask
-from .studies import explanation_rows, volume_tensor
+from .studies import explained_at_once, explanation_rows, volume_tensor
 
 __all__ = [
     "BASELINE",
@@ -16,6 +16,7 @@ __all__ = [
     "Method",
     "Occlusion",
     "Supervoxels",
+    "explained_at_once",
     "explanation_rows",
     "logit_difference",
     "mean_mask",

@@ -29,6 +29,7 @@ from idh_lightning.attribution.scores import (
 from idh_lightning.attribution.studies import (
     POINTING_WHERE_DECISIVE,
     SIGN_CODES,
+    explained_at_once,
     explanation_rows,
     sign_masks,
     sign_rows,
@@ -36,6 +37,7 @@ from idh_lightning.attribution.studies import (
 )
 from idh_lightning.cohort import Study
 from idh_lightning.models import StemTailNetwork
+from idh_lightning.models.radiomics import at_sites, sites_of
 from idh_lightning.volumes import StoredVolume, VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -175,11 +177,16 @@ class MapComparison:
     def batches(
         self, network: StemTailNetwork, store: VolumeStore, studies: Sequence[Study], progress: str
     ) -> Iterator[tuple[Sequence[Study], list[StoredVolume], Tensor]]:
-        """Yield some studies, how they are stored, and their volumes [B, C, D, H, W]; a progress bar has a title."""
-        for start in track(range(0, len(studies), self.batch_size), progress):
-            chunk = studies[start : start + self.batch_size]
+        """Yield some studies, how they are stored, and their volumes [B, C, D, H, W], with a progress bar of a title.
+
+        Until the next ones the network takes its studies for those of their sites.
+        """
+        size = explained_at_once(network, self.batch_size)
+        for start in track(range(0, len(studies), size), progress):
+            chunk = studies[start : start + size]
             stored = [store.open(study) for study in chunk]
-            yield chunk, stored, volume_tensor(stored, network)
+            with at_sites(network, sites_of(network, chunk)):
+                yield chunk, stored, volume_tensor(stored, network)
 
     def _scored(self, on: _Subject, call: CallClass) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
         """Rows of explanations.csv, those by sign, and seconds per study of each method."""

@@ -36,6 +36,11 @@ def volume_tensor(stored: Sequence[StoredVolume], network: StemTailNetwork) -> T
     return volumes.to(next(network.parameters()).device)
 
 
+def explained_at_once(network: StemTailNetwork, batch_size: int) -> int:
+    """Studies that are explained in one batch: one where sites are harmonised, since methods make batches of views."""
+    return 1 if getattr(network, "harmonise", None) else batch_size
+
+
 def reference_maps(network: StemTailNetwork, methods: Sequence[Method], stored: StoredVolume) -> dict[str, np.ndarray]:
     """Name of a method -> its reference map [D, H, W] for one study; nothing for a study without a mask."""
     if stored.mask is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from idh_lightning.attribution import (
     SCORE_COLUMNS,
     Method,
+    explained_at_once,
     explanation_rows,
     mean_mask,
     volume_tensor,
@@ -27,6 +28,7 @@ from idh_lightning.cohort import IDH, Study, Target
 from idh_lightning.data import Batch, IDHDataModule
 from idh_lightning.files import write_text
 from idh_lightning.models import StemTailNetwork, VotingNetwork
+from idh_lightning.models.radiomics import at_sites, sites_of
 from idh_lightning.reports.drawing import (
     PanelDrawer,
     cam_panel_of,
@@ -96,9 +98,10 @@ class Explanations(Callback):
             volumes = volume_tensor(stored, network)
             with torch.no_grad():
                 features, was_training = network.stem(volumes), network.training
-                probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
+                with at_sites(network, sites_of(network, chunk)):
+                    probabilities = torch.softmax(network.eval().tail(features), dim=1)[:, 1].tolist()
                 network.train(was_training)
-            maps = self._maps(network, volumes, features, self.methods[:1])
+            maps = self._maps(network, chunk, volumes, features, self.methods[:1])
             for study, item, (cam,), probability in zip(chunk, stored, maps, probabilities, strict=True):
                 name = f"{study.study_id}_epoch{trainer.current_epoch + 1:03d}"
                 path = self.run_folder / "figures" / "training" / f"{name}.png"
@@ -131,16 +134,17 @@ class Explanations(Callback):
             self._draw = self._during_test.enter_context(drawing_processes())
             self._mean_tumour = mean_mask(data.store.open(study).mask for study in data.studies["train"])
         studies = {study.study_id: study for study in data.studies["test"]}
-        maps = self._maps(network, batch.volumes, network.stem(batch.volumes), self.methods)
+        tested = [studies[study_id] for study_id in batch.study_ids]
+        maps = self._maps(network, tested, batch.volumes, network.stem(batch.volumes), self.methods)
         with cores_left_to_drawing():
-            for study_id, cams in zip(batch.study_ids, maps, strict=True):
-                study = studies[study_id]
+            for study, cams in zip(tested, maps, strict=True):
                 stored = data.store.open(study)
                 write_explanation(
                     self._draw, self.run_folder, study, stored, cams[0], self.sequences, target=self.target
                 )
                 named = {method.name: cam for method, cam in zip(self.methods, cams, strict=True)}
-                self._rows += explanation_rows(network, self.methods, study, stored, named, self._mean_tumour)
+                with at_sites(network, sites_of(network, [study])):
+                    self._rows += explanation_rows(network, self.methods, study, stored, named, self._mean_tumour)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for what is still being drawn, gather the scores of all processes and write explanations.csv."""
@@ -170,14 +174,21 @@ class Explanations(Callback):
         return (mutants[:half] + wildtype)[: self.validation_studies]
 
     def _maps(
-        self, network: StemTailNetwork, volumes: Tensor, features: Tensor, methods: Sequence[Method]
+        self,
+        network: StemTailNetwork,
+        studies: Sequence[Study],
+        volumes: Tensor,
+        features: Tensor,
+        methods: Sequence[Method],
     ) -> Iterator[list[np.ndarray]]:
         """Yield the maps of each study, one by each method; the features are what the stem makes of the volumes."""
         # Outside inference mode, since a map needs gradients.
         with torch.inference_mode(False):
-            both = zip(*(torch.split(each.clone(), self.batch_size) for each in (volumes, features)), strict=True)
-        for some, theirs in both:
-            with torch.inference_mode(False), network.with_stem_features(some, theirs):
+            size = explained_at_once(network, self.batch_size)
+            both = zip(*(torch.split(each.clone(), size) for each in (volumes, features)), strict=True)
+        for start, (some, theirs) in zip(range(0, len(studies), size), both, strict=True):
+            at = at_sites(network, sites_of(network, studies[start : start + size]))
+            with torch.inference_mode(False), network.with_stem_features(some, theirs), at:
                 maps = [method(network, some).cpu().numpy() for method in methods]
             yield from map(list, zip(*maps, strict=True))
 

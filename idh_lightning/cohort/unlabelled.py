@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from idh_lightning.cohort import layouts
@@ -214,10 +215,17 @@ def _in_table(path: Path) -> Iterator[NewStudy]:
         logger.warning("%s: %s; expected %s. If it is one, rename it.", fault.where, fault.found, fault.expected)
     for number, row in table.iterrows():
         candidates = {name: files_named(row[columns[name]], path.parent) for name in sequences if row[columns[name]]}
-        yield _new(row[columns["study_id"]], candidates, otherwise=f"row_{number}")
+        carried = {str(name): text for name, text in row.items() if name not in columns.values()}
+        yield _new(row[columns["study_id"]], candidates, otherwise=f"row_{number}", carried=carried)
 
 
-def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str = "study") -> NewStudy:
+def _new(
+    name: str,
+    candidates: Mapping[str, Sequence[Path]],
+    *,
+    otherwise: str = "study",
+    carried: Mapping[str, object] | None = None,
+) -> NewStudy:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100]
     study_id = name if names_a_file(name) else safe or otherwise
     files, problems = {}, []
@@ -233,18 +241,21 @@ def _new(name: str, candidates: Mapping[str, Sequence[Path]], *, otherwise: str 
     if problems:
         remedy = "Correct the names, or name each file: flair=... t1=... t1c=... t2=..."
         return NewStudy(study_id=study_id, study=None, problem=f"{'; '.join(problems)}. {remedy}")
-    study = Study(study_id=study_id, patient_id=study_id, label=0, files=files)
+    study = Study(study_id=study_id, patient_id=study_id, label=0, files=files, carried=carried or {})
     return NewStudy(study_id=study_id, study=study)
 
 
 def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
     """Return the studies sorted, those that share a name numbered."""
+    found = sorted(studies, key=lambda new: new.study_id)
+    names = {new.study_id for new in found}
     seen: dict[str, int] = defaultdict(int)
     taken: list[NewStudy] = []
-    for new in sorted(studies, key=lambda new: new.study_id):
+    for new in found:
         seen[new.study_id] += 1
         if (times := seen[new.study_id]) > 1:
-            study_id = f"{new.study_id}_{times}"
+            numbered = (f"{new.study_id}_{number}" for number in count(times))
+            names.add(study_id := next(name for name in numbered if name not in names))
             study = new.study and replace(new.study, study_id=study_id, patient_id=study_id)
             where = f": {next(iter(new.study.files.values())).parent}" if new.study else ""
             logger.warning(

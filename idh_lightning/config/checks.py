@@ -365,6 +365,11 @@ def _wrong_stages(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"stages: found {stages}; expected 'fit' as well, which uses the locator. Add 'fit' to stages."
     elif "locate" in stages and (config.get("model") or {}).get("locator", "") is None:
         yield "stages: found 'locate' with model.locator=null; expected a locator. Set model.locator=pretrained."
+    elif (model := config.get("model") or {}).get("harmonise") and model.get("locator", "") is None:
+        yield (
+            "model.harmonise: found with model.locator=null; expected a locator, on whose tumour the radiomics head "
+            "reads. Set model.locator=pretrained, or model.harmonise=null."
+        )
     elif "fit" not in stages and "test" in stages and not config.get("checkpoint"):
         yield (
             "checkpoint: found none while stages has 'test' without 'fit'; expected the path of a run's "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idh_lightning.checkpoint import HUB_FILES, Checkpoint
-from idh_lightning.cohort import DevelopmentPatients, Target
+from idh_lightning.cohort import DevelopmentPatients, Study, Target
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import SHIPPED
 from idh_lightning.config.text import to_paste
@@ -22,6 +23,7 @@ from idh_lightning.evaluation import Calibrator, PostProcessing
 from idh_lightning.hub import HUB
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.models import StemTailNetwork, tumour_probability
+from idh_lightning.models.radiomics import at_sites, sites_of
 from idh_lightning.ood import OutOfDistributionDetector
 from idh_lightning.volumes import Preprocessing, StoredVolume
 
@@ -152,6 +154,14 @@ class Ensemble:
     def has_sets(self) -> bool:
         """Whether every member's prediction sets were fitted to patients."""
         return all(member.learnt.conformal.n_wildtype + member.learnt.conformal.n_mutant > 0 for member in self.members)
+
+    @contextmanager
+    def at_site_of(self, study: Study) -> Iterator[None]:
+        """Context in which the members that harmonise sites take what they see for made at that of a study."""
+        with ExitStack() as members:
+            for member in self.members:
+                members.enter_context(at_sites(member.network, sites_of(member.network, [study])))
+            yield
 
     def number(self, stored: StoredVolume, *, views: int, confidence: float) -> dict[str, Any]:
         """Return probability, interval, decision and set."""

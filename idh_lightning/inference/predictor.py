@@ -25,11 +25,12 @@ from idh_lightning.cohort.identity import is_of_public_collection
 from idh_lightning.cohort.leakage import MEANS
 from idh_lightning.config.instantiation import torch_device
 from idh_lightning.config.places import SHIPPED
-from idh_lightning.errors import IDHError
+from idh_lightning.errors import IDHError, Stopped
 from idh_lightning.inference.ensemble import Ensemble, checkpoints_in
 from idh_lightning.inference.prediction import StudyPrediction
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.models.locator import segmenting_once
+from idh_lightning.models.radiomics import sites_of
 from idh_lightning.ood import OODWarning, StudyDescriptor, study_descriptor
 from idh_lightning.volumes import (
     PrepareReport,
@@ -148,12 +149,16 @@ class Predictor:
             store = VolumeStore(folder, self.ensemble.preprocessing, self.ensemble.sequences)
             report = store.prepare(usable)
             share_s = (time.perf_counter() - began) / len(studies)
-            for new in studies:
-                answer, seconds = _tried(new.study_id, partial(self._answer, new, report, store, output))
-                drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
-                waiting.append((new.study_id, share_s + seconds, answer, drawing))
-                if len(waiting) > 1:
-                    yield _finished(*waiting.popleft(), self.ensemble.target)
+            try:
+                for new in studies:
+                    answer, seconds = _tried(new.study_id, partial(self._answer, new, report, store, output))
+                    drawing = artist.submit(_tried, new.study_id, answer.pop("draw", dict))
+                    waiting.append((new.study_id, share_s + seconds, answer, drawing))
+                    if len(waiting) > 1:
+                        yield _finished(*waiting.popleft(), self.ensemble.target)
+            except Stopped:  # what is written by then has its answer
+                yield from (_finished(*one, self.ensemble.target) for one in waiting)
+                raise
             while waiting:
                 yield _finished(*waiting.popleft(), self.ensemble.target)
 
@@ -174,7 +179,7 @@ class Predictor:
                 names = ", ".join(str(path.relative_to(output.folder)) for path in paths)
                 told.append(f"How its sequences were registered is shown in {names}.")
             return {"status": "failed", "reasons": tuple(told)}
-        with segmenting_once():
+        with segmenting_once(), self.ensemble.at_site_of(study):
             return self._answer_of_stored(new, study, faults, store.open(study), output)
 
     def _answer_of_stored(
@@ -186,6 +191,7 @@ class Predictor:
             *_doubts_of_tumour(tumour, stored),
             *self._doubts_of_development(study, stored),
             *self._doubts_of_likeness(stored),
+            *self._doubts_of_site(study),
         ]
         doubts.sort(key=lambda doubt: not doubt.unlike)  # what makes a study unlike the training ones is told first
         withheld = [doubt.text for doubt in doubts if doubt.withheld]
@@ -268,13 +274,29 @@ class Predictor:
     def _doubts_of_development(self, study: Study, stored: StoredVolume) -> Iterator[OODWarning]:
         """Doubt where a member has learnt from these images, or from a patient of a public collection."""
         images = {study.study_id: list(stored.fingerprints.values())}
-        means = MEANS if is_of_public_collection(study.patient_id) else ("image",)
-        if any(member.seen.find([study], images, means=means) for member in self.ensemble.members):
+        public = is_of_public_collection(study.patient_id)
+        for member in self.ensemble.members:
+            named = public and "phantom" not in str(member.recipe.get("cohort"))  # whose patients bear such names too
+            if not member.seen.find([study], images, means=MEANS if named else ("image",)):
+                continue
             text = (
                 "The network was trained, chosen or calibrated on this patient, so the answer does not show how it "
                 "does on a new one. Judge it by others."
             )
             yield OODWarning(check="seen_in_development", text=text, withheld=False, unlike=False)
+            return
+
+    def _doubts_of_site(self, study: Study) -> Iterator[OODWarning]:
+        """Doubt where members harmonise sites, and that of the study is none of them."""
+        for member in self.ensemble.members:
+            known = member.recipe["model"].get("sites") or {}
+            if known and (site := sites_of(member.network, [study])[0]) not in known:
+                text = (
+                    f"Site {site or 'not given'}: not harmonised with the training patients, since the network knows "
+                    f"{', '.join(known)}. If it is one, give a table with the column {member.network.harmonise}."
+                )
+                yield OODWarning(check="unknown_site", text=text, withheld=False)
+                return
 
     def _doubts_of_likeness(self, stored: StoredVolume) -> list[OODWarning]:
         """Return the doubts of all members, each kind once."""

@@ -21,7 +21,7 @@ from idh_lightning.models.fast.fused import FusedStem, can_fuse
 from idh_lightning.models.fast.precision import Precision, arithmetic, dtype_of, precision_on_cpu
 from idh_lightning.models.initialisation import steady_initialisation
 from idh_lightning.models.locator import CELL, TUMOUR, located, segmentation, tumour_cells
-from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead
+from idh_lightning.models.radiomics import INTENSITY_STATISTICS, RadiomicsHead, SiteChanges
 from idh_lightning.models.segmentation import PRETRAINED, TumourSegmenter, VoteHead, load_segmenter
 from idh_lightning.models.weights import LATER, WeightsOrigin, load_weights
 
@@ -29,10 +29,8 @@ STEM_CHUNK = 4
 """Studies that a CPU takes through the stem at once: at 64^3, 0.07 s a study in fours and 0.11 s in sixteens."""
 
 STEM_VOXELS = 2 * 128**3
-"""Voxels that any device takes through the stem at once, if it is more than one study.
-
-On an H200 in float16, two studies at 128^3 took 16 ms together and 26 ms one after the other.
-"""
+"""Voxels that any device takes through the stem at once, if it is more than one study: on an H200 in float16, two at
+128^3 took 16 ms together and 26 ms one after the other."""
 
 HALF_WEIGHT = (300, 100)
 """Training patients of deep layers and of the radiomics head with whom they count half as much as the dense vote."""
@@ -104,6 +102,8 @@ class StemTailNetwork(nn.Module):
         missing: Literal["error", "zero"] = "error",
         locator: str | TumourSegmenter | None = None,
         training_patients: int | None = None,
+        harmonise: str | None = None,
+        sites: SiteChanges | None = None,
     ) -> None:
         """Build the network and load its weights.
 
@@ -128,6 +128,8 @@ class StemTailNetwork(nn.Module):
                 network itself. None for no locator.
             training_patients: Number of those that deep layers and radiomics head learn from, where the vote has learnt
                 before; None if all three count the same.
+            harmonise: Column of a cohort that names sites, for what was made there (see `sites`); None for none.
+            sites: Scale and shift of each radiomic feature at each site.
 
         Raises:
             ModelError: If the backbone or the module is unknown, or the weights do not fit.
@@ -140,7 +142,7 @@ class StemTailNetwork(nn.Module):
         nn.init.normal_(self.network.classifier.weight, std=0.01)
         nn.init.zeros_(self.network.classifier.bias)
         self.sequences = tuple(sequences)
-        self.trainable_from = trainable_from
+        self.trainable_from, self.harmonise = trainable_from, harmonise
         self.stem_precision, self.tail_precision = stem_precision, tail_precision
         self.checkpoint_tail = checkpoint_tail
         self.fuse_stem = True
@@ -158,16 +160,15 @@ class StemTailNetwork(nn.Module):
         n = training_patients
         shares = [*(1.0 if n is None else n / (n + half) for half in HALF_WEIGHT), 1.0]
         self.branch_weights = [share / sum(shares) for share in shares]
-        self._add_locator(locator)
-        # A name for what enters the tail, so that it can be explained like the output of any layer.
-        self.network.add_module(ENTRY, nn.Identity())
+        self._add_locator(locator, sites)
+        self.network.add_module(ENTRY, nn.Identity())  # so that it can be explained like any layer
         for parameter in self.stem_parameters():
             parameter.requires_grad_(False)
         self._lay_out_stem()
         swap_convolutions(self.network, within=self._tail_names)
         self.train()
 
-    def _add_locator(self, locator: str | TumourSegmenter | None) -> None:
+    def _add_locator(self, locator: str | TumourSegmenter | None, sites: SiteChanges | None) -> None:
         self.locator: TumourSegmenter | None = None
         self.radiomics: RadiomicsHead | None = None
         self.vote: VoteHead | None = None
@@ -182,7 +183,7 @@ class StemTailNetwork(nn.Module):
         if isinstance(locator, str):
             locator = load_segmenter(PRETRAINED if locator == "pretrained" else Path(locator))
         self.locator = locator
-        self.radiomics, self.vote = RadiomicsHead(len(self.sequences)), VoteHead()
+        self.radiomics, self.vote = RadiomicsHead(len(self.sequences), sites), VoteHead()
         self._ratio = round(self._trace(ENTRY, 65)[1]) // CELL
 
     def forward(self, volumes: Tensor) -> Tensor:
@@ -300,8 +301,7 @@ class StemTailNetwork(nn.Module):
         """
 
         def begin(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            followed = len(layers) > 1 and output.requires_grad
-            return output if followed else output.detach().requires_grad_(True)
+            return output if len(layers) > 1 and output.requires_grad else output.detach().requires_grad_(True)
 
         try:
             modules = [self.network.get_submodule(layer) for layer in layers]

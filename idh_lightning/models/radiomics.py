@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from idh_lightning.cohort.study import Study
 from idh_lightning.models.cells import GridPosition, cell_means
 
 RADIOMICS_GAIN = 4096.0
@@ -19,6 +21,9 @@ INTENSITY_STATISTICS = 4
 
 SHAPE_FEATURES = 6
 """Numbers that say where the tumour lies and how large it is."""
+
+SiteChanges = Mapping[str, Sequence[Sequence[float]]]
+"""Site -> scale and shift of each radiomic feature."""
 
 _LARGEST_SKEWNESS = 3.0
 """Largest skewness that counts, in either direction."""
@@ -33,12 +38,36 @@ class RadiomicsHead(nn.Module):
     in proportion to how much, and says nothing where there are none.
     """
 
-    def __init__(self, sequences: int) -> None:
-        """Begin with weights of zero."""
+    _changes: Tensor
+
+    def __init__(self, sequences: int, sites: SiteChanges | None = None) -> None:
+        """Begin with weights of zero, and with the scale and shift of each feature at each site."""
         super().__init__()
         self.weigh = nn.Linear(INTENSITY_STATISTICS * sequences + SHAPE_FEATURES, 1)
         nn.init.zeros_(self.weigh.weight)
         nn.init.zeros_(self.weigh.bias)
+        self._here: Tensor | None = None
+        self.harmonise(sites or {})
+
+    def harmonise(self, sites: SiteChanges) -> None:
+        """Take over the scale and shift of each feature at each site, which are not among the weights."""
+        size = self.weigh.in_features
+        self.sites = tuple(sites)
+        unknown = [[1.0] * size, [0.0] * size]
+        self.register_buffer("_changes", torch.tensor([*sites.values(), unknown]), persistent=False)
+
+    @contextmanager
+    def at(self, sites: Sequence[str]) -> Iterator[None]:
+        """Context in which the studies of each batch are from these sites; of one that is not known, none is changed.
+
+        Where all are from one site, batches may be of any size.
+        """
+        rows = [self.sites.index(site) if site in self.sites else len(self.sites) for site in sites]
+        before, self._here = self._here, torch.tensor(rows[:1] if len(set(rows)) == 1 else rows)
+        try:
+            yield
+        finally:
+            self._here = before
 
     def forward(self, tissue: Tensor, gate: Tensor) -> Tensor:
         """Logit of mutant minus that of wildtype, [B]; see `features` for the arguments."""
@@ -49,7 +78,7 @@ class RadiomicsHead(nn.Module):
         """Radiomic features of each tumour, [B, 4 C + 6].
 
         Brightness, spread, skewness and roughness of the C sequences, kind by kind; centre along D and H, extent along
-        D, H and W, and size, so scaled that patients differ by about one.
+        D, H and W, and size, so scaled that patients differ by about one; harmonised where their site is known.
 
         Args:
             tissue: [B, 4 C, d, h, w], of `intensities`.
@@ -64,7 +93,23 @@ class RadiomicsHead(nn.Module):
         spread = (_over(share, variance + apart.square()) + 1e-3).sqrt()
         skewness = _over(share, third + 3 * variance * apart + apart**3) / spread**3
         skewness = skewness.clamp(-_LARGEST_SKEWNESS, _LARGEST_SKEWNESS)
-        return torch.cat([brightness, spread, skewness, _over(share, roughness), _where(share, total)], 1)
+        found = torch.cat([brightness, spread, skewness, _over(share, roughness), _where(share, total)], 1)
+        if self._here is None:
+            return found
+        scale, shift = self._changes[self._here.to(found.device)].unbind(1)
+        return found * scale + shift
+
+
+def sites_of(network: nn.Module, studies: Sequence[Study]) -> list[str]:
+    """Sites of studies, by the column that a network harmonises; "" where it is not known, or none is harmonised."""
+    column = getattr(network, "harmonise", None)
+    return [str(study.carried.get(column) or "").strip() if column else "" for study in studies]
+
+
+def at_sites(network: nn.Module, sites: Sequence[str]) -> AbstractContextManager[None]:
+    """Context in which the studies of each batch that a network sees are from these sites; see `RadiomicsHead.at`."""
+    head = getattr(network, "radiomics", None)
+    return nullcontext() if head is None or not head.sites else head.at(sites)
 
 
 def intensities(volumes: Tensor, places: Sequence[GridPosition], cells: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,8 @@ from idh_lightning.callbacks import BatchSeed, PredictionWriter, Provenance, Sto
 from idh_lightning.callbacks.tracking import without_places
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
-from idh_lightning.cohort import IDH
+from idh_lightning.cohort import IDH, Study
+from idh_lightning.cohort.checks import counted
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.config.places import without_folders
 from idh_lightning.data import IDHDataModule
@@ -34,6 +36,7 @@ from idh_lightning.errors import CheckpointError
 from idh_lightning.evaluation import Evaluation
 from idh_lightning.machine import is_first_process
 from idh_lightning.models import LATER, WeightsOrigin
+from idh_lightning.models.radiomics import sites_of
 from idh_lightning.module import IDHClassifier
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.locating import FineTuning
@@ -229,6 +232,7 @@ def _training(
             prepared.refuse_learnt_from(used)
         if judged is not None:
             known |= {"checkpoint": str(judged.file), "trained_on": judged.reported()[1].cohort}
+    _name_sites(model, prepared.cohort.studies)
     known["overrides"] = task_overrides()
     known["volumes_sha256"] = prepared.sha256
     known["weights"] = model.network.weights_origin.as_dict()
@@ -305,6 +309,20 @@ def _training_patients(prepared: PreparedCohort, start: Checkpoint | None) -> in
     """Number of patients that a training learns from, or that the checkpoint which it begins with did, if more."""
     before = 0 if start is None else start.recipe["model"].get("training_patients") or 0
     return max(before, len({study.patient_id for study in prepared.by_split["train"]}))
+
+
+def _name_sites(model: IDHClassifier, studies: Sequence[Study]) -> None:
+    """Tell a model that harmonises sites those of the studies; warn of sites that a trained one does not know."""
+    model.sites = dict(zip((study.study_id for study in studies), sites_of(model.network, studies), strict=True))
+    known = model.recipe["model"].get("sites") or {}
+    other = Counter(site for site in model.sites.values() if site not in known) if known else {}
+    for site, number in sorted(other.items()):
+        logger.warning(
+            "Site %s: %s not harmonised; the network knows %s.",
+            repr(site) if site else "not given",
+            counted(number, "study is", "studies are"),
+            ", ".join(known),
+        )
 
 
 def classifier_of(checkpoint: Checkpoint) -> IDHClassifier:

@@ -35,6 +35,7 @@ from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import CohortError, SplitError
 from idh_lightning.files import locked, write_text
 from idh_lightning.reports.cohort_page import write_cohort_report
+from idh_lightning.runs.harmonising import require_sites
 from idh_lightning.volumes import PrepareReport, VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ def prepare_cohort(
     run_folder: Path,
     *,
     must_split: bool = True,
+    require: Callable[[Cohort], None] | None = None,
     screen: Screen | None = None,
     inspect: Inspection | None = None,
 ) -> PreparedCohort:
@@ -126,6 +128,7 @@ def prepare_cohort(
         split: Assigns patients to train, validation and test.
         run_folder: To write into.
         must_split: Whether a cohort that cannot be split is refused; else its table is None and a warning says why.
+        require: Refuses a cohort before volumes are prepared.
         screen: Leaves studies out before the split.
         inspect: Called before faulty studies are refused.
 
@@ -137,6 +140,8 @@ def prepare_cohort(
     cohort: Cohort = reader.read()
     if isinstance(split, LeaveSiteOut):
         split.sites(cohort)  # a column that is not there is told before volumes are prepared
+    if require is not None:
+        require(cohort)
     store = store_of(cohort.sequences)
     console = Console(soft_wrap=True)
     for note in cohort.notes:
@@ -200,12 +205,14 @@ def prepare_configured(
     config: DictConfig, *, must_split: bool = True, screen: Screen | None = None, inspect: Inspection | None = None
 ) -> PreparedCohort:
     """Cohort of a configuration, prepared; see `prepare_cohort`."""
+    column = (config.get("model") or {}).get("harmonise")
     return prepare_cohort(
         instantiate_section(config.cohort),
         partial(volume_store, config),
         instantiate_section(config.split),
         Path(config.paths.run),
         must_split=must_split,
+        require=None if column is None else partial(require_sites, column),
         screen=screen,
         inspect=inspect,
     )

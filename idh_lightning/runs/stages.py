@@ -40,6 +40,7 @@ from idh_lightning.reports.model_card import write_model_card
 from idh_lightning.reports.run_page import write_report
 from idh_lightning.runs.assembly import Run, Training, classifier_of
 from idh_lightning.runs.explaining import write_map_comparison
+from idh_lightning.runs.harmonising import combat
 from idh_lightning.runs.last_checkpoint import read_last, repoint_checkpoint_paths
 from idh_lightning.runs.locating import write_segmentation_scores
 from idh_lightning.runs.memory import MemoryPlanner, require_memory
@@ -110,6 +111,7 @@ def fit(run: Run, training: Training) -> None:
         return
     provenance = training.provenance
     run.state.begin("fit")
+    _harmonise(training)
     planner = MemoryPlanner(model, data, training.accumulate, training.on_gpu)
     provenance.record["memory_gb"] = planner.require()
     if last is None and training.start is None:
@@ -145,6 +147,18 @@ def fit(run: Run, training: Training) -> None:
         earlier = None if before is None else before.seen
         replace(Checkpoint.read(run.folder), ood_detector=detector, earlier=earlier).write()
         run.state.finish("fit")
+
+
+def _harmonise(training: Training) -> None:
+    """Make the sites alike that the network is to harmonise, by its training patients; they go into its recipe."""
+    network, head, data = training.model.network, training.model.network.radiomics, training.data
+    if network.harmonise is None or head is None:
+        return
+    head.harmonise({})  # what another run has learnt of its sites
+    changes = combat(network, data.studies["train"], data.store)
+    head.harmonise(changes)
+    training.model.recipe["model"]["sites"] = changes
+    training.provenance.record["harmonised"] = {"column": network.harmonise, "sites": list(changes)}
 
 
 def _let_go(training: Training) -> None:
@@ -192,6 +206,7 @@ def test(run: Run, training: Training) -> None:
     if run.state.is_finished("test"):
         return
     model = classifier_of(Checkpoint.read(run.folder)) if "fit" in run.stages else training.model
+    model.sites = training.model.sites
     run.state.begin("test")
     with freed_memory_kept():
         training.trainer.test(model, datamodule=training.data, verbose=False)

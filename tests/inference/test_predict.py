@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +28,23 @@ from tiny_studies import ras_affine, rotation, write_study
 import idh_lightning
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import composed
-from idh_lightning.cohort import IDH, SEQUENCES, TARGETS, Cohort, Study, Target, new_studies, study_of_files, target_of
+from idh_lightning.cohort import (
+    IDH,
+    SEQUENCES,
+    TARGETS,
+    Cohort,
+    NewStudy,
+    Study,
+    Target,
+    new_studies,
+    study_of_files,
+    target_of,
+)
 from idh_lightning.cohort.unlabelled import sequence_of
 from idh_lightning.commands.predicting import predict
 from idh_lightning.errors import CheckpointError, CohortError, Stopped
 from idh_lightning.evaluation import Calibrator
-from idh_lightning.inference import Predictor, StudyPrediction, line_covariance
+from idh_lightning.inference import Predictor, line_covariance
 from idh_lightning.inference.interval import MemberLogits, combined, views_of
 from idh_lightning.inference.result_files import ResultFolder
 from idh_lightning.predict import main
@@ -172,6 +183,9 @@ def test_studies_with_one_name_are_told_apart_aloud(tmp_path: Path, caplog: pyte
             (tmp_path / folder / f"{sequence}.nii.gz").touch()
     assert [new.study_id for new in new_studies(tmp_path)] == ["same", "same_2"]
     assert f"number 2 is called same_2: {tmp_path / 'b' / 'same'}" in caplog.text
+    (tmp_path / "b" / "same").rename(tmp_path / "same_2")
+    shutil.copytree(tmp_path / "same_2", tmp_path / "c" / "same")
+    assert [new.study_id for new in new_studies(tmp_path)] == ["same", "same_3", "same_2"]
 
 
 def test_a_patient_whom_the_network_has_learnt_from_is_told_so(predictor: Predictor, cohort: list[Study]) -> None:
@@ -181,21 +195,33 @@ def test_a_patient_whom_the_network_has_learnt_from_is_told_so(predictor: Predic
         assert "seen in development" not in answer.unlike
 
 
+def test_a_name_of_a_public_collection_tells_a_patient_but_not_from_a_synthetic_one(tmp_path: Path) -> None:
+    heads = [write_study(tmp_path / "cohort", f"UCSF-PDGM-{n:04d}", seed=n) for n in range(24)]
+    run = write_checkpoint(tmp_path / "run", heads)
+    write_study(tmp_path / "new", "UCSF-PDGM-0003", seed=100, mask=False)
+    (real,) = Predictor(run).predict(tmp_path / "new")
+    checkpoint = Checkpoint.read(run)
+    replace(checkpoint, recipe={**checkpoint.recipe, "cohort": "phantom"}).write()
+    (synthetic,) = Predictor(run).predict(tmp_path / "new")
+    assert ["on this patient" in " ".join(one.warnings) for one in (real, synthetic)] == [True, False]
+
+
 def test_a_prediction_that_is_stopped_leaves_the_answers_that_it_has(
     run: Path, patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(patient, patient.parent / "second")
-    answers = Predictor.answers
+    answer = Predictor._answer
 
-    def stopped(*given: Any) -> Iterator[StudyPrediction]:
-        yield next(answers(*given))
-        raise Stopped(signal.SIGINT)
+    def stopped(self: Predictor, new: NewStudy, *given: Any) -> dict[str, Any]:
+        if new.study_id == "patient_2":
+            raise Stopped(signal.SIGINT)
+        return answer(self, new, *given)
 
-    monkeypatch.setattr(Predictor, "answers", stopped)
+    monkeypatch.setattr(Predictor, "_answer", stopped)
     settings = [f"checkpoint={run}", f"input={patient.parent}", f"output={tmp_path / 'out'}"]
     with pytest.raises(Stopped):
         predict(composed("predict", settings))
-    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 1
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["study_id"].tolist() == ["patient"]
     assert "1 study stands in" in " ".join(capsys.readouterr().err.split())
 
 
