@@ -85,6 +85,11 @@ class Checkpoint:
         Of a folder as `write_folder` leaves it, at the hub (hf://owner/name) or here, it is config.json. A
         CheckpointError if there is none.
         """
+        if not isinstance(path, str | Path):
+            raise CheckpointError(
+                f"checkpoint: found several, {', '.join(map(str, path))}; expected one, since only predict answers by "
+                "several together. Name one of them."
+            )
         if str(path) == SHIPPED:
             return PRETRAINED
         if str(path).startswith(HUB):

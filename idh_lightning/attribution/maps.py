@@ -68,9 +68,16 @@ def methods_named(names: Sequence[str] | None, network: nn.Module) -> list[Metho
     are left out for their time.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If there is no such file, or a network is not of the kind that a named one explains.
     """
     settings = {name: OmegaConf.load(file) for name, file in method_files(names).items()}
+    if unfit := [name for name, one in settings.items() if names and not _fits(str(one._target_), network)]:
+        every = {name: OmegaConf.load(file) for name, file in method_files(None).items()}
+        fit = ",".join(name for name, one in every.items() if _fits(str(one._target_), network))
+        raise ConfigError(
+            f"methods: found {', '.join(unfit)}; expected methods that explain this network, which lacks the layers or "
+            f"the locator that they read. Give some of methods=[{fit}]."
+        )
     if names is None:
         settings = {name: one for name, one in settings.items() if _fits(str(one._target_), network)}
         slow = [name for name, one in settings.items() if str(one._target_).endswith(_SLOW)]

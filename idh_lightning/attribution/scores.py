@@ -273,4 +273,4 @@ def choose(ranks: pd.Series[float], sanity: pd.DataFrame, order: Sequence[str]) 
         condition = f"among the {len(sound)} of {len(ranked)} methods that pass every sanity check"
     else:
         condition = f"of {len(ranked)} methods, none of which passes every sanity check"
-    return Choice(best, f"{best} has the best mean rank over all scores ({among[best]:.1f}) {condition}.")
+    return Choice(best, f"{best} has the best mean rank over the scores of this run ({among[best]:.1f}) {condition}.")

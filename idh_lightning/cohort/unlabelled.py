@@ -38,6 +38,8 @@ _SPELLINGS = {
     "T2": "t2w",
 }
 """Spellings of no layout. What a name says of contrast comes before the T1 in it, and FLAIR before T2."""
+_PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+
 _OTHER_IMAGE = re.compile(
     r"(?:.*[_-])?(?:mask|d?seg|segmentation|labels?|tumou?r|dwi|adc|dti|swi|asl|perfusion|subtraction)",
     re.IGNORECASE | re.DOTALL,
@@ -114,9 +116,11 @@ def new_studies(place: str | Path) -> list[NewStudy]:
         )
     found = _named_once(_in_folder(path))
     if not found:
+        packed = sorted(name for _, _, names in walk(path) for name in names if name.lower().endswith(_PACKED))
         raise CohortError(
-            f"{path}: no image whose name states its sequence; expected {_EXPECTED}. Rename the files, or name them: "
-            "flair=... t1=... t1c=... t2=..."
+            f"{path}: no image whose name states its sequence; expected {_EXPECTED}. "
+            + (f"Archives are not read: unpack {', '.join(packed[:3])}. " if packed else "")
+            + "Rename the files, or name them: flair=... t1=... t1c=... t2=..."
         )
     return found
 

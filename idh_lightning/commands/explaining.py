@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from idh_lightning.attribution import BASELINE
+from idh_lightning.attribution.maps import methods_named
 from idh_lightning.checkpoint import Checkpoint
 from idh_lightning.cli.entry import task_overrides
 from idh_lightning.cli.tables import FittingTable, number
@@ -46,12 +47,14 @@ def explain_checkpoint(config: DictConfig) -> dict[str, Any]:
     if not own:
         take_target_over(config, checkpoint)
     check(config)
+    network = checkpoint.network()
+    methods_named(config.explanation.methods, network)  # a method that does not fit is told before volumes are prepared
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     prepared = prepare_configured(config)
     checkpoint.require_cohort(prepared.cohort)
     content = write_map_comparison(
         instantiate_section(config.explanation),
-        checkpoint.network().to(device),
+        network.to(device),
         prepared,
         folder,
         split=config.studies_of if own else "test",

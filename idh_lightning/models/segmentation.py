@@ -59,6 +59,7 @@ class TumourSegmenter(nn.Module):
 
     Attributes:
         learnt_on: Voxels along D, H, W of that grid; empty if it is not known.
+        mirrored: Whether logits are the mean over volumes and their left-right mirror images, in twice the time.
 
     Source: U-Net, Ronneberger et al. 2015, arXiv:1505.04597; residual units, He et al. 2016, arXiv:1603.05027; instance
     normalisation, Ulyanov et al. 2016, arXiv:1607.08022; sub-pixel output, Shi et al. 2016, arXiv:1609.05158.
@@ -67,7 +68,7 @@ class TumourSegmenter(nn.Module):
     def __init__(self, in_channels: int = 4, widths: Sequence[int] = WIDTHS, learnt_on: Sequence[int] = GRID) -> None:
         """Build it with so many channels at each level, to learn on such a grid."""
         super().__init__()
-        self.widths, self.learnt_on = tuple(widths), tuple(learnt_on)
+        self.widths, self.learnt_on, self.mirrored = tuple(widths), tuple(learnt_on), False
         self.enter = OneDNNConv3d(in_channels * PATCH**3, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualUnit(width) for width in widths)
         self.shrink = nn.ModuleList(OneDNNConv3d(fine, coarse, 3, 2, padding=1) for fine, coarse in pairwise(widths))
@@ -96,6 +97,14 @@ class TumourSegmenter(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits [B, 3, D, H, W] of volumes [B, C, D, H, W], z-scores within the brain and 0 outside it."""
+        logits = self._logits(volumes)
+        if self.mirrored:
+            logits = (logits + self._logits(volumes.flip(4)).flip(4)) / 2
+        # Where every sequence is 0 there is no brain, and so no tumour.
+        nothing = logits.new_tensor([0.0, NEVER, NEVER])[:, None, None, None]
+        return torch.where((volumes != 0).any(dim=1, keepdim=True), logits, nothing)
+
+    def _logits(self, volumes: Tensor) -> Tensor:
         seen = _means(volumes, self.voxels_in_one(volumes.shape[2:]))
         size = seen.shape[2:]
         hidden = self.enter(_to_cubes(seen))
@@ -111,9 +120,7 @@ class TumourSegmenter(nn.Module):
         logits = _from_cubes(self.leave(hidden), 3)[:, :, : size[0], : size[1], : size[2]]
         if size != volumes.shape[2:]:
             logits = functional.interpolate(logits, volumes.shape[2:], mode="trilinear")
-        # Where every sequence is 0 there is no brain, and so no tumour.
-        nothing = logits.new_tensor([0.0, NEVER, NEVER])[:, None, None, None]
-        return torch.where((volumes != 0).any(dim=1, keepdim=True), logits, nothing)
+        return logits
 
 
 class ResidualUnit(nn.Module):

@@ -23,7 +23,7 @@ from idh_lightning.models.weights import WeightsOrigin
 
 
 class VotingNetwork(nn.Module):
-    """Tumour segmenter with the interface of a `StemTailNetwork`.
+    """Tumour segmenter with the interface of a `StemTailNetwork`, which sees a study and its mirror image.
 
     Its logits are the dense vote, halved and with either sign. There is no frozen stem: what a stem gives here is the
     volumes themselves.
@@ -49,6 +49,7 @@ class VotingNetwork(nn.Module):
         super().__init__()
         self.sequences = tuple(sequences)
         self.locator = locator if isinstance(locator, TumourSegmenter) else load_segmenter()
+        self.locator.mirrored = True  # it finds more of a tumour: docs/results/real.md
         self.weights_origin = WeightsOrigin(requested=weights, source=PRETRAINED.name)
 
     def forward(self, volumes: Tensor) -> Tensor:

@@ -278,6 +278,9 @@ def test_a_folder_without_known_names_says_once_which_are_known(
     with pytest.raises(CohortError, match=r"no image whose name states its sequence.*flair="):
         new_studies(tmp_path)
     assert not caplog.text
+    (tmp_path / "study.zip").touch()
+    with pytest.raises(CohortError, match=r"Archives are not read: unpack study\.zip\."):
+        new_studies(tmp_path)
     with pytest.raises(CohortError, match="no such folder"):
         new_studies(tmp_path / "nowhere")
 

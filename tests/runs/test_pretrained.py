@@ -28,7 +28,7 @@ from idh_lightning.cohort import Cohort, Study, new_studies
 from idh_lightning.commands.evaluating import evaluate, without_seen
 from idh_lightning.commands.predicting import predict
 from idh_lightning.config.instantiation import instantiate_section
-from idh_lightning.errors import CheckpointError, CohortError, EvaluationError, ModelError
+from idh_lightning.errors import CheckpointError, CohortError, ConfigError, EvaluationError, ModelError
 from idh_lightning.inference import Predictor
 from idh_lightning.inference.predictor import LEAST_TUMOUR_ML
 from idh_lightning.models import VotingNetwork, tumour_probability
@@ -108,9 +108,24 @@ def test_the_dense_vote_of_a_network_without_a_locator_is_refused() -> None:
         DenseVote()(torch.nn.Linear(1, 1), volumes())
 
 
+def test_a_mirrored_study_gets_the_same_vote_and_the_mirrored_tumour(network: VotingNetwork) -> None:
+    seen, mirrored = volumes(), volumes().flip(4)
+    with torch.no_grad():
+        one, other = network.answer(seen), network.answer(mirrored)
+    assert torch.allclose(one.logits, other.logits, atol=1e-5)
+    assert one.tumour is not None
+    assert other.tumour is not None
+    assert torch.allclose(one.tumour, other.tumour.flip(3), atol=1e-5)
+    assert not torch.allclose(one.tumour, other.tumour, atol=1e-3)
+
+
 def test_methods_that_do_not_fit_the_voting_network_are_left_out_and_the_others_explain_it(
     network: VotingNetwork,
 ) -> None:
+    with pytest.raises(ConfigError, match=r"found evidence, grad_cam; .* methods=\[dense_vote,integrated_gradients"):
+        methods_named(["evidence", "dense_vote", "grad_cam"], network)
+    with pytest.raises(CheckpointError, match="found several, a, b; expected one"):
+        Checkpoint.read(["a", "b"])  # type: ignore[arg-type]
     names = [method.name for method in methods_named(None, network)]
     assert "Dense vote" in names
     assert not [name for name in names if "CAM" in name or name == "Evidence"]
