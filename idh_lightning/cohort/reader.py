@@ -355,7 +355,8 @@ def _label_remedy(text: str, target: Target) -> str:
     if normalise(text) in target.undecided:
         return "Correct the table, or leave such studies out: cohort.on_error=exclude"
     if text in ("0", "1"):
-        lines = [to_paste("cohort.vocabulary", dict(zip(("0", "1"), target.classes, strict=True)))]
+        both = target.classes, target.classes[::-1]
+        lines = [to_paste("cohort.vocabulary", dict(zip(("0", "1"), classes, strict=True))) for classes in both]
     else:
         lines = [to_paste("cohort.vocabulary", {text: label}) for label in target.classes]
     return f"Correct the table, or add what it means: {' or '.join(lines)}"

@@ -83,11 +83,14 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
             "series that the results are to refer to. Name their folder as input, or leave dicom_output out."
         )
     sequences = predictor.ensemble.sequences
-    selections = {name: select(theirs, named=files, sequences=sequences) for name, theirs in grouped.items()}
+    named = _named(files, grouped)
+    selections = {name: select(theirs, named=named[name], sequences=sequences) for name, theirs in grouped.items()}
     results.begin(list(selections))
     if series:
-        taken = {name for selection in selections.values() for name in selection.taken}
-        guessed = [] if settings["confirm"] else [name for name in sequences if name in taken and name not in files]
+        open_to_doubt = {
+            one for study, selection in selections.items() for one in set(selection.taken) - set(named[study])
+        }
+        guessed = [] if settings["confirm"] else [name for name in sequences if name in open_to_doubt]
         _show_series(selections, unread, output, source=source, guessed=guessed)
         chunks = _converted(selections, output / "dicom")
     else:
@@ -150,6 +153,22 @@ def _series_in(place: Path) -> tuple[list[Series], dict[str, list[Path]]]:
     )
 
 
+def _named(files: Mapping[str, str], grouped: Mapping[str, Sequence[Series]]) -> dict[str, dict[str, str]]:
+    """Study -> sequence -> number or uid of a series that was named for it, of which each means one study's series."""
+    named: dict[str, dict[str, str]] = {study: {} for study in grouped}
+    for sequence, wanted in files.items():
+        meant = [study for study, series in grouped.items() if any(wanted in one.names for one in series)]
+        if len(grouped) > 1 and len(meant) != 1:
+            raise ConfigError(
+                f"{sequence.lower()}: a series {wanted} is in {len(meant)} of the {len(grouped)} studies in input "
+                f"({', '.join(meant[:5])}); expected one, since each study has numbers of its own. Give its uid, which "
+                "is in series.csv of the output, or the folder of one study as input."
+            )
+        for study in meant or grouped:
+            named[study][sequence] = wanted
+    return named
+
+
 def _show_series(
     selections: Mapping[str, Selection],
     unread: Mapping[str, Sequence[Path]],
@@ -168,12 +187,13 @@ def _show_series(
         console.print(sentence, soft_wrap=True, highlight=False)
     write_series(selections, unread, output / "series.csv")
     if guessed:
-        first = next(iter(selections.values()))
-        numbers = " ".join(f"{name.lower()}={one.number}" for name, one in first.taken.items() if one.number)
+        first, *others = selections.values()
+        numbers = [f"{name.lower()}={one.number}" for name, one in first.taken.items() if one.number and not others]
         raise ConfigError(
             f"input: {source} holds series, and which is {', '.join(guessed)} was guessed from their tags; expected "
-            "your word for it. Look at the table, then add confirm=true, or name them by number"
-            f"{f': {numbers}' if numbers else ''}."
+            f"your word for it. Look at the {'tables' if others else 'table'}, then add confirm=true, or name them by "
+            f"{'their uid in ' + str(output / 'series.csv') if others else 'number'}"
+            f"{': ' * bool(numbers)}{' '.join(numbers)}."
         )
 
 

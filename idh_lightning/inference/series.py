@@ -165,6 +165,8 @@ def select(series: Sequence[Series], *, named: Mapping[str, str], sequences: Seq
                 settled[_key(settled, other)] = replace(other, why=f"{other.why}; {best[0].number} is taken: {worse}")
             if best[0].doubt and not wanted:
                 notes.append(f"{sequence} is series {best[0].name}: {best[0].doubt}. Look at it, or name another.")
+            if wanted and best[0].guess not in ("", sequence):
+                notes.append(f"{sequence} is series {best[0].name}, as it was named, and its tags say {best[0].guess}.")
         elif best:
             own = [_own_name(one, series) for one in best]
             listed = ", ".join(

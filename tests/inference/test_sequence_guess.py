@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from tiny_dicom import lump
 
+from idh_lightning.commands.predicting import _named
+from idh_lightning.errors import ConfigError
 from idh_lightning.inference.content import (
     BRIGHTEST_FLUID,
     LEAST_ENHANCEMENT,
@@ -216,6 +218,24 @@ def test_a_number_that_no_series_has_is_named() -> None:
     (problem,) = select([series("7", "T2 TSE")], named={"T2": "8"}, sequences=["T2"]).problems
     assert "no series is called 8" in problem
     assert "expected one of 7" in problem
+
+
+def test_a_number_means_a_series_of_one_study_alone() -> None:
+    studies = {"a": [series("2", "T1 SE"), series("3", "T2 TSE")], "b": [series("2", "T2 FLAIR")]}
+    with pytest.raises(ConfigError, match=r"t2: a series 2 is in 2 of the 2 studies in input \(a, b\)"):
+        _named({"T2": "2"}, studies)
+    with pytest.raises(ConfigError, match="t2: a series 9 is in 0 of the 2 studies"):
+        _named({"T2": "9"}, studies)
+    assert _named({"T2": "3"}, studies) == {"a": {"T2": "3"}, "b": {}}
+    assert _named({"T2": "9"}, {"b": studies["b"]}) == {"b": {"T2": "9"}}, "which `select` tells of"
+
+
+def test_a_series_named_against_its_description_is_told_of() -> None:
+    flair = series("2", "T2 FLAIR")
+    found = select([flair], named={"T2": "2"}, sequences=["T2"])
+    assert found.taken["T2"].number == "2"
+    assert "T2 is series 2 (T2 FLAIR), as it was named, and its tags say FLAIR." in found.notes
+    assert select([flair], named={"FLAIR": "2"}, sequences=["FLAIR"]).notes == ()
 
 
 def test_doubts_about_what_is_taken_go_with_the_answer_unless_the_user_has_named_it() -> None:
