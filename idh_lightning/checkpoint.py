@@ -95,6 +95,7 @@ class Checkpoint:
         if str(path).startswith(HUB):
             return _downloaded(str(path))
         path = Path(path)
+        path = path / "models" if (path / "models" / HUB_FILES[0]).is_file() else path  # of a bundle for MONAI
         there = [name for name in HUB_FILES if (path / name).is_file()]
         if len(there) == 1 and not (path / "checkpoints").is_dir():
             (absent,) = set(HUB_FILES) - set(there)

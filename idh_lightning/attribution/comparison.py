@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 LONG_MIN = 5
 """Minutes of explaining that are announced after the first studies."""
 
+MAP_TABLES = ("explanations.csv", "explanations_by_sign.csv", "sanity.csv", "cascade.csv", "sequences.csv")
+"""Tables of a comparison, of which those are made that have rows."""
+
 CallClass = Callable[[NDArray[np.float64]], NDArray[np.integer]]
 """From logits of mutant less those of wildtype, [B], to the class that each study is called, [B]."""
 

@@ -95,6 +95,9 @@ def predict(config: DictConfig) -> list[StudyPrediction]:
         chunks = _converted(selections, output / "dicom")
     else:
         chunks = iter([predictor.found(files or source)])
+    if (before := output / "predictions.csv").is_file():
+        console = Console()
+        console.print(f"{before}: replaced, with all that it says of earlier studies.", soft_wrap=True, highlight=False)
     answers: list[StudyPrediction] = []
     with _tables_of(answers, predictor, output):
         for answer in (answer for studies in chunks for answer in predictor.answers(studies, results)):

@@ -226,7 +226,7 @@ def checkpoints_in(checkpoint: str | Path | Sequence[str | Path]) -> list[Path]:
         found = [Checkpoint.locate(checkpoint)]
     else:
         place = Path(checkpoint)
-        single = not place.is_dir() or any((place / name).exists() for name in ("checkpoints", *HUB_FILES))
+        single = not place.is_dir() or any((place / name).exists() for name in ("checkpoints", "models", *HUB_FILES))
         runs = [place] if single else sorted(place.iterdir())
         found = [run for run in runs if len(runs) == 1 or (run / "checkpoints" / "best.ckpt").is_file()]
     if not found:

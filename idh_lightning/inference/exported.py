@@ -25,6 +25,7 @@ from idh_lightning.files import atomic_write
 from idh_lightning.inference.ensemble import Member, one_checkpoint
 from idh_lightning.inference.sharing import FolderFormat, beside, share
 from idh_lightning.models.fast.convolutions import restore_convolutions
+from idh_lightning.models.segmentation import PRETRAINED
 from idh_lightning.volumes import VolumeStore
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,10 @@ def _compared_with_predictions(run: ExportedFunction, member: Member, path: Path
     Raises:
         ModelError: If it is too far.
     """
+    if member.file == PRETRAINED:
+        return "; of the network in the package there is no run with predictions to compare with"
+    if known := member.recipe["model"].get("sites"):
+        return f"; not compared with predictions of the run, which harmonises {', '.join(known)}, and the file no site"
     folder = member.file.absolute().parent.parent
     file = folder / "predictions.csv"
     if member.file.name != "best.ckpt" or not file.is_file():

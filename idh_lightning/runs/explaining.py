@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from idh_lightning.attribution import logit_difference
-from idh_lightning.attribution.comparison import MapComparison
+from idh_lightning.attribution.comparison import MAP_TABLES, MapComparison
 from idh_lightning.evaluation import PostProcessing
 from idh_lightning.files import write_json, write_text
 from idh_lightning.models import StemTailNetwork, tumour_probability
@@ -58,8 +58,11 @@ def write_map_comparison(
         cohort=prepared.cohort.name,
         trained_on=trained_on,
     )
-    for name, table in compared.tables.items():
-        write_text(folder / name, table.to_csv(index=False))
+    for name in MAP_TABLES:
+        if name in compared.tables:
+            write_text(folder / name, compared.tables[name].to_csv(index=False))
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier comparison
     content = dict(compared.content) | {"target": target.to_dict()}
     write_json(folder / "explanations.json", content)
     # The chosen method explains once more, so that no maps pile up.

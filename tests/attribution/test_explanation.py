@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,20 +17,21 @@ from hydra import compose, initialize_config_dir
 from scipy.stats import bootstrap
 from tiny_checkpoint import tiny_cohort, write_checkpoint
 
-from idh_lightning.attribution import GradCAM
-from idh_lightning.attribution.comparison import MapComparison, _announce_duration, _Subject
+from idh_lightning.attribution import Evidence, GradCAM
+from idh_lightning.attribution.comparison import ComparedMaps, MapComparison, _announce_duration, _Subject
 from idh_lightning.attribution.maps import methods_named
 from idh_lightning.attribution.sanity import BOUNDS
 from idh_lightning.attribution.scores import SCORES, choose, mean_ranks, mean_with_interval, summarised
 from idh_lightning.attribution.studies import reference_maps
 from idh_lightning.checkpoint import Checkpoint
-from idh_lightning.cohort import SEQUENCES
+from idh_lightning.cohort import IDH, SEQUENCES
 from idh_lightning.commands import explaining as explanation
 from idh_lightning.config.checks import CONF_DIR
 from idh_lightning.errors import CheckpointError, ConfigError, EvaluationError
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.phantom import PhantomCohort, SignMasks, evidence_file
 from idh_lightning.reports.explanations_page import write_explanations_page
+from idh_lightning.runs import explaining
 from idh_lightning.volumes import Preprocessing, VolumeStore, codes_on_grid
 
 
@@ -158,6 +160,30 @@ def test_a_comparison_leaves_everything_that_was_promised(explained: Path) -> No
     ):
         assert words in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_tables_of_an_earlier_comparison_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compared(SimpleNamespace):
+        def __call__(self, *_: object, **__: object) -> ComparedMaps:
+            return ComparedMaps(
+                tables={"explanations.csv": pd.DataFrame({"dice": [1]})}, content={}, method=Evidence(), studies=()
+            )
+
+    for name in ("sanity.csv", "explanations.csv", "notes.csv"):
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(explaining, "write_explanations_page", lambda folder: None)
+    cohort = SimpleNamespace(target=IDH, sequences=SEQUENCES, name="some")
+    prepared = SimpleNamespace(by_split={"test": [], "train": []}, store=None, cohort=cohort)
+    explaining.write_map_comparison(
+        Compared(batches=lambda *_: iter(())),  # type: ignore[arg-type]
+        torch.nn.Identity(),  # type: ignore[arg-type]
+        prepared,  # type: ignore[arg-type]
+        tmp_path,
+        post_processing=None,
+        trained_on="others",
+    )
+    assert {file.name for file in tmp_path.glob("*.csv")} == {"explanations.csv", "notes.csv"}
+    assert "before" not in (tmp_path / "explanations.csv").read_text()
 
 
 @pytest.mark.slow

@@ -225,6 +225,16 @@ def test_a_prediction_that_is_stopped_leaves_the_answers_that_it_has(
     assert "1 study stands in" in " ".join(capsys.readouterr().err.split())
 
 
+def test_answers_of_an_earlier_prediction_are_not_replaced_without_a_word(
+    run: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"checkpoint={run}", f"input={patient}", f"output={tmp_path / 'out'}", "views=0"]
+    predict(composed("predict", settings))
+    assert "replaced" not in capsys.readouterr().out
+    predict(composed("predict", settings))
+    assert f"{tmp_path / 'out' / 'predictions.csv'}: replaced" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "sequence"),
     [

@@ -108,7 +108,8 @@ def test_monai_loads_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     loaded = bundle.load("idh", bundle_dir=tmp_path, workflow_type="inference", device="cpu")
     assert torch.equal(probabilities(loaded), expected)
     assert workflow.parser.get_parsed_content("_meta_::network_data_format::inputs::image")["num_channels"] == 4
-    assert Predictor(folder / "models").ensemble.sequences == SEQUENCES
+    for place in (folder, folder / "models"):
+        assert Predictor(place).ensemble.sequences == SEQUENCES
 
 
 def test_a_changed_file_or_one_that_would_run_code_is_refused(shared: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from idh_lightning.config.checks import check_config
 from idh_lightning.config.instantiation import instantiate_section
 from idh_lightning.errors import ConfigError
 from idh_lightning.inference import Predictor
+from idh_lightning.inference.exported import export
 from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.radiomics import RadiomicsHead, at_sites, sites_of
 from idh_lightning.phantom import PhantomCohort
@@ -164,7 +165,9 @@ def test_sites_without_a_locator_are_refused(tmp_path: Path) -> None:
         check_config(OmegaConf.to_container(config, resolve=True), {})  # type: ignore[arg-type]
 
 
-def test_a_new_study_is_changed_by_its_site_and_one_of_another_is_flagged(tmp_path: Path) -> None:
+def test_a_new_study_is_changed_by_its_site_and_one_of_another_is_flagged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = write_checkpoint(tmp_path / "run", tiny_cohort(tmp_path / "cohort"))
     checkpoint = Checkpoint.read(run)
     size = checkpoint.network().radiomics.weigh.in_features  # type: ignore[union-attr]
@@ -188,6 +191,9 @@ def test_a_new_study_is_changed_by_its_site_and_one_of_another_is_flagged(tmp_pa
     flags = {name: [text for text in answer.warnings if "not harmonised" in text] for name, answer in found.items()}
     assert {name for name, texts in flags.items() if texts} == {"at_C", "at_none"}
     assert "knows A, B. If it is one, give a table with the column hospital" in flags["at_none"][0]
+    with caplog.at_level(logging.INFO):
+        export(run, tmp_path / "model.pt2", form="torch_export")
+    assert "not compared with predictions of the run, which harmonises A, B, and the file no site" in caplog.text
 
 
 @pytest.mark.slow
