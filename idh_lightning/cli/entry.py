@@ -58,6 +58,9 @@ _OPTIONS = (
 )
 """Options of Hydra, which may be shortened."""
 
+_ATTACHED = re.compile(r"-(?:c(?:job|hydra|all)|i(?:all|config|defaults\S*|plugins|searchpath))")
+"""Short options with their value attached."""
+
 _COMPOSING = (ConfigCompositionException, OverrideParseException, MissingConfigException)
 
 _PLUGIN = re.compile(r"Could not find '(hydra/(?:sweeper/optuna|launcher/(?:joblib|submitit_local|submitit_slurm)))'")
@@ -230,7 +233,7 @@ def _refuse_unknown_options(name: str, arguments: Sequence[str]) -> None:
     words = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     faults = []
     for word in words:
-        if not any(option.startswith(word) for option in _OPTIONS):
+        if not any(option.startswith(word) for option in _OPTIONS) and not _ATTACHED.fullmatch(word):
             near = near_words(word, [*_OPTIONS, *(["--resume", "--rerun"] if name == "train" else [])])
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             faults.append(

@@ -18,9 +18,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from idh_lightning.cli.entry import composed, entry
+from idh_lightning.cli.entry import _refuse_unknown_options, composed, entry
 from idh_lightning.config.checks import CONF_DIR, near_keys
 from idh_lightning.config.comments import documented_settings, opening_lines
+from idh_lightning.errors import ConfigError
 
 Refused = Callable[[str], str]
 
@@ -240,6 +241,12 @@ def test_options_may_stand_between_overrides(refused: Refused) -> None:
     assert "unrecognized arguments" not in said
     assert said.count("ConfigError") == 2, "one for each of the two runs, and none repeated at the end"
     assert sys.argv[1] == "-m", "where Hydra 1.3 takes it as well"
+
+
+def test_options_may_have_their_value_attached() -> None:
+    _refuse_unknown_options("report", ["-cjob", "-iall", "--cfg=job", "runs=x"])
+    with pytest.raises(ConfigError, match="-cjbo: report has no such option"):
+        _refuse_unknown_options("report", ["-cjbo"])
 
 
 def test_what_both_runs_of_a_sweep_are_refused_for_is_told_once(refused: Refused, tmp_path: Path) -> None:
