@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,16 +85,21 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def peak_resident_bytes() -> float:
-    """Peak resident memory of this process, in bytes; except on Linux, what is resident now.
+    """Peak resident memory of this process, in bytes.
 
-    What `getrusage` says on Linux is at least what the process had that began this one.
+    Linux counts it for each process where it counts it at all. What `getrusage` says there is at least what the process
+    had that began this one.
     """
     status = Path("/proc/self/status")
-    if not status.exists():
+    if status.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return 1024.0 * int(found[1])
+    try:
+        import resource
+    except ImportError:  # on Windows
         import psutil  # not above, where it is imported before a word of help
 
-        return float(psutil.Process().memory_info().rss)
-    return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])
+        return float(psutil.Process().memory_info().peak_wset)  # type: ignore[attr-defined]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def is_first_process() -> bool:

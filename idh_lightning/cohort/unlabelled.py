@@ -260,7 +260,7 @@ def _named_once(studies: Iterator[NewStudy]) -> list[NewStudy]:
         if (times := seen[new.study_id]) > 1:
             numbered = (f"{new.study_id}_{number}" for number in count(times))
             names.add(study_id := next(name for name in numbered if name not in names))
-            study = new.study and replace(new.study, study_id=study_id, patient_id=study_id)
+            study = new.study and replace(new.study, study_id=study_id)
             where = f": {next(iter(new.study.files.values())).parent}" if new.study else ""
             logger.warning(
                 "%s is the name of several studies; number %d is called %s%s", new.study_id, times, study_id, where

@@ -10,6 +10,9 @@ from typing import Any
 
 from idh_lightning.errors import ConfigError
 
+LONGEST_NAME = 255
+"""Bytes of a file's or folder's name."""
+
 SHIPPED = "pretrained"
 """Stands, in place of a path, for the network in the package, learnt from synthetic patients alone."""
 
@@ -88,6 +91,12 @@ def _taken_places(config: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(value, str):
             continue
         place = Path(value).absolute()
+        if longest := next((part for part in place.parts if len(os.fsencode(part)) > LONGEST_NAME), ""):
+            yield (
+                f"{key}: {longest[:40]}... is a name of {len(os.fsencode(longest))} bytes; expected at most "
+                f"{LONGEST_NAME}, as file systems do. Give a shorter one."
+            )
+            continue
         above = place.parents if "format" in config else (place, *place.parents)  # what is exported may be a file
         there = next(one for one in above if one.exists())
         if not there.is_dir():

@@ -54,7 +54,7 @@ class TumourSegmenter(nn.Module):
     Its channels are the four sequences; a missing one is 0 throughout. It works on cubes of 2 x 2 x 2 voxels, taken as
     channels on the way in and given back on the way out, so that the output has the grid of the input. Of a finer grid
     than it has learnt on it sees means over as many voxels as make tumours as large as it knows them, and is
-    interpolated, for a third of the work that all voxels of 97 x 129 x 97 would be. The grid goes with the weights;
+    interpolated, for a quarter of the work that all voxels of 97 x 129 x 97 would be. The grid goes with the weights;
     weights without one, of an earlier version, have learnt on whatever comes.
 
     Attributes:

@@ -188,6 +188,8 @@ class FineTuning:
             optimizer=partial(AdamW, lr=self.learning_rate, weight_decay=self.weight_decay),
             scheduler=partial(OneCycleLR, max_lr=self.learning_rate, pct_start=0.2),
         )
+        if model.segmenter.voxels_in_one(store.preprocessing.shape) == 1:  # else it sees those that it knows
+            model.segmenter.learnt_on = store.preprocessing.shape
         data = LocatorData(
             samples=RandomisedStudies(
                 studies,

@@ -63,6 +63,7 @@ def test_help_comes_without_torch_and_without_what_needs_it(name: str, tmp_path:
         ("train lr=1e-4", "Did you mean optimizer.lr?"),
         ("train --hlp", "Did you mean --help?"),
         ("predict --resume=x", "predict has no such option"),
+        (f"predict input=. output=a/{'b' * 300}", f"{'b' * 40}... is a name of 300 bytes; expected at most 255"),
         ("predict input=. output=modules.json", "modules.json is a file; expected a folder to write into"),
         ("explain checkpoint=. output=modules.json/x", "modules.json: cannot be written (Not a directory)"),
         ("export checkpoint=. output=modules.json/x.onnx", "modules.json is a file; expected a folder to write into"),

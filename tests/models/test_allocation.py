@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -71,10 +72,15 @@ def test_a_block_is_found_again_inside_and_goes_back_after() -> None:
     assert after[0] < 0.1 * BLOCK_MB
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="elsewhere it is what is resident now")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="elsewhere getrusage is asked")
 def test_a_process_does_not_count_what_the_one_had_that_began_it() -> None:
     held = np.ones(2**27)  # 1 GiB
     code = "from idh_lightning.machine import peak_resident_bytes; print(peak_resident_bytes())"
     peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert 2**23 < peak < held.nbytes / 2
     assert peak_resident_bytes() > held.nbytes
+
+
+def test_where_the_system_counts_no_peak_that_of_getrusage_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: "Name:\tpython\nVmRSS:\t10 kB\n")
+    assert peak_resident_bytes() == 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -105,6 +105,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, prepared: tuple[list[S
     return folder
 
 
+def test_the_grid_that_was_fine_tuned_on_goes_with_the_weights_unless_it_is_finer(
+    undisturbed: Path, prepared: tuple[list[Study], VolumeStore], tmp_path: Path
+) -> None:
+    assert load_segmenter(undisturbed / state.LOCATOR_WEIGHTS).learnt_on == GRID
+    coarse = TumourSegmenter(widths=(8, 8), learnt_on=(9, 10, 9))
+    assert fine_tuned(tmp_path, prepared, coarse, steps=1).learnt_on == (9, 10, 9), "it sees means over voxels"
+
+
 def test_a_locator_learns_to_find_the_tumour_from_masks(
     undisturbed: Path, prepared: tuple[list[Study], VolumeStore], tmp_path: Path
 ) -> None:
