@@ -152,6 +152,14 @@ def fit(run: Run, training: Training) -> None:
 def _harmonise(training: Training) -> None:
     """Make the sites alike that the network is to harmonise, by its training patients; they go into its recipe."""
     network, head, data = training.model.network, training.model.network.radiomics, training.data
+    before = {} if training.start is None else training.start.recipe["model"]
+    if network.harmonise is None and before.get("sites"):
+        logger.warning(
+            "%s was trained with model.harmonise=%s, and this training harmonises no site, so its radiomics head "
+            "begins on another scale. Give model.harmonise=COLUMN to do so here.",
+            training.start.file if training.start else "",
+            before["harmonise"],
+        )
     if network.harmonise is None or head is None:
         return
     head.harmonise({})  # what another run has learnt of its sites

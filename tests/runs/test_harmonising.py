@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from idh_lightning.models import StemTailNetwork
 from idh_lightning.models.radiomics import RadiomicsHead, at_sites, sites_of
 from idh_lightning.phantom import PhantomCohort
 from idh_lightning.runs.harmonising import LEAST_PATIENTS, combat, require_sites
+from idh_lightning.runs.stages import _harmonise
 from idh_lightning.volumes import VolumeStore
 
 EACH = 12
@@ -194,6 +196,15 @@ def test_a_new_study_is_changed_by_its_site_and_one_of_another_is_flagged(
     with caplog.at_level(logging.INFO):
         export(run, tmp_path / "model.pt2", form="torch_export")
     assert "not compared with predictions of the run, which harmonises A, B, and the file no site" in caplog.text
+
+
+def test_a_training_that_goes_on_without_the_sites_of_the_run_before_is_told_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = SimpleNamespace(file="a/best.ckpt", recipe={"model": {"harmonise": "hospital", "sites": {"A": []}}})
+    network = SimpleNamespace(harmonise=None, radiomics=None)
+    _harmonise(SimpleNamespace(start=before, model=SimpleNamespace(network=network), data=None))  # type: ignore[arg-type]
+    assert "a/best.ckpt was trained with model.harmonise=hospital" in caplog.text
 
 
 @pytest.mark.slow
